@@ -1,0 +1,119 @@
+"""The one error model of Orlop.
+
+Every failure that a caller can act on is an :class:`OrlopError`. Its class says what kind of
+failure it is; :attr:`OrlopError.code` is the gRPC status code it becomes at the edge
+(``orlop.cri`` is the only place that does so). The message names the object, the cause and,
+where there is one, the remedy, in one sentence.
+
+``asyncio.CancelledError`` is never wrapped in any of these.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class Code(IntEnum):
+    """gRPC status codes (https://grpc.io/docs/guides/status-codes/), by number."""
+
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class OrlopError(Exception):
+    """Base of every error that Orlop raises on purpose."""
+
+    code: ClassVar[Code] = Code.UNKNOWN
+
+
+class InvalidArgument(OrlopError):
+    """The request itself is wrong; sending it again will not help."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class NotFound(OrlopError):
+    """The named object does not exist."""
+
+    code = Code.NOT_FOUND
+
+
+class AlreadyExists(OrlopError):
+    """An object of that name exists and is another one."""
+
+    code = Code.ALREADY_EXISTS
+
+
+class PermissionDenied(OrlopError):
+    """The caller, or this daemon, may not do that."""
+
+    code = Code.PERMISSION_DENIED
+
+
+class Unauthenticated(OrlopError):
+    """A registry wants credentials that were missing or wrong."""
+
+    code = Code.UNAUTHENTICATED
+
+
+class ResourceExhausted(OrlopError):
+    """Disk, memory, addresses or a bound of ours ran out."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class FailedPrecondition(OrlopError):
+    """The object is in a state, or the machine is of a kind, in which that cannot be done."""
+
+    code = Code.FAILED_PRECONDITION
+
+
+class Aborted(OrlopError):
+    """A concurrent operation got in the way; a retry may succeed."""
+
+    code = Code.ABORTED
+
+
+class Unavailable(OrlopError):
+    """Something outside (registry, plug-in, VM) did not answer; a retry may succeed."""
+
+    code = Code.UNAVAILABLE
+
+
+class DeadlineExceeded(OrlopError):
+    """The time allowed for the operation ran out."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
+class Unimplemented(OrlopError):
+    """Orlop does not do that (yet)."""
+
+    code = Code.UNIMPLEMENTED
+
+
+class DataLoss(OrlopError):
+    """Bytes do not match their digest, or a state file is damaged."""
+
+    code = Code.DATA_LOSS
+
+
+class Internal(OrlopError):
+    """An invariant of ours is broken; the message says which."""
+
+    code = Code.INTERNAL
