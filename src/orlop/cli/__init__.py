@@ -1,0 +1,1 @@
+"""``orlop`` for people."""

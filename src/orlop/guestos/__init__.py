@@ -1,0 +1,1 @@
+"""Builds the guest: kernel, initial RAM disk and root image, out of distribution packages."""

@@ -1,0 +1,1 @@
+"""Start, save, restore, plug and stop a virtual machine."""

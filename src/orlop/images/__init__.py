@@ -1,0 +1,1 @@
+"""Pull, content store, layers, garbage collection."""

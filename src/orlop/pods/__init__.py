@@ -1,0 +1,1 @@
+"""The domain: pods and containers, their states, the journal, events, stats."""

@@ -1,0 +1,1 @@
+"""What a pod runs in: one interface (``base``), values (``spec``), implementations (``vm``, ``process``)."""

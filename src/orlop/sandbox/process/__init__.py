@@ -1,0 +1,1 @@
+"""A pod as namespaces on the host."""

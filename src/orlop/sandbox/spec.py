@@ -1,0 +1,332 @@
+"""What a pod and its containers are to be: the values that cross from ``pods`` into a sandbox.
+
+Nothing here knows CRI, QEMU or an OCI runtime. All of it is immutable and plain data, so that
+the journal can keep it as JSON (msgspec) and a daemon that was killed can read it back.
+Sizes are bytes and times are nanoseconds since the epoch unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of the immutable values below."""
+
+
+class NamespaceMode(StrEnum):
+    """Whose namespace a pod or container lives in (CRI ``NamespaceMode``)."""
+
+    POD = "pod"
+    CONTAINER = "container"
+    NODE = "node"
+    TARGET = "target"
+
+
+class Propagation(StrEnum):
+    """How mounts below a volume travel between host and container."""
+
+    PRIVATE = "private"
+    HOST_TO_CONTAINER = "rslave"
+    BIDIRECTIONAL = "rshared"
+
+
+class SeccompMode(StrEnum):
+    """Which system-call filter a container runs under."""
+
+    UNCONFINED = "unconfined"
+    RUNTIME_DEFAULT = "runtime-default"
+    LOCALHOST = "localhost"
+
+
+class Seccomp(Value):
+    """A seccomp choice; ``path`` is the host's profile file for LOCALHOST."""
+
+    mode: SeccompMode = SeccompMode.UNCONFINED
+    path: str = ""
+
+
+class IdMapping(Value):
+    """One range of a user namespace."""
+
+    container_id: int
+    host_id: int
+    length: int
+
+
+class Namespaces(Value):
+    """The namespaces of a pod, or of a container in it."""
+
+    network: NamespaceMode = NamespaceMode.POD
+    pid: NamespaceMode = NamespaceMode.CONTAINER
+    ipc: NamespaceMode = NamespaceMode.POD
+    target_container: str = ""
+    user: NamespaceMode = NamespaceMode.NODE
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+
+
+class Dns(Value):
+    """What goes into /etc/resolv.conf; all empty means the node's own file."""
+
+    servers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+class PortMapping(Value):
+    """A port of the host that leads to one of the pod. ``host_port`` is never 0 here."""
+
+    protocol: str
+    container_port: int
+    host_port: int
+    host_ip: str = ""
+
+
+class Resources(Value):
+    """Limits of a container or the sum for a pod. 0 means no limit was asked for."""
+
+    cpu_period: int = 0
+    cpu_quota: int = 0
+    cpu_shares: int = 0
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    memory_limit: int = 0
+    swap_limit: int = 0
+    oom_score_adj: int = 0
+    pids_limit: int = 0
+    hugepage_limits: tuple[tuple[str, int], ...] = ()
+    unified: tuple[tuple[str, str], ...] = ()
+
+
+class PodSpec(Value):
+    """A pod sandbox as asked for."""
+
+    id: str
+    name: str
+    namespace: str
+    uid: str
+    attempt: int = 0
+    hostname: str = ""
+    log_directory: str = ""
+    dns: Dns = Dns()
+    port_mappings: tuple[PortMapping, ...] = ()
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    cgroup_parent: str = ""
+    sysctls: dict[str, str] = {}
+    namespaces: Namespaces = Namespaces()
+    privileged: bool = False
+    seccomp: Seccomp = Seccomp()
+    apparmor: str = ""
+    selinux_label: str = ""
+    read_only_root: bool = False
+    overhead: Resources = Resources()
+    resources: Resources = Resources()
+    handler: str = "vm"
+
+
+class ImageVolume(Value):
+    """An OCI image mounted as a read-only volume: its layers, bottom first, as EROFS files."""
+
+    image_id: str
+    layers: tuple[str, ...]
+    sub_path: str = ""
+
+
+class Mount(Value):
+    """A volume. ``host_path`` is absolute and existed when the request came; or ``image`` is set."""
+
+    container_path: str
+    host_path: str = ""
+    image: ImageVolume | None = None
+    read_only: bool = False
+    recursive_read_only: bool = False
+    propagation: Propagation = Propagation.PRIVATE
+    selinux_relabel: bool = False
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+
+
+class Device(Value):
+    """A device node of the host to show in the container; ``permissions`` of ``rwm``."""
+
+    host_path: str
+    container_path: str
+    permissions: str = "rwm"
+
+
+class Security(Value):
+    """What the container's processes may do.
+
+    ``capabilities`` is the final effective set without the ``CAP_`` prefix, upper case (the
+    default set, with additions and drops already applied; all of them when privileged), and
+    ``ambient`` those raised as ambient. ``user`` is a uid or a name looked up in the
+    container's own /etc/passwd; ``group`` a gid or "". ``strict_groups`` ignores /etc/group.
+    """
+
+    user: str = ""
+    group: str = ""
+    supplemental_groups: tuple[int, ...] = ()
+    strict_groups: bool = False
+    capabilities: tuple[str, ...] = ()
+    ambient: tuple[str, ...] = ()
+    privileged: bool = False
+    no_new_privs: bool = False
+    read_only_root: bool = False
+    masked_paths: tuple[str, ...] = ()
+    read_only_paths: tuple[str, ...] = ()
+    seccomp: Seccomp = Seccomp()
+    apparmor: str = ""
+    selinux_label: str = ""
+
+
+class ContainerSpec(Value):
+    """A container as asked for, with its image resolved.
+
+    ``layers`` are EROFS files on the host, bottom first. ``args`` is never empty. ``env``
+    values are bytes because CRI allows values that are not UTF-8. ``log_path`` is absolute,
+    or "" for no log.
+    """
+
+    id: str
+    pod_id: str
+    name: str
+    attempt: int = 0
+    image_id: str = ""
+    layers: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, bytes], ...] = ()
+    cwd: str = "/"
+    hostname: str = ""
+    mounts: tuple[Mount, ...] = ()
+    devices: tuple[Device, ...] = ()
+    tty: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+    log_path: str = ""
+    resources: Resources = Resources()
+    security: Security = Security()
+    namespaces: Namespaces = Namespaces()
+    stop_signal: int = 15
+    annotations: dict[str, str] = {}
+
+
+class ExecSpec(Value):
+    """A further process in a running container; it inherits the container's env, cwd and security."""
+
+    args: tuple[str, ...]
+    tty: bool = False
+    stdin: bool = False
+
+
+class ExitStatus(Value):
+    """How a process ended. ``code`` is 128 + signal for a death by signal, as shells count."""
+
+    code: int
+    finished_at: int
+    oom_killed: bool = False
+    message: str = ""
+
+
+class CpuStats(Value):
+    """Processor time used, in nanoseconds of one core, and at which rate just now."""
+
+    timestamp: int = 0
+    usage_ns: int = 0
+    usage_nano_cores: int = 0
+
+
+class MemoryStats(Value):
+    """Memory as the cgroup counts it (cgroup v2 ``memory.current`` and ``memory.stat``)."""
+
+    timestamp: int = 0
+    usage: int = 0
+    working_set: int = 0
+    rss: int = 0
+    page_faults: int = 0
+    major_page_faults: int = 0
+    available: int = 0
+    swap: int = 0
+
+
+class FilesystemStats(Value):
+    """Space taken by a container's writable layer."""
+
+    timestamp: int = 0
+    mountpoint: str = ""
+    used: int = 0
+    inodes: int = 0
+
+
+class InterfaceStats(Value):
+    """Counters of one network interface, as the pod sees it."""
+
+    name: str
+    rx_bytes: int = 0
+    rx_errors: int = 0
+    tx_bytes: int = 0
+    tx_errors: int = 0
+    rx_packets: int = 0
+    rx_dropped: int = 0
+    tx_packets: int = 0
+    tx_dropped: int = 0
+
+
+class PressureStats(Value):
+    """One line of a PSI file: averages in percent, total in microseconds."""
+
+    some_avg10: float = 0.0
+    some_avg60: float = 0.0
+    some_avg300: float = 0.0
+    some_total: int = 0
+    full_avg10: float = 0.0
+    full_avg60: float = 0.0
+    full_avg300: float = 0.0
+    full_total: int = 0
+
+
+class IoStats(Value):
+    """Block input and output of a cgroup, in bytes and operations."""
+
+    timestamp: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    reads: int = 0
+    writes: int = 0
+
+
+class ContainerStats(Value):
+    """Use of one running container."""
+
+    container_id: str
+    cpu: CpuStats = CpuStats()
+    memory: MemoryStats = MemoryStats()
+    filesystem: FilesystemStats = FilesystemStats()
+    io: IoStats = IoStats()
+    processes: int = 0
+    cpu_pressure: PressureStats | None = None
+    memory_pressure: PressureStats | None = None
+    io_pressure: PressureStats | None = None
+    oom_events: int = 0
+
+
+class PodStats(Value):
+    """Use of a whole pod. Under ``vm`` the pod's figures include the VM's overhead, once.
+
+    ``overhead_memory`` is the part that no container accounts for (bytes of the VM process
+    beyond the guest's containers); 0 under ``process``.
+    """
+
+    cpu: CpuStats = CpuStats()
+    memory: MemoryStats = MemoryStats()
+    interfaces: tuple[InterfaceStats, ...] = ()
+    processes: int = 0
+    containers: tuple[ContainerStats, ...] = ()
+    overhead_memory: int = 0
+    io: IoStats = IoStats()
+    cpu_pressure: PressureStats | None = None
+    memory_pressure: PressureStats | None = None
+    io_pressure: PressureStats | None = None

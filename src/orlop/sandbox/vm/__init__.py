@@ -1,0 +1,1 @@
+"""A pod in its own virtual machine."""

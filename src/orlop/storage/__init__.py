@@ -1,0 +1,1 @@
+"""Disks for containers and shares for volumes."""
