@@ -1,0 +1,170 @@
+"""A container's output as a CRI log file.
+
+Each line is ``<RFC 3339 time with nanoseconds> <stdout|stderr> <P|F> <content>`` (kubelet's
+``pkg/kubelet/kuberuntime/logs``). A line longer than :data:`MAX_LINE` goes out in pieces marked
+``P``, the last one marked ``F``. The start of a line whose end has not come yet is held back, and
+the caller learns how many bytes of each stream are safely in the file: whatever is not can be asked
+for again after a crash, so that no line is lost or torn by a restart of the daemon.
+
+A log that cannot be written (directory removed, disk full) loses lines, never the container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orlop.errors import FailedPrecondition
+
+log = logging.getLogger(__name__)
+
+MAX_LINE = 16 * 1024
+"""Longest content of one log line, in bytes, as other runtimes have it."""
+
+STDOUT = 1
+STDERR = 2
+
+_NAMES = {STDOUT: b"stdout", STDERR: b"stderr"}
+_LONG_LINE = re.compile(rb"[^\n]{%d}" % (MAX_LINE + 1))
+
+
+def timestamp(now_ns: int) -> bytes:
+    """``now_ns`` (since the epoch) as RFC 3339 in UTC with all nine digits of the nanoseconds."""
+    seconds, nanoseconds = divmod(now_ns, 1_000_000_000)
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return b"%s.%09dZ" % (whole.encode(), nanoseconds)
+
+
+def format_lines(stream: int, lines: bytes, now_ns: int) -> bytes:
+    """Log lines for ``lines``, which is empty or ends in a newline, all stamped with ``now_ns``."""
+    if not lines:
+        return b""
+    stamp = timestamp(now_ns) + b" " + _NAMES[stream]
+    full = stamp + b" F "
+    if _LONG_LINE.search(lines) is None:
+        return full + lines[:-1].replace(b"\n", b"\n" + full) + b"\n"
+    partial = stamp + b" P "
+    pieces: list[bytes] = []
+    for line in lines[:-1].split(b"\n"):
+        while len(line) > MAX_LINE:
+            pieces.append(partial + line[:MAX_LINE])
+            line = line[MAX_LINE:]  # noqa: PLW2901 - what is left of it
+        pieces.append(full + line)
+    return b"\n".join(pieces) + b"\n"
+
+
+@dataclass
+class _Stream:
+    """One stream's unfinished line, and how many bytes went through."""
+
+    held: bytearray = field(default_factory=bytearray)
+    written: int = 0
+
+
+class CriLog:
+    """The log file of one container. An empty path makes a log that swallows everything."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+        self._lock = asyncio.Lock()
+        self._streams = {STDOUT: _Stream(), STDERR: _Stream()}
+        self.lost = 0
+        """Bytes of log that could not be written."""
+
+    async def open(self) -> None:
+        """Open the file for appending; FailedPrecondition when that is not possible."""
+        if self._path:
+            self._fd = await asyncio.to_thread(self._open_file, make_directory=True)
+
+    async def write(self, stream: int, data: bytes) -> int:
+        """Take output; returns how many bytes of this stream, from its first on, are settled.
+
+        Settled means in the file, or known to be lost for good.
+        """
+        async with self._lock:
+            state = self._streams[stream]
+            end = data.rfind(b"\n") + 1
+            lines = b""
+            if end:
+                lines = bytes(state.held) + data[:end]
+                state.held.clear()
+                state.held += data[end:]
+            else:
+                state.held += data
+            await self._append(stream, lines, held=state.held)
+            state.written += len(data)
+            return state.written - len(state.held)
+
+    async def end(self, stream: int) -> int:
+        """The stream is at its end: an unfinished line goes out as a whole one."""
+        async with self._lock:
+            state = self._streams[stream]
+            if state.held:
+                lines = bytes(state.held) + b"\n"
+                state.held.clear()
+                await self._append(stream, lines)
+            return state.written
+
+    def resume(self, stream: int, offset: int) -> None:
+        """Count on from ``offset`` bytes, which an earlier daemon settled."""
+        self._streams[stream].written = offset
+
+    async def reopen(self) -> None:
+        """Let go of a file that was renamed away and make a new one under the old name.
+
+        On failure (FailedPrecondition) the old file stays in use, and no new one is made later.
+        """
+        if not self._path:
+            return
+        fd = await asyncio.to_thread(self._open_file, make_directory=False)
+        async with self._lock:
+            old, self._fd = self._fd, fd
+        if old >= 0:
+            os.close(old)
+
+    async def close(self) -> None:
+        """Close the file; later writes are swallowed. What is held back was never settled."""
+        async with self._lock:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            await asyncio.to_thread(os.close, fd)
+
+    async def _append(self, stream: int, lines: bytes, held: bytearray | None = None) -> None:
+        """Write ``lines``, and of a ``held`` unfinished line what exceeds a log line's length."""
+        now = time.time_ns()
+        text = format_lines(stream, lines, now)
+        if held is not None and len(held) > MAX_LINE:
+            whole = (len(held) - 1) // MAX_LINE * MAX_LINE
+            prefix = timestamp(now) + b" " + _NAMES[stream] + b" P "
+            text += b"".join(
+                prefix + bytes(held[start : start + MAX_LINE]) + b"\n" for start in range(0, whole, MAX_LINE)
+            )
+            del held[:whole]
+        if not text or self._fd < 0:
+            return
+        await asyncio.to_thread(self._write_out, self._fd, text)
+
+    def _write_out(self, fd: int, text: bytes) -> None:
+        view = memoryview(text)
+        try:
+            while view:
+                view = view[os.write(fd, view) :]
+        except OSError as error:
+            if self.lost == 0:
+                log.warning("log %s: output is being lost: %s", self._path, error)
+            self.lost += len(view)
+
+    def _open_file(self, *, make_directory: bool) -> int:
+        path = Path(self._path)
+        try:
+            if make_directory:
+                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise FailedPrecondition(f"log file {self._path} cannot be opened: {error}") from error

@@ -1,0 +1,180 @@
+"""The CRI log: exact lines, pieces of long ones, resumption, and files that go away."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orlop.errors import FailedPrecondition
+from orlop.sandbox.crilog import MAX_LINE, STDERR, STDOUT, CriLog, timestamp
+
+LINE = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) ([PF]) (.*)", re.DOTALL)
+
+
+def parse(text: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """(stream, tag, content) of each line."""
+    assert text == b"" or text.endswith(b"\n")
+    parsed = []
+    for line in text.split(b"\n")[:-1]:
+        match = LINE.fullmatch(line)
+        assert match, line[:100]
+        parsed.append((match[2], match[3], match[4]))
+    return parsed
+
+
+def joined(text: bytes, stream: bytes) -> bytes:
+    """What a reader such as kubelet makes of one stream."""
+    return b"".join(c if tag == b"P" else c + b"\n" for name, tag, c in parse(text) if name == stream)
+
+
+def test_timestamp_has_nine_digits() -> None:
+    assert timestamp(0) == b"1970-01-01T00:00:00.000000000Z"
+    assert timestamp(1_700_000_000_000_000_042) == b"2023-11-14T22:13:20.000000042Z"
+
+
+async def test_lines_of_both_streams(tmp_path: Path) -> None:
+    path = tmp_path / "pod" / "c" / "0.log"
+    log = CriLog(str(path))
+    await log.open()
+    assert await log.write(STDOUT, b"one\ntwo") == 4
+    assert await log.write(STDERR, b"oops\n") == 5
+    assert await log.write(STDOUT, b" and more\n\n") == 18
+    assert await log.write(STDOUT, b"tail") == 18
+    assert await log.end(STDOUT) == 22
+    await log.close()
+    assert parse(path.read_bytes()) == [
+        (b"stdout", b"F", b"one"),
+        (b"stderr", b"F", b"oops"),
+        (b"stdout", b"F", b"two and more"),
+        (b"stdout", b"F", b""),
+        (b"stdout", b"F", b"tail"),
+    ]
+
+
+@pytest.mark.parametrize("size", [MAX_LINE - 1, MAX_LINE, MAX_LINE + 1, 2 * MAX_LINE, 2 * MAX_LINE + 7])
+@pytest.mark.parametrize("chunk", [1000, 40000, 1 << 20])
+async def test_long_lines_go_out_in_pieces(tmp_path: Path, size: int, chunk: int) -> None:
+    path = tmp_path / "0.log"
+    log = CriLog(str(path))
+    await log.open()
+    data = b"x" * size + b"\n" + b"short\n"
+    for start in range(0, len(data), chunk):
+        await log.write(STDOUT, data[start : start + chunk])
+    await log.close()
+    lines = parse(path.read_bytes())
+    assert lines[-1] == (b"stdout", b"F", b"short")
+    assert [tag for _, tag, _ in lines[:-1]] == [b"P"] * (-(-size // MAX_LINE) - 1) + [b"F"]
+    assert all(len(content) <= MAX_LINE for _, _, content in lines)
+    assert joined(path.read_bytes(), b"stdout") == data
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([STDOUT, STDERR]),
+            st.lists(st.sampled_from([b"a", b"\n", b"\r\n", b"\x00\xff", b"y" * 9000]), max_size=6).map(
+                b"".join
+            ),
+        ),
+        max_size=20,
+    ),
+    st.integers(0, 20),
+)
+@settings(max_examples=60, deadline=None)
+async def test_nothing_is_lost_when_the_writer_dies(
+    tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, bytes]], death: int
+) -> None:
+    """A second writer that continues from the settled offsets completes the first one's file."""
+    path = tmp_path_factory.mktemp("log") / "0.log"
+    sent = {STDOUT: b"", STDERR: b""}
+    settled = {STDOUT: 0, STDERR: 0}
+    first = CriLog(str(path))
+    await first.open()
+    for stream, data in writes[:death]:
+        sent[stream] += data
+        settled[stream] = await first.write(stream, data)
+    await first.close()
+    second = CriLog(str(path))
+    await second.open()
+    for stream in sent:
+        second.resume(stream, settled[stream])
+        await second.write(stream, sent[stream][settled[stream] :])
+    for stream, data in writes[death:]:
+        sent[stream] += data
+        await second.write(stream, data)
+    for stream in sent:
+        assert await second.end(stream) == len(sent[stream])
+    await second.close()
+    for stream, name in ((STDOUT, b"stdout"), (STDERR, b"stderr")):
+        whole = sent[stream]
+        if whole and not whole.endswith(b"\n"):
+            whole += b"\n"
+        assert joined(path.read_bytes(), name) == whole
+
+
+async def test_reopen_after_rename(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    log = CriLog(str(path))
+    await log.open()
+    await log.write(STDOUT, b"before\n")
+    path.rename(tmp_path / "0.log.1")
+    await log.write(STDOUT, b"still the old file\nhalf")
+    await log.reopen()
+    await log.write(STDOUT, b" a line\n")
+    await log.close()
+    assert [c for _, _, c in parse((tmp_path / "0.log.1").read_bytes())] == [b"before", b"still the old file"]
+    assert [c for _, _, c in parse(path.read_bytes())] == [b"half a line"]
+
+
+async def test_failed_reopen_makes_no_file_later(tmp_path: Path) -> None:
+    directory = tmp_path / "pod"
+    path = directory / "0.log"
+    log = CriLog(str(path))
+    await log.open()
+    shutil.rmtree(directory)
+    with pytest.raises(FailedPrecondition, match=re.escape(str(path))):
+        await log.reopen()
+    directory.mkdir()
+    await log.write(STDOUT, b"into the void\n")
+    await log.close()
+    assert not path.exists()
+    assert log.lost == 0
+
+
+async def test_full_disk_loses_lines_only() -> None:
+    log = CriLog("/dev/full")
+    await log.open()
+    assert await log.write(STDOUT, b"line\n") == 5
+    assert log.lost > 0
+    await log.close()
+
+
+async def test_unopenable(tmp_path: Path) -> None:
+    (tmp_path / "0.log").mkdir()
+    with pytest.raises(FailedPrecondition, match=r"0\.log"):
+        await CriLog(str(tmp_path / "0.log")).open()
+
+
+async def test_without_a_path_output_is_swallowed() -> None:
+    log = CriLog("")
+    await log.open()
+    assert await log.write(STDOUT, b"line\nhalf") == 5
+    await log.reopen()
+    await log.close()
+
+
+async def test_big_output_does_not_grow_memory() -> None:
+    log = CriLog("/dev/null")
+    await log.open()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    chunk = (b"0123456789 abcdefghij\n" * 3000)[: 64 * 1024]
+    for _ in range(1600):
+        await log.write(STDOUT, chunk)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 * 1024
+    await log.close()
