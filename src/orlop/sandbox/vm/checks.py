@@ -1,0 +1,90 @@
+"""What a virtual machine cannot be, refused with the reason before anything is made.
+
+A pod that shares the host's network, processes or IPC is by its nature outside a VM; running it
+in one all the same would be another pod than the one asked for. The handler ``process`` serves those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from orlop.config import VmConfig
+from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.sandbox.spec import (
+    ContainerSpec,
+    Device,
+    NamespaceMode,
+    Namespaces,
+    PodSpec,
+    Propagation,
+)
+from orlop.sandbox.vm.sizing import shape_of
+
+GUEST_DEVICES = frozenset(
+    {
+        "/dev/full",
+        "/dev/fuse",
+        "/dev/loop-control",
+        "/dev/net/tun",
+        "/dev/null",
+        "/dev/random",
+        "/dev/tty",
+        "/dev/urandom",
+        "/dev/zero",
+    }
+)
+"""Device nodes that mean the same thing in a guest as on the host."""
+
+_REMEDY = "a RuntimeClass with the handler 'process' can serve it"
+
+
+def check_pod(spec: PodSpec, config: VmConfig) -> None:
+    """Raise for a pod that a VM cannot be (FailedPrecondition) or that is too big (InvalidArgument)."""
+    pod = f"pod {spec.namespace}/{spec.name}"
+    _check_namespaces(pod, spec.namespaces)
+    _check_apparmor(pod, spec.apparmor)
+    shape_of(spec, config)
+
+
+def check_container(spec: ContainerSpec, known: Collection[str]) -> None:
+    """Raise for a container that cannot be in a VM pod; ``known`` are the pod's container ids."""
+    container = f"container {spec.name}"
+    _check_namespaces(container, spec.namespaces)
+    _check_apparmor(container, spec.security.apparmor)
+    target = spec.namespaces.target_container
+    if spec.namespaces.pid is NamespaceMode.TARGET and target not in known:
+        raise InvalidArgument(f"{container}: target container {target!r} is not in pod {spec.pod_id}")
+    for mount in spec.mounts:
+        if mount.propagation is Propagation.BIDIRECTIONAL:
+            raise FailedPrecondition(
+                f"{container}: mount {mount.container_path} asks for Bidirectional propagation, "
+                f"but a mount made in a VM cannot appear on the host; {_REMEDY}"
+            )
+    for device in spec.devices:
+        _check_device(container, device)
+
+
+def _check_namespaces(who: str, namespaces: Namespaces) -> None:
+    for what, mode in (
+        ("network", namespaces.network),
+        ("PID", namespaces.pid),
+        ("IPC", namespaces.ipc),
+    ):
+        if mode is NamespaceMode.NODE:
+            raise FailedPrecondition(
+                f"{who} asks for the host's {what} namespace, which a VM does not share; {_REMEDY}"
+            )
+
+
+def _check_apparmor(who: str, profile: str) -> None:
+    if profile not in ("", "runtime/default", "unconfined"):
+        raise FailedPrecondition(
+            f"{who} asks for the AppArmor profile {profile!r}, but the guest kernel runs without AppArmor"
+        )
+
+
+def _check_device(container: str, device: Device) -> None:
+    if device.host_path not in GUEST_DEVICES:
+        raise FailedPrecondition(
+            f"{container} asks for the host's device {device.host_path}, which is not in the VM; {_REMEDY}"
+        )

@@ -1,0 +1,127 @@
+"""What a VM refuses to be, and how big it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from orlop.config import VmConfig
+from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.sandbox.spec import (
+    ContainerSpec,
+    Device,
+    Mount,
+    NamespaceMode,
+    Namespaces,
+    PodSpec,
+    Propagation,
+    Resources,
+    Security,
+)
+from orlop.sandbox.vm.checks import check_container, check_pod
+from orlop.sandbox.vm.sizing import Shape, shape_of, size
+
+MIB = 1 << 20
+CONFIG = VmConfig()
+
+
+def pod(
+    *,
+    namespaces: Namespaces | None = None,
+    apparmor: str = "",
+    resources: Resources | None = None,
+    overhead: Resources | None = None,
+) -> PodSpec:
+    return PodSpec(
+        id="p1",
+        name="web",
+        namespace="default",
+        uid="u",
+        namespaces=namespaces or Namespaces(),
+        apparmor=apparmor,
+        resources=resources or Resources(),
+        overhead=overhead or Resources(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "word"),
+    [
+        (Namespaces(network=NamespaceMode.NODE), "network"),
+        (Namespaces(pid=NamespaceMode.NODE), "PID"),
+        (Namespaces(ipc=NamespaceMode.NODE), "IPC"),
+    ],
+)
+def test_host_namespaces_are_refused(namespaces: Namespaces, word: str) -> None:
+    with pytest.raises(FailedPrecondition, match=f"default/web asks for the host's {word} namespace"):
+        check_pod(pod(namespaces=namespaces), CONFIG)
+
+
+def test_apparmor_profile_is_refused_but_the_default_is_not() -> None:
+    check_pod(pod(apparmor="runtime/default"), CONFIG)
+    with pytest.raises(FailedPrecondition, match="AppArmor"):
+        check_pod(pod(apparmor="localhost/mine"), CONFIG)
+
+
+def test_container_refusals() -> None:
+    check_container(
+        ContainerSpec(
+            id="c",
+            pod_id="p1",
+            name="c",
+            devices=(Device(host_path="/dev/fuse", container_path="/dev/fuse"),),
+        ),
+        (),
+    )
+    with pytest.raises(FailedPrecondition, match="/dev/sda"):
+        check_container(
+            ContainerSpec(
+                id="c",
+                pod_id="p1",
+                name="c",
+                devices=(Device(host_path="/dev/sda", container_path="/dev/x"),),
+            ),
+            (),
+        )
+    with pytest.raises(FailedPrecondition, match="Bidirectional"):
+        check_container(
+            ContainerSpec(
+                id="c",
+                pod_id="p1",
+                name="c",
+                mounts=(Mount(container_path="/m", host_path="/m", propagation=Propagation.BIDIRECTIONAL),),
+            ),
+            (),
+        )
+    with pytest.raises(InvalidArgument, match="target container 'other'"):
+        check_container(
+            ContainerSpec(
+                id="c",
+                pod_id="p1",
+                name="c",
+                namespaces=Namespaces(pid=NamespaceMode.TARGET, target_container="other"),
+            ),
+            ("one",),
+        )
+    with pytest.raises(FailedPrecondition, match="AppArmor"):
+        check_container(
+            ContainerSpec(id="c", pod_id="p1", name="c", security=Security(apparmor="localhost/x")), ()
+        )
+
+
+def test_shape_without_limits_is_the_default() -> None:
+    assert shape_of(pod(), CONFIG) == Shape(memory_mib=512, vcpus=1)
+
+
+def test_shape_follows_limits() -> None:
+    limits = Resources(memory_limit=300 * MIB + 1, cpu_quota=150_000, cpu_period=100_000)
+    assert shape_of(pod(resources=limits), CONFIG) == Shape(memory_mib=430, vcpus=2)
+    assert shape_of(pod(resources=limits, overhead=Resources(memory_limit=200 * MIB)), CONFIG) == Shape(
+        memory_mib=502, vcpus=2
+    )
+
+
+def test_shape_is_bounded() -> None:
+    many = Resources(cpu_quota=9_900_000)
+    assert size(Resources(), many, CONFIG, who="pod").vcpus == CONFIG.max_vcpus
+    with pytest.raises(InvalidArgument, match="max_memory_mib is 16384"):
+        check_pod(pod(resources=Resources(memory_limit=17 << 30)), CONFIG)
