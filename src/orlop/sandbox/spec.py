@@ -129,11 +129,16 @@ class PodSpec(Value):
 
 
 class ImageVolume(Value):
-    """An OCI image mounted as a read-only volume: its layers, bottom first, as EROFS files."""
+    """An OCI image mounted as a read-only volume: its layers, bottom first, as EROFS files.
+
+    ``reference`` is the image as it was asked for, ``image_ref`` its repository digest (or its id).
+    """
 
     image_id: str
     layers: tuple[str, ...]
     sub_path: str = ""
+    reference: str = ""
+    image_ref: str = ""
 
 
 class Mount(Value):
