@@ -1,0 +1,154 @@
+"""Mounts: bind, mount, unmount, and what is mounted where.
+
+Everything here is synchronous system calls. The asynchronous callers use ``asyncio.to_thread``;
+a bind mount takes some tens of microseconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from orlop.host import syscalls as sys
+
+Propagation = Literal["private", "rslave", "rshared", "unchanged"]
+
+_PROPAGATION = {"private": sys.MS_PRIVATE, "rslave": sys.MS_SLAVE, "rshared": sys.MS_SHARED}
+_OLD_KERNEL = (errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def bind(
+    source: str | Path,
+    target: str | Path,
+    *,
+    read_only: bool = False,
+    recursive: bool = False,
+    recursive_read_only: bool = False,
+    propagation: Propagation = "private",
+) -> None:
+    """Show ``source`` at the existing ``target`` too.
+
+    ``read_only`` covers the mount itself, ``recursive_read_only`` all mounts below it (Linux
+    5.12). The mount appears with all its properties at once where the kernel can do that.
+    Raises OSError.
+    """
+    read_only = read_only or recursive_read_only
+    try:
+        tree = sys.open_tree(source, recursive=recursive)
+    except OSError as error:
+        if error.errno not in _OLD_KERNEL or recursive_read_only:
+            raise
+        _bind_old(source, target, read_only, recursive, propagation)
+        return
+    try:
+        _set_propagation(tree, propagation, recursive)
+        if read_only:
+            sys.mount_setattr(tree, add=sys.MOUNT_ATTR_RDONLY, recursive=recursive_read_only)
+        sys.move_mount(tree, target)
+    except OSError as error:
+        if error.errno not in _OLD_KERNEL or recursive_read_only:
+            raise
+        _bind_old(source, target, read_only, recursive, propagation)
+    finally:
+        os.close(tree)
+
+
+def _set_propagation(tree: int, propagation: Propagation, recursive: bool) -> None:
+    if propagation != "unchanged":
+        sys.mount_setattr(tree, propagation=_PROPAGATION[propagation], recursive=recursive)
+
+
+def _bind_old(
+    source: str | Path, target: str | Path, read_only: bool, recursive: bool, propagation: Propagation
+) -> None:
+    """The way of kernels before 5.12: bind first, then set the properties."""
+    rec = sys.MS_REC if recursive else 0
+    sys.mount(source, target, "", sys.MS_BIND | rec)
+    try:
+        if propagation != "unchanged":
+            sys.mount("", target, "", _PROPAGATION[propagation] | rec)
+        if read_only:
+            locked = _flags(target)
+            sys.mount("", target, "", sys.MS_BIND | sys.MS_REMOUNT | sys.MS_RDONLY | locked)
+    except OSError:
+        with suppress(OSError):
+            sys.umount2(target, sys.MNT_DETACH)
+        raise
+
+
+def _flags(path: str | Path) -> int:
+    """nosuid, nodev, noexec of the mount at ``path``; a remount must repeat them."""
+    found = os.statvfs(path).f_flag
+    pairs = (
+        (os.ST_NOSUID, sys.MS_NOSUID),
+        (os.ST_NODEV, sys.MS_NODEV),
+        (os.ST_NOEXEC, sys.MS_NOEXEC),
+    )
+    return sum(flag for present, flag in pairs if found & present)
+
+
+def mount(source: str | Path, target: str | Path, fstype: str, *, flags: int = 0, options: str = "") -> None:
+    """Mount a file system; ``flags`` are the MS_ constants of :mod:`orlop.host.syscalls`. Raises OSError."""
+    sys.mount(source, target, fstype, flags, options)
+
+
+def set_propagation(target: str | Path, propagation: Propagation, *, recursive: bool = True) -> None:
+    """Change the propagation of the mount at ``target``. Raises OSError."""
+    if propagation != "unchanged":
+        rec = sys.MS_REC if recursive else 0
+        sys.mount("", target, "", _PROPAGATION[propagation] | rec)
+
+
+def unmount(target: str | Path, *, lazy: bool = True) -> None:
+    """Take away whatever is mounted at ``target``, all of it if mounts are stacked there.
+
+    Nothing mounted, or no such path, is success. ``lazy`` detaches even what is busy. Raises
+    OSError for anything else (EBUSY when not lazy).
+    """
+    flags = sys.UMOUNT_NOFOLLOW | (sys.MNT_DETACH if lazy else 0)
+    while True:
+        try:
+            sys.umount2(target, flags)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+                return
+            raise
+
+
+def mounts_below(path: str | Path) -> list[Path]:
+    """Mount points at or below ``path`` in this mount namespace, deepest first."""
+    top = os.fspath(path).rstrip("/") or "/"
+    prefix = top if top == "/" else top + "/"
+    found = [point for point in _mount_points() if point == top or point.startswith(prefix)]
+    found.sort(key=lambda point: point.count("/"), reverse=True)
+    return [Path(point) for point in found]
+
+
+def is_mounted(path: str | Path) -> bool:
+    """Whether ``path`` itself is a mount point in this mount namespace."""
+    return (os.fspath(path).rstrip("/") or "/") in _mount_points()
+
+
+def unmount_below(path: str | Path) -> None:
+    """Take away all mounts at or below ``path``, deepest first. Idempotent. Raises OSError."""
+    for point in mounts_below(path):
+        unmount(point)
+
+
+def _mount_points() -> list[str]:
+    points = []
+    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split(" ", 5)
+            points.append(_unescape(fields[4]))
+    return points
+
+
+def _unescape(field: str) -> str:
+    """Undo the octal escapes of proc_pid_mountinfo(5) for space, tab, newline and backslash."""
+    for escaped, plain in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
+        field = field.replace(escaped, plain)
+    return field

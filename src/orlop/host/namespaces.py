@@ -1,0 +1,81 @@
+"""Namespaces without a process in them: made by a thread, kept alive by a bind mount.
+
+A thread unshares, its ``/proc/thread-self/ns`` entries are bind-mounted to files, and the thread
+ends. Nothing is spawned, and no thread of the daemon stays in a foreign namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from orlop.errors import NotFound
+from orlop.host import mounts, threads
+from orlop.host import syscalls as sys
+
+T = TypeVar("T")
+
+KINDS = {"net": sys.CLONE_NEWNET, "ipc": sys.CLONE_NEWIPC, "uts": sys.CLONE_NEWUTS}
+
+
+async def create(paths: Mapping[str, Path], *, hostname: str = "") -> None:
+    """Make a new namespace for each kind ("net", "ipc", "uts") and pin it at the path given.
+
+    ``hostname`` is set in a new UTS namespace. A failure or cancellation leaves nothing behind.
+    Raises OSError.
+    """
+
+    def make() -> None:
+        for path in paths.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+        try:
+            sys.unshare(sum(KINDS[kind] for kind in paths))
+            if hostname and "uts" in paths:
+                socket.sethostname(hostname)
+            for kind, path in paths.items():
+                sys.mount(f"/proc/thread-self/ns/{kind}", path, "", sys.MS_BIND)
+        except BaseException:
+            for path in paths.values():
+                remove(path)
+            raise
+
+    try:
+        await threads.in_own_thread(make, name="orlop-unshare")
+    except BaseException as error:
+        if not isinstance(error, FileExistsError):
+            for path in paths.values():
+                remove(path)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Unpin the namespace at ``path``. Idempotent. Raises OSError."""
+    mounts.unmount(path)
+    with suppress(FileNotFoundError):
+        path.unlink()
+
+
+async def within(paths: Mapping[str, Path], function: Callable[[], T]) -> T:
+    """Run a short ``function`` on a thread of its own inside the namespaces given, by kind.
+
+    Raises NotFound when a path does not exist, otherwise what ``function`` raises.
+    """
+
+    def body() -> T:
+        for kind, path in paths.items():
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                raise NotFound(f"the {kind} namespace {path} does not exist") from error
+            try:
+                sys.setns(descriptor, KINDS[kind])
+            finally:
+                os.close(descriptor)
+        return function()
+
+    return await threads.in_own_thread(body, name="orlop-setns")

@@ -1,0 +1,295 @@
+"""Child processes: the one door through which anything is run.
+
+:func:`run` is for a tool that ends soon; :func:`spawn` for a child that may outlive the daemon
+(QEMU, conmon). Such a child is found again by its pid *and* its start time, so that a reused pid
+is never taken for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from orlop.errors import Code, DeadlineExceeded, NotFound, OrlopError, ResourceExhausted
+from orlop.host import threads
+
+Argument = str | os.PathLike[str]
+Stream = int | IO[bytes] | None
+
+_CHUNK = 1 << 16
+_STDERR_SHOWN = 600
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """A child that ended; ``returncode`` is negative for a death by signal."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+class ProcessFailed(OrlopError):
+    """A child ended with a status other than 0."""
+
+    code = Code.INTERNAL
+
+    def __init__(self, program: str, returncode: int, stderr: str) -> None:
+        how = f"exit status {returncode}" if returncode >= 0 else f"signal {-returncode}"
+        shown = stderr.strip()[-_STDERR_SHOWN:]
+        super().__init__(f"{program} failed with {how}" + (f": {shown}" if shown else ""))
+        self.program = program
+        self.returncode = returncode
+        self.stderr = stderr
+
+
+def _watch_by_pidfd() -> None:
+    """Python 3.11 waits for each child on a thread of its own unless told otherwise; 3.12 uses pidfd."""
+    if sys.version_info >= (3, 12):
+        return
+    watcher = asyncio.get_child_watcher()
+    if isinstance(watcher, asyncio.PidfdChildWatcher) and watcher.is_active():
+        return
+    with suppress(OSError):  # a kernel before 5.3, or a sandbox that forbids the call
+        os.close(os.pidfd_open(os.getpid()))
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.set_child_watcher(watcher)
+
+
+async def spawn(
+    argv: Sequence[Argument],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Argument | None = None,
+    stdin: Stream = DEVNULL,
+    stdout: Stream = DEVNULL,
+    stderr: Stream = DEVNULL,
+    pass_fds: Sequence[int] = (),
+    new_session: bool = True,
+    cgroup: Path | None = None,
+    netns: Path | None = None,
+) -> Process:
+    """Start a child and return at once. The caller owns it.
+
+    ``env`` replaces the environment; ``cgroup`` is a cgroup directory that the child is moved
+    to; ``netns`` a pinned network namespace that it starts in. Raises NotFound when there is
+    no such program.
+    """
+    arguments = [os.fspath(argument) for argument in argv]
+    if netns is not None:
+        # setns and exec in the same process: costs one exec, and no thread of ours moves.
+        arguments = ["nsenter", f"--net={netns}", "--", *arguments]
+    _watch_by_pidfd()
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *arguments,
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            start_new_session=new_session,
+            limit=_CHUNK,
+        )
+    except FileNotFoundError as error:
+        if cwd is not None and not Path(cwd).is_dir():
+            raise NotFound(f"{arguments[0]} cannot start in {cwd}: no such directory") from error
+        raise NotFound(f"{arguments[0]} is not installed, or not in PATH") from error
+    except OSError as error:
+        raise ProcessFailed(arguments[0], 126, f"cannot be started: {error.strerror}") from error
+    if cgroup is not None:
+        try:
+            (cgroup / "cgroup.procs").write_text(str(child.pid), encoding="ascii")
+        except OSError as error:
+            await _reap(child)
+            raise ProcessFailed(
+                arguments[0], 126, f"cannot join cgroup {cgroup}: {error.strerror}"
+            ) from error
+    return child
+
+
+async def run(
+    argv: Sequence[Argument],
+    *,
+    input: bytes | None = None,  # noqa: A002 - the name subprocess uses
+    timeout: float = 60,
+    env: Mapping[str, str] | None = None,
+    cwd: Argument | None = None,
+    check: bool = True,
+    output_limit: int = 4 << 20,
+    pass_fds: Sequence[int] = (),
+) -> Completed:
+    """Run a tool to its end and return what it wrote.
+
+    Raises ProcessFailed for a status other than 0 (unless ``check`` is false), NotFound when
+    there is no such program, DeadlineExceeded after ``timeout`` seconds, ResourceExhausted when
+    it writes more than ``output_limit`` bytes to one stream. In every case, cancellation
+    included, its whole process group is dead and reaped before this returns.
+    """
+    program = os.fspath(argv[0])
+    child = await spawn(
+        argv,
+        env=env,
+        cwd=cwd,
+        stdin=DEVNULL if input is None else PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        pass_fds=pass_fds,
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            stdout, stderr = await _communicate(child, input, output_limit)
+            returncode = await child.wait()
+    except TimeoutError as error:
+        _kill_group(child)
+        raise DeadlineExceeded(f"{program} did not end within {timeout:g} seconds and was killed") from error
+    except _TooMuch as error:
+        _kill_group(child)
+        raise ResourceExhausted(f"{program} wrote more than {output_limit} bytes and was killed") from error
+    except asyncio.CancelledError:
+        _kill_group(child)
+        raise
+    finally:
+        await _reap(child)
+    if check and returncode != 0:
+        raise ProcessFailed(program, returncode, stderr.decode(errors="replace"))
+    return Completed(returncode, stdout, stderr)
+
+
+class _TooMuch(Exception):
+    pass
+
+
+async def _communicate(child: Process, data: bytes | None, limit: int) -> tuple[bytes, bytes]:
+    assert child.stdout is not None and child.stderr is not None
+    feeding = None
+    if child.stdin is not None:
+        feeding = asyncio.ensure_future(_feed(child.stdin, data or b""))
+    out = asyncio.ensure_future(_collect(child.stdout, limit))
+    err = asyncio.ensure_future(_collect(child.stderr, limit))
+    tasks = [task for task in (feeding, out, err) if task is not None]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return out.result(), err.result()
+
+
+async def _feed(stdin: asyncio.StreamWriter, data: bytes) -> None:
+    with suppress(BrokenPipeError, ConnectionResetError):
+        stdin.write(data)
+        await stdin.drain()
+    stdin.close()
+
+
+async def _collect(stream: asyncio.StreamReader, limit: int) -> bytes:
+    parts = bytearray()
+    while chunk := await stream.read(_CHUNK):
+        parts += chunk
+        if len(parts) > limit:
+            raise _TooMuch
+    return bytes(parts)
+
+
+def _kill_group(child: Process) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+async def _reap(child: Process) -> None:
+    """Kill the child's process group if the child still runs and wait for it, even when cancelled."""
+    if child.returncode is None:
+        _kill_group(child)
+        with suppress(ProcessLookupError):
+            child.kill()
+    await threads.finish(asyncio.ensure_future(child.wait()))
+
+
+def process_start_time(pid: int) -> int:
+    """The start time of a process in clock ticks since boot (proc_pid_stat(5)); 0 if there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def pid_alive(pid: int, start_time: int) -> bool:
+    """Whether that very process still runs; a zombie does not."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    fields = text.rpartition(")")[2].split()
+    return int(fields[19]) == start_time and fields[0] not in ("Z", "X")
+
+
+def _open_pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL):
+            return None
+        raise
+
+
+async def wait_pid(pid: int) -> None:
+    """Return when the process has ended; it need not be a child of ours. At once if there is none."""
+    descriptor = _open_pidfd(pid)
+    if descriptor is not None:
+        try:
+            await _readable(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def on_ready() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    loop.add_reader(descriptor, on_ready)
+    try:
+        await ended
+    finally:
+        loop.remove_reader(descriptor)
+
+
+async def kill_pid(pid: int, start_time: int, grace: float = 0) -> None:
+    """End that very process: TERM and ``grace`` seconds when ``grace`` is given, then KILL.
+
+    Returns when it has ended. Idempotent; a process with another start time is left alone.
+    """
+    descriptor = _open_pidfd(pid)
+    if descriptor is None:
+        return
+    try:
+        # Checked after the open: the descriptor cannot change its meaning any more.
+        if not pid_alive(pid, start_time):
+            return
+        with suppress(ProcessLookupError):
+            if grace > 0:
+                signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(grace):
+                        await _readable(descriptor)
+                        return
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            await threads.finish(asyncio.ensure_future(_readable(descriptor)))
+    finally:
+        os.close(descriptor)

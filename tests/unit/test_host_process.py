@@ -1,0 +1,99 @@
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from orlop.errors import DeadlineExceeded, NotFound, ResourceExhausted
+from orlop.host import process
+
+
+async def test_run_returns_both_streams_and_feeds_stdin() -> None:
+    done = await process.run(["sh", "-c", "cat; echo oops >&2"], input=b"hello")
+    assert done == process.Completed(0, b"hello", b"oops\n")
+
+
+async def test_run_survives_a_child_that_ignores_its_stdin() -> None:
+    await process.run(["true"], input=b"x" * (1 << 20))
+
+
+async def test_a_failure_names_program_status_and_stderr() -> None:
+    with pytest.raises(process.ProcessFailed, match=r"sh failed with exit status 3: no luck") as caught:
+        await process.run(["sh", "-c", "echo no luck >&2; exit 3"])
+    assert caught.value.returncode == 3
+    assert (await process.run(["sh", "-c", "exit 3"], check=False)).returncode == 3
+
+
+async def test_a_missing_program_is_not_found() -> None:
+    with pytest.raises(NotFound, match="no-such-program is not installed"):
+        await process.run(["no-such-program"])
+    with pytest.raises(NotFound, match="no such directory"):
+        await process.run(["true"], cwd="/no/such/dir")
+
+
+async def test_endless_output_is_cut() -> None:
+    with pytest.raises(ResourceExhausted, match="more than 65536 bytes"):
+        await process.run(["cat", "/dev/zero"], output_limit=65536)
+
+
+def _children_of_the_group(pgid: int) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == pgid and fields[0] != "Z":
+                found.append(entry.name)
+    return found
+
+
+async def test_a_timeout_kills_the_whole_group(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.3 seconds"):
+        await process.run(["sh", "-c", f"echo $$ > {pid_file}; sleep 60 & sleep 60"], timeout=0.3)
+    assert not _children_of_the_group(int(pid_file.read_text()))
+
+
+async def test_a_cancellation_kills_and_reaps(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    task = asyncio.create_task(process.run(["sh", "-c", f"echo $$ > {pid_file}; sleep 60 & sleep 60"]))
+    while not (pid_file.exists() and pid_file.read_text()):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    pid = int(pid_file.read_text())
+    assert process.process_start_time(pid) == 0
+    assert not _children_of_the_group(pid)
+
+
+async def test_a_process_is_known_by_pid_and_start_time() -> None:
+    child = await process.spawn(["sleep", "60"])
+    start = process.process_start_time(child.pid)
+    assert start > 0
+    assert process.pid_alive(child.pid, start)
+    assert not process.pid_alive(child.pid, start + 1)
+    await process.kill_pid(child.pid, start + 1)
+    assert process.pid_alive(child.pid, start)
+    waiter = asyncio.create_task(process.wait_pid(child.pid))
+    await process.kill_pid(child.pid, start)
+    await asyncio.wait_for(waiter, 5)
+    assert await child.wait() == -9
+    await process.kill_pid(child.pid, start)
+    await process.wait_pid(child.pid)
+
+
+async def test_kill_asks_first_when_given_grace() -> None:
+    child = await process.spawn(["sleep", "60"])
+    await process.kill_pid(child.pid, process.process_start_time(child.pid), grace=5)
+    assert await child.wait() == -15
+
+
+async def test_own_start_time_is_read_despite_odd_names() -> None:
+    script = "open('/proc/self/comm','w').write('a) R 1 (b'); print(open('/proc/self/stat').read())"
+    done = await process.run([sys.executable, "-c", script + "; import time; time.sleep(0)"])
+    assert b"a) R 1 (b" in done.stdout
+    assert process.process_start_time(os.getpid()) > 0
