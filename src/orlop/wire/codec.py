@@ -1,0 +1,288 @@
+"""Checked translation between frozen dataclasses and JSON.
+
+A message is a frozen dataclass; its annotations say what each field may hold, and nothing that
+does not fit gets past :func:`decode`. Limits are part of the annotation
+(``Annotated[int, Range(1, 65535)]``); without one the defaults below apply, so no field is
+ever unbounded. ``bytes`` travel as base64. Unknown keys are ignored, so a newer side may say more.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+MAX_TEXT = 1 << 20
+MAX_BYTES = 3 << 20
+MAX_ITEMS = 4096
+MAX_DEPTH = 32
+
+
+class ProtocolError(Exception):
+    """The peer sent something that the protocol does not allow."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Bounds of an int, both inclusive."""
+
+    low: int
+    high: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """Bounds of the length of a str, bytes or tuple, both inclusive."""
+
+    low: int
+    high: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AbsolutePath:
+    """A str that starts with ``/``, without NUL."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RelativePath:
+    """A str that names something below a directory: no leading ``/``, no ``..``, no NUL."""
+
+
+Decoder = Callable[[Any, str], Any]
+
+_decoders: dict[Any, Decoder] = {}
+
+
+def _fail(where: str, expected: str, value: object) -> typing.NoReturn:
+    raise ProtocolError(f"{where}: expected {expected}, got {type(value).__name__} {str(value)[:80]!r}")
+
+
+def _check_length(where: str, value: str | bytes | list[Any], low: int, high: int) -> None:
+    if not low <= len(value) <= high:
+        raise ProtocolError(f"{where}: length {len(value)} is not in {low}..{high}")
+
+
+def _int(extras: tuple[Any, ...]) -> Decoder:
+    bounds = next((e for e in extras if isinstance(e, Range)), Range(0, (1 << 63) - 1))
+
+    def decode_int(value: Any, where: str) -> int:
+        if type(value) is not int:
+            _fail(where, "an integer", value)
+        if not bounds.low <= value <= bounds.high:
+            raise ProtocolError(f"{where}: {value} is not in {bounds.low}..{bounds.high}")
+        return int(value)
+
+    return decode_int
+
+
+def _str(extras: tuple[Any, ...]) -> Decoder:
+    length = next((e for e in extras if isinstance(e, Length)), Length(0, MAX_TEXT))
+    absolute = any(isinstance(e, AbsolutePath) for e in extras)
+    relative = any(isinstance(e, RelativePath) for e in extras)
+
+    def decode_str(value: Any, where: str) -> str:
+        if type(value) is not str:
+            _fail(where, "a string", value)
+        _check_length(where, value, length.low, length.high)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            _fail(where, "text without lone surrogates", value)
+        if absolute or relative:
+            if "\0" in value or value.startswith("/") is relative:
+                _fail(where, "an absolute path" if absolute else "a relative path", value)
+            if relative and ".." in value.split("/"):
+                _fail(where, "a path without ..", value)
+        return str(value)
+
+    return decode_str
+
+
+def _bytes(extras: tuple[Any, ...]) -> Decoder:
+    length = next((e for e in extras if isinstance(e, Length)), Length(0, MAX_BYTES))
+
+    def decode_bytes(value: Any, where: str) -> bytes:
+        if type(value) is not str:
+            _fail(where, "base64 text", value)
+        try:
+            decoded = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ProtocolError(f"{where}: not base64") from error
+        _check_length(where, decoded, length.low, length.high)
+        return decoded
+
+    return decode_bytes
+
+
+def _bool(value: Any, where: str) -> bool:
+    if type(value) is not bool:
+        _fail(where, "true or false", value)
+    return bool(value)
+
+
+def _float(value: Any, where: str) -> float:
+    if type(value) not in (int, float) or value != value or abs(value) > 1e18:
+        _fail(where, "a number", value)
+    return float(value)
+
+
+def _tuple(arguments: tuple[Any, ...], extras: tuple[Any, ...]) -> Decoder:
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        length = next((e for e in extras if isinstance(e, Length)), Length(0, MAX_ITEMS))
+        item = _decoder(arguments[0])
+
+        def decode_list(value: Any, where: str) -> tuple[Any, ...]:
+            if type(value) is not list:
+                _fail(where, "a list", value)
+            _check_length(where, value, length.low, length.high)
+            return tuple(item(entry, f"{where}[{i}]") for i, entry in enumerate(value))
+
+        return decode_list
+    items = tuple(_decoder(argument) for argument in arguments)
+
+    def decode_tuple(value: Any, where: str) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) != len(items):
+            _fail(where, f"a list of {len(items)}", value)
+        return tuple(d(entry, f"{where}[{i}]") for i, (d, entry) in enumerate(zip(items, value, strict=True)))
+
+    return decode_tuple
+
+
+def _literal(choices: tuple[Any, ...]) -> Decoder:
+    def decode_literal(value: Any, where: str) -> Any:
+        if type(value) is not str or value not in choices:
+            _fail(where, f"one of {', '.join(choices)}", value)
+        return value
+
+    return decode_literal
+
+
+def _optional(inner: Any) -> Decoder:
+    decoder = _decoder(inner)
+
+    def decode_optional(value: Any, where: str) -> Any:
+        return None if value is None else decoder(value, where)
+
+    return decode_optional
+
+
+def _dataclass(cls: Any) -> Decoder:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = []
+    for field in dataclasses.fields(cls):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        fields.append((field.name, _decoder(hints[field.name]), required))
+
+    def decode_object(value: Any, where: str) -> Any:
+        if type(value) is not dict:
+            _fail(where, "an object", value)
+        arguments = {}
+        for name, decoder, required in fields:
+            if name in value:
+                arguments[name] = decoder(value[name], f"{where}.{name}")
+            elif required:
+                raise ProtocolError(f"{where}: {name} is missing")
+        try:
+            return cls(**arguments)
+        except ValueError as error:
+            raise ProtocolError(f"{where}: {error}") from error
+
+    return decode_object
+
+
+def _build(kind: Any) -> Decoder:
+    extras: tuple[Any, ...] = ()
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, *rest = typing.get_args(kind)
+        extras = tuple(rest)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        return _tuple(typing.get_args(kind), extras)
+    if origin is typing.Literal:
+        return _literal(typing.get_args(kind))
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (a for a in typing.get_args(kind) if a is not type(None))
+        return _optional(inner)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind)
+    simple: dict[Any, Decoder] = {bool: _bool, float: _float}
+    scalar: dict[Any, Callable[[tuple[Any, ...]], Decoder]] = {int: _int, str: _str, bytes: _bytes}
+    if kind in simple:
+        return simple[kind]
+    return scalar[kind](extras)
+
+
+def _decoder(kind: Any) -> Decoder:
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = _build(kind)
+    return decoder
+
+
+def decode(cls: type[T], value: object, where: str = "") -> T:
+    """Build ``cls`` from parsed JSON; :class:`ProtocolError` names the first field that does not fit."""
+    result: T = _decoder(cls)(value, where or cls.__name__)
+    return result
+
+
+def encode(value: Any) -> Any:
+    """Turn a message into what :mod:`json` can write. Fields that hold their default are left out."""
+    if dataclasses.is_dataclass(value):
+        out = {}
+        for field in dataclasses.fields(value):
+            item = getattr(value, field.name)
+            if field.default is dataclasses.MISSING or item != field.default:
+                out[field.name] = encode(item)
+        return out
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, tuple):
+        return [encode(item) for item in value]
+    return value
+
+
+def dumps(value: Any) -> bytes:
+    """JSON bytes: ASCII only, so a payload can never hold the framing's magic."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
+def loads(payload: bytes) -> dict[str, Any]:
+    """Parse a JSON object; :class:`ProtocolError` for anything else, or nesting that is too deep."""
+    if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH:
+        _check_depth(payload)
+    try:
+        value = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"payload is not JSON: {error}") from error
+    if type(value) is not dict:
+        _fail("payload", "an object", value)
+    return value
+
+
+def _check_depth(payload: bytes) -> None:
+    # The C scanner recurses per level; what it is given must be shallow before it starts.
+    depth = 0
+    in_text = escaped = False
+    for byte in payload:
+        if in_text:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_text = False
+        elif byte == 0x22:
+            in_text = True
+        elif byte in (0x5B, 0x7B):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ProtocolError(f"payload is nested deeper than {MAX_DEPTH}")
+        elif byte in (0x5D, 0x7D):
+            depth -= 1

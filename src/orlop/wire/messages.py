@@ -1,0 +1,445 @@
+"""Messages: hello, requests with their replies, events.
+
+A request class knows its operation (``op``) and, through its base ``Request[Reply]``, the type of
+its reply, so a client writes ``reply = await call(Stats())`` and the type checker knows the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
+
+from orlop.wire.codec import Length, ProtocolError, Range, decode, dumps, encode, loads
+from orlop.wire.statistics import ContainerUsage, InterfaceCounters, Usage
+from orlop.wire.values import (
+    NO_LIMITS,
+    NO_STREAMS,
+    Arguments,
+    Cells,
+    Container,
+    ContainerState,
+    Environment,
+    ExecState,
+    Exit,
+    Id,
+    Interface,
+    Name,
+    Resources,
+    SignalNumber,
+    StreamId,
+    StreamOffsets,
+    Streams,
+    Text,
+)
+
+VERSION = 1
+
+R = TypeVar("R")
+
+Code = Literal[
+    "invalid",
+    "not_found",
+    "exists",
+    "failed_precondition",
+    "exec_failed",
+    "unavailable",
+    "internal",
+    "unknown_op",
+]
+
+
+class Refused(Exception):
+    """A request failed in the guest; ``code`` is one of :data:`Code`, the message is for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """The first frame either side sends after the preamble. A version that differs ends the talk."""
+
+    version: Annotated[int, Range(1, 1000)] = VERSION
+    agent: Annotated[str, Length(0, 128)] = ""
+    next_stream: StreamId = 1
+    boot_id: Annotated[str, Length(0, 64)] = ""
+
+
+class Request(Generic[R]):
+    """Base of all requests."""
+
+    op: ClassVar[str]
+
+    @classmethod
+    def reply_type(cls) -> Any:
+        """The dataclass of the reply."""
+        return get_args(cls.__dict__["__orig_bases__"][0])[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """Nothing to say but that it was done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pong:
+    """The agent lives; ``uptime_ns`` is the guest's monotonic clock, ``clock`` its wall clock."""
+
+    uptime_ns: int
+    clock: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ping(Request[Pong]):
+    """Is anybody there?"""
+
+    op: ClassVar[str] = "ping"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetupReply:
+    """What the guest is."""
+
+    kernel: str
+    cpus: int
+    memory: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup(Request[SetupReply]):
+    """Make this clone one pod's own. Sent once, before any container.
+
+    ``clock`` is the wall clock to set; ``entropy`` seeds the random number generator;
+    ``machine_id`` (32 hex digits) and ``boot_id`` (a UUID) replace the template's.
+    ``resolv_conf`` and ``hosts`` are the files' text; ``shm_size`` 0 means 64 MiB.
+    """
+
+    op: ClassVar[str] = "setup"
+    hostname: Annotated[str, Length(1, 64)]
+    clock: int = 0
+    entropy: Annotated[bytes, Length(0, 4096)] = b""
+    machine_id: Annotated[str, Length(0, 64)] = ""
+    boot_id: Annotated[str, Length(0, 64)] = ""
+    interfaces: Annotated[tuple[Interface, ...], Length(0, 16)] = ()
+    resolv_conf: Text = ""
+    hosts: Text = ""
+    sysctls: Annotated[tuple[tuple[Name, Annotated[str, Length(0, 4096)]], ...], Length(0, 256)] = ()
+    share_pid: bool = False
+    shm_size: Annotated[int, Range(0, 1 << 50)] = 0
+    resources: Resources = NO_LIMITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Created:
+    """The container waits at its gate."""
+
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Create(Request[Created]):
+    """Make a container up to the point where only exec is left. All or nothing.
+
+    ``exec_failed`` when the executable is missing, ``invalid`` for an unknown user and the like.
+    """
+
+    op: ClassVar[str] = "create"
+    container: Container
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A process runs its program."""
+
+    pid: int
+    started_at: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Request[Started]):
+    """Open the gate; answers after exec succeeded, or ``exec_failed``."""
+
+    op: ClassVar[str] = "start"
+    id: Id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal(Request[Done]):
+    """Signal a container's first process, all of its processes, or (``exec_id``) one exec.
+
+    A process that has ended is not an error.
+    """
+
+    op: ClassVar[str] = "signal"
+    id: Id
+    signal: SignalNumber
+    all: bool = False
+    exec_id: Annotated[str, Length(0, 128)] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delete(Request[Done]):
+    """Kill what runs, unmount, remove the SCSI disks only it used and its scratch directory. Idempotent."""
+
+    op: ClassVar[str] = "delete"
+    id: Id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update(Request[Done]):
+    """Change limits: of a container, or of all containers together (``id`` "")."""
+
+    op: ClassVar[str] = "update"
+    id: Annotated[str, Length(0, 128)]
+    resources: Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exec(Request[Started]):
+    """Run one more process in a running container, with its security, environment and directory.
+
+    ``env`` adds to the container's; after ``timeout_ms`` (0: never) it is killed and its exit
+    says ``timed_out``. Answers after exec succeeded. The exit comes as :class:`ExecExited`.
+    """
+
+    op: ClassVar[str] = "exec"
+    id: Id
+    container_id: Id
+    args: Arguments
+    env: Environment = ()
+    cwd: Annotated[str, Length(0, 4096)] = ""
+    tty: bool = False
+    width: Cells = 0
+    height: Cells = 0
+    timeout_ms: Annotated[int, Range(0, 1 << 40)] = 0
+    streams: Streams = NO_STREAMS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize(Request[Done]):
+    """Set the size of a terminal, in character cells, of a container or of an exec."""
+
+    op: ClassVar[str] = "resize"
+    id: Id
+    exec_id: Annotated[str, Length(0, 128)] = ""
+    width: Cells
+    height: Cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsReply:
+    """``pod`` sums all containers; ``system_*`` are the guest's own figures (bytes)."""
+
+    pod: Usage
+    containers: tuple[ContainerUsage, ...] = ()
+    interfaces: tuple[InterfaceCounters, ...] = ()
+    system_memory_total: int = 0
+    system_memory_available: int = 0
+    system_cpu_ns: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats(Request[StatsReply]):
+    """Measure; ``containers`` empty means all. ``filesystems`` also walks the writable layers."""
+
+    op: ClassVar[str] = "stats"
+    containers: Annotated[tuple[Id, ...], Length(0, 1024)] = ()
+    filesystems: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connect(Request[Done]):
+    """Connect ``stream`` (both directions) to a TCP port on 127.0.0.1, or ::1 if that refuses."""
+
+    op: ClassVar[str] = "connect"
+    stream: Annotated[int, Range(1, (1 << 24) - 1)]
+    port: Annotated[int, Range(1, 65535)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """All that outlives a daemon. ``setup`` says whether Setup was done."""
+
+    setup: bool
+    next_stream: StreamId
+    containers: tuple[ContainerState, ...] = ()
+    execs: tuple[ExecState, ...] = ()
+    streams: Annotated[tuple[StreamOffsets, ...], Length(0, 65536)] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dump(Request[State]):
+    """What runs here? For a daemon that was restarted."""
+
+    op: ClassVar[str] = "dump"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume(Request[Done]):
+    """Begin to send. Each pair is a stream and the offset it goes on from; streams not named are reset."""
+
+    op: ClassVar[str] = "resume"
+    streams: Annotated[tuple[tuple[StreamId, int], ...], Length(0, 65536)] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quiesce(Request[Done]):
+    """Get ready to be saved as a template: warm up, freeze the heap, drop caches."""
+
+    op: ClassVar[str] = "quiesce"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryReply:
+    """The guest's memory now, bytes."""
+
+    total: int
+    available: int
+    cpus: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online(Request[MemoryReply]):
+    """Bring hot-plugged memory and processors online."""
+
+    op: ClassVar[str] = "online"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trim(Request[MemoryReply]):
+    """Give memory back: drop clean caches and, with ``compact``, make free pages contiguous."""
+
+    op: ClassVar[str] = "trim"
+    compact: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shutdown(Request[Done]):
+    """Kill all containers, sync the disks, power off. The reply comes before the power goes."""
+
+    op: ClassVar[str] = "shutdown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerExited:
+    """A container's first process ended, and with it the container."""
+
+    op: ClassVar[str] = "container_exited"
+    id: Id
+    exit: Exit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecExited:
+    """An exec's process ended. Its streams may still have bytes to read."""
+
+    op: ClassVar[str] = "exec_exited"
+    id: Id
+    container_id: Id
+    exit: Exit
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfMemory:
+    """The kernel killed a process of this container for lack of memory."""
+
+    op: ClassVar[str] = "out_of_memory"
+    id: Id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """A line of the agent's own log."""
+
+    op: ClassVar[str] = "log"
+    level: Literal["debug", "info", "warning", "error"]
+    text: Annotated[str, Length(0, 8192)]
+
+
+REQUESTS: dict[str, type[Request[Any]]] = {
+    kind.op: kind
+    for kind in (
+        Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
+        Dump, Resume, Quiesce, Online, Trim, Shutdown,
+    )
+}  # fmt: skip
+
+Event = ContainerExited | ExecExited | OutOfMemory | Log
+EVENTS: dict[str, type[ContainerExited] | type[ExecExited] | type[OutOfMemory] | type[Log]] = {
+    ContainerExited.op: ContainerExited,
+    ExecExited.op: ExecExited,
+    OutOfMemory.op: OutOfMemory,
+    Log.op: Log,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a request was refused."""
+
+    code: Code
+    message: Annotated[str, Length(0, 65536)]
+
+
+def pack_hello(hello: Hello) -> bytes:
+    """Payload of a HELLO frame."""
+    return dumps(encode(hello))
+
+
+def unpack_hello(payload: bytes) -> Hello:
+    """The peer's hello; :class:`ProtocolError` when it speaks another version."""
+    hello = decode(Hello, loads(payload))
+    if hello.version != VERSION:
+        raise ProtocolError(f"the peer speaks version {hello.version}, not {VERSION}")
+    return hello
+
+
+def pack_request(request: Request[Any]) -> bytes:
+    """Payload of a REQUEST frame."""
+    return dumps({"op": request.op, "args": encode(request)})
+
+
+def unpack_request(payload: bytes) -> Request[Any]:
+    """The request; :class:`Refused` for an unknown operation, ProtocolError for anything malformed."""
+    envelope = loads(payload)
+    kind = REQUESTS.get(str(envelope.get("op")))
+    if kind is None:
+        raise Refused(
+            "unknown_op", f"this agent does not know the operation {str(envelope.get('op'))[:64]!r}"
+        )
+    return decode(kind, envelope.get("args", {}), kind.op)
+
+
+def pack_reply(reply: Any) -> bytes:
+    """Payload of a REPLY frame for a request that was served."""
+    return dumps({"ok": encode(reply)})
+
+
+def pack_failure(code: str, message: str) -> bytes:
+    """Payload of a REPLY frame for a request that was refused."""
+    return dumps({"error": {"code": code, "message": message[:16384]}})
+
+
+def unpack_reply(request: Request[R], payload: bytes) -> R:
+    """The reply to ``request``; raises :class:`Refused` if it says so."""
+    envelope = loads(payload)
+    if "error" in envelope:
+        failure = decode(Failure, envelope["error"], "error")
+        raise Refused(failure.code, failure.message)
+    reply: R = decode(request.reply_type(), envelope.get("ok"), f"reply to {request.op}")
+    return reply
+
+
+def pack_event(event: Event) -> bytes:
+    """Payload of an EVENT frame."""
+    return dumps({"op": event.op, "args": encode(event)})
+
+
+def unpack_event(payload: bytes) -> Event | None:
+    """The event; None for one this side does not know."""
+    envelope = loads(payload)
+    kind = EVENTS.get(str(envelope.get("op")))
+    if kind is None:
+        return None
+    return decode(kind, envelope.get("args", {}), kind.op)

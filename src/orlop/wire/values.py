@@ -1,0 +1,275 @@
+"""The values inside messages: what the guest's side of a pod is made of.
+
+Sizes are bytes, times nanoseconds since the epoch, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from orlop.wire.codec import AbsolutePath, Length, Range, RelativePath
+
+Id = Annotated[str, Length(1, 128)]
+Name = Annotated[str, Length(1, 256)]
+Path = Annotated[str, AbsolutePath(), Length(1, 4096)]
+Below = Annotated[str, RelativePath(), Length(0, 4096)]
+Text = Annotated[str, Length(0, 1 << 20)]
+StreamId = Annotated[int, Range(0, (1 << 24) - 1)]
+SignalNumber = Annotated[int, Range(1, 64)]
+UserId = Annotated[int, Range(0, (1 << 32) - 2)]
+Limit = Annotated[int, Range(-1, (1 << 63) - 1)]
+Cells = Annotated[int, Range(0, 65535)]
+Mac = Annotated[str, Length(17, 17)]
+Address = Annotated[str, Length(2, 64)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """A route; ``destination`` in CIDR form ("0.0.0.0/0" for the default), ``gateway`` "" for on-link.
+
+    ``on_link`` says that the gateway is reachable though no address' subnet covers it.
+    """
+
+    destination: Address
+    gateway: Annotated[str, Length(0, 64)] = ""
+    source: Annotated[str, Length(0, 64)] = ""
+    on_link: bool = False
+    metric: Annotated[int, Range(0, 0xFFFFFFFF)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """A permanent ARP or NDP entry."""
+
+    address: Address
+    mac: Mac
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """A network interface of the guest: ``device`` is its kernel name, ``name`` what it shall be called."""
+
+    device: Annotated[str, Length(1, 15)] = "eth0"
+    name: Annotated[str, Length(1, 15)] = "eth0"
+    mac: Annotated[str, Length(0, 17)] = ""
+    mtu: Annotated[int, Range(0, 65535)] = 0
+    addresses: Annotated[tuple[Address, ...], Length(0, 64)] = ()
+    routes: Annotated[tuple[Route, ...], Length(0, 1024)] = ()
+    neighbours: Annotated[tuple[Neighbour, ...], Length(0, 1024)] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """A SCSI disk. ``partitions`` EROFS layers, bottom first; 0 when the whole disk is one file system.
+
+    ``channel:target:lun`` on the virtio-scsi adapter ``host`` counts from 0.
+    """
+
+    lun: Annotated[int, Range(0, 16383)]
+    target: Annotated[int, Range(0, 255)] = 0
+    channel: Annotated[int, Range(0, 255)] = 0
+    partitions: Annotated[int, Range(0, 127)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """Where a container writes: a directory (made if missing) on an ext4 disk that several may share.
+
+    Without a disk a tmpfs of ``size`` bytes (0: half of the memory) is used.
+    """
+
+    disk: Disk | None = None
+    directory: Below = ""
+    size: Annotated[int, Range(0, 1 << 50)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """A mount in a container.
+
+    ``share``: ``source`` is relative to the 9p share. ``image``: ``disk`` holds an image's layers,
+    ``source`` is the sub-path, always read-only. ``tmpfs``: ``size`` bytes (0: the kernel's
+    default), ``mode`` as octal digits. ``guest``: ``source`` is a path in the guest, relative to /.
+    ``options`` are further flags: noexec, nosuid, nodev.
+    """
+
+    target: Path
+    kind: Literal["share", "image", "tmpfs", "guest"]
+    source: Below = ""
+    disk: Disk | None = None
+    read_only: bool = False
+    recursive_read_only: bool = False
+    propagation: Literal["private", "rslave", "rshared"] = "private"
+    size: Annotated[int, Range(0, 1 << 50)] = 0
+    mode: Annotated[int, Range(0, 0o7777)] = 0o1777
+    options: Annotated[tuple[Literal["noexec", "nosuid", "nodev"], ...], Length(0, 8)] = ()
+
+    def __post_init__(self) -> None:
+        """Check what one field alone cannot say."""
+        if self.kind == "image" and self.disk is None:
+            raise ValueError(f"image mount at {self.target} names no disk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A device node to show in a container: the guest's node ``source``, with cgroup ``access`` of rwm."""
+
+    path: Path
+    source: Path
+    access: Annotated[str, Length(1, 3)] = "rwm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdMapping:
+    """One range of a user namespace; ``outer`` are the guest's own ids."""
+
+    inner: UserId
+    outer: UserId
+    length: Annotated[int, Range(1, 1 << 32)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rlimit:
+    """A resource limit, by its name without ``RLIMIT_`` ("NOFILE"); -1 is infinity."""
+
+    name: Name
+    soft: Limit
+    hard: Limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Limits in cgroup v2 terms. 0 leaves as it is, -1 removes the limit."""
+
+    cpu_weight: Annotated[int, Range(0, 10000)] = 0
+    cpu_quota_us: Limit = 0
+    cpu_period_us: Annotated[int, Range(0, 1_000_000)] = 0
+    cpuset_cpus: Annotated[str, Length(0, 1024)] = ""
+    cpuset_mems: Annotated[str, Length(0, 1024)] = ""
+    memory_max: Limit = 0
+    memory_swap_max: Limit = 0
+    pids_max: Limit = 0
+    unified: Annotated[tuple[tuple[Name, Annotated[str, Length(0, 4096)]], ...], Length(0, 64)] = ()
+
+
+NO_LIMITS = Resources()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Security:
+    """What a container's processes may do.
+
+    ``user`` is a uid or a name in the container's /etc/passwd ("uid:gid" or "name:group" is
+    understood as well), ``group`` a gid or a name or "". Capability names come without ``CAP_``.
+    The permitted set is the effective one; the inheritable set is the ambient one. ``seccomp`` is
+    an array of ``struct sock_filter``.
+    """
+
+    user: Annotated[str, Length(0, 256)] = ""
+    group: Annotated[str, Length(0, 256)] = ""
+    supplemental_groups: Annotated[tuple[UserId, ...], Length(0, 1024)] = ()
+    strict_groups: bool = False
+    bounding: Annotated[tuple[Name, ...], Length(0, 64)] = ()
+    effective: Annotated[tuple[Name, ...], Length(0, 64)] = ()
+    ambient: Annotated[tuple[Name, ...], Length(0, 64)] = ()
+    no_new_privs: bool = False
+    privileged: bool = False
+    read_only_root: bool = False
+    masked_paths: Annotated[tuple[Path, ...], Length(0, 256)] = ()
+    read_only_paths: Annotated[tuple[Path, ...], Length(0, 256)] = ()
+    seccomp: Annotated[bytes, Length(0, 8 * 4096)] = b""
+    seccomp_flags: Annotated[int, Range(0, 0xFF)] = 0
+    rlimits: Annotated[tuple[Rlimit, ...], Length(0, 32)] = ()
+    oom_score_adj: Annotated[int, Range(-1000, 1000)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Namespaces:
+    """Which namespaces a container shares. IPC, UTS and network are the pod's, always."""
+
+    pid: Literal["container", "pod", "target"] = "container"
+    target: Annotated[str, Length(0, 128)] = ""
+    uid_mappings: Annotated[tuple[IdMapping, ...], Length(0, 340)] = ()
+    gid_mappings: Annotated[tuple[IdMapping, ...], Length(0, 340)] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """Stream ids of a process; 0 for a stream it shall not have (/dev/null). A terminal has no stderr."""
+
+    stdin: StreamId = 0
+    stdout: StreamId = 0
+    stderr: StreamId = 0
+
+
+NO_STREAMS = Streams()
+Arguments = Annotated[tuple[Text, ...], Length(1, 65536)]
+Environment = Annotated[tuple[tuple[Annotated[str, Length(1, 65536)], bytes], ...], Length(0, 65536)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """A container as the agent makes it. ``lower`` are the disks with the root's layers, bottom first."""
+
+    id: Id
+    lower: Annotated[tuple[Disk, ...], Length(1, 64)]
+    scratch: Scratch = Scratch()
+    args: Arguments
+    env: Environment = ()
+    cwd: Path = "/"
+    hostname: Annotated[str, Length(0, 64)] = ""
+    mounts: Annotated[tuple[Mount, ...], Length(0, 1024)] = ()
+    devices: Annotated[tuple[Device, ...], Length(0, 256)] = ()
+    tty: bool = False
+    stdin_once: bool = False
+    streams: Streams = NO_STREAMS
+    resources: Resources = NO_LIMITS
+    security: Security = Security()
+    namespaces: Namespaces = Namespaces()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    """How a process ended; ``code`` is 128 + signal for a death by signal."""
+
+    code: Annotated[int, Range(0, 255)]
+    finished_at: int
+    oom_killed: bool = False
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamOffsets:
+    """Where a stream stands: ``received`` from the host, ``acked``..``written`` kept for it."""
+
+    stream: StreamId
+    received: int = 0
+    acked: int = 0
+    written: int = 0
+    ended: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerState:
+    """A container as the agent knows it."""
+
+    id: Id
+    status: Literal["created", "running", "stopped"]
+    pid: int = 0
+    started_at: int = 0
+    exit: Exit | None = None
+    tty: bool = False
+    streams: Streams = NO_STREAMS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecState:
+    """An exec that runs or whose streams are not all read."""
+
+    id: Id
+    container_id: Id
+    pid: int = 0
+    exit: Exit | None = None
+    tty: bool = False
+    streams: Streams = NO_STREAMS
