@@ -20,12 +20,14 @@ WINDOW = 256 << 10
 class Sender:
     """The sending end. ``room`` says how much :meth:`write` still takes."""
 
-    def __init__(self, stream: int, window: int = WINDOW, *, paused: bool = False) -> None:
+    def __init__(
+        self, stream: int, window: int = WINDOW, *, paused: bool = False, offset: int = 0
+    ) -> None:
         self.stream = stream
         self.window = window
         self._kept = bytearray()
-        self._acked = 0
-        self._sent = 0
+        self._acked = offset
+        self._sent = offset
         self._ended = False
         self._end_sent = False
         self._end_acked = False
