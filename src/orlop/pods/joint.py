@@ -1,0 +1,113 @@
+"""Calls that outlive their callers, and callers that join a call.
+
+A kubelet that ran out of patience sends the same RunPodSandbox again while the first one still
+works. So the work belongs to a task of our own, keyed by what is being made; each caller only
+waits for it. A caller that is cancelled goes away alone: the work goes on for the retry. When it
+fails, whoever waits gets the error and the key is free again; the work has undone its own traces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from typing import Any, Generic, TypeVar
+
+from orlop.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Tasks:
+    """Owns tasks that nobody waits for; a failure is logged, never lost, and harms no other."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Run ``work`` until it ends or :meth:`close` cancels it."""
+        if self._closed:
+            work.close()
+            raise Unavailable(f"{name}: the daemon is stopping")
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("%s failed: %s", task.get_name(), error)
+
+    async def close(self) -> None:
+        """Cancel what still runs and wait until all of it has cleaned up."""
+        self._closed = True
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+
+
+class JointCalls(Generic[T]):
+    """Single flight: of calls with equal keys only one works, all get its result."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._flights: dict[Hashable, tuple[object, asyncio.Task[T]]] = {}
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._flights
+
+    async def run(
+        self,
+        key: Hashable,
+        request: object,
+        work: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        conflict: Callable[[], Exception] | None = None,
+    ) -> T:
+        """Join the running call for ``key``, or start ``work`` as one.
+
+        A running call for an unequal ``request`` raises ``conflict()`` when that is given.
+        """
+        flight = self._flights.get(key)
+        if flight is None:
+            task = self._tasks.spawn(work(), f"call {key}")
+            self._flights[key] = (request, task)
+            task.add_done_callback(lambda _: self._flights.pop(key, None))
+        else:
+            running, task = flight
+            if conflict is not None and running != request:
+                raise conflict()
+        return await wait_shielded(task, str(key))
+
+
+async def wait_shielded(task: asyncio.Task[T], what: str) -> T:
+    """The result of ``task``, which a cancelled waiter leaves running.
+
+    Raises Unavailable when the task itself was cancelled, since the caller was not.
+    """
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if task.cancelled() and not _cancelling():
+            raise Unavailable(f"{what}: the daemon is stopping") from None
+        raise
+
+
+def _cancelling() -> bool:
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
+
+
+async def settle(*work: Awaitable[object]) -> list[BaseException]:
+    """Run all of ``work`` at once to the end; returns the errors (a cancellation is passed on)."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in errors:
+        if isinstance(error, asyncio.CancelledError):
+            raise error
+    return errors

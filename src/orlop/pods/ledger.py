@@ -1,0 +1,188 @@
+"""All records in memory, each change in the journal before the caller goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from orlop.errors import InvalidArgument, NotFound
+from orlop.pods.records import (
+    SHOWN_CONTAINERS,
+    SHOWN_PODS,
+    ContainerFilter,
+    ContainerRecord,
+    PodFilter,
+    PodRecord,
+)
+from orlop.sandbox.spec import Value
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from orlop.pods.journal import Journal
+
+ID_LENGTH = 64
+
+R = TypeVar("R", PodRecord, ContainerRecord)
+
+
+class Ledger:
+    """The pods and containers known, by id; the only writer of the journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._pods: dict[str, PodRecord] = {}
+        self._containers: dict[str, ContainerRecord] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def open(self) -> None:
+        """Read what an earlier daemon left."""
+        contents = await self._journal.open()
+        self._pods = {record.id: record for record in contents.pods}
+        self._containers = {record.id: record for record in contents.containers}
+
+    async def close(self) -> None:
+        """Flush the journal and let go of it."""
+        await self._journal.close()
+
+    # Pods
+
+    def all_pods(self) -> list[PodRecord]:
+        """Every pod, in whatever phase."""
+        return list(self._pods.values())
+
+    def pods(self, wanted: PodFilter) -> list[PodRecord]:
+        """The pods to show that match ``wanted``."""
+        return [
+            record
+            for record in self._pods.values()
+            if record.phase in SHOWN_PODS
+            and record.id.startswith(wanted.id)
+            and (wanted.ready is None or record.ready == wanted.ready)
+            and _has_labels(record.spec.labels, wanted.labels)
+        ]
+
+    def pod(self, ref: str) -> PodRecord:
+        """The pod of that id, or unique prefix of an id. Raises NotFound, InvalidArgument."""
+        return _find(self._pods, ref, "pod")
+
+    def find_pod(self, ref: str) -> PodRecord | None:
+        """Like :meth:`pod`, None when there is none."""
+        return _find_or_none(self._pods, ref, "pod")
+
+    async def put_pod(self, record: PodRecord) -> PodRecord:
+        """Record a pod; it is in the journal on return."""
+        await _put(self._pods, record, self._journal.put_pod)
+        return record
+
+    async def change_pod(self, pod_id: str, **changes: object) -> PodRecord:
+        """Replace fields of a pod's record."""
+        return await self.put_pod(msgspec.structs.replace(self.pod(pod_id), **changes))
+
+    async def drop_pod(self, pod_id: str) -> None:
+        """Forget a pod that is gone."""
+        await self._journal.delete_pod(pod_id)
+        self._pods.pop(pod_id, None)
+        self._locks.pop(pod_id, None)
+
+    # Containers
+
+    def all_containers(self) -> list[ContainerRecord]:
+        """Every container, in whatever phase."""
+        return list(self._containers.values())
+
+    def members(self, pod_id: str) -> list[ContainerRecord]:
+        """Every container of a pod, in whatever phase."""
+        return [record for record in self._containers.values() if record.pod_id == pod_id]
+
+    def shown_members(self, pod_id: str) -> tuple[ContainerRecord, ...]:
+        """The containers of a pod that callers may see."""
+        return tuple(record for record in self.members(pod_id) if record.phase in SHOWN_CONTAINERS)
+
+    def containers(self, wanted: ContainerFilter) -> list[ContainerRecord]:
+        """The containers to show that match ``wanted``."""
+        return [
+            record
+            for record in self._containers.values()
+            if record.phase in SHOWN_CONTAINERS
+            and record.id.startswith(wanted.id)
+            and record.pod_id.startswith(wanted.pod_id)
+            and (wanted.phase is None or record.phase is wanted.phase)
+            and _has_labels(record.labels, wanted.labels)
+        ]
+
+    def container(self, ref: str) -> ContainerRecord:
+        """The container of that id, or unique prefix of an id. Raises NotFound, InvalidArgument."""
+        return _find(self._containers, ref, "container")
+
+    def find_container(self, ref: str) -> ContainerRecord | None:
+        """Like :meth:`container`, None when there is none."""
+        return _find_or_none(self._containers, ref, "container")
+
+    async def put_container(self, record: ContainerRecord) -> ContainerRecord:
+        """Record a container; it is in the journal on return."""
+        await _put(self._containers, record, self._journal.put_container)
+        return record
+
+    async def change_container(self, container_id: str, **changes: object) -> ContainerRecord:
+        """Replace fields of a container's record."""
+        return await self.put_container(msgspec.structs.replace(self.container(container_id), **changes))
+
+    async def drop_container(self, container_id: str) -> None:
+        """Forget a container that is gone."""
+        await self._journal.delete_container(container_id)
+        self._containers.pop(container_id, None)
+        self._locks.pop(container_id, None)
+
+    @asynccontextmanager
+    async def locked(self, object_id: str) -> AsyncIterator[None]:
+        """One change of state at a time for one pod or container."""
+        async with self._locks.setdefault(object_id, asyncio.Lock()):
+            yield
+
+
+async def _put(table: dict[str, R], record: R, write: object) -> None:
+    """Show ``record`` at once, so that a concurrent change builds on it; take it back on failure."""
+    before = table.get(record.id)
+    table[record.id] = record
+    try:
+        await write(record)  # type: ignore[operator]
+    except Exception:
+        if table.get(record.id) is record:
+            if before is None:
+                del table[record.id]
+            else:
+                table[record.id] = before
+        raise
+
+
+def _find(table: Mapping[str, R], ref: str, kind: str) -> R:
+    record = _find_or_none(table, ref, kind)
+    if record is None:
+        raise NotFound(f"{kind} {ref} does not exist")
+    return record
+
+
+def _find_or_none(table: Mapping[str, R], ref: str, kind: str) -> R | None:
+    if not ref:
+        raise InvalidArgument(f"the id of the {kind} is empty")
+    if (record := table.get(ref)) is not None or len(ref) >= ID_LENGTH:
+        return record
+    matches = [record for key, record in table.items() if key.startswith(ref)]
+    if len(matches) > 1:
+        raise InvalidArgument(f"{kind} id {ref} is ambiguous: {len(matches)} ids begin with it")
+    return matches[0] if matches else None
+
+
+def _has_labels(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in wanted.items())
+
+
+def digest(request: Value) -> str:
+    """A fingerprint by which equal requests are recognised."""
+    return hashlib.sha256(msgspec.json.encode(request, order="deterministic")).hexdigest()

@@ -1,0 +1,35 @@
+"""What pods need of an image store, no more."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class ImageConfigLike(Protocol):
+    """The parts of an OCI image configuration that decide what a container runs."""
+
+    @property
+    def entrypoint(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def cmd(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def env(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def working_dir(self) -> str: ...  # noqa: D102
+    @property
+    def user(self) -> str: ...  # noqa: D102
+    @property
+    def stop_signal(self) -> str: ...  # noqa: D102
+
+
+class ImageLike(Protocol):
+    """An image that was pulled."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def repo_digests(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def config(self) -> ImageConfigLike: ...  # noqa: D102
+    @property
+    def layers(self) -> tuple[str, ...]: ...  # noqa: D102

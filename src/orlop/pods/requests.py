@@ -1,0 +1,84 @@
+"""What a caller asks for before images, defaults and paths are resolved.
+
+A pod is asked for as a :class:`~orlop.sandbox.spec.PodSpec` whose ``id`` is "" (given here) and
+whose ``handler`` is the RuntimeClass handler, "" for the configured default. A container is
+asked for as a :class:`ContainerRequest`; :mod:`orlop.pods.resolve` turns it into a
+:class:`~orlop.sandbox.spec.ContainerSpec`.
+"""
+
+from __future__ import annotations
+
+from orlop.sandbox.spec import Device, IdMapping, Namespaces, Propagation, Resources, Seccomp, Value
+
+
+class MountRequest(Value):
+    """A volume: a path of the host, or with ``image`` a path inside an image that was pulled."""
+
+    container_path: str
+    host_path: str = ""
+    image: str = ""
+    image_sub_path: str = ""
+    read_only: bool = False
+    recursive_read_only: bool = False
+    propagation: Propagation = Propagation.PRIVATE
+    selinux_relabel: bool = False
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+
+
+class SecurityRequest(Value):
+    """The security context as asked for.
+
+    Capabilities are names with or without ``CAP_``, or ``ALL``. ``user_id`` wins over
+    ``user_name``; neither means the image's user. ``masked_paths`` and ``read_only_paths``
+    None means the runtime's defaults; () means none at all.
+    """
+
+    user_id: int | None = None
+    user_name: str = ""
+    group_id: int | None = None
+    supplemental_groups: tuple[int, ...] = ()
+    strict_groups: bool = False
+    add_capabilities: tuple[str, ...] = ()
+    drop_capabilities: tuple[str, ...] = ()
+    ambient_capabilities: tuple[str, ...] = ()
+    privileged: bool = False
+    no_new_privs: bool = False
+    read_only_root: bool = False
+    masked_paths: tuple[str, ...] | None = None
+    read_only_paths: tuple[str, ...] | None = None
+    seccomp: Seccomp = Seccomp()
+    apparmor: str = ""
+    selinux_label: str = ""
+
+
+class ContainerRequest(Value):
+    """A container as asked for.
+
+    ``image`` is a reference or an id that was pulled before, ``user_image`` what the user
+    wrote. ``command`` and ``args`` are CRI's (they override the image's entrypoint and cmd),
+    ``log_path`` is relative to the pod's log directory, ``stop_signal`` a name like
+    ``SIGTERM`` or "".
+    """
+
+    pod_id: str
+    name: str
+    image: str
+    attempt: int = 0
+    user_image: str = ""
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, bytes], ...] = ()
+    cwd: str = ""
+    mounts: tuple[MountRequest, ...] = ()
+    devices: tuple[Device, ...] = ()
+    tty: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+    log_path: str = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    resources: Resources = Resources()
+    security: SecurityRequest = SecurityRequest()
+    namespaces: Namespaces = Namespaces()
+    stop_signal: str = ""
