@@ -1,0 +1,121 @@
+"""The host's end of the talk with an agent, against a peer that speaks the real protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orlop.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from orlop.sandbox.vm.agent import AgentClient
+from orlop.wire.flow import WINDOW
+from orlop.wire.framing import Kind, data_frames, frame
+from orlop.wire.messages import Event, Hello, OutOfMemory, Ping, Pong, Refused, Request, Trim
+from tests.unit.vm_peer import Peer
+
+PONG = Pong(uptime_ns=1, clock=2)
+
+
+def answer(request: Request[Any]) -> Any:
+    if isinstance(request, Ping):
+        return PONG
+    if isinstance(request, Trim):
+        raise Refused("invalid", "no trimming")
+    return None
+
+
+async def client_of(peer: Peer) -> AgentClient:
+    return await AgentClient.connect(peer.path, name="vm 1", timeout=2)
+
+
+async def test_call_refusal_and_timeout(tmp_path: Path) -> None:
+    async with Peer(tmp_path / "s", answer) as peer:
+        client = await client_of(peer)
+        assert await client.call(Ping()) == PONG
+        with pytest.raises(InvalidArgument, match="no trimming"):
+            await client.call(Trim())
+        peer.handler = lambda request: None
+        with pytest.raises(DeadlineExceeded, match=r"ping within 0\.05"):
+            await client.call(Ping(), timeout=0.05)
+        await client.close()
+        with pytest.raises(Unavailable):
+            await client.call(Ping())
+
+
+async def test_no_socket_and_no_greeting(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):
+        await AgentClient.connect(tmp_path / "none", name="vm 1", timeout=1)
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_unix_server(mute, tmp_path / "mute")
+    with pytest.raises(DeadlineExceeded):
+        await AgentClient.connect(tmp_path / "mute", name="vm 1", timeout=0.05)
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_lost_connection_fails_what_waits(tmp_path: Path) -> None:
+    async with Peer(tmp_path / "s", lambda request: None) as peer:
+        client = await client_of(peer)
+        waiting = asyncio.create_task(client.call(Ping()))
+        stream = client.incoming(client.new_stream())
+        await peer.until(lambda: bool(peer.requests))
+        peer.hang_up()
+        with pytest.raises(Unavailable):
+            await waiting
+        with pytest.raises(Unavailable):
+            await stream.read()
+        assert "gone" in await client.wait_closed()
+        await client.close()
+
+
+async def test_streams_both_ways(tmp_path: Path) -> None:
+    async with Peer(tmp_path / "s", answer) as peer:
+        peer.hello = Hello(agent="peer", next_stream=7)
+        client = await client_of(peer)
+        number = client.new_stream()
+        assert number == 7
+        stream, out = client.incoming(number), client.outgoing(number)
+        for encoded in data_frames(number, 0, b"hello"):
+            peer.send(encoded)
+        assert await stream.read() == b"hello"
+        stream.consumed(5)
+        peer.send(frame(Kind.EOF, number, offset=5))
+        assert await stream.read() == b""
+        stream.end_consumed()
+        await out.write(b"back")
+        out.end()
+        await peer.until(lambda: sum(1 for f in peer.frames if f.kind is Kind.EOF) == 1)
+        assert b"".join(f.payload for f in peer.frames if f.kind is Kind.DATA) == b"back"
+        assert max(f.offset for f in peer.frames if f.kind is Kind.ACK) == 6
+        await client.close()
+
+
+async def test_a_writer_waits_for_credit(tmp_path: Path) -> None:
+    async with Peer(tmp_path / "s", answer) as peer:
+        client = await client_of(peer)
+        out = client.outgoing(client.new_stream())
+        writing = asyncio.create_task(out.write(bytes(WINDOW + 10)))
+        await peer.until(lambda: sum(len(f.payload) for f in peer.frames if f.kind is Kind.DATA) == WINDOW)
+        assert not writing.done()
+        peer.send(frame(Kind.ACK, out.stream, offset=WINDOW))
+        await writing
+        await client.close()
+
+
+async def test_events_and_protocol_errors(tmp_path: Path) -> None:
+    events: list[Event] = []
+    async with Peer(tmp_path / "s", answer) as peer:
+        client = await client_of(peer)
+        client.on_event = events.append
+        peer.event(OutOfMemory(id="c1"))
+        await client.call(Ping())
+        assert events == [OutOfMemory(id="c1")]
+        peer.send(frame(Kind.EOF, 99, offset=0))
+        assert "stream 99, which was not opened" in await client.wait_closed()
+        await client.close()
