@@ -1,0 +1,42 @@
+# `make test` is the README's second command. Everything runs from .venv, which ./setup.sh makes.
+
+PYTHON := .venv/bin/python
+HANDLER ?= process
+TRANSPORT ?= spdy
+FOCUS ?=
+
+.PHONY: help test lint types unit e2e conformance conformance-all bench clean
+
+help: ## This list
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+test: lint types unit e2e conformance-all ## Everything that CI runs (root)
+
+lint: $(PYTHON) ## ruff
+	$(PYTHON) -m ruff check src tests bench
+	$(PYTHON) -m ruff format --check src tests bench
+
+types: $(PYTHON) ## mypy --strict
+	$(PYTHON) -m mypy
+
+unit: $(PYTHON) ## Tests that need no root
+	$(PYTHON) -m pytest tests/unit -q
+
+e2e: $(PYTHON) ## Tests against real QEMU, CNI, registry and crictl (root)
+	$(PYTHON) -m pytest tests/e2e -q
+
+conformance: $(PYTHON) ## critest: HANDLER=vm|process|auto TRANSPORT=spdy|websocket FOCUS=regex (root)
+	$(PYTHON) -m tests.conformance --handler $(HANDLER) --transport $(TRANSPORT) $(if $(FOCUS),--focus '$(FOCUS)')
+
+conformance-all: $(PYTHON) ## The runs of critest that CI makes (root)
+	$(PYTHON) -m tests.conformance --all
+
+bench: $(PYTHON) ## Times and memory (root); see docs/performance.md
+	$(PYTHON) -m bench
+
+clean: ## What the build left in this directory
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(PYTHON):
+	@echo "There is no .venv here: run ./setup.sh first." >&2; exit 1
