@@ -1,0 +1,231 @@
+"""What a hypervisor offers: a small core that every one of them has, and capabilities it declares.
+
+A *machine* is one virtual machine in one directory of its own. It is started cold, or restored from
+a *template*: a machine that was booted once, stopped when its agent was ready, and saved. It outlives
+the daemon, which finds it again with :meth:`Hypervisor.recover`.
+
+Sizes are MiB where a name ends in ``_mib`` and bytes otherwise; times are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the immutable values below."""
+
+
+class MachineShape(Value):
+    """A machine's size."""
+
+    memory_mib: int
+    vcpus: int = 1
+
+
+class Accelerator(Value):
+    """What runs the guest's instructions, and in one sentence why that was chosen."""
+
+    kind: Literal["kvm", "tcg"]
+    reason: str
+
+
+class DiskFormat(StrEnum):
+    """How a disk's file is laid out. ``VMDK`` is a descriptor that strings raw files together."""
+
+    RAW = "raw"
+    VMDK = "vmdk"
+
+
+class Disk(Value):
+    """A disk to plug. ``id`` is unique within its machine: letters, digits, ``-``, ``_`` and ``.``."""
+
+    id: str
+    path: str
+    format: DiskFormat = DiskFormat.RAW
+    read_only: bool = True
+
+
+class Slot(Value):
+    """Where the guest finds a plugged disk: the logical unit on its one SCSI adapter."""
+
+    lun: int
+
+
+class MemoryUse(Value):
+    """Host memory of a machine in bytes (smaps_rollup): ``pss`` counts shared pages by their share."""
+
+    pss: int
+    private: int
+    shared: int
+
+
+class Capabilities(Value):
+    """What a back end can do beyond the core."""
+
+    template: bool
+    disk_formats: tuple[DiskFormat, ...]
+    grow_memory: bool
+    shrink_memory: bool
+    add_vcpus: bool
+
+
+class Template(Value):
+    """A saved machine. ``key`` is a digest of all that it depends on."""
+
+    key: str
+    directory: Path
+    shape: MachineShape
+    accelerator: Accelerator
+
+
+class GuestFiles(Protocol):
+    """What a machine boots; ``digest`` changes with the content of any of the three."""
+
+    @property
+    def kernel(self) -> Path:
+        """The kernel."""
+        ...
+
+    @property
+    def initrd(self) -> Path:
+        """The initial RAM disk."""
+        ...
+
+    @property
+    def image(self) -> Path:
+        """The root disk, read-only."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """A digest over the three."""
+        ...
+
+
+class Machine(Protocol):
+    """One running virtual machine. Its methods may be called concurrently."""
+
+    @property
+    def pid(self) -> int:
+        """The hypervisor's process."""
+        ...
+
+    @property
+    def directory(self) -> Path:
+        """Where its sockets and state files are."""
+        ...
+
+    @property
+    def agent_socket(self) -> Path:
+        """The Unix socket that leads to the agent's port; takes one client at a time."""
+        ...
+
+    @property
+    def shape(self) -> MachineShape:
+        """Its present size, as asked for."""
+        ...
+
+    async def attach_disk(self, disk: Disk) -> Slot:
+        """Plug a disk. Raises AlreadyExists for a used id, NotFound for a missing file,
+        ResourceExhausted when no slot is left, Unavailable when the machine has ended."""
+        ...
+
+    async def detach_disk(self, disk_id: str) -> None:
+        """Unplug a disk, used by the guest or not; returns when its file is closed. Idempotent."""
+        ...
+
+    async def resize(self, shape: MachineShape) -> MachineShape:
+        """Bring it as near to ``shape`` as the guest and the back end allow; returns what it has now.
+
+        Memory never falls below what it started with, processors are only added. The guest's
+        agent has to bring new processors online."""
+        ...
+
+    async def console_tail(self, limit: int = 4096) -> str:
+        """The last bytes the guest wrote to its console; also after the machine has ended."""
+        ...
+
+    async def wait_agent_port(self, timeout: float) -> None:
+        """Return when the guest's agent has opened its port. Raises DeadlineExceeded with the
+        console's last lines, Unavailable when the machine ends before."""
+        ...
+
+    async def stop(self, grace: float = 0.0) -> None:
+        """End it: wait ``grace`` seconds for the guest to power off, then pull the plug. Idempotent;
+        when this returns no process is left, cancelled or not."""
+        ...
+
+    async def wait(self) -> str:
+        """Return when it has ended, with the reason in one sentence. Any number of callers."""
+        ...
+
+    async def memory(self) -> MemoryUse:
+        """What it costs the host now. Raises Unavailable when it has ended."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the running machine, which goes on; :meth:`Hypervisor.recover` finds it again."""
+        ...
+
+
+Settle = Callable[[Machine], Awaitable[None]]
+Progress = Callable[[str], None]
+
+
+class Hypervisor(Protocol):
+    """Makes, finds and removes machines."""
+
+    @property
+    def name(self) -> str:
+        """The back end's name."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do beyond the core."""
+        ...
+
+    async def probe(self) -> Accelerator:
+        """Find out what runs guests here, by booting one where need be; remembered across restarts.
+
+        Raises NotFound when the hypervisor or a guest file is missing, FailedPrecondition when
+        the accelerator that was asked for does not work."""
+        ...
+
+    async def start(
+        self, directory: Path, shape: MachineShape, *, tap_fd: int | None, share: Path
+    ) -> Machine:
+        """Boot a machine in the new ``directory``. ``tap_fd`` is an open tap that stays the caller's;
+        ``share`` is the host directory the guest can mount. A failure leaves nothing behind."""
+        ...
+
+    async def template(self, settle: Settle, *, progress: Progress | None = None) -> Template:
+        """The saved machine, built now unless a fitting one is on disk. Joins a build that is going on.
+
+        ``settle`` is called on the booted machine before it is saved: it waits for the agent and
+        brings it into the state that every clone shall start from; its connection must be closed
+        when it returns."""
+        ...
+
+    async def restore(
+        self, template: Template, directory: Path, *, tap_fd: int | None, share: Path
+    ) -> Machine:
+        """As :meth:`start`, from a template: running, its agent ready, in the template's shape.
+
+        Raises DataLoss when the template is damaged; it is then thrown away, and the next
+        :meth:`template` builds another."""
+        ...
+
+    async def recover(self, directory: Path) -> Machine:
+        """Find a machine again that an earlier daemon made; NotFound if it runs no more."""
+        ...
+
+    async def discard(self, directory: Path) -> None:
+        """End the machine in ``directory``, if any, and remove the directory. Idempotent."""
+        ...
