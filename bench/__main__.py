@@ -1,0 +1,153 @@
+"""Orlop beside its peers: ``python -m bench --help``. Needs root; takes minutes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+from tests.conformance import images, tools
+
+from bench import lifecycle, systems, usage
+from bench.client import Client
+from bench.report import Report, Scale
+
+REGISTRY = "127.0.0.1:15988"
+
+
+def say(message: str) -> None:
+    """Progress, for people."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rounds: int) -> None:
+    """All systems up at once; each round runs one pod's life on every one of them."""
+    with ExitStack() as stack:
+        clients: list[tuple[systems.System, Client]] = []
+        for number, system in enumerate(chosen):
+            try:
+                conf = images.registries_conf(REGISTRY)
+                running = stack.enter_context(
+                    systems.running(system, scratch / system.name, number, REGISTRY, conf)
+                )
+                client = Client(running.socket)
+                stack.callback(client.close)
+                lifecycle.pull(client)
+                lifecycle.whole_life(client, system.handler, "warm", f"{scratch}/logs")
+            except (RuntimeError, OSError, tools.ToolError, grpc.RpcError) as error:
+                report.missing[system.name] = reason(error)
+                say(f"{system.name}: {report.missing[system.name]}")
+                continue
+            clients.append((system, client))
+        for round_number in range(rounds):
+            for system, client in clients:
+                time.sleep(system.settle)
+                name = f"r{round_number}"
+                report.add(system.name, lifecycle.whole_life(client, system.handler, name, f"{scratch}/logs"))
+            say(f"round {round_number + 1} of {rounds}")
+
+
+def scaled(report: Report, system: systems.System, scratch: Path, counts: list[int], parallel: int) -> None:
+    """One system alone: its daemon's memory when idle, then 1, 2, 5 … pods at once."""
+    conf = images.registries_conf(REGISTRY)
+    before = usage.processes()
+    directory = scratch / f"scale-{parallel}-{system.name}"
+    with systems.running(system, directory, 9, REGISTRY, conf) as running:
+        client = Client(running.socket)
+        lifecycle.pull(client)
+        lifecycle.whole_life(client, system.handler, "warm", f"{scratch}/logs")
+        time.sleep(20)
+        idle = usage.measure(running.pid, before)
+        report.daemon_idle_mib[system.name] = idle.daemon_mib
+        for count in counts:
+            report.scale.setdefault(system.name, []).append(
+                one_scale(client, running, before, idle, f"{scratch}/logs", count, parallel)
+            )
+            say(f"{system.name}: {count} pods, {parallel} at a time: done")
+        client.close()
+
+
+def one_scale(
+    client: Client,
+    running: systems.Running,
+    before: set[int],
+    idle: usage.Usage,
+    logs: str,
+    count: int,
+    parallel: int,
+) -> Scale:
+    """Start ``count`` pods, look at memory and idle cost, end them."""
+    handler = running.system.handler
+    pods, seconds, times = lifecycle.start_many(
+        client, handler, f"s{count}p{parallel}", logs, count, parallel
+    )
+    # A pool refills after the last claim; what it makes is not of these pods.
+    time.sleep(10)
+    loaded = usage.measure(running.pid, before)
+    watched = 20.0
+    time.sleep(watched)
+    later = usage.measure(running.pid, before)
+    stop = lifecycle.end_many(client, pods, parallel)
+    time.sleep(3)
+    return Scale(
+        pods=count,
+        parallel=parallel,
+        start_seconds=seconds,
+        stop_seconds=stop,
+        first_ready_ms=times[0]["ready"],
+        last_ready_ms=times[-1]["ready"],
+        mib_per_pod=(loaded.others_mib - idle.others_mib) / count,
+        daemon_mib=loaded.daemon_mib,
+        idle_percent_of_core_per_pod=max(0.0, later.seconds - loaded.seconds) / watched / count * 100,
+    )
+
+
+def reason(error: Exception) -> str:
+    """One line about why a system could not run."""
+    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
+        return f"{error.code().name}: {error.details()}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def main() -> int:
+    """Run what the options choose and print the table."""
+    known = systems.known()
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--systems", default=",".join(known), help="comma-separated; default: all")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--scale", default="", help="numbers of pods at once, such as 1,2,5,10,20,40")
+    parser.add_argument("--parallel", type=int, default=1, help="pods started at a time with --scale")
+    parser.add_argument("--out", type=Path, default=Path("bench-results"))
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        parser.error("needs root: network namespaces, mounts and virtual machines are made")
+    unknown = set(options.systems.split(",")) - set(known)
+    if unknown:
+        parser.error(f"unknown systems: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    chosen = [known[name] for name in options.systems.split(",")]
+    report = Report()
+    scratch = Path(tempfile.mkdtemp(prefix="orlop-bench-", dir="/var/tmp"))
+    try:
+        with images.serve(images.storage(), REGISTRY):
+            if options.rounds:
+                interleaved(report, chosen, scratch, options.rounds)
+            for system in chosen if options.scale else []:
+                if system.name not in report.missing:
+                    scaled(
+                        report, system, scratch, [int(n) for n in options.scale.split(",")], options.parallel
+                    )
+    finally:
+        report.save(options.out)
+        shutil.rmtree(scratch, ignore_errors=True)
+    print(report.table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The life of one pod, timed call by call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from bench.client import Client, container_config, pod_config
+from orlop.cri.api import runtime_v1_pb2 as pb
+
+SLEEP = ("sleep", "1000000")
+Times = dict[str, float]
+
+
+@contextmanager
+def _timed(times: Times, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    times[name] = (time.perf_counter() - start) * 1000
+
+
+def start_pod(client: Client, handler: str, name: str, logs: str, times: Times) -> tuple[str, str]:
+    """A pod with one running container; adds the milliseconds of each call and their sum, ``ready``."""
+    pod = pod_config(name, logs)
+    container = container_config("main", *SLEEP)
+    begin = time.perf_counter()
+    with _timed(times, "RunPodSandbox"):
+        request = pb.RunPodSandboxRequest(config=pod, runtime_handler=handler)
+        pod_id = client.call("RunPodSandbox", request).pod_sandbox_id
+    with _timed(times, "CreateContainer"):
+        create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=pod)
+        container_id = client.call("CreateContainer", create).container_id
+    with _timed(times, "StartContainer"):
+        client.call("StartContainer", pb.StartContainerRequest(container_id=container_id))
+    times["ready"] = (time.perf_counter() - begin) * 1000
+    return pod_id, container_id
+
+
+def exec_true(client: Client, container_id: str, times: Times) -> None:
+    """The median of five ExecSync of ``true``; the first may fault pages in and counts as itself."""
+    samples = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        request = pb.ExecSyncRequest(container_id=container_id, cmd=["true"], timeout=30)
+        done = client.call("ExecSync", request)
+        samples.append((time.perf_counter() - begin) * 1000)
+        if done.exit_code != 0:
+            raise RuntimeError(f"ExecSync of true ended with {done.exit_code}: {done.stderr!r}")
+    times["ExecSync first"] = samples[0]
+    times["ExecSync"] = sorted(samples)[2]
+
+
+def end_pod(client: Client, pod_id: str, times: Times) -> None:
+    """Stop and remove, as a kubelet does when the pod is deleted with no grace."""
+    begin = time.perf_counter()
+    with _timed(times, "StopPodSandbox"):
+        client.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod_id))
+    with _timed(times, "RemovePodSandbox"):
+        client.call("RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+    times["stop+remove"] = (time.perf_counter() - begin) * 1000
+
+
+def whole_life(client: Client, handler: str, name: str, logs: str) -> Times:
+    """Start, exec, stop, remove."""
+    times: Times = {}
+    pod_id, container_id = start_pod(client, handler, name, logs, times)
+    exec_true(client, container_id, times)
+    end_pod(client, pod_id, times)
+    return times
+
+
+def start_many(
+    client: Client, handler: str, prefix: str, logs: str, count: int, parallel: int
+) -> tuple[list[str], float, list[Times]]:
+    """``count`` pods, ``parallel`` at a time: their ids, the seconds for all, each one's times."""
+
+    def one(index: int) -> tuple[str, Times]:
+        times: Times = {}
+        pod_id, _ = start_pod(client, handler, f"{prefix}-{index}", logs, times)
+        return pod_id, times
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(parallel) as pool:
+        results = list(pool.map(one, range(count)))
+    return [pod for pod, _ in results], time.perf_counter() - begin, [times for _, times in results]
+
+
+def end_many(client: Client, pods: list[str], parallel: int) -> float:
+    """Stop and remove them all; the seconds it took."""
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(lambda pod: end_pod(client, pod, {}), pods))
+    return time.perf_counter() - begin
+
+
+def pull(client: Client) -> None:
+    """Have the image there before anything is timed."""
+    from bench.client import IMAGE
+
+    client.call("PullImage", pb.PullImageRequest(image=pb.ImageSpec(image=IMAGE)))

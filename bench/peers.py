@@ -1,0 +1,80 @@
+"""The runtimes that Orlop is measured against, found on the machine or built from their Go modules."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from tests.conformance import tools
+
+CONTAINERD_VERSION = "2.3.4"
+GVISOR_VERSION = "0.0.0-20250205023644-9414b50a5633"
+
+
+def _build(
+    peer: str,
+    module: str,
+    version: str,
+    packages: dict[str, str],
+    tags: str = "",
+    edit: tuple[str, str, str] = ("", "", ""),
+) -> Path:
+    """A directory with the commands of a Go module, ``{name: package}``, built once and cached.
+
+    ``edit`` is a file of the module's source, a text in it, and what to put in its place.
+    """
+    target = tools.cache_dir() / "peers" / f"{peer}-{version}"
+    if all((target / name).exists() for name in packages):
+        return target
+    go = tools.find_go()
+    tools.say(f"building {', '.join(packages)} {version} (minutes, once)")
+    with tempfile.TemporaryDirectory(prefix="orlop-peer-") as scratch_name:
+        scratch = Path(scratch_name)
+        output = tools.run([go, "mod", "download", "-json", f"{module}@v{version}"], cwd=scratch)
+        directory = re.search(r'"Dir": "([^"]+)"', output)
+        if directory is None:
+            raise tools.ToolError(f"go mod download of {module} named no directory")
+        source = scratch / "source"
+        shutil.copytree(directory[1], source)
+        for path in (source, *source.rglob("*")):
+            path.chmod(path.stat().st_mode | 0o200)
+        file, old, new = edit
+        if file:
+            (source / file).write_text((source / file).read_text().replace(old, new))
+        env = {"GOFLAGS": "-mod=mod -buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+        target.mkdir(parents=True, exist_ok=True)
+        for name, package in packages.items():
+            built = target / f".{name}"
+            tools.run([go, "build", "-trimpath", "-tags", tags, "-o", built, package], cwd=source, env=env)
+            built.rename(target / name)
+    return target
+
+
+def containerd() -> Path:
+    """The directory of containerd, its runc shim and ctr."""
+    packages = {name: f"./cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")}
+    module = "github.com/containerd/containerd/v2"
+    return _build("containerd", module, CONTAINERD_VERSION, packages, "no_btrfs no_devmapper no_zfs")
+
+
+def debian_containerd() -> Path:
+    """The directory of the containerd that Debian ships, unpacked and not installed."""
+    return tools.debian_packages(["containerd"]) / "usr/bin"
+
+
+def gvisor() -> Path:
+    """The directory of runsc and its containerd shim.
+
+    The shim wants an OOM score of -999 and fails on a host whose root lacks CAP_SYS_RESOURCE.
+    """
+    edit = ("pkg/shim/service.go", "oomScoreMaxKillable = -999", "oomScoreMaxKillable = 0")
+    packages = {"runsc": "./runsc", "containerd-shim-runsc-v1": "./shim"}
+    return _build("gvisor", "gvisor.dev/gvisor", GVISOR_VERSION, packages, edit=edit)
+
+
+def search_path(*directories: Path) -> str:
+    """A PATH with the directories in front."""
+    return os.pathsep.join([*map(os.fspath, directories), os.environ.get("PATH", os.defpath)])

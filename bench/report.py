@@ -1,0 +1,158 @@
+"""What a run found: a JSON document, a table for people, a plot."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+BASE = "containerd-runc"
+MEASURES = (
+    "ready",
+    "RunPodSandbox",
+    "CreateContainer",
+    "StartContainer",
+    "ExecSync first",
+    "ExecSync",
+    "StopPodSandbox",
+    "RemovePodSandbox",
+    "stop+remove",
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``pods`` pods of one system at once. Times in seconds, memory in MiB."""
+
+    pods: int
+    parallel: int
+    start_seconds: float
+    stop_seconds: float
+    first_ready_ms: float
+    last_ready_ms: float
+    mib_per_pod: float
+    daemon_mib: float
+    idle_percent_of_core_per_pod: float
+
+
+@dataclass
+class Report:
+    """All figures of a run. ``samples[system][measure]`` are milliseconds, one for each round."""
+
+    samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    scale: dict[str, list[Scale]] = field(default_factory=dict)
+    daemon_idle_mib: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def add(self, system: str, times: Mapping[str, float]) -> None:
+        """One round of a system."""
+        measures = self.samples.setdefault(system, {})
+        for name, value in times.items():
+            measures.setdefault(name, []).append(value)
+
+    def save(self, directory: Path) -> None:
+        """Write ``bench.json`` and ``bench.svg``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        document = {**asdict(self), "summary": self.summary(), "host": platform.platform()}
+        (directory / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
+        if self.samples:
+            plot(self, directory / "bench.svg")
+
+    def summary(self) -> dict[str, dict[str, dict[str, float]]]:
+        """``[system][measure]``: median, p95, and the ratio of the median to containerd + runc."""
+        result: dict[str, dict[str, dict[str, float]]] = {}
+        base = self.samples.get(BASE, {})
+        for system, measures in self.samples.items():
+            for name, values in measures.items():
+                line = {"median": statistics.median(values), "p95": percentile(values, 0.95)}
+                if base.get(name):
+                    line["ratio"] = line["median"] / statistics.median(base[name])
+                result.setdefault(system, {})[name] = line
+        return result
+
+    def table(self) -> str:
+        """Medians with p95 and ratios, one row for each measure; then memory and scale."""
+        summary = self.summary()
+        rows = [["median / p95 ms (ratio)", *summary]]
+        for measure in MEASURES:
+            row = [measure]
+            for system in summary:
+                line = summary[system].get(measure)
+                row.append("-" if line is None else _cell(line))
+            rows.append(row)
+        lines = _align(rows)
+        for system, scales in self.scale.items():
+            lines.append("")
+            heads = [
+                "pods",
+                "parallel",
+                "start s",
+                "stop s",
+                "1st ms",
+                "last ms",
+                "MiB/pod",
+                "daemon MiB",
+                "idle %/pod",
+            ]
+            body = [
+                [
+                    str(s.pods),
+                    str(s.parallel),
+                    *(f"{value:.2f}" for value in (s.start_seconds, s.stop_seconds)),
+                    *(f"{value:.0f}" for value in (s.first_ready_ms, s.last_ready_ms)),
+                    *(f"{value:.1f}" for value in (s.mib_per_pod, s.daemon_mib)),
+                    f"{s.idle_percent_of_core_per_pod:.3f}",
+                ]
+                for s in scales
+            ]
+            lines.extend(_align([[system, *heads], *(["", *row] for row in body)]))
+        lines.append("")
+        lines.extend(f"{name}: daemon idle {mib:.1f} MiB" for name, mib in self.daemon_idle_mib.items())
+        lines.extend(f"{name}: not measured, {reason}" for name, reason in self.missing.items())
+        return "\n".join(lines)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that ``share`` of the sorted values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _cell(line: Mapping[str, float]) -> str:
+    ratio = f" ({line['ratio']:.2f})" if "ratio" in line else ""
+    return f"{line['median']:.0f} / {line['p95']:.0f}{ratio}"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def plot(report: Report, path: Path) -> None:
+    """Bars of the medians for each system, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    shown = ("ready", "ExecSync", "stop+remove")
+    summary = report.summary()
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(12, 0.45 * len(summary) + 1.6), sharey=True)
+    for axis, measure in zip(axes, shown, strict=True):
+        names = [system for system in summary if measure in summary[system]]
+        values = [summary[system][measure]["median"] for system in names]
+        colours = ["#1f6f8b" if name.startswith("orlop") else "#b0b7bd" for name in names]
+        bars = axis.barh(names, values, color=colours)
+        axis.bar_label(bars, fmt="%.0f", padding=3)
+        axis.set_title(f"{measure} (ms, median)")
+        axis.margins(x=0.18)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)

@@ -1,0 +1,194 @@
+"""The systems measured: each a CRI socket that a private daemon serves from a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import peers
+
+CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
+SOURCE = Path(__file__).resolve().parent.parent / "src"
+
+
+@dataclass(frozen=True)
+class System:
+    """How to start one system. ``prepare`` writes its files and returns its command line."""
+
+    name: str
+    handler: str
+    prepare: Callable[[Path, str, str], list[str]]
+    environment: dict[str, str] = field(default_factory=dict)
+    settle: float = 0.5
+
+
+@dataclass(frozen=True)
+class Running:
+    """A system that serves: its daemon's pid and its CRI socket."""
+
+    system: System
+    pid: int
+    socket: str
+
+
+def write_network(directory: Path, name: str, number: int) -> None:
+    """A bridge network of the system's own, so that all of them pay for the same plug-ins."""
+    directory.mkdir(parents=True, exist_ok=True)
+    ipam = {
+        "type": "host-local",
+        "ranges": [[{"subnet": f"10.{210 + number}.0.0/16"}]],
+        "dataDir": os.fspath(directory / "leases"),
+    }
+    bridge = {"type": "bridge", "bridge": f"bench{number}", "isGateway": True, "ipMasq": False, "ipam": ipam}
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    conflist = {"cniVersion": "1.0.0", "name": f"bench-{name}", "plugins": [bridge, portmap]}
+    (directory / "10-bench.conflist").write_text(json.dumps(conflist))
+
+
+def _orlop(extra: str) -> Callable[[Path, str, str], list[str]]:
+    def prepare(directory: Path, registry: str, registries_conf: str) -> list[str]:
+        (directory / "registries.conf").write_text(registries_conf)
+        (directory / "config.toml").write_text(
+            f'socket = "{directory}/cri.sock"\nroot = "{directory}/root"\nstate = "{directory}/state"\n'
+            f'[images]\nregistries_conf = "{directory}/registries.conf"\n'
+            f'[network]\nconf_dir = "{directory}/cni"\n{extra}'
+        )
+        guests = Path("/var/lib/orlop/guest")
+        (directory / "root").mkdir(exist_ok=True)
+        if guests.exists():
+            (directory / "root" / "guest").symlink_to(guests)
+        return [sys.executable, "-m", "orlop.daemon", "--config", f"{directory}/config.toml"]
+
+    return prepare
+
+
+def _hosts(directory: Path, registry: str) -> Path:
+    """containerd's hosts directory that sends registry.k8s.io to the loopback registry."""
+    hosts = directory / "certs.d" / "registry.k8s.io"
+    hosts.mkdir(parents=True, exist_ok=True)
+    (hosts / "hosts.toml").write_text(
+        f'server = "http://{registry}/v2/registry.k8s.io"\n'
+        f'[host."http://{registry}/v2/registry.k8s.io"]\n'
+        'capabilities = ["pull", "resolve"]\noverride_path = true\n'
+    )
+    return hosts.parent
+
+
+def _runtimes(prefix: str) -> str:
+    return "".join(
+        f'[{prefix}.runtimes.{name}]\nruntime_type = "{kind}"\n' + options
+        for name, kind, options in (
+            ("runc", "io.containerd.runc.v2", ""),
+            ("crun", "io.containerd.runc.v2", f'[{prefix}.runtimes.crun.options]\nBinaryName = "crun"\n'),
+            ("runsc", "io.containerd.runsc.v1", ""),
+        )
+    )
+
+
+def _containerd(directory: Path, registry: str, _conf: str) -> list[str]:
+    images, runtime = "plugins.'io.containerd.cri.v1.images'", "plugins.'io.containerd.cri.v1.runtime'"
+    (directory / "config.toml").write_text(
+        f'version = 3\nroot = "{directory}/root"\nstate = "{directory}/state"\n'
+        f'[grpc]\naddress = "{directory}/cri.sock"\n[ttrpc]\naddress = "{directory}/ttrpc.sock"\n'
+        f'[{images}]\nsnapshotter = "overlayfs"\n'
+        f'[{images}.pinned_images]\nsandbox = "registry.k8s.io/pause:3.10"\n'
+        f'[{images}.registry]\nconfig_path = "{_hosts(directory, registry)}"\n'
+        f'[{runtime}]\nrestrict_oom_score_adj = true\n[{runtime}.containerd]\ndefault_runtime_name = "runc"\n'
+        f"{_runtimes(f'{runtime}.containerd')}"
+        f'[{runtime}.cni]\nbin_dirs = {json.dumps(CNI_BIN)}\nconf_dir = "{directory}/cni"\n'
+    )
+    return [os.fspath(peers.containerd() / "containerd"), "--config", f"{directory}/config.toml"]
+
+
+def _debian_containerd(directory: Path, registry: str, _conf: str) -> list[str]:
+    cri = 'plugins."io.containerd.grpc.v1.cri"'
+    bin_dir = next((path for path in CNI_BIN if (Path(path) / "bridge").exists()), CNI_BIN[0])
+    (directory / "config.toml").write_text(
+        f'version = 2\nroot = "{directory}/root"\nstate = "{directory}/state"\n'
+        f'[grpc]\naddress = "{directory}/cri.sock"\n[ttrpc]\naddress = "{directory}/ttrpc.sock"\n'
+        f'[{cri}]\nrestrict_oom_score_adj = true\nsandbox_image = "registry.k8s.io/pause:3.10"\n'
+        f'[{cri}.registry]\nconfig_path = "{_hosts(directory, registry)}"\n'
+        f'[{cri}.containerd]\ndefault_runtime_name = "runc"\n{_runtimes(f"{cri}.containerd")}'
+        f'[{cri}.cni]\nbin_dir = "{bin_dir}"\nconf_dir = "{directory}/cni"\n'
+    )
+    return _hide_hybrid(
+        [os.fspath(peers.debian_containerd() / "containerd"), "--config", f"{directory}/config.toml"]
+    )
+
+
+def _hide_hybrid(command: list[str]) -> list[str]:
+    """crun refuses a host with version 1 cgroups that has version 2 mounted beside them."""
+    unified = Path("/sys/fs/cgroup/unified")
+    if not unified.is_mount():
+        return command
+    return ["unshare", "--mount", "sh", "-c", f'umount {unified}; exec "$@"', "sh", *command]
+
+
+def known() -> dict[str, System]:
+    """Every system by name. Making a peer's binaries waits until it is started."""
+    python = {"PYTHONPATH": os.fspath(SOURCE)}
+    return {
+        system.name: system
+        for system in (
+            System("orlop-vm-pool", "vm", _orlop("[vm.pool]\nsize = 2\n"), python, settle=3.0),
+            System("orlop-vm-template", "vm", _orlop("[vm.pool]\nsize = 0\n"), python),
+            System("orlop-vm-cold", "vm", _orlop("[vm]\ntemplate = false\n[vm.pool]\nsize = 0\n"), python),
+            System("orlop-process", "process", _orlop("[vm.pool]\nsize = 0\n"), python),
+            System("containerd-runc", "runc", _containerd),
+            System("containerd-gvisor", "runsc", _containerd, {"NEEDS": "gvisor"}),
+            System("containerd-1.6-runc", "runc", _debian_containerd),
+            System("containerd-1.6-crun", "crun", _debian_containerd),
+        )
+    }
+
+
+@contextmanager
+def running(system: System, directory: Path, number: int, registry: str, conf: str) -> Iterator[Running]:
+    """The system's daemon, serving, until the block ends. Raises RuntimeError with its last words."""
+    directory.mkdir(parents=True)
+    write_network(directory / "cni", system.name, number)
+    command = system.prepare(directory, registry, conf)
+    path = [Path(command[0]).parent] + (
+        [peers.gvisor()] if system.environment.get("NEEDS") == "gvisor" else []
+    )
+    environment = {**os.environ, **system.environment, "PATH": peers.search_path(*path)}
+    log = directory / "daemon.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    socket_path = f"{directory}/cri.sock"
+    try:
+        _wait_for(system.name, process, socket_path, log)
+        yield Running(system, process.pid, socket_path)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(name: str, process: subprocess.Popen[bytes], path: str, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+                return
+            except OSError:
+                time.sleep(0.05)
+    last = log.read_text(errors="replace").strip().splitlines()[-3:]
+    raise RuntimeError(f"{name} does not serve {path}: {' / '.join(last)}")
