@@ -67,7 +67,8 @@ class Events:
             while True:
                 if subscriber.overrun.is_set() and subscriber.queue.empty():
                     raise ResourceExhausted(
-                        f"the subscriber lagged more than {self._length} events behind; list, then subscribe again"
+                        f"the subscriber lagged more than {self._length} events behind; "
+                        "list, then subscribe again"
                     )
                 yield await subscriber.queue.get()
         finally:

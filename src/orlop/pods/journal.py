@@ -148,7 +148,7 @@ class Journal:
                 raise Internal(f"journal {self._path} cannot be opened: {error}") from error
             aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
             log.error(
-                "journal %s is damaged (%s); it is kept as %s and a new one is begun: pods that ran are unknown now",
+                "journal %s is damaged (%s); it is kept as %s and a new one is begun without its pods",
                 self._path,
                 error,
                 aside,

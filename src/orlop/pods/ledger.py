@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -49,6 +49,15 @@ class Ledger:
     async def close(self) -> None:
         """Flush the journal and let go of it."""
         await self._journal.close()
+
+    @property
+    def count(self) -> int:
+        """How many pods and containers are known."""
+        return len(self._pods) + len(self._containers)
+
+    def ids(self) -> set[str]:
+        """The ids of all that is known."""
+        return {*self._pods, *self._containers}
 
     # Pods
 
@@ -146,12 +155,12 @@ class Ledger:
             yield
 
 
-async def _put(table: dict[str, R], record: R, write: object) -> None:
+async def _put(table: dict[str, R], record: R, write: Callable[[R], Awaitable[None]]) -> None:
     """Show ``record`` at once, so that a concurrent change builds on it; take it back on failure."""
     before = table.get(record.id)
     table[record.id] = record
     try:
-        await write(record)  # type: ignore[operator]
+        await write(record)
     except Exception:
         if table.get(record.id) is record:
             if before is None:

@@ -33,3 +33,19 @@ class ImageLike(Protocol):
     def config(self) -> ImageConfigLike: ...  # noqa: D102
     @property
     def layers(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+class Images(Protocol):
+    """The image store. None of this blocks."""
+
+    def status(self, reference: str) -> ImageLike | None:
+        """The pulled image of that reference or id."""
+        ...
+
+    def use(self, image_id: str, owner: str) -> None:
+        """Keep the image's layers until ``owner`` releases them. NotFound for an unknown image."""
+        ...
+
+    def release(self, owner: str) -> None:
+        """``owner`` uses no image any more. Idempotent."""
+        ...

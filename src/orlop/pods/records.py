@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import msgspec
+
 from orlop.sandbox.spec import ContainerSpec, ContainerStats, PodSpec, PodStats, Resources, Value
 
 REASON_COMPLETED = "Completed"
@@ -50,13 +52,14 @@ SHOWN_CONTAINERS = frozenset(
 )
 
 
-class PodRecord(Value):
+class PodRecord(Value, frozen=True):
     """One pod sandbox.
 
     ``spec.handler`` is the handler that runs it, ``runtime_handler`` what the caller asked for
     ("" when it left the choice to us) and ``handler_reason`` why the former was chosen.
     ``reason`` says why a NOTREADY pod is no longer ready ("" when it was asked to stop).
     ``request`` is the digest of what was asked for, by which a retry is told from a clash of names.
+    ``stop_requested`` is set before the pod is stopped, so that a stop cut short by a crash is carried on.
     """
 
     spec: PodSpec
@@ -68,6 +71,7 @@ class PodRecord(Value):
     addresses: tuple[str, ...] = ()
     netns: str = ""
     reason: str = ""
+    stop_requested: bool = False
 
     @property
     def id(self) -> str:
@@ -85,7 +89,7 @@ class PodRecord(Value):
         return self.phase is PodPhase.READY
 
 
-class UserIds(Value):
+class UserIds(Value, frozen=True):
     """Who a container's first process runs as."""
 
     uid: int
@@ -93,7 +97,7 @@ class UserIds(Value):
     groups: tuple[int, ...] = ()
 
 
-class ContainerRecord(Value):
+class ContainerRecord(Value, frozen=True):
     """One container.
 
     ``image`` is the reference as the caller wrote it, ``image_ref`` what the container runs
@@ -108,8 +112,8 @@ class ContainerRecord(Value):
     created_at: int
     request: str = ""
     start_requested: bool = False
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
     image: str = ""
     user_image: str = ""
     image_ref: str = ""
@@ -166,7 +170,7 @@ class EventKind(StrEnum):
     DELETED = "deleted"
 
 
-class Event(Value):
+class Event(Value, frozen=True):
     """Something that happened to a container, or to a pod (then ``container_id`` is the pod's id).
 
     ``pod`` and ``containers`` are the whole pod's state just after it, or the last known one
@@ -180,31 +184,31 @@ class Event(Value):
     containers: tuple[ContainerRecord, ...] = ()
 
 
-class PodFilter(Value):
+class PodFilter(Value, frozen=True):
     """Which pods to list; empty fields match everything. ``id`` may be a unique-enough prefix."""
 
     id: str = ""
     ready: bool | None = None
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class ContainerFilter(Value):
+class ContainerFilter(Value, frozen=True):
     """Which containers to list; empty fields match everything."""
 
     id: str = ""
     pod_id: str = ""
     phase: ContainerPhase | None = None
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class ContainerUse(Value):
+class ContainerUse(Value, frozen=True):
     """A running container and what it uses."""
 
     record: ContainerRecord
     stats: ContainerStats
 
 
-class PodUse(Value):
+class PodUse(Value, frozen=True):
     """A ready pod, what it uses, and the records of the containers in ``stats.containers``."""
 
     record: PodRecord
@@ -212,7 +216,7 @@ class PodUse(Value):
     containers: tuple[ContainerRecord, ...] = ()
 
 
-class Handler(Value):
+class Handler(Value, frozen=True):
     """A RuntimeClass handler and why it cannot be used now ("" when it can)."""
 
     name: str

@@ -8,10 +8,12 @@ asked for as a :class:`ContainerRequest`; :mod:`orlop.pods.resolve` turns it int
 
 from __future__ import annotations
 
+import msgspec
+
 from orlop.sandbox.spec import Device, IdMapping, Namespaces, Propagation, Resources, Seccomp, Value
 
 
-class MountRequest(Value):
+class MountRequest(Value, frozen=True):
     """A volume: a path of the host, or with ``image`` a path inside an image that was pulled."""
 
     container_path: str
@@ -26,7 +28,7 @@ class MountRequest(Value):
     gid_mappings: tuple[IdMapping, ...] = ()
 
 
-class SecurityRequest(Value):
+class SecurityRequest(Value, frozen=True):
     """The security context as asked for.
 
     Capabilities are names with or without ``CAP_``, or ``ALL``. ``user_id`` wins over
@@ -52,13 +54,13 @@ class SecurityRequest(Value):
     selinux_label: str = ""
 
 
-class ContainerRequest(Value):
+class ContainerRequest(Value, frozen=True):
     """A container as asked for.
 
     ``image`` is a reference or an id that was pulled before, ``user_image`` what the user
     wrote. ``command`` and ``args`` are CRI's (they override the image's entrypoint and cmd),
     ``log_path`` is relative to the pod's log directory, ``stop_signal`` a name like
-    ``SIGTERM`` or "".
+    ``SIGTERM`` or "", ``cdi_devices`` fully qualified names (``vendor.com/class=name``).
     """
 
     pod_id: str
@@ -76,9 +78,10 @@ class ContainerRequest(Value):
     stdin: bool = False
     stdin_once: bool = False
     log_path: str = ""
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
     resources: Resources = Resources()
     security: SecurityRequest = SecurityRequest()
     namespaces: Namespaces = Namespaces()
     stop_signal: str = ""
+    cdi_devices: tuple[str, ...] = ()

@@ -211,3 +211,7 @@ class SandboxDriver(Protocol):
     async def discard(self, pod_id: str) -> None:
         """Remove every trace of a pod: processes, network, leases, mounts, disks, directories."""
         ...
+
+    async def traces(self) -> list[str]:
+        """The ids of all pods that the driver keeps anything of, for a daemon whose records are lost."""
+        ...

@@ -1,0 +1,326 @@
+"""The life of a container: create, start, stop, remove.
+
+    CREATING --create--> CREATED --start--> RUNNING --exit--> EXITED --remove--> REMOVING --> gone
+
+Each arrow that somebody asked for is in the journal before its step is taken; the exit is there
+before anybody is told of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+
+import msgspec
+
+from orlop import tracing
+from orlop.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from orlop.pods import cdi, resolve
+from orlop.pods import ledger as ledgers
+from orlop.pods.node import Node, now, reason_of
+from orlop.pods.records import (
+    CODE_KILLED,
+    CODE_START_FAILED,
+    REASON_COMPLETED,
+    REASON_ERROR,
+    REASON_OOM,
+    REASON_SANDBOX_LOST,
+    REASON_START_FAILED,
+    ContainerPhase,
+    ContainerRecord,
+    EventKind,
+    PodRecord,
+)
+from orlop.pods.requests import ContainerRequest
+from orlop.sandbox.base import Sandbox
+from orlop.sandbox.spec import ExitStatus, Resources
+
+log = logging.getLogger(__name__)
+
+KILL_GRACE = 30.0
+"""Seconds within which a killed container must be dead."""
+
+SIGKILL = int(signal.SIGKILL)
+
+
+class Containers:
+    """The verbs on containers."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    # Create
+
+    async def create(self, request: ContainerRequest) -> str:
+        """Make a container ready to start and return its id; a repeated call joins the first."""
+        if not request.name:
+            raise InvalidArgument(f"container of pod {request.pod_id[:12]}: its name is empty")
+        pod = self._node.pod(request.pod_id)
+        clash = AlreadyExists(
+            f"container {request.name}, attempt {request.attempt} exists in pod {pod.spec.namespace}/"
+            f"{pod.spec.name} and differs from the one asked for; "
+            "remove it first, or ask for the next attempt"
+        )
+        key = ("create", pod.id, request.name, request.attempt)
+        return await self._node.made.run(
+            key, request, lambda: self._create(pod, request, clash), conflict=lambda: clash
+        )
+
+    async def _create(self, pod: PodRecord, request: ContainerRequest, clash: AlreadyExists) -> str:
+        node = self._node
+        sandbox = node.sandbox(pod.id)
+        digest = ledgers.digest(request)
+        for member in node.ledger.shown_members(pod.id):
+            if (member.name, member.spec.attempt) == (request.name, request.attempt):
+                if member.request == digest and member.phase is ContainerPhase.CREATED:
+                    return member.id
+                raise clash
+        container_id = secrets.token_hex(32)
+        try:
+            record = await self._resolve(pod, request, container_id, digest)
+            with tracing.span("pods.record", container=container_id):
+                await node.ledger.put_container(record)
+            with tracing.span("sandbox.create", container=container_id):
+                await sandbox.create(record.spec)
+            if (current := node.ledger.find_pod(pod.id)) is None or not current.ready:
+                raise FailedPrecondition(
+                    f"pod {pod.spec.namespace}/{pod.spec.name} was stopped while container {request.name} "
+                    "was being made"
+                )
+            await node.ledger.put_container(msgspec.structs.replace(record, phase=ContainerPhase.CREATED))
+        except BaseException:
+            await self._undo(container_id, sandbox)
+            raise
+        node.events.publish(EventKind.CREATED, container_id, pod.id)
+        return container_id
+
+    async def _resolve(
+        self, pod: PodRecord, request: ContainerRequest, container_id: str, digest: str
+    ) -> ContainerRecord:
+        """All that was asked for made definite, its images held for the container."""
+        images = self._node.images
+        image = resolve.find_image(images.status, request.image, f"container {request.name}")
+        images.use(image.id, container_id)
+        spec = await asyncio.to_thread(
+            resolve.container, request, container_id, pod.spec, image, images.status
+        )
+        names = cdi.requested(request)
+        if names:
+            spec = await asyncio.to_thread(cdi.apply, spec, names)
+        for mount in spec.mounts:
+            if mount.image is not None:
+                images.use(mount.image.image_id, container_id)
+        return ContainerRecord(
+            spec=spec,
+            phase=ContainerPhase.CREATING,
+            created_at=now(),
+            request=digest,
+            labels=request.labels,
+            annotations=request.annotations,
+            image=request.image,
+            user_image=request.user_image,
+            image_ref=resolve.image_reference(image),
+            stop_signal=resolve.signal_name(spec.stop_signal),
+            user=resolve.known_user(spec.security),
+        )
+
+    async def _undo(self, container_id: str, sandbox: Sandbox) -> None:
+        """Remove what a failed create left, even while being cancelled."""
+        self._node.images.release(container_id)
+        if self._node.ledger.find_container(container_id) is None:
+            return
+        try:
+            await sandbox.delete(container_id)
+            await self._node.ledger.drop_container(container_id)
+        except Exception as error:
+            log.warning(
+                "container %s cannot be removed, it goes with its pod: %s",
+                container_id[:12],
+                reason_of(error),
+            )
+
+    # Start
+
+    async def start(self, ref: str) -> None:
+        """Run a created container's process."""
+        record = self._node.container(ref)
+        await self._node.done.run(("start", record.id), None, lambda: self._start(record.id))
+
+    async def _start(self, container_id: str) -> None:
+        ledger = self._node.ledger
+        async with ledger.locked(container_id):
+            record = self._node.container(container_id)
+            if record.phase is not ContainerPhase.CREATED:
+                raise FailedPrecondition(
+                    f"container {record.name} ({container_id[:12]}) cannot be started, it is {record.phase}"
+                )
+            sandbox = self._node.sandbox(record.pod_id)
+            await ledger.change_container(container_id, start_requested=True)
+            try:
+                with tracing.span("sandbox.start", container=container_id):
+                    started_at = await sandbox.start(container_id)
+            except Exception as error:
+                await self.start_failed(container_id, error)
+                raise
+            await self.started(container_id, started_at, sandbox)
+
+    async def start_failed(self, container_id: str, error: Exception) -> None:
+        """Record that a container's process could not be run."""
+        await self._node.ledger.change_container(
+            container_id,
+            phase=ContainerPhase.EXITED,
+            finished_at=now(),
+            exit_code=CODE_START_FAILED,
+            reason=REASON_START_FAILED,
+            message=reason_of(error),
+        )
+
+    async def started(self, container_id: str, started_at: int, sandbox: Sandbox) -> None:
+        """Record that a container runs, tell of it, and watch it."""
+        record = await self._node.ledger.change_container(
+            container_id, phase=ContainerPhase.RUNNING, started_at=started_at
+        )
+        self._node.events.publish(EventKind.STARTED, container_id, record.pod_id)
+        self.watch(container_id, sandbox)
+
+    def watch(self, container_id: str, sandbox: Sandbox) -> None:
+        """Record the exit of a running container when it comes."""
+        self._node.watchers[container_id] = self._node.tasks.spawn(
+            self._watch(container_id, sandbox), f"watch container {container_id[:12]}"
+        )
+
+    async def _watch(self, container_id: str, sandbox: Sandbox) -> None:
+        await self._exited(container_id, await sandbox.wait_container(container_id))
+
+    async def _exited(self, container_id: str, status: ExitStatus, reason: str = "") -> None:
+        record = self._node.ledger.find_container(container_id)
+        if record is None or record.phase is not ContainerPhase.RUNNING:
+            return
+        if not reason:
+            reason = REASON_COMPLETED if status.code == 0 else REASON_ERROR
+        await self._node.ledger.change_container(
+            container_id,
+            phase=ContainerPhase.EXITED,
+            finished_at=status.finished_at or now(),
+            exit_code=status.code,
+            reason=REASON_OOM if status.oom_killed else reason,
+            message=status.message,
+        )
+        self._node.events.publish(EventKind.STOPPED, container_id, record.pod_id)
+
+    async def settle(self, container_id: str, grace: float, reason: str) -> None:
+        """Record the exit of a container whose pod runs no more: its own if known within ``grace``."""
+        record = self._node.ledger.find_container(container_id)
+        if record is None or record.phase is not ContainerPhase.RUNNING:
+            return
+        watcher = self._node.watchers.pop(container_id, None)
+        if watcher is not None:
+            await asyncio.wait([watcher], timeout=grace)
+            watcher.cancel()
+        killed = ExitStatus(code=CODE_KILLED, finished_at=now(), message=reason)
+        await self._exited(container_id, killed, REASON_SANDBOX_LOST if reason else REASON_ERROR)
+
+    # Stop
+
+    async def stop(self, ref: str, timeout: float) -> None:
+        """Send the stop signal, and KILL after ``timeout`` seconds (at once when 0); idempotent.
+
+        Raises DeadlineExceeded when even a killed container does not end.
+        """
+        record = self._node.ledger.find_container(ref)
+        if record is None or record.phase is not ContainerPhase.RUNNING:
+            return
+        sandbox = self._node.sandboxes.get(record.pod_id)
+        watcher = self._node.watchers.get(record.id)
+        if sandbox is None or watcher is None:
+            await self.settle(record.id, 0, "its pod runs no more")
+            return
+        with tracing.span("sandbox.stop_container", container=record.id):
+            await self._stop_ladder(record, sandbox, watcher, timeout)
+        if watcher.done() and not watcher.cancelled() and (error := watcher.exception()) is not None:
+            # The sandbox could not tell of the exit: it is dying, which the pod's watcher records.
+            await self.settle(record.id, 0, reason_of(error))
+
+    async def _stop_ladder(
+        self, record: ContainerRecord, sandbox: Sandbox, watcher: asyncio.Task[None], timeout: float
+    ) -> None:
+        if timeout > 0:
+            await _signal(sandbox, record.id, record.spec.stop_signal)
+            done, _ = await asyncio.wait([watcher], timeout=timeout)
+            if done:
+                return
+            log.info(
+                "container %s (%s) still runs %g s after %s: killing it",
+                record.name,
+                record.id[:12],
+                timeout,
+                record.stop_signal,
+            )
+        await _signal(sandbox, record.id, SIGKILL)
+        done, _ = await asyncio.wait([watcher], timeout=KILL_GRACE)
+        if not done:
+            raise DeadlineExceeded(
+                f"container {record.name} ({record.id[:12]}) still runs {KILL_GRACE:g} s after KILL"
+            )
+
+    # Remove
+
+    async def remove(self, ref: str) -> None:
+        """Kill a container if it runs, then remove it; idempotent."""
+        record = self._node.ledger.find_container(ref)
+        if record is None or record.phase is ContainerPhase.CREATING:
+            return
+        await self._node.done.run(("remove", record.id), None, lambda: self._remove(record.id))
+
+    async def _remove(self, container_id: str) -> None:
+        node = self._node
+        async with node.ledger.locked(container_id):
+            await self.stop(container_id, 0)
+            record = node.ledger.find_container(container_id)
+            if record is None:
+                return
+            if record.phase is not ContainerPhase.REMOVING:
+                record = await node.ledger.change_container(container_id, phase=ContainerPhase.REMOVING)
+            if (sandbox := node.sandboxes.get(record.pod_id)) is not None:
+                with tracing.span("sandbox.delete", container=container_id):
+                    await sandbox.delete(container_id)
+            await node.end_watch(container_id)
+            node.images.release(container_id)
+            await node.ledger.drop_container(container_id)
+        node.events.publish(EventKind.DELETED, container_id, record.pod_id)
+
+    # Update
+
+    async def update(self, ref: str, resources: Resources) -> None:
+        """Change a container's limits; what is not set stays as it is."""
+        record = self._node.container(ref)
+        if record.phase not in (ContainerPhase.CREATED, ContainerPhase.RUNNING):
+            raise FailedPrecondition(
+                f"container {record.name} ({record.id[:12]}) cannot be updated, it is {record.phase}"
+            )
+        async with self._node.ledger.locked(record.id):
+            await self._node.sandbox(record.pod_id).update(record.id, resources)
+            spec = self._node.container(record.id).spec
+            new = msgspec.structs.replace(spec, resources=merged(spec.resources, resources))
+            await self._node.ledger.change_container(record.id, spec=new)
+
+    async def reopen_log(self, ref: str) -> None:
+        """Close and reopen a running container's log file."""
+        record, sandbox = self._node.running(ref)
+        await sandbox.reopen_log(record.id)
+
+
+def merged(old: Resources, new: Resources) -> Resources:
+    """``old`` with those limits replaced that ``new`` sets."""
+    fields = {name: value for name in new.__struct_fields__ if (value := getattr(new, name))}
+    return msgspec.structs.replace(old, **fields)
+
+
+async def _signal(sandbox: Sandbox, container_id: str, number: int) -> None:
+    """Send a signal; that the process has just ended is no failure."""
+    try:
+        await sandbox.signal(container_id, number)
+    except (NotFound, FailedPrecondition) as error:
+        log.debug("signal %d to container %s: %s", number, container_id[:12], error)

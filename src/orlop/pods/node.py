@@ -1,0 +1,112 @@
+"""What the verbs on pods and containers share: the records, the running sandboxes, the background work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+
+from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.pods.events import Events
+from orlop.pods.handlers import Handlers
+from orlop.pods.joint import JointCalls, Tasks
+from orlop.pods.ledger import Ledger
+from orlop.pods.ports import Images
+from orlop.pods.records import (
+    SHOWN_CONTAINERS,
+    SHOWN_PODS,
+    ContainerPhase,
+    ContainerRecord,
+    PodPhase,
+    PodRecord,
+)
+from orlop.sandbox.base import Sandbox
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Node:
+    """Everything that is known and everything that runs. Owned by the service."""
+
+    ledger: Ledger
+    events: Events
+    handlers: Handlers
+    images: Images
+    tasks: Tasks = field(default_factory=Tasks)
+    sandboxes: dict[str, Sandbox] = field(default_factory=dict)
+    watchers: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """The calls that retries can join, by what they make or unmake."""
+        self.made: JointCalls[str] = JointCalls(self.tasks)
+        self.done: JointCalls[None] = JointCalls(self.tasks)
+
+    def pod(self, ref: str) -> PodRecord:
+        """A pod that callers may see. Raises NotFound."""
+        record = self.ledger.pod(ref)
+        if record.phase not in SHOWN_PODS:
+            raise NotFound(f"pod {ref} does not exist")
+        return record
+
+    def container(self, ref: str) -> ContainerRecord:
+        """A container that callers may see. Raises NotFound."""
+        record = self.ledger.container(ref)
+        if record.phase not in SHOWN_CONTAINERS:
+            raise NotFound(f"container {ref} does not exist")
+        return record
+
+    def sandbox(self, pod_id: str) -> Sandbox:
+        """The sandbox of a pod that is ready. Raises FailedPrecondition when it is not."""
+        record = self.ledger.pod(pod_id)
+        sandbox = self.sandboxes.get(record.id)
+        if record.phase is not PodPhase.READY or sandbox is None:
+            why = f": {record.reason}" if record.reason else ""
+            raise FailedPrecondition(
+                f"pod {record.spec.namespace}/{record.spec.name} ({record.id[:12]}) does not run{why}"
+            )
+        return sandbox
+
+    def running(self, ref: str) -> tuple[ContainerRecord, Sandbox]:
+        """A container whose process runs, and its pod's sandbox. Raises FailedPrecondition."""
+        record = self.container(ref)
+        if record.phase is not ContainerPhase.RUNNING:
+            raise FailedPrecondition(
+                f"container {record.name} ({record.id[:12]}) does not run, it is {record.phase}"
+            )
+        return record, self.sandbox(record.pod_id)
+
+    async def drop_pod(self, pod_id: str) -> None:
+        """Remove every trace of a pod and forget it and its containers.
+
+        A pod whose traces cannot be removed stays in the journal as REMOVING, for the next try.
+        """
+        record = self.ledger.pod(pod_id)
+        if record.phase is not PodPhase.REMOVING:
+            await self.ledger.change_pod(pod_id, phase=PodPhase.REMOVING)
+        await self.handlers.driver(record.handler).discard(pod_id)
+        self.sandboxes.pop(pod_id, None)
+        for member in self.ledger.members(pod_id):
+            self.images.release(member.id)
+            await self.ledger.drop_container(member.id)
+        await self.ledger.drop_pod(pod_id)
+
+    async def end_watch(self, object_id: str) -> None:
+        """Stop watching a pod or container that is gone; not from within its own watcher."""
+        watcher = self.watchers.pop(object_id, None)
+        if watcher is not None and watcher is not asyncio.current_task():
+            watcher.cancel()
+            await asyncio.wait([watcher])
+
+
+def now() -> int:
+    """Nanoseconds since the epoch."""
+    return time.time_ns()
+
+
+def reason_of(error: BaseException) -> str:
+    """One line for a record's ``reason`` or ``message``."""
+    if isinstance(error, OrlopError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

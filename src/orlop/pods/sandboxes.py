@@ -1,0 +1,244 @@
+"""The life of a pod: run, stop, remove.
+
+    STARTING --run--> READY --stop, or the sandbox dies--> NOTREADY --remove--> REMOVING --> gone
+
+Each arrow is in the journal before its step is taken. A run that fails or is cancelled goes
+through REMOVING as well; what could not be removed then is tried again by :mod:`.recovery`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from orlop import tracing
+from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from orlop.pods import ledger as ledgers
+from orlop.pods.containers import Containers, merged
+from orlop.pods.node import Node, now, reason_of
+from orlop.pods.records import SHOWN_PODS, EventKind, PodPhase, PodRecord
+from orlop.sandbox.base import Sandbox
+from orlop.sandbox.spec import PodSpec, Resources
+
+log = logging.getLogger(__name__)
+
+EXIT_GRACE = 10.0
+"""Seconds that the exits of a killed pod's containers may take to be known."""
+
+
+class Pods:
+    """The verbs on pods."""
+
+    def __init__(self, node: Node, containers: Containers) -> None:
+        self._node = node
+        self._containers = containers
+
+    # Run
+
+    async def run(self, spec: PodSpec) -> str:
+        """Start a pod and return its id; a repeated call joins the first, or returns its result."""
+        for what, value in (("name", spec.name), ("namespace", spec.namespace), ("uid", spec.uid)):
+            if not value:
+                raise InvalidArgument(f"pod {spec.namespace}/{spec.name}: its {what} is empty")
+        key = ("run", spec.namespace, spec.name, spec.uid, spec.attempt)
+        clash = AlreadyExists(
+            f"pod {spec.namespace}/{spec.name}, uid {spec.uid}, attempt {spec.attempt} exists and differs "
+            "from the one asked for; remove it first, or ask for the next attempt"
+        )
+        return await self._node.made.run(key, spec, lambda: self._run(spec, clash), conflict=lambda: clash)
+
+    async def _run(self, spec: PodSpec, clash: AlreadyExists) -> str:
+        request = ledgers.digest(spec)
+        if (known := self._same(spec)) is not None:
+            if known.phase is PodPhase.READY and known.request == request:
+                return known.id
+            if known.phase is PodPhase.READY:
+                raise clash
+            raise AlreadyExists(
+                f"pod {spec.namespace}/{spec.name}, attempt {spec.attempt} exists but runs no more; "
+                f"remove {known.id[:12]} first, or ask for the next attempt"
+            )
+        node = self._node
+        choice = node.handlers.choose(spec)
+        driver = node.handlers.driver(choice.handler)
+        wanted = msgspec.structs.replace(spec, id=secrets.token_hex(32), handler=choice.handler)
+        driver.check(wanted)
+        log.info(
+            "pod %s/%s is %s, handler %s: %s",
+            spec.namespace,
+            spec.name,
+            wanted.id[:12],
+            choice.handler,
+            choice.reason,
+        )
+        record = PodRecord(
+            spec=wanted,
+            phase=PodPhase.STARTING,
+            created_at=now(),
+            request=request,
+            runtime_handler=spec.handler,
+            handler_reason=choice.reason,
+        )
+        with tracing.span("pods.record", pod=wanted.id):
+            await node.ledger.put_pod(record)
+        try:
+            await _make_directory(spec.log_directory)
+            with tracing.span("sandbox.run", pod=wanted.id, handler=choice.handler):
+                sandbox = await driver.run(wanted)
+            # The state of an earlier record, so that it is shown only when all of it is known.
+            node.sandboxes[wanted.id] = sandbox
+            await node.ledger.put_pod(
+                msgspec.structs.replace(
+                    record,
+                    phase=PodPhase.READY,
+                    addresses=tuple(sandbox.addresses),
+                    netns=sandbox.netns,
+                )
+            )
+        except BaseException:
+            await self._undo(wanted)
+            raise
+        self.watch(wanted.id, sandbox)
+        node.events.publish(EventKind.CREATED, wanted.id, wanted.id)
+        node.events.publish(EventKind.STARTED, wanted.id, wanted.id)
+        return wanted.id
+
+    def _same(self, spec: PodSpec) -> PodRecord | None:
+        key = (spec.name, spec.namespace, spec.uid, spec.attempt)
+        for record in self._node.ledger.all_pods():
+            known = record.spec
+            if (
+                known.name,
+                known.namespace,
+                known.uid,
+                known.attempt,
+            ) == key and record.phase in SHOWN_PODS:
+                return record
+        return None
+
+    async def _undo(self, spec: PodSpec) -> None:
+        """Remove what a failed run left, even while being cancelled; the janitor does the rest."""
+        try:
+            await self._node.drop_pod(spec.id)
+        except Exception as error:
+            log.warning(
+                "pod %s/%s (%s) failed and its traces cannot be removed yet: %s",
+                spec.namespace,
+                spec.name,
+                spec.id[:12],
+                reason_of(error),
+            )
+
+    def watch(self, pod_id: str, sandbox: Sandbox) -> None:
+        """Notice when the sandbox dies by itself."""
+        self._node.watchers[pod_id] = self._node.tasks.spawn(
+            self._watch(pod_id, sandbox), f"watch pod {pod_id[:12]}"
+        )
+
+    async def _watch(self, pod_id: str, sandbox: Sandbox) -> None:
+        reason = await sandbox.wait()
+        ledger = self._node.ledger
+        async with ledger.locked(pod_id):
+            record = ledger.find_pod(pod_id)
+            if record is None or record.phase is not PodPhase.READY or record.stop_requested:
+                return
+            log.warning(
+                "pod %s/%s (%s) died: %s", record.spec.namespace, record.spec.name, pod_id[:12], reason
+            )
+            await ledger.change_pod(pod_id, phase=PodPhase.NOTREADY, reason=reason or "the sandbox ended")
+        await self._settle_members(pod_id, reason)
+        self._node.events.publish(EventKind.STOPPED, pod_id, pod_id)
+
+    # Stop
+
+    async def stop(self, ref: str) -> None:
+        """Kill all that runs in a pod and release its network and its VM; idempotent."""
+        record = self._node.ledger.find_pod(ref)
+        if record is None or record.phase not in SHOWN_PODS:
+            return
+        await self._node.done.run(("stop", record.id), None, lambda: self._stop(record.id))
+
+    async def _stop(self, pod_id: str) -> None:
+        async with self._node.ledger.locked(pod_id):
+            await self.stop_locked(pod_id)
+
+    async def stop_locked(self, pod_id: str) -> None:
+        """The same for a caller that holds the pod's lock."""
+        node, ledger = self._node, self._node.ledger
+        record = ledger.find_pod(pod_id)
+        if record is None or record.phase not in SHOWN_PODS:
+            return
+        sandbox = node.sandboxes.get(pod_id)
+        if record.phase is PodPhase.NOTREADY and sandbox is None:
+            return
+        if not record.stop_requested:
+            await ledger.change_pod(pod_id, stop_requested=True)
+        with tracing.span("sandbox.stop", pod=pod_id):
+            if sandbox is not None:
+                await sandbox.stop()
+            else:
+                await node.handlers.driver(record.handler).discard(pod_id)
+        await self._settle_members(pod_id, "")
+        node.sandboxes.pop(pod_id, None)
+        await node.end_watch(pod_id)
+        if record.phase is PodPhase.READY:
+            await ledger.change_pod(pod_id, phase=PodPhase.NOTREADY)
+            node.events.publish(EventKind.STOPPED, pod_id, pod_id)
+
+    async def _settle_members(self, pod_id: str, reason: str) -> None:
+        """Record the exits of all containers of a pod that runs no more."""
+        members = self._node.ledger.members(pod_id)
+        await asyncio.gather(*(self._containers.settle(member.id, EXIT_GRACE, reason) for member in members))
+
+    # Remove
+
+    async def remove(self, ref: str) -> None:
+        """Stop a pod if it runs, then remove it and its containers; idempotent."""
+        record = self._node.ledger.find_pod(ref)
+        if record is None or record.phase is PodPhase.STARTING:
+            return
+        await self._node.done.run(("remove", record.id), None, lambda: self._remove(record.id))
+
+    async def _remove(self, pod_id: str) -> None:
+        node, ledger = self._node, self._node.ledger
+        async with ledger.locked(pod_id):
+            await self.stop_locked(pod_id)
+            record = ledger.find_pod(pod_id)
+            if record is None:
+                return
+            members = ledger.members(pod_id)
+            with tracing.span("sandbox.discard", pod=pod_id):
+                await node.drop_pod(pod_id)
+        for member in members:
+            await node.end_watch(member.id)
+            node.events.publish(EventKind.DELETED, member.id, record)
+        node.events.publish(EventKind.DELETED, pod_id, record)
+
+    # Update
+
+    async def update(self, ref: str, overhead: Resources, resources: Resources) -> None:
+        """Change the limits of the pod as a whole; what is not set stays as it is."""
+        record = self._node.pod(ref)
+        async with self._node.ledger.locked(record.id):
+            sandbox = self._node.sandbox(record.id)
+            spec = self._node.pod(record.id).spec
+            new = msgspec.structs.replace(
+                spec, overhead=merged(spec.overhead, overhead), resources=merged(spec.resources, resources)
+            )
+            with tracing.span("sandbox.resize", pod=record.id):
+                await sandbox.resize(new.overhead, new.resources)
+            await self._node.ledger.change_pod(record.id, spec=new)
+
+
+async def _make_directory(path: str) -> None:
+    """The pod's log directory, which a kubelet has made already."""
+    if not path or Path(path).is_dir():
+        return
+    try:
+        await asyncio.to_thread(Path(path).mkdir, 0o755, True, True)
+    except OSError as error:
+        raise FailedPrecondition(f"log directory {path} cannot be made: {error.strerror}") from error

@@ -1,0 +1,230 @@
+"""The one object that the CRI servicers and the streaming server talk to.
+
+Every id may be the full one or a unique prefix of it. Raises :mod:`orlop.errors` only. What
+stops or removes is idempotent, and does nothing for what does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+from orlop import config as configuration
+from orlop.pods.containers import Containers
+from orlop.pods.events import Events
+from orlop.pods.execs import ExecResult, Execs
+from orlop.pods.handlers import Handlers
+from orlop.pods.journal import Journal
+from orlop.pods.ledger import Ledger
+from orlop.pods.node import Node
+from orlop.pods.ports import Images
+from orlop.pods.records import (
+    ContainerFilter,
+    ContainerRecord,
+    ContainerUse,
+    Event,
+    Handler,
+    PodFilter,
+    PodRecord,
+    PodUse,
+)
+from orlop.pods.recovery import Recovery
+from orlop.pods.requests import ContainerRequest
+from orlop.pods.sandboxes import Pods
+from orlop.pods.usage import Usage
+from orlop.sandbox.base import Connection, ProcessIO, SandboxDriver
+from orlop.sandbox.spec import ExecSpec, PodSpec, Resources
+
+ALL_PODS = PodFilter()
+ALL_CONTAINERS = ContainerFilter()
+
+
+async def _no_network() -> str:
+    return ""
+
+
+class PodService:
+    """Pods and containers of this node; :meth:`open` before use, :meth:`close` after it.
+
+    ``absent`` are handlers that this machine cannot offer, with the reason. ``network`` says why
+    pods would get no network now, or "".
+    """
+
+    def __init__(
+        self,
+        config: configuration.Config,
+        images: Images,
+        drivers: Mapping[str, SandboxDriver],
+        *,
+        absent: Mapping[str, str] | None = None,
+        network: Callable[[], Awaitable[str]] = _no_network,
+    ) -> None:
+        self.ledger = Ledger(Journal(config.root_dir / "journal.db"))
+        events = Events(self.ledger)
+        self._handlers = Handlers(drivers, config.default_handler, absent)
+        self._node = Node(ledger=self.ledger, events=events, handlers=self._handlers, images=images)
+        self._network = network
+        self._containers = Containers(self._node)
+        self._pods = Pods(self._node, self._containers)
+        self._execs = Execs(self._node)
+        self._usage = Usage(self._node)
+        self._recovery = Recovery(self._node, self._pods, self._containers)
+
+    async def open(self) -> dict[str, str]:
+        """Read the journal, open the drivers, find again what runs and remove what was half made.
+
+        Returns the handlers that cannot be used, with the reason.
+        """
+        await self.ledger.open()
+        absent = await self._handlers.open()
+        await self._recovery.run()
+        self._node.tasks.spawn(self._recovery.janitor(), "janitor")
+        return absent
+
+    async def close(self) -> None:
+        """Undo what is half made and let go of everything; pods that run keep running."""
+        await self._node.tasks.close()
+        await self._handlers.close()
+        await self.ledger.close()
+
+    # Pods
+
+    async def run_pod(self, spec: PodSpec) -> str:
+        """Start a pod; its id. A repeated call joins the first."""
+        return await self._pods.run(spec)
+
+    async def stop_pod(self, pod_id: str) -> None:
+        """Kill what runs in the pod, release its network."""
+        await self._pods.stop(pod_id)
+
+    async def remove_pod(self, pod_id: str) -> None:
+        """Remove the pod and its containers, stopping them first."""
+        await self._pods.remove(pod_id)
+
+    def pod(self, pod_id: str) -> PodRecord:
+        """One pod. Raises NotFound."""
+        return self._node.pod(pod_id)
+
+    def pods(self, filter: PodFilter = ALL_PODS) -> list[PodRecord]:  # noqa: A002 - CRI's word
+        """The pods that match."""
+        return self.ledger.pods(filter)
+
+    def pod_info(self, pod_id: str) -> dict[str, object]:
+        """For verbose status: which handler and why, and what the sandbox tells of itself."""
+        record = self._node.pod(pod_id)
+        sandbox = self._node.sandboxes.get(record.id)
+        return {
+            "handler": record.handler,
+            "handlerReason": record.handler_reason,
+            "reason": record.reason,
+            "netns": record.netns,
+            "sandbox": dict(sandbox.info) if sandbox is not None else {},
+        }
+
+    async def update_pod_resources(self, pod_id: str, overhead: Resources, resources: Resources) -> None:
+        """Change the limits of the pod as a whole."""
+        await self._pods.update(pod_id, overhead, resources)
+
+    # Containers
+
+    async def create_container(self, request: ContainerRequest) -> str:
+        """Make a container ready to start; its id. A repeated call joins the first."""
+        return await self._containers.create(request)
+
+    async def start_container(self, container_id: str) -> None:
+        """Run the container's process."""
+        await self._containers.start(container_id)
+
+    async def stop_container(self, container_id: str, timeout: float) -> None:
+        """Stop signal, then KILL after ``timeout`` seconds."""
+        await self._containers.stop(container_id, timeout)
+
+    async def remove_container(self, container_id: str) -> None:
+        """Remove the container, killing it first."""
+        await self._containers.remove(container_id)
+
+    def container(self, container_id: str) -> ContainerRecord:
+        """One container. Raises NotFound."""
+        return self._node.container(container_id)
+
+    def containers(self, filter: ContainerFilter = ALL_CONTAINERS) -> list[ContainerRecord]:  # noqa: A002
+        """The containers that match."""
+        return self.ledger.containers(filter)
+
+    def container_info(self, container_id: str) -> dict[str, object]:
+        """For verbose status: the resolved command, the pod and its handler."""
+        record = self._node.container(container_id)
+        pod = self.ledger.find_pod(record.pod_id)
+        return {
+            "sandboxID": record.pod_id,
+            "handler": pod.handler if pod is not None else "",
+            "args": list(record.spec.args),
+            "cwd": record.spec.cwd,
+            "user": record.spec.security.user,
+            "capabilities": list(record.spec.security.capabilities),
+            "layers": len(record.spec.layers),
+        }
+
+    async def update_container(self, container_id: str, resources: Resources) -> None:
+        """Change the container's limits."""
+        await self._containers.update(container_id, resources)
+
+    async def reopen_log(self, container_id: str) -> None:
+        """Close and reopen the container's log file."""
+        await self._containers.reopen_log(container_id)
+
+    # Streams
+
+    async def exec_sync(self, container_id: str, args: tuple[str, ...], timeout: float = 0) -> ExecResult:
+        """Run a command to its end; DeadlineExceeded after ``timeout`` seconds (0: no limit)."""
+        return await self._execs.exec_sync(container_id, args, timeout)
+
+    async def exec(self, container_id: str, spec: ExecSpec) -> ProcessIO:
+        """Start a command; the caller closes its streams."""
+        return await self._execs.exec(container_id, spec)
+
+    async def attach(self, container_id: str, *, stdin: bool) -> ProcessIO:
+        """Join the container's streams; the caller closes them."""
+        return await self._execs.attach(container_id, stdin=stdin)
+
+    async def connect(self, pod_id: str, port: int) -> Connection:
+        """Connect to a port on the pod's loopback; the caller closes it."""
+        return await self._execs.connect(pod_id, port)
+
+    # Statistics and events
+
+    async def container_stats(self, container_id: str) -> ContainerUse:
+        """What one container uses."""
+        return await self._usage.container(container_id)
+
+    async def list_container_stats(
+        self,
+        filter: ContainerFilter = ALL_CONTAINERS,  # noqa: A002
+    ) -> list[ContainerUse]:
+        """What the running containers that match use."""
+        return await self._usage.containers(filter)
+
+    async def pod_stats(self, pod_id: str) -> PodUse:
+        """What one pod uses."""
+        return await self._usage.pod(pod_id)
+
+    async def list_pod_stats(self, filter: PodFilter = ALL_PODS) -> list[PodUse]:  # noqa: A002
+        """What the ready pods that match use."""
+        return await self._usage.pods(filter)
+
+    def events(self) -> AsyncIterator[Event]:
+        """What happens from now on. ResourceExhausted for a reader that lags too far."""
+        return self._node.events.subscribe()
+
+    # The node
+
+    async def handlers(self) -> list[Handler]:
+        """The RuntimeClass handlers."""
+        return await self._handlers.all()
+
+    async def runtime_reason(self) -> str:
+        """Why a pod that names no handler cannot be run now, or ""."""
+        return await self._handlers.default_reason()
+
+    async def network_reason(self) -> str:
+        """Why pods would get no network now, or ""."""
+        return await self._network()
