@@ -177,6 +177,7 @@ def running(system: System, directory: Path, number: int, registry: str, conf: s
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        subprocess.run(["ip", "link", "delete", f"bench{number}"], capture_output=True, check=False)
 
 
 def _wait_for(name: str, process: subprocess.Popen[bytes], path: str, log: Path) -> None:

@@ -1,0 +1,170 @@
+"""Root file system, volumes and logs: ``python -m bench.disk``. Needs root; takes minutes.
+
+Each system runs one pod with the same container and does the same work with the same busybox, in the
+root file system and in a volume from the host; the rounds are interleaved. Then a container writes
+500 MB to its log while the daemon's memory is watched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from tests.conformance import images, tools
+
+from bench import lifecycle, systems, usage
+from bench.__main__ import REGISTRY, reason, say
+from bench.client import Client, container_config, pod_config
+from orlop.cri.api import runtime_v1_pb2 as pb
+
+# {d} is the directory worked in. Each is timed as one ExecSync less the time of an empty one.
+WORK = {
+    "write 64 MiB + sync": "dd if=/dev/zero of={d}/big bs=1M count=64 conv=fsync",
+    "read 64 MiB again": "dd if={d}/big of=/dev/null bs=1M",
+    "make 1000 files": "mkdir {d}/m && cd {d}/m && for i in $(seq 1000); do : > f$i; done",
+    "stat 1000 files": "ls -l {d}/m",
+    "remove 1000 files": "rm -r {d}/m",
+}
+LOG_MB = 500
+
+
+@dataclass(frozen=True)
+class Place:
+    """A running container of a system."""
+
+    system: systems.System
+    daemon: int
+    client: Client
+    pod: str
+    container: str
+    volume: Path
+
+
+def start(stack: ExitStack, system: systems.System, number: int, scratch: Path) -> Place:
+    """The system, a pod on it, a container with a volume."""
+    conf = images.registries_conf(REGISTRY)
+    running = stack.enter_context(systems.running(system, scratch / system.name, number, REGISTRY, conf))
+    client = Client(running.socket)
+    stack.callback(client.close)
+    lifecycle.pull(client)
+    volume = scratch / f"volume-{system.name}"
+    volume.mkdir()
+    logs = f"{scratch}/logs-{system.name}"
+    pod = pod_config("disk", logs)
+    request = pb.RunPodSandboxRequest(config=pod, runtime_handler=system.handler)
+    pod_id = client.call("RunPodSandbox", request).pod_sandbox_id
+    stack.callback(lifecycle.end_pod, client, pod_id, {})
+    container = container_config("main", *lifecycle.SLEEP)
+    container.mounts.append(pb.Mount(container_path="/volume", host_path=os.fspath(volume)))
+    create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=pod)
+    container_id = client.call("CreateContainer", create).container_id
+    client.call("StartContainer", pb.StartContainerRequest(container_id=container_id))
+    return Place(system, running.pid, client, pod_id, container_id, volume)
+
+
+def run(place: Place, script: str) -> float:
+    """Milliseconds of one ExecSync of a shell script; raises RuntimeError when it fails."""
+    begin = time.perf_counter()
+    request = pb.ExecSyncRequest(container_id=place.container, cmd=["sh", "-c", script], timeout=300)
+    done = place.client.call("ExecSync", request, timeout=330)
+    if done.exit_code != 0:
+        raise RuntimeError(f"{place.system.name}: {script!r} ended with {done.exit_code}: {done.stderr!r}")
+    return (time.perf_counter() - begin) * 1000
+
+
+def one_round(place: Place, results: dict[str, dict[str, list[float]]]) -> None:
+    """All the work, in the root file system and in the volume."""
+    empty = min(run(place, ":") for _ in range(3))
+    for where, directory in (("root", "/bench"), ("volume", "/volume/bench")):
+        run(place, f"mkdir {directory}")
+        for name, script in WORK.items():
+            spent = run(place, script.format(d=directory)) - empty
+            results.setdefault(f"{where}: {name}", {}).setdefault(place.system.name, []).append(spent)
+        run(place, f"rm -r {directory}")
+
+
+def stream_log(place: Place, scratch: Path) -> tuple[float, float, float]:
+    """``(MB/s, daemon MiB before, its highest MiB)`` while a container logs 500 MB."""
+    logs = Path(f"{scratch}/logs-{place.system.name}")
+    logs.mkdir(exist_ok=True)
+    pod = pod_config("disk", os.fspath(logs))
+    container = container_config("talker", "sh", "-c", f"yes {'x' * 99} | head -c {LOG_MB}000000")
+    before = usage.pss_mib(place.daemon)
+    highest, ended = before, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not ended.wait(0.2):
+            highest = max(highest, usage.pss_mib(place.daemon))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        create = pb.CreateContainerRequest(pod_sandbox_id=place.pod, config=container, sandbox_config=pod)
+        container_id = place.client.call("CreateContainer", create).container_id
+        begin = time.perf_counter()
+        place.client.call("StartContainer", pb.StartContainerRequest(container_id=container_id))
+        status = pb.ContainerStatusRequest(container_id=container_id)
+        while place.client.call("ContainerStatus", status).status.state != pb.CONTAINER_EXITED:
+            time.sleep(0.1)
+        spent = time.perf_counter() - begin
+    finally:
+        ended.set()
+        watcher.join()
+    written = sum(path.stat().st_size for path in logs.iterdir() if path.name.startswith("talker"))
+    if written < LOG_MB * 1_000_000:
+        raise RuntimeError(f"{place.system.name}: the log holds {written} bytes of {LOG_MB} MB")
+    return LOG_MB / spent, before, highest
+
+
+def main() -> int:
+    """Run and print."""
+    known = systems.known()
+    parser = argparse.ArgumentParser(prog="bench.disk", description=__doc__)
+    parser.add_argument("--systems", default="orlop-vm-pool,orlop-process,containerd-runc,containerd-gvisor")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    results: dict[str, dict[str, list[float]]] = {}
+    scratch = Path(tempfile.mkdtemp(prefix="orlop-bench-", dir="/var/tmp"))
+    try:
+        with images.serve(images.storage(), REGISTRY), ExitStack() as stack:
+            places = []
+            for number, name in enumerate(options.systems.split(",")):
+                try:
+                    places.append(start(stack, known[name], number, scratch))
+                except (RuntimeError, OSError, tools.ToolError, grpc.RpcError) as error:
+                    say(f"{name}: not measured, {reason(error)}")
+            for number in range(options.rounds):
+                for place in tuple(places):
+                    try:
+                        one_round(place, results)
+                    except RuntimeError as error:
+                        say(f"{place.system.name}: left out, {error}")
+                        places.remove(place)
+                say(f"round {number + 1} of {options.rounds}")
+            for work, columns in results.items():
+                cells = [f"{name} {statistics.median(values):.0f} ms" for name, values in columns.items()]
+                print(f"{work:<28}{'   '.join(cells)}")
+            for place in places:
+                speed, before, highest = stream_log(place, scratch)
+                print(
+                    f"log of {LOG_MB} MB: {place.system.name} {speed:.1f} MB/s, "
+                    f"daemon {before:.0f} -> at most {highest:.0f} MiB"
+                )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
