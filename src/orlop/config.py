@@ -25,7 +25,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of the sections below."""
 
 
-class GuestConfig(Section):
+class GuestConfig(Section, frozen=True):
     """The kernel and images that a VM starts from; empty paths mean those of ``orlop guest build``."""
 
     kernel: str = ""
@@ -33,14 +33,14 @@ class GuestConfig(Section):
     image: str = ""
 
 
-class PoolConfig(Section):
+class PoolConfig(Section, frozen=True):
     """Ready VMs kept for the next pods. ``size`` 0 turns the pool off."""
 
     size: int = 2
     max_memory_mib: int = 2048
 
 
-class VmConfig(Section):
+class VmConfig(Section, frozen=True):
     """Pods of the handler ``vm``.
 
     ``default_memory_mib`` and ``default_vcpus`` hold for pods without limits; limits come on
@@ -64,14 +64,14 @@ class VmConfig(Section):
     pool: PoolConfig = PoolConfig()
 
 
-class ProcessConfig(Section):
+class ProcessConfig(Section, frozen=True):
     """Pods of the handler ``process``. ``runtime`` is "auto", or a runc-compatible command."""
 
     runtime: str = "auto"
     conmon: str = "conmon"
 
 
-class ImageConfig(Section):
+class ImageConfig(Section, frozen=True):
     """Where images come from. ``registries_conf`` and ``auth_file`` are containers/image files
     (containers-registries.conf(5), containers-auth.json(5)); empty means that library's defaults."""
 
@@ -82,7 +82,7 @@ class ImageConfig(Section):
     max_parallel_pulls: int = 3
 
 
-class NetworkConfig(Section):
+class NetworkConfig(Section, frozen=True):
     """Where CNI finds its configuration and plug-ins."""
 
     conf_dir: str = "/etc/cni/net.d"
@@ -90,7 +90,7 @@ class NetworkConfig(Section):
     timeout: float = 60.0
 
 
-class StreamingConfig(Section):
+class StreamingConfig(Section, frozen=True):
     """The server behind Exec, Attach and PortForward. Port 0 picks a free one."""
 
     address: str = "127.0.0.1"
@@ -101,7 +101,7 @@ class StreamingConfig(Section):
     idle_timeout: float = 4 * 3600.0
 
 
-class MetricsConfig(Section):
+class MetricsConfig(Section, frozen=True):
     """Prometheus endpoint; port 0 turns it off. ``otlp_endpoint`` turns tracing on."""
 
     address: str = "127.0.0.1"
@@ -109,7 +109,7 @@ class MetricsConfig(Section):
     otlp_endpoint: str = ""
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """The whole file. ``root`` survives a reboot, ``state`` does not."""
 
     socket: str = "/run/orlop/orlop.sock"

@@ -26,7 +26,7 @@ from orlop.sandbox.spec import (
 )
 
 
-class Features(Value):
+class Features(Value, frozen=True):
     """What a handler can do (CRI ``RuntimeHandlerFeatures``)."""
 
     recursive_read_only_mounts: bool = False

@@ -41,14 +41,14 @@ class SeccompMode(StrEnum):
     LOCALHOST = "localhost"
 
 
-class Seccomp(Value):
+class Seccomp(Value, frozen=True):
     """A seccomp choice; ``path`` is the host's profile file for LOCALHOST."""
 
     mode: SeccompMode = SeccompMode.UNCONFINED
     path: str = ""
 
 
-class IdMapping(Value):
+class IdMapping(Value, frozen=True):
     """One range of a user namespace."""
 
     container_id: int
@@ -56,7 +56,7 @@ class IdMapping(Value):
     length: int
 
 
-class Namespaces(Value):
+class Namespaces(Value, frozen=True):
     """The namespaces of a pod, or of a container in it."""
 
     network: NamespaceMode = NamespaceMode.POD
@@ -68,7 +68,7 @@ class Namespaces(Value):
     gid_mappings: tuple[IdMapping, ...] = ()
 
 
-class Dns(Value):
+class Dns(Value, frozen=True):
     """What goes into /etc/resolv.conf; all empty means the node's own file."""
 
     servers: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class Dns(Value):
     options: tuple[str, ...] = ()
 
 
-class PortMapping(Value):
+class PortMapping(Value, frozen=True):
     """A port of the host that leads to one of the pod. ``host_port`` is never 0 here."""
 
     protocol: str
@@ -85,7 +85,7 @@ class PortMapping(Value):
     host_ip: str = ""
 
 
-class Resources(Value):
+class Resources(Value, frozen=True):
     """Limits of a container or the sum for a pod. 0 means no limit was asked for."""
 
     cpu_period: int = 0
@@ -101,7 +101,7 @@ class Resources(Value):
     unified: tuple[tuple[str, str], ...] = ()
 
 
-class PodSpec(Value):
+class PodSpec(Value, frozen=True):
     """A pod sandbox as asked for."""
 
     id: str
@@ -128,7 +128,7 @@ class PodSpec(Value):
     handler: str = "vm"
 
 
-class ImageVolume(Value):
+class ImageVolume(Value, frozen=True):
     """An OCI image mounted as a read-only volume: its layers, bottom first, as EROFS files.
 
     ``reference`` is the image as it was asked for, ``image_ref`` its repository digest (or its id).
@@ -141,7 +141,7 @@ class ImageVolume(Value):
     image_ref: str = ""
 
 
-class Mount(Value):
+class Mount(Value, frozen=True):
     """A volume. ``host_path`` is absolute and existed when the request came; or ``image`` is set."""
 
     container_path: str
@@ -155,7 +155,7 @@ class Mount(Value):
     gid_mappings: tuple[IdMapping, ...] = ()
 
 
-class Device(Value):
+class Device(Value, frozen=True):
     """A device node of the host to show in the container; ``permissions`` of ``rwm``."""
 
     host_path: str
@@ -163,7 +163,7 @@ class Device(Value):
     permissions: str = "rwm"
 
 
-class Security(Value):
+class Security(Value, frozen=True):
     """What the container's processes may do.
 
     ``capabilities`` is the final effective set without the ``CAP_`` prefix, upper case (the
@@ -188,7 +188,7 @@ class Security(Value):
     selinux_label: str = ""
 
 
-class ContainerSpec(Value):
+class ContainerSpec(Value, frozen=True):
     """A container as asked for, with its image resolved.
 
     ``layers`` are EROFS files on the host, bottom first. ``args`` is never empty. ``env``
@@ -219,7 +219,7 @@ class ContainerSpec(Value):
     annotations: dict[str, str] = {}
 
 
-class ExecSpec(Value):
+class ExecSpec(Value, frozen=True):
     """A further process in a running container; it inherits the container's env, cwd and security."""
 
     args: tuple[str, ...]
@@ -227,7 +227,7 @@ class ExecSpec(Value):
     stdin: bool = False
 
 
-class ExitStatus(Value):
+class ExitStatus(Value, frozen=True):
     """How a process ended. ``code`` is 128 + signal for a death by signal, as shells count."""
 
     code: int
@@ -236,7 +236,7 @@ class ExitStatus(Value):
     message: str = ""
 
 
-class CpuStats(Value):
+class CpuStats(Value, frozen=True):
     """Processor time used, in nanoseconds of one core, and at which rate just now."""
 
     timestamp: int = 0
@@ -244,7 +244,7 @@ class CpuStats(Value):
     usage_nano_cores: int = 0
 
 
-class MemoryStats(Value):
+class MemoryStats(Value, frozen=True):
     """Memory as the cgroup counts it (cgroup v2 ``memory.current`` and ``memory.stat``)."""
 
     timestamp: int = 0
@@ -257,7 +257,7 @@ class MemoryStats(Value):
     swap: int = 0
 
 
-class FilesystemStats(Value):
+class FilesystemStats(Value, frozen=True):
     """Space taken by a container's writable layer."""
 
     timestamp: int = 0
@@ -266,7 +266,7 @@ class FilesystemStats(Value):
     inodes: int = 0
 
 
-class InterfaceStats(Value):
+class InterfaceStats(Value, frozen=True):
     """Counters of one network interface, as the pod sees it."""
 
     name: str
@@ -280,7 +280,7 @@ class InterfaceStats(Value):
     tx_dropped: int = 0
 
 
-class PressureStats(Value):
+class PressureStats(Value, frozen=True):
     """One line of a PSI file: averages in percent, total in microseconds."""
 
     some_avg10: float = 0.0
@@ -293,7 +293,7 @@ class PressureStats(Value):
     full_total: int = 0
 
 
-class IoStats(Value):
+class IoStats(Value, frozen=True):
     """Block input and output of a cgroup, in bytes and operations."""
 
     timestamp: int = 0
@@ -303,7 +303,7 @@ class IoStats(Value):
     writes: int = 0
 
 
-class ContainerStats(Value):
+class ContainerStats(Value, frozen=True):
     """Use of one running container."""
 
     container_id: str
@@ -318,7 +318,7 @@ class ContainerStats(Value):
     oom_events: int = 0
 
 
-class PodStats(Value):
+class PodStats(Value, frozen=True):
     """Use of a whole pod. Under ``vm`` the pod's figures include the VM's overhead, once.
 
     ``overhead_memory`` is the part that no container accounts for (bytes of the VM process
