@@ -6,8 +6,10 @@ ends. Nothing is spawned, and no thread of the daemon stays in a foreign namespa
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,12 +23,15 @@ T = TypeVar("T")
 
 KINDS = {"net": sys.CLONE_NEWNET, "ipc": sys.CLONE_NEWIPC, "uts": sys.CLONE_NEWUTS}
 
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
+
 
 async def create(paths: Mapping[str, Path], *, hostname: str = "") -> None:
     """Make a new namespace for each kind ("net", "ipc", "uts") and pin it at the path given.
 
-    ``hostname`` is set in a new UTS namespace. A failure or cancellation leaves nothing behind.
-    Raises OSError.
+    ``hostname`` is set in a new UTS namespace; a new network namespace has its
+    loopback up. A failure or cancellation leaves nothing behind. Raises OSError.
     """
 
     def make() -> None:
@@ -37,6 +42,8 @@ async def create(paths: Mapping[str, Path], *, hostname: str = "") -> None:
             sys.unshare(sum(KINDS[kind] for kind in paths))
             if hostname and "uts" in paths:
                 socket.sethostname(hostname)
+            if "net" in paths:
+                _loopback_up()
             for kind, path in paths.items():
                 sys.mount(f"/proc/thread-self/ns/{kind}", path, "", sys.MS_BIND)
         except BaseException:
@@ -51,6 +58,12 @@ async def create(paths: Mapping[str, Path], *, hostname: str = "") -> None:
             for path in paths.values():
                 remove(path)
         raise
+
+
+def _loopback_up() -> None:
+    request = struct.pack("16sH14x", b"lo", _IFF_UP)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCSIFFLAGS, request)
 
 
 def remove(path: Path) -> None:

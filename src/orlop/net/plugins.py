@@ -1,0 +1,109 @@
+"""Run one CNI plug-in (CNI specification 1.0, sections 2 and 4)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orlop.errors import Code, OrlopError, Unavailable
+from orlop.host import process
+from orlop.net.model import Value
+
+_OUTPUT_LIMIT = 4 << 20
+_SHOWN = 1000
+
+
+class PluginFailed(Unavailable):
+    """A plug-in refused or failed; ``cni_code`` is the code of its error document (0: none)."""
+
+    code = Code.UNAVAILABLE
+
+    def __init__(self, message: str, cni_code: int = 0) -> None:
+        super().__init__(message)
+        self.cni_code = cni_code
+
+
+class Invocation(Value, frozen=True):
+    """The parameters that every plug-in of a chain gets; ``netns`` is empty when it is gone."""
+
+    container_id: str
+    netns: str
+    interface: str
+    arguments: tuple[tuple[str, str], ...] = ()
+
+    def environment(self, command: str, bin_dirs: Sequence[str]) -> dict[str, str]:
+        """The environment of a plug-in process."""
+        return {
+            "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": self.container_id,
+            "CNI_NETNS": self.netns,
+            "CNI_IFNAME": self.interface,
+            "CNI_ARGS": ";".join(f"{key}={value}" for key, value in self.arguments),
+            "CNI_PATH": ":".join(bin_dirs),
+        }
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    msg: str = ""
+    details: str = ""
+
+
+def find(kind: str, bin_dirs: Sequence[str]) -> Path | None:
+    """The plug-in's program in the first directory that has it."""
+    for directory in bin_dirs:
+        path = Path(directory) / kind
+        if os.access(path, os.X_OK):
+            return path
+    return None
+
+
+async def execute(
+    command: str,
+    document: Mapping[str, Any],
+    invocation: Invocation,
+    *,
+    bin_dirs: Sequence[str],
+    timeout: float,
+) -> bytes:
+    """Run the plug-in named by ``document["type"]`` and return what it wrote.
+
+    Raises PluginFailed with the plug-in's name, the network's and the reason.
+    """
+    kind, network = str(document["type"]), document.get("name", "")
+    about = f"CNI plug-in {kind} of network {network} failed to {command}"
+    program = find(kind, bin_dirs)
+    if program is None:
+        raise PluginFailed(f"{about}: it is in none of {', '.join(bin_dirs)}")
+    try:
+        done = await process.run(
+            [program],
+            input=msgspec.json.encode(document),
+            env=invocation.environment(command, bin_dirs),
+            timeout=timeout,
+            check=False,
+            output_limit=_OUTPUT_LIMIT,
+        )
+    except OrlopError as error:
+        raise PluginFailed(f"{about}: {error}") from error
+    if done.returncode == 0:
+        return done.stdout
+    raise _failure(about, done)
+
+
+def _failure(about: str, done: process.Completed) -> PluginFailed:
+    try:
+        error = msgspec.json.decode(done.stdout, type=_Error)
+    except msgspec.DecodeError:
+        said = (done.stderr or done.stdout).decode(errors="replace").strip()[-_SHOWN:]
+        status = f"status {done.returncode}" if done.returncode >= 0 else f"signal {-done.returncode}"
+        return PluginFailed(f"{about}: it ended with {status}" + (f": {said}" if said else ""))
+    words = "; ".join(part for part in (error.msg.strip(), error.details.strip()) if part)
+    return PluginFailed(
+        f"{about}: {words[:_SHOWN] or 'no reason given'} (CNI error {error.code})", error.code
+    )

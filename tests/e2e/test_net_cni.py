@@ -1,0 +1,197 @@
+"""Pod networks with the reference CNI plug-ins, on the real kernel. Needs root."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from orlop.config import NetworkConfig
+from orlop.errors import Unavailable
+from orlop.host import netns as namespaces
+from orlop.host import process
+from orlop.net import conflist, tap
+from orlop.net.chain import Attachment, Records
+from orlop.net.pod import PodNetwork
+from orlop.sandbox.spec import PortMapping
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+SUBNET, SUBNET6 = "10.213.0.0/24", "fd13::/64"
+BRIDGE = "orloptest0"
+BIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
+
+
+def _conflist(leases: Path) -> str:
+    document = json.loads(conflist.default_conflist([SUBNET, SUBNET6], name="orloptest", bridge=BRIDGE))
+    document["plugins"][0]["ipam"]["dataDir"] = str(leases)
+    del document["orlop.masquerade"]  # the table of a real daemon on this machine stays as it is
+    return json.dumps(document)
+
+
+def _leases(tmp_path: Path) -> list[str]:
+    directory = tmp_path / "leases" / "orloptest"
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []
+    return sorted(name for name in names if name.startswith(("10.", "fd")))
+
+
+@pytest.fixture
+async def network(tmp_path: Path) -> AsyncIterator[PodNetwork]:
+    conf = tmp_path / "net.d"
+    conf.mkdir()
+    (conf / "10-test.conflist").write_text(_conflist(tmp_path / "leases"))
+    config = NetworkConfig(conf_dir=str(conf), bin_dirs=BIN_DIRS, timeout=20)
+    yield PodNetwork(config, tmp_path / "attached")
+    await process.run(["ip", "link", "delete", BRIDGE], check=False)
+
+
+@contextlib.asynccontextmanager
+async def _netns(network: PodNetwork, path: Path) -> AsyncIterator[Path]:
+    await network.create_netns(path)
+    try:
+        yield path
+    finally:
+        await network.delete_netns(path)
+
+
+async def _attach(network: PodNetwork, pod: str, path: Path, *ports: PortMapping) -> tuple[str, ...]:
+    found = await network.attach(pod, path, name="web", namespace="default", uid="u1", port_mappings=ports)
+    return found.ips
+
+
+def _listen(address: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    server = socket.socket(family)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind((address, 8080))
+    server.listen()
+    return server
+
+
+def _call(address: str, port: int = 8080) -> None:
+    socket.create_connection((address, port), timeout=5).close()
+
+
+async def test_two_pods_reach_each_other_over_both_families(network: PodNetwork, tmp_path: Path) -> None:
+    assert await network.ready() == ""
+    async with _netns(network, tmp_path / "a") as a, _netns(network, tmp_path / "b") as b:
+        first = await _attach(network, "pod-a", a)
+        second = await _attach(network, "pod-b", b)
+        assert len(first) == 2
+        assert not set(first) & set(second)
+        assert network.result("pod-a").ips == first  # type: ignore[union-attr]
+        await asyncio.sleep(2.2)  # IPv6 looks for duplicates first
+        for address in first:
+            server = await namespaces.within(a, lambda address=address: _listen(address))
+            with server:
+                await namespaces.within(b, lambda address=address: _call(address))
+                await asyncio.to_thread(_call, address)
+        await network.check("pod-a")
+        assert len(_leases(tmp_path)) == 4
+        await network.detach("pod-a", a)
+        await network.detach("pod-a", a)
+        await network.detach("pod-b", b)
+        assert _leases(tmp_path) == []
+        with pytest.raises(Unavailable, match="not attached"):
+            await network.check("pod-a")
+
+
+async def test_host_port_leads_into_the_pod(network: PodNetwork, tmp_path: Path) -> None:
+    async with _netns(network, tmp_path / "a") as a:
+        mapping = PortMapping(protocol="tcp", container_port=8080, host_port=18213)
+        (address, *_) = await _attach(network, "pod-a", a, mapping)
+        server = await namespaces.within(a, lambda: _listen(address))
+        gateway = address.rpartition(".")[0] + ".1"
+        with server:
+            await asyncio.to_thread(_call, gateway, 18213)
+        await network.detach("pod-a", a)
+        with pytest.raises(OSError):
+            await asyncio.to_thread(_call, gateway, 18213)
+
+
+async def test_failing_plugin_is_named_and_leaves_no_lease(network: PodNetwork, tmp_path: Path) -> None:
+    path = tmp_path / "net.d" / "10-test.conflist"
+    document = json.loads(path.read_text())
+    document["plugins"].append({"type": "tuning", "sysctl": {"net.core.no_such_thing": "1"}})
+    path.write_text(json.dumps(document))
+    async with _netns(network, tmp_path / "a") as a:
+        with pytest.raises(Unavailable, match=r"tuning of network orloptest failed to ADD.*no_such_thing"):
+            await _attach(network, "pod-a", a)
+        assert _leases(tmp_path) == []
+        assert network.result("pod-a") is None
+        document["plugins"][-1] = {"type": "absent"}
+        path.write_text(json.dumps(document))
+        assert "absent" in await network.ready()
+        with pytest.raises(Unavailable, match="absent"):
+            await _attach(network, "pod-a", a)
+        assert _leases(tmp_path) == []
+
+
+async def test_cancelled_attach_leaves_no_lease(network: PodNetwork, tmp_path: Path) -> None:
+    async with _netns(network, tmp_path / "a") as a:
+        for delay in (0.001, 0.004, 0.008, 0.012):
+            task = asyncio.ensure_future(_attach(network, "pod-a", a))
+            await asyncio.sleep(delay)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+                await network.detach("pod-a", a)
+            assert _leases(tmp_path) == []
+
+
+async def test_detach_works_after_a_crash_between_record_and_result(
+    network: PodNetwork, tmp_path: Path
+) -> None:
+    async with _netns(network, tmp_path / "a") as a:
+        await _attach(network, "pod-a", a)
+        records = Records(tmp_path / "attached")
+        found = records.load("pod-a")
+        assert found is not None
+        records.save(
+            Attachment(network=found.network, invocation=found.invocation, capabilities=found.capabilities)
+        )
+    await network.detach("pod-a", a)  # the namespace is gone as well
+    assert _leases(tmp_path) == []
+
+
+async def test_no_configuration_is_said(tmp_path: Path) -> None:
+    network = PodNetwork(NetworkConfig(conf_dir=str(tmp_path)), tmp_path)
+    assert str(tmp_path) in await network.ready()
+
+
+async def test_tap_takes_the_place_of_the_interface(network: PodNetwork, tmp_path: Path) -> None:
+    async with _netns(network, tmp_path / "a") as a:
+        descriptor = await tap.create_tap(a)
+        try:
+            addresses = await _attach(network, "pod-a", a)
+            info = await tap.join_tap(a, "eth0")
+            assert tuple(address.partition("/")[0] for address in info.addresses) == addresses
+            assert info.mac == network.result("pod-a").mac  # type: ignore[union-attr]
+            assert {route.destination for route in info.routes} == {"0.0.0.0/0", "::/0"}
+            assert await tap.interfaces(a) == ("eth0",)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"anyone there?", (addresses[0], 9))
+            frames = await _frames(descriptor)
+            # vnet header of 10 bytes, then an ARP request of the host for the pod's address
+            assert any(frame[22:24] == b"\x08\x06" for frame in frames)
+            (counters,) = await tap.interface_stats(a)
+            assert counters.rx_packets > 0
+            await network.check("pod-a")
+            await network.detach("pod-a", a)
+        finally:
+            os.close(descriptor)
+
+
+async def _frames(descriptor: int) -> list[bytes]:
+    found = []
+    for _ in range(50):
+        await asyncio.sleep(0.02)
+        with contextlib.suppress(BlockingIOError):
+            found.append(os.read(descriptor, 4096))
+    return found
