@@ -21,14 +21,14 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the immutable values below."""
 
 
-class MachineShape(Value):
+class MachineShape(Value, frozen=True, kw_only=True):
     """A machine's size."""
 
     memory_mib: int
     vcpus: int = 1
 
 
-class Accelerator(Value):
+class Accelerator(Value, frozen=True, kw_only=True):
     """What runs the guest's instructions, and in one sentence why that was chosen."""
 
     kind: Literal["kvm", "tcg"]
@@ -42,7 +42,7 @@ class DiskFormat(StrEnum):
     VMDK = "vmdk"
 
 
-class Disk(Value):
+class Disk(Value, frozen=True, kw_only=True):
     """A disk to plug. ``id`` is unique within its machine: letters, digits, ``-``, ``_`` and ``.``."""
 
     id: str
@@ -51,13 +51,13 @@ class Disk(Value):
     read_only: bool = True
 
 
-class Slot(Value):
+class Slot(Value, frozen=True, kw_only=True):
     """Where the guest finds a plugged disk: the logical unit on its one SCSI adapter."""
 
     lun: int
 
 
-class MemoryUse(Value):
+class MemoryUse(Value, frozen=True, kw_only=True):
     """Host memory of a machine in bytes (smaps_rollup): ``pss`` counts shared pages by their share."""
 
     pss: int
@@ -65,7 +65,7 @@ class MemoryUse(Value):
     shared: int
 
 
-class Capabilities(Value):
+class Capabilities(Value, frozen=True, kw_only=True):
     """What a back end can do beyond the core."""
 
     template: bool
@@ -75,7 +75,7 @@ class Capabilities(Value):
     add_vcpus: bool
 
 
-class Template(Value):
+class Template(Value, frozen=True, kw_only=True):
     """A saved machine. ``key`` is a digest of all that it depends on."""
 
     key: str

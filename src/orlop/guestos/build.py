@@ -1,0 +1,233 @@
+"""Build the guest, or find the one that was built.
+
+A build ends in ``CACHE/<digest>/`` with the kernel, the initial RAM disk and the root image; the digest
+is over all that went in: package versions, the agent's source, this recipe. ``CACHE/current`` names the
+newest. What does not depend on the agent is kept in ``CACHE/base-<digest>/``, so that a change of the agent
+costs two seconds and no download. Everything is made aside and renamed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from orlop.config import GuestConfig
+from orlop.errors import DataLoss, InvalidArgument, NotFound
+from orlop.guestos import packages, pythontree, rootfs
+
+Progress = Callable[[str], None]
+
+# Counts changes of what is made out of the same packages.
+RECIPE = 1
+_KEPT = 2
+_REMEDY = "run `orlop guest build`"
+
+
+class GuestArtifacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a VM boots. ``digest`` is over the inputs of a build, or the contents of files named by hand;
+    ``size`` is the bytes of all three files."""
+
+    kernel: Path
+    initrd: Path
+    image: Path
+    digest: str
+    size: int
+
+
+class _Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    recipe: int
+    agent: str
+    kernel: str
+    python: str
+    packages: tuple[packages.Package, ...]
+    sizes: tuple[tuple[str, int], ...] = ()
+
+
+async def build(
+    cache: Path, *, progress: Progress | None = None, package: Path | None = None
+) -> GuestArtifacts:
+    """Build the guest from what apt offers now, unless that very one is there already.
+
+    ``progress`` is called with one line of text per step; ``package`` is another source directory for
+    the agent than this program's own. Raises NotFound when a package or a tool is
+    missing, ProcessFailed when a tool fails; a failure or cancellation leaves an earlier build as it was.
+    """
+    say = progress or (lambda line: None)
+    sources = pythontree.agent_sources(package)
+    say("asking apt for the versions")
+    chosen = await packages.resolve()
+    manifest = _Manifest(
+        recipe=RECIPE,
+        agent=await asyncio.to_thread(pythontree.agent_digest, sources),
+        kernel=chosen.kernel,
+        python=chosen.python,
+        packages=chosen.packages,
+    )
+    digest = _digest(manifest)
+    target = cache / digest
+    if not _complete(target):
+        await asyncio.to_thread(cache.mkdir, parents=True, exist_ok=True)
+        base = await _base(cache, chosen, say)
+        say("compiling the agent")
+        await _assemble(base, sources, manifest, target)
+    await asyncio.to_thread(_make_current, cache, digest)
+    result = _artifacts(target, digest)
+    say(f"guest {digest[:12]}: kernel {chosen.kernel}, Python {chosen.python}, {result.size >> 20} MiB")
+    return result
+
+
+def find(guest: GuestConfig, cache: Path) -> GuestArtifacts:
+    """The files named in the configuration, or else those of the last :func:`build`.
+
+    Raises NotFound with the remedy when there are none, InvalidArgument when only some are named.
+    """
+    named = (guest.kernel, guest.initrd, guest.image)
+    if any(named):
+        if not all(named):
+            raise InvalidArgument(
+                "vm.guest.kernel, vm.guest.initrd and vm.guest.image go together: name all or none"
+            )
+        return _named(*(Path(name) for name in named))
+    try:
+        digest = (cache / "current").readlink().name
+    except OSError:
+        raise NotFound(f"there is no guest image in {cache}: {_REMEDY}") from None
+    target = cache / digest
+    if not _complete(target):
+        raise NotFound(f"the guest image in {target} is not complete: {_REMEDY}")
+    manifest = msgspec.json.decode((target / "manifest.json").read_bytes(), type=_Manifest)
+    agent = pythontree.agent_digest(pythontree.agent_sources())
+    if (manifest.recipe, manifest.agent) != (RECIPE, agent):
+        raise NotFound(f"the guest image in {target} belongs to another version of this program: {_REMEDY}")
+    return _artifacts(target, digest)
+
+
+def _named(kernel: Path, initrd: Path, image: Path) -> GuestArtifacts:
+    digest = hashlib.sha256()
+    size = 0
+    for path in (kernel, initrd, image):
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+                size += os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise NotFound(f"the guest file {path} cannot be read: {error.strerror}") from error
+    return GuestArtifacts(kernel=kernel, initrd=initrd, image=image, digest=digest.hexdigest(), size=size)
+
+
+def _digest(manifest: _Manifest) -> str:
+    return hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()
+
+
+_FILES = ("vmlinuz", "initrd", "root.erofs")
+
+
+def _artifacts(target: Path, digest: str) -> GuestArtifacts:
+    kernel, initrd, image = (target / name for name in _FILES)
+    size = sum(path.stat().st_size for path in (kernel, initrd, image))
+    return GuestArtifacts(kernel=kernel, initrd=initrd, image=image, digest=digest, size=size)
+
+
+def _complete(target: Path) -> bool:
+    try:
+        manifest = msgspec.json.decode((target / "manifest.json").read_bytes(), type=_Manifest)
+        return all((target / name).stat().st_size == size for name, size in manifest.sizes)
+    except (OSError, msgspec.DecodeError):
+        return False
+
+
+async def _base(cache: Path, chosen: packages.PackageSet, say: Progress) -> Path:
+    """The directory with ``vmlinuz``, ``initrd``, ``root/`` and ``unpacked/`` of these packages."""
+    key = hashlib.sha256(msgspec.json.encode((RECIPE, chosen))).hexdigest()[:16]
+    target = cache / f"base-{key}"
+    if target.is_dir():
+        return target
+    with _aside(cache) as work:
+        unpacked = work / "unpacked"
+        await packages.unpack(chosen.packages, unpacked, say)
+        say("making the initial RAM disk")
+        interpreter = pythontree.Interpreter(unpacked, chosen.python)
+        await rootfs.make_base(interpreter, chosen.kernel, work / "root", work / "initrd")
+        shutil.copyfile(rootfs.kernel_image(unpacked, chosen.kernel), work / "vmlinuz")
+        await asyncio.to_thread(_drop_unused, unpacked)
+        await asyncio.to_thread(_publish, work, target)
+    return target
+
+
+def _drop_unused(unpacked: Path) -> None:
+    """Of the unpacked packages only Python and its libraries are needed again."""
+    for name in ("boot", "lib/modules", "usr/lib/modules", "usr/share", "usr/lib/x86_64-linux-gnu/gconv"):
+        shutil.rmtree(unpacked / name, ignore_errors=True)
+
+
+async def _assemble(base: Path, sources: dict[str, Path], manifest: _Manifest, target: Path) -> None:
+    with _aside(target.parent) as work:
+        root = work / "root"
+        await asyncio.to_thread(shutil.copytree, base / "root", root, symlinks=True)
+        interpreter = pythontree.Interpreter(base / "unpacked", manifest.python)
+        await pythontree.install_agent(interpreter, sources, root)
+        await rootfs.make_image(root, work / "root.erofs")
+        await asyncio.to_thread(shutil.rmtree, root)
+        for name in ("vmlinuz", "initrd"):
+            await asyncio.to_thread(shutil.copyfile, base / name, work / name)
+        sizes = tuple((name, (work / name).stat().st_size) for name in _FILES)
+        if not all(size for name, size in sizes):
+            raise DataLoss(f"the build of the guest made an empty file: {sizes}")
+        complete = msgspec.structs.replace(manifest, sizes=sizes)
+        (work / "manifest.json").write_bytes(msgspec.json.encode(complete))
+        await asyncio.to_thread(_publish, work, target)
+
+
+class _aside:  # noqa: N801 - used like a function
+    """A working directory in ``cache`` that is gone afterwards, unless it was renamed."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+
+    def __enter__(self) -> Path:
+        self._path = Path(tempfile.mkdtemp(prefix=".work-", dir=self._cache))
+        self._path.chmod(0o755)
+        return self._path
+
+    def __exit__(self, *unused: object) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+def _publish(work: Path, target: Path) -> None:
+    for path in work.iterdir():
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if target.exists():
+        shutil.rmtree(target)
+    work.rename(target)
+
+
+def _make_current(cache: Path, digest: str) -> None:
+    link = cache / f".current-{os.getpid()}"
+    with suppress(FileNotFoundError):
+        link.unlink()
+    link.symlink_to(digest)
+    link.rename(cache / "current")
+    os.utime(cache / digest)
+    _prune(cache, digest)
+
+
+def _prune(cache: Path, digest: str) -> None:
+    """Keep the newest few builds and their bases; remove what a killed build left behind."""
+
+    def newest(pattern: str) -> list[Path]:
+        found = [path for path in cache.glob(pattern) if path.is_dir() and not path.is_symlink()]
+        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+    builds = [path for path in newest("*") if len(path.name) == len(digest)]
+    for path in [*builds[_KEPT:], *newest("base-*")[1:]]:
+        shutil.rmtree(path, ignore_errors=True)
