@@ -1,0 +1,220 @@
+"""``orlopd``: one process that serves CRI on a Unix socket.
+
+Order of a start: configuration, lock, image store, journal, drivers, recovery of what an earlier
+daemon left, then the servers. Order of a stop: no new calls, running calls end or are undone, the
+rest lets go. Pods keep running through all of it, and through SIGKILL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import orlop
+from orlop import config as configuration
+from orlop import tracing
+from orlop.config import Config
+from orlop.cri.server import CriServer
+from orlop.cri.streaming.server import StreamingServer
+from orlop.errors import AlreadyExists, FailedPrecondition, OrlopError, PermissionDenied
+from orlop.images.store import ImageStore
+from orlop.net.network import PodNetwork
+from orlop.pods.metrics import MetricsServer, RpcMetrics
+from orlop.pods.service import PodService
+from orlop.sandbox.base import SandboxDriver
+
+log = logging.getLogger("orlop.daemon")
+
+EXIT_USAGE = 2
+EXIT_FAILED = 1
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line for ``record``."""
+        fields = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def set_up_logging(config: Config) -> None:
+    """Log to stderr as configured."""
+    handler = logging.StreamHandler(sys.stderr)
+    if config.log_format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
+    for noisy in ("asyncio", "qemu.qmp", "pyroute2", "aiohttp"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextmanager
+def only_daemon(config: Config) -> Iterator[None]:
+    """Hold the lock of the state directory. AlreadyExists when another daemon has it."""
+    for directory in (config.root_dir, config.state_dir):
+        try:
+            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        except OSError as error:
+            raise FailedPrecondition(f"directory {directory} cannot be made: {error.strerror}") from error
+    path = config.state_dir / "orlopd.lock"
+    with path.open("a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read(32).strip() or "unknown"
+            raise AlreadyExists(
+                f"another orlopd (pid {owner}) uses {config.state}; stop it, or configure other directories"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, if there is one (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+        try:
+            connection.sendto(state.encode(), f"\0{address[1:]}" if address[0] == "@" else address)
+        except OSError as error:
+            log.warning("the service manager cannot be told %s: %s", state, error)
+
+
+def _drivers(config: Config, network: PodNetwork) -> tuple[dict[str, SandboxDriver], dict[str, str]]:
+    """The handlers there are; and those whose modules lack a package, with the reason."""
+    drivers: dict[str, SandboxDriver] = {}
+    absent: dict[str, str] = {}
+    try:
+        from orlop.sandbox.vm.driver import VmDriver
+
+        drivers["vm"] = VmDriver(config, network)
+    except ImportError as error:
+        absent["vm"] = f"{error}; install it, then restart"
+    try:
+        from orlop.sandbox.process.driver import ProcessDriver
+
+        drivers["process"] = ProcessDriver(config, network)
+    except ImportError as error:
+        absent["process"] = f"{error}; install it, then restart"
+    return drivers, absent
+
+
+def _gauges(drivers: Mapping[str, SandboxDriver]) -> dict[str, float]:
+    """What drivers count, for the metrics."""
+    values: dict[str, float] = {}
+    for driver in drivers.values():
+        values.update(getattr(driver, "gauges", dict)())
+    return values
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[PodService]:
+    """The whole daemon, serving; leaving the block stops it, and no pod."""
+    async with AsyncExitStack() as stack:
+        if config.metrics.otlp_endpoint:
+            tracing.configure(config.metrics.otlp_endpoint)
+            stack.push_async_callback(asyncio.to_thread, tracing.shutdown)
+        images = ImageStore(config.root_dir / "images", config.images)
+        await images.open()
+        stack.push_async_callback(images.close)
+        network = PodNetwork(config.network, config.root_dir / "net")
+        drivers, absent = _drivers(config, network)
+
+        async def network_reason() -> str:
+            return network.ready()
+
+        pods = PodService(config, images, drivers, absent=absent, network=network_reason)
+        stack.push_async_callback(pods.close)
+        for name, reason in (await pods.open()).items():
+            log.warning("runtime handler %s cannot be used: %s", name, reason)
+        rpcs = RpcMetrics()
+        metrics = MetricsServer(config.metrics, rpcs, pods.ledger, lambda: _gauges(drivers))
+        await metrics.start()
+        stack.push_async_callback(metrics.stop)
+        streaming = StreamingServer(config.streaming, pods)
+        await streaming.start()
+        stack.push_async_callback(streaming.stop)
+        server = CriServer(config, pods, images, streaming, metrics=rpcs)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        yield pods
+
+
+async def serve(config: Config) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    begun = time.monotonic()
+    async with running(config) as pods:
+        # What was imported lives as long as the daemon; the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        reason = await pods.runtime_reason() or await pods.network_reason()
+        log.info(
+            "orlopd %s serves CRI on %s after %.1f s%s",
+            orlop.__version__,
+            config.socket,
+            time.monotonic() - begun,
+            f"; not ready: {reason}" if reason else "",
+        )
+        notify("READY=1")
+        await stop.wait()
+        notify("STOPPING=1")
+        log.info("stopping; pods keep running")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command ``orlopd``. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="orlopd", description="Orlop's CRI daemon; runs in the foreground.")
+    parser.add_argument(
+        "--config", type=Path, help=f"configuration file (default {configuration.DEFAULT_PATH})"
+    )
+    parser.add_argument("--version", action="version", version=f"orlopd {orlop.__version__}")
+    options = parser.parse_args(arguments)
+    try:
+        config = configuration.load(options.config)
+    except OrlopError as error:
+        sys.stderr.write(f"orlopd: {error}\n")
+        return EXIT_USAGE
+    set_up_logging(config)
+    try:
+        if os.geteuid() != 0:
+            raise PermissionDenied("orlopd must run as root: it makes namespaces, mounts and VMs")
+        with only_daemon(config):
+            asyncio.run(serve(config))
+    except OrlopError as error:
+        log.critical("%s", error)
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Every test fails if a task, a thread or a child process of its own survives it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+GRACE = 2.0
+"""Seconds that what was told to end may take."""
+
+
+def _children() -> set[int]:
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found.update(int(pid) for pid in (task / "children").read_text().split())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_child_survives() -> Iterator[None]:
+    before = _children()
+    yield
+    if left := _children() - before:
+        names = {pid: _name(pid) for pid in left}
+        pytest.fail(f"child processes survived the test: {names}")
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "gone"
+
+
+@pytest.fixture(autouse=True)
+def no_thread_survives() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
+    left = [thread for thread in left if not thread.name.startswith(("asyncio_", "ThreadPoolExecutor"))]
+    assert not left, f"threads survived the test: {left}"
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def no_task_survives() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    deadline = time.monotonic() + GRACE
+    while left := asyncio.all_tasks() - before - {asyncio.current_task()}:
+        if time.monotonic() > deadline:
+            pytest.fail(f"tasks survived the test: {left}")
+        await asyncio.sleep(0.01)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
