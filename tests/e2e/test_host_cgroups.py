@@ -1,0 +1,59 @@
+"""Control groups of the real host. Needs root."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+
+from orlop.host import cgroups, cgroupstats, process
+from orlop.host.cgroups import Cgroup, Limits
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture
+async def group() -> AsyncIterator[Cgroup]:
+    found = Cgroup(f"/orlop-test-{os.getpid()}/pod")
+    found.create()
+    yield found
+    await cgroups.destroy(Cgroup(f"/orlop-test-{os.getpid()}"))
+    assert not found.exists()
+
+
+async def test_a_process_is_counted_limited_and_killed_with_its_group(group: Cgroup) -> None:
+    group.create()
+    group.set(
+        Limits(memory_limit=64 << 20, cpu_shares=512, pids_limit=50, cpu_quota=50000, cpu_period=100000)
+    )
+    child = await process.spawn(["sh", "-c", "while :; do :; done & wait"])
+    group.add(child.pid)
+    grandchild = await process.spawn(["sleep", "60"])
+    below = Cgroup(group.path + "/below")
+    below.create()
+    below.add(grandchild.pid)
+    assert {child.pid, grandchild.pid} <= set(group.processes())
+    assert Cgroup.of_process(child.pid).path == group.path
+    used = cgroupstats.usage(group)
+    assert used.processes >= 2
+    assert used.memory_limit == 64 << 20
+    group.set(Limits(memory_limit=32 << 20))
+    assert cgroupstats.usage(group).memory_limit == 32 << 20
+    await cgroups.destroy(group)
+    assert await child.wait() == -signal.SIGKILL
+    assert await grandchild.wait() == -signal.SIGKILL
+    assert not group.exists()
+    await cgroups.destroy(group)
+
+
+async def test_a_kill_for_memory_is_seen(group: Cgroup) -> None:
+    group.set(Limits(memory_limit=8 << 20))
+    if group.host.version == 2:
+        group.set(Limits(memory_limit=8 << 20, swap_limit=8 << 20))
+    assert cgroupstats.oom_kills(group) == 0
+    child = await process.spawn(["sh", "-c", "sleep 0.2; exec tail /dev/zero"])
+    group.add(child.pid)
+    assert await child.wait() == -signal.SIGKILL
+    assert cgroupstats.oom_kills(group) == 1
