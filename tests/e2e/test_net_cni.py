@@ -18,7 +18,7 @@ from orlop.host import netns as namespaces
 from orlop.host import process
 from orlop.net import conflist, tap
 from orlop.net.chain import Attachment, Records
-from orlop.net.pod import PodNetwork
+from orlop.net.network import PodNetwork
 from orlop.sandbox.spec import PortMapping
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

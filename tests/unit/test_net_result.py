@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.errors import Internal, OrlopError
-from orlop.net import masquerade, pod, result
+from orlop.net import masquerade, network, result
 from orlop.net.model import Dns
 from orlop.sandbox.spec import PortMapping
 
@@ -76,24 +76,24 @@ def test_capability_arguments_follow_the_conventions() -> None:
         PortMapping(protocol="UDP", container_port=53, host_port=0),
     )
     annotations = {"kubernetes.io/egress-bandwidth": "10M"}
-    found = pod._capabilities(ports, annotations, Dns(servers=("1.1.1.1",)))
+    found = network._capabilities(ports, annotations, Dns(servers=("1.1.1.1",)))
     assert found["portMappings"] == [
         {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "127.0.0.1"}
     ]
     assert found["bandwidth"] == {"egressRate": 10_000_000, "egressBurst": 2**31 - 1}
     assert found["dns"]["servers"] == ("1.1.1.1",)
-    assert pod._capabilities((), {}, None) == {}
+    assert network._capabilities((), {}, None) == {}
 
 
 @pytest.mark.parametrize(("text", "value"), [("", 0), ("12", 12), ("1.5k", 1500), ("2Mi", 2 << 20)])
 def test_quantities(text: str, value: int) -> None:
-    assert pod._quantity(text) == value
+    assert network._quantity(text) == value
 
 
 @given(st.text(max_size=12))
 def test_any_quantity_is_a_number_or_refused(text: str) -> None:
     try:
-        assert pod._quantity(text) == pod._quantity(text)
+        assert network._quantity(text) == pod._quantity(text)
     except OrlopError as error:
         assert "bandwidth" in str(error)
 
