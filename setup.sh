@@ -95,6 +95,13 @@ if [ -n "$missing" ]; then
     fi
 fi
 
+# The guest image is made of packages that are downloaded, so the lists must be there and fresh.
+if ! apt-cache show linux-image-amd64 >/dev/null 2>&1 ||
+    [ -z "$(find /var/lib/apt/lists -maxdepth 1 -mtime -7 -print -quit)" ]; then
+    say "Refreshing the package lists"
+    apt-get update -q || die "apt-get update failed (its message is above)"
+fi
+
 # --- the Python environment -----------------------------------------------------------------------
 
 python=$(find_python) || die "no Python 3.11 or newer with the venv module, although python3-venv was installed"

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orlop.cli.imagewriter import Image, Layer, LayerWriter, Pusher
 from tests.conformance import tools
-from tests.conformance.oci import Image, Layer, LayerWriter, Pusher
 
 HOSTS = ("registry.k8s.io", "k8s.gcr.io", "gcr.io")
 E2E = "registry.k8s.io/e2e-test-images"
@@ -333,7 +333,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], address: str, log: Path) ->
 def storage() -> Path:
     """The registry's storage with every image in it, made once for each version of these files."""
     digest = hashlib.sha256()
-    for name in ("images.py", "oci.py", "tools.py"):
+    for name in ("images.py", "tools.py"):
         digest.update((Path(__file__).parent / name).read_bytes())
     target = tools.cache_dir() / "registry" / digest.hexdigest()[:16]
     if target.exists():

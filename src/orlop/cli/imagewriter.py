@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from orlop.errors import Unavailable
+
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -35,9 +37,11 @@ class Blob:
 
     @property
     def digest(self) -> str:
+        """The digest that names the blob."""
         return "sha256:" + hashlib.sha256(self.data).hexdigest()
 
     def descriptor(self, **extra: Any) -> dict[str, Any]:
+        """The blob's descriptor, with further fields."""
         return {"mediaType": self.media_type, "digest": self.digest, "size": len(self.data), **extra}
 
 
@@ -61,17 +65,21 @@ class LayerWriter:
         self._entries[info.name] = (info, data)
 
     def directory(self, path: str, mode: int = 0o755, *, owner: int = 0) -> None:
+        """A directory; ``owner`` is both user and group."""
         self._put(path, tarfile.DIRTYPE, mode)
         entry = self._entries[path.strip("/")][0]
         entry.uid = entry.gid = owner
 
     def file(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
+        """A regular file."""
         self._put(path, tarfile.REGTYPE, mode, data.encode() if isinstance(data, str) else data)
 
     def hard_link(self, path: str, target: str) -> None:
+        """A second name of a file of this layer."""
         self._put(path, tarfile.LNKTYPE, 0o755, link=target.strip("/"))
 
     def symbolic_link(self, path: str, target: str) -> None:
+        """A symbolic link."""
         self._put(path, tarfile.SYMTYPE, 0o777, link=target)
 
     def tree(self, root: Path, names: Iterable[str]) -> None:
@@ -114,6 +122,7 @@ class Image:
     architecture: str = "amd64"
 
     def config(self) -> Blob:
+        """The image's configuration."""
         document = {
             "created": "2024-01-01T00:00:00Z",
             "architecture": self.architecture,
@@ -124,6 +133,7 @@ class Image:
         return Blob(CONFIG, json.dumps(document).encode())
 
     def manifest(self) -> Blob:
+        """The image's manifest."""
         document = {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
@@ -143,7 +153,7 @@ def index(images: Iterable[Image]) -> Blob:
 
 
 class Pusher:
-    """A client of one plain-http registry, just enough to fill it."""
+    """A client of one plain-http registry, just enough to fill it. Blocks; one thread at a time."""
 
     def __init__(self, address: str) -> None:
         self._connection = http.client.HTTPConnection(address, timeout=60)
@@ -155,7 +165,7 @@ class Pusher:
         answer = self._connection.getresponse()
         text = answer.read()
         if answer.status not in ok:
-            raise RuntimeError(f"{method} {url} gave {answer.status}: {text[:300]!r}")
+            raise Unavailable(f"the registry answered {answer.status} to {method} {url}: {text[:300]!r}")
         return answer.headers.get("Location", "") if answer.status != 404 else "absent"
 
     def _blob(self, repository: str, blob: Blob) -> None:

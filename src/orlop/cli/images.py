@@ -1,0 +1,116 @@
+"""``pull``, ``images``, ``rmi``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+
+from orlop.cli import output, session
+from orlop.cli.problems import CliError
+from orlop.cli.units import show_size
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.cri.client import CriClient
+
+PULL_TIMEOUT = 3600.0
+
+
+def split_credentials(text: str) -> pb.AuthConfig | None:
+    """``USER:PASSWORD`` as the daemon wants it."""
+    if not text:
+        return None
+    user, colon, password = text.partition(":")
+    if not colon:
+        raise CliError("write the credentials as USER:PASSWORD", exit_code=2)
+    return pb.AuthConfig(username=user, password=password)
+
+
+async def _progress(client: CriClient, reference: str) -> tuple[int, int] | None:
+    """Bytes done and bytes in all of a pull under way, as the verbose status tells it."""
+    status = await client.runtime.status(pb.StatusRequest(verbose=True))
+    for one in json.loads(status.info.get("pulls", "[]")):
+        if reference in (one.get("reference"), one.get("requested")) and one.get("total"):
+            return int(one["done"]), int(one["total"])
+    return None
+
+
+async def _watch(client: CriClient, reference: str) -> None:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=output.errors(), transient=True) as bar:
+        task = bar.add_task(f"Pulling {reference}", total=None)
+        while True:
+            found = await _progress(client, reference)
+            if found:
+                bar.update(task, completed=found[0], total=found[1])
+            await asyncio.sleep(0.15)
+
+
+async def pull(client: CriClient, reference: str, *, credentials: str = "", quiet: bool = False) -> str:
+    """Pull an image and return its id. Shows a bar when stderr is a terminal."""
+    request = pb.PullImageRequest(image=pb.ImageSpec(image=reference))
+    if auth := split_credentials(credentials):
+        request.auth.CopyFrom(auth)
+    watching = None
+    if not quiet and sys.stderr.isatty():
+        watching = asyncio.ensure_future(_watch(client, reference))
+    elif not quiet:
+        print(f"Pulling {reference}", file=sys.stderr, flush=True)
+    try:
+        answer = await client.images.pull_image(request, timeout=PULL_TIMEOUT)
+    finally:
+        if watching is not None:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await watching
+    return str(answer.image_ref)
+
+
+async def present(client: CriClient, reference: str) -> str:
+    """The id of an image that is here already, or ""."""
+    answer = await client.images.image_status(pb.ImageStatusRequest(image=pb.ImageSpec(image=reference)))
+    return str(answer.image.id) if answer.HasField("image") else ""
+
+
+async def pull_command(socket: str, reference: str, credentials: str, quiet: bool) -> None:
+    """``orlop pull``."""
+    async with session.connect(socket) as client:
+        print(await pull(client, reference, credentials=credentials, quiet=quiet))
+
+
+def _split_tag(tag: str) -> tuple[str, str]:
+    name, _, label = tag.rpartition(":")
+    return (name, label) if name and "/" not in label else (tag, "")
+
+
+async def list_command(socket: str, quiet: bool, as_json: bool) -> None:
+    """``orlop images``."""
+    async with session.connect(socket) as client:
+        answer = await client.images.list_images(pb.ListImagesRequest())
+    if as_json:
+        output.print_message(answer)
+        return
+    rows = []
+    for image in answer.images:
+        short = image.id.removeprefix("sha256:")[:13]
+        if quiet:
+            print(image.id)
+            continue
+        names = [_split_tag(tag) for tag in image.repo_tags]
+        if not names:
+            names = [(digest.partition("@")[0], "-") for digest in image.repo_digests[:1]] or [("-", "-")]
+        rows += [(name, tag, short, show_size(image.size)) for name, tag in names]
+    if not quiet:
+        output.table(("IMAGE", "TAG", "IMAGE ID", "SIZE"), sorted(rows))
+
+
+async def remove_command(socket: str, references: list[str]) -> None:
+    """``orlop rmi``."""
+    async with session.connect(socket) as client:
+        for reference in references:
+            if not await present(client, reference):
+                raise CliError(f"no image {reference}: `orlop images` lists them")
+            await client.images.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=reference)))
+            print(reference)

@@ -1,0 +1,300 @@
+"""The command ``orlop``. Each command imports what it needs, so that ``orlop --help`` stays quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from orlop import __version__
+
+app = typer.Typer(
+    name="orlop",
+    help="Containers in virtual machines: run and look after them, and the machine they run on.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+guest_app = typer.Typer(help="The guest image that VMs start from.", no_args_is_help=True)
+app.add_typer(guest_app, name="guest")
+
+PASS_THROUGH = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
+
+Socket = Annotated[
+    str, typer.Option("--socket", help="The daemon's socket.", envvar="ORLOP_SOCKET", show_default=False)
+]
+Name = Annotated[str, typer.Argument(help="Id, start of an id, or name.", show_default=False)]
+Names = Annotated[list[str], typer.Argument(help="Ids, starts of ids, or names.", show_default=False)]
+ConfigFile = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads this at run time
+    typer.Option("--config", help="The daemon's configuration file.", show_default=False),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only what a script needs.")]
+Json = Annotated[bool, typer.Option("--json", help="The daemon's answer as JSON.")]
+
+
+@app.command(context_settings=PASS_THROUGH)
+def run(
+    image: Annotated[str, typer.Argument(help="The image, for example docker.io/library/busybox.")],
+    command: Annotated[Optional[list[str]], typer.Argument(help="Instead of the image's own.")] = None,  # noqa: UP045
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Hand stdin through.")] = False,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
+    remove: Annotated[bool, typer.Option("--rm", help="Remove everything when it ends.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it and return.")] = False,
+    publish: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--publish", "-p", help="[HOSTIP:]HOSTPORT:PORT[/udp]"),
+    ] = None,
+    volume: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--volume", "-v", help="HOSTPATH:/PATH/INSIDE[:ro]"),
+    ] = None,
+    env: Annotated[Optional[list[str]], typer.Option("--env", "-e", help="KEY=VALUE, or KEY")] = None,  # noqa: UP045
+    memory: Annotated[str, typer.Option("--memory", "-m", help="Limit, for example 512m.")] = "",
+    cpus: Annotated[float, typer.Option("--cpus", help="Limit, for example 1.5.", min=0.0)] = 0.0,
+    name: Annotated[str, typer.Option("--name", help="Name and hostname of the pod.")] = "",
+    handler: Annotated[str, typer.Option("--handler", help="vm or process; the daemon's default else.")] = "",
+    workdir: Annotated[str, typer.Option("--workdir", "-w", help="Working directory inside.")] = "",
+    user: Annotated[str, typer.Option("--user", "-u", help="NAME or UID[:GID]")] = "",
+    entrypoint: Annotated[str, typer.Option("--entrypoint", help="Instead of the image's own.")] = "",
+    network: Annotated[
+        str, typer.Option("--network", help="pod or host (host: only --handler process).")
+    ] = "pod",
+    privileged: Annotated[bool, typer.Option("--privileged", help="All rights, inside its VM.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Forbid writing to the root.")] = False,
+    pull: Annotated[str, typer.Option("--pull", help="missing, always or never.")] = "missing",
+    socket: Socket = "",
+) -> None:
+    """Run a command in a new container, in a pod of its own. Its exit code becomes ours."""
+    from orlop.cli import session
+    from orlop.cli.problems import CliError
+    from orlop.cli.run import RunOptions, run_command
+
+    if pull not in ("missing", "always", "never"):
+        raise CliError(f"--pull {pull}: choose missing, always or never", exit_code=2)
+    if network not in ("pod", "host"):
+        raise CliError(f"--network {network}: choose pod or host", exit_code=2)
+    options = RunOptions(
+        image=image,
+        command=tuple(command or ()),
+        interactive=interactive,
+        tty=tty,
+        remove=remove,
+        detach=detach,
+        ports=publish or (),
+        volumes=volume or (),
+        environment=env or (),
+        memory=memory,
+        cpus=cpus,
+        name=name,
+        handler=handler,
+        workdir=workdir,
+        user=user,
+        entrypoint=entrypoint,
+        host_network=network == "host",
+        privileged=privileged,
+        read_only=read_only,
+        pull=pull,
+    )
+    raise typer.Exit(session.run_async(lambda: run_command(socket, options)))
+
+
+@app.command()
+def ps(
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Those that ended as well.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    socket: Socket = "",
+) -> None:
+    """List containers."""
+    from orlop.cli import containers, session
+
+    session.run_async(lambda: containers.ps_command(socket, everything, quiet, as_json))
+
+
+@app.command("exec", context_settings=PASS_THROUGH)
+def exec_(
+    name: Name,
+    command: Annotated[list[str], typer.Argument(help="The command and its arguments.", show_default=False)],
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Hand stdin through.")] = False,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
+    socket: Socket = "",
+) -> None:
+    """Run a command in a running container. Its exit code becomes ours."""
+    from orlop.cli import containers, session
+
+    code = session.run_async(
+        lambda: containers.exec_command(socket, name, tuple(command), interactive=interactive, tty=tty)
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def logs(
+    name: Name,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
+    timestamps: Annotated[bool, typer.Option("--timestamps", "-t", help="When each line came.")] = False,
+    tail: Annotated[int, typer.Option("--tail", "-n", help="Only the last lines.", show_default=False)] = -1,
+    socket: Socket = "",
+) -> None:
+    """Show what a container has written."""
+    from orlop.cli import containers, session
+
+    session.run_async(
+        lambda: containers.logs_command(socket, name, follow=follow, timestamps=timestamps, tail=tail)
+    )
+
+
+@app.command()
+def stop(
+    names: Names,
+    timeout: Annotated[int, typer.Option("--timeout", "-t", help="Seconds before it is killed.", min=0)] = 10,
+    socket: Socket = "",
+) -> None:
+    """Stop containers."""
+    from orlop.cli import containers, session
+
+    session.run_async(lambda: containers.stop_command(socket, names, timeout))
+
+
+@app.command()
+def rm(
+    names: Names,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Running ones as well.")] = False,
+    socket: Socket = "",
+) -> None:
+    """Remove containers, with the pods that `orlop run` made for them."""
+    from orlop.cli import containers, session
+
+    session.run_async(lambda: containers.rm_command(socket, names, force=force))
+
+
+@app.command()
+def inspect(name: Name, socket: Socket = "") -> None:
+    """Everything about a container, a pod or an image, as JSON."""
+    from orlop.cli import containers, session
+
+    session.run_async(lambda: containers.inspect_command(socket, name))
+
+
+@app.command()
+def stats(
+    interval: Annotated[float, typer.Option("--interval", help="Seconds to measure over.", min=0.1)] = 1.0,
+    socket: Socket = "",
+) -> None:
+    """CPU, memory and disk of the running containers."""
+    from orlop.cli import containers, session
+
+    session.run_async(lambda: containers.stats_command(socket, interval))
+
+
+@app.command()
+def pull(
+    image: Annotated[str, typer.Argument(help="The image, by tag or digest.")],
+    credentials: Annotated[str, typer.Option("--credentials", help="USER:PASSWORD for its registry.")] = "",
+    quiet: Quiet = False,
+    socket: Socket = "",
+) -> None:
+    """Fetch an image from its registry."""
+    from orlop.cli import images as commands
+    from orlop.cli import session
+
+    session.run_async(lambda: commands.pull_command(socket, image, credentials, quiet))
+
+
+@app.command()
+def images(quiet: Quiet = False, as_json: Json = False, socket: Socket = "") -> None:
+    """List the images that are here."""
+    from orlop.cli import images as commands
+    from orlop.cli import session
+
+    session.run_async(lambda: commands.list_command(socket, quiet, as_json))
+
+
+@app.command()
+def rmi(names: Annotated[list[str], typer.Argument(help="Images.")], socket: Socket = "") -> None:
+    """Remove images, with all of their tags."""
+    from orlop.cli import images as commands
+    from orlop.cli import session
+
+    session.run_async(lambda: commands.remove_command(socket, names))
+
+
+@app.command()
+def doctor(config: ConfigFile = None, as_json: Json = False) -> None:
+    """Check that a pod could run on this machine; exit code 1 when not."""
+    from orlop.cli import session
+    from orlop.cli.doctor import doctor_command
+
+    raise typer.Exit(session.run_async(lambda: doctor_command(config, as_json=as_json)))
+
+
+@app.command()
+def demo(
+    handler: Annotated[str, typer.Option("--handler", help="vm or process.")] = "vm",
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the scratch directory (to look at logs).")
+    ] = False,
+) -> None:
+    """Make an image, serve it, pull it and run it in a VM, with a private daemon. Leaves nothing behind."""
+    from orlop.cli import session
+    from orlop.cli.demo import demo_command
+
+    raise typer.Exit(session.run_async(lambda: demo_command(handler, keep=keep)))
+
+
+@app.command()
+def version(socket: Socket = "") -> None:
+    """The version of this command and of the running daemon."""
+    from orlop.cli import session
+    from orlop.cli.problems import CliError
+    from orlop.cli.version import daemon_version
+
+    print(f"orlop {__version__}")
+    try:
+        print(session.run_async(lambda: daemon_version(socket)))
+    except CliError as error:
+        print(f"daemon: {error}")
+
+
+@guest_app.command("build")
+def guest_build(
+    config: ConfigFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Build even if nothing changed.")] = False,
+) -> None:
+    """Build the guest image from packages of the distribution, which are unpacked, not installed."""
+    from orlop.cli import session
+    from orlop.cli.guest import build_command
+
+    session.run_async(lambda: build_command(config, force=force))
+
+
+@guest_app.command("list")
+def guest_list(config: ConfigFile = None) -> None:
+    """The guest images that are here."""
+    from orlop.cli import session
+    from orlop.cli.guest import list_command
+
+    session.run_async(lambda: list_command(config))
+
+
+def main() -> None:
+    """Entry point: a failure is one sentence on stderr."""
+    from orlop.cli.problems import CliError
+
+    try:
+        app()
+    except CliError as error:
+        print(f"orlop: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:
+        # The reader of our output has gone (`orlop logs | head`).
+        sys.stderr.close()
+        raise SystemExit(141) from None
+
+
+if __name__ == "__main__":
+    main()
