@@ -95,13 +95,6 @@ if [ -n "$missing" ]; then
     fi
 fi
 
-# The guest image is made of packages that are downloaded, so the lists must be there and fresh.
-if ! apt-cache show linux-image-amd64 >/dev/null 2>&1 ||
-    [ -z "$(find /var/lib/apt/lists -maxdepth 1 -mtime -7 -print -quit)" ]; then
-    say "Refreshing the package lists"
-    apt-get update -q || die "apt-get update failed (its message is above)"
-fi
-
 # --- the Python environment -----------------------------------------------------------------------
 
 python=$(find_python) || die "no Python 3.11 or newer with the venv module, although python3-venv was installed"
@@ -134,7 +127,12 @@ fi
 # --- the guest image, the checks, the demo --------------------------------------------------------
 
 say "Building the guest image"
-.venv/bin/orlop guest build
+if ! .venv/bin/orlop guest build; then
+    # The package lists may be absent or too old for what the mirrors hold now.
+    say "Refreshing the package lists and trying again"
+    apt-get update -q || die "apt-get update failed (its message is above)"
+    .venv/bin/orlop guest build
+fi
 say "Checking this machine"
 .venv/bin/orlop doctor
 if [ $demo = yes ]; then
