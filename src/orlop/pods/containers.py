@@ -16,7 +16,14 @@ import signal
 import msgspec
 
 from orlop import tracing
-from orlop.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from orlop.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OrlopError,
+)
 from orlop.pods import cdi, resolve
 from orlop.pods import ledger as ledgers
 from orlop.pods.node import Node, now, reason_of
@@ -28,6 +35,7 @@ from orlop.pods.records import (
     REASON_OOM,
     REASON_SANDBOX_LOST,
     REASON_START_FAILED,
+    REASON_UNKNOWN,
     ContainerPhase,
     ContainerRecord,
     EventKind,
@@ -41,6 +49,9 @@ log = logging.getLogger(__name__)
 
 KILL_GRACE = 30.0
 """Seconds within which a killed container must be dead."""
+
+WATCH_INTERVAL = 1.0
+"""Seconds between questions for an exit that a sandbox cannot tell at the moment."""
 
 SIGKILL = int(signal.SIGKILL)
 
@@ -192,7 +203,20 @@ class Containers:
         )
 
     async def _watch(self, container_id: str, sandbox: Sandbox) -> None:
-        await self._exited(container_id, await sandbox.wait_container(container_id))
+        """Wait for the exit. A sandbox that cannot tell is asked again for as long as its pod runs."""
+        while True:
+            try:
+                status = await sandbox.wait_container(container_id)
+            except NotFound as error:
+                status = ExitStatus(code=CODE_KILLED, finished_at=now(), message=reason_of(error))
+                await self._exited(container_id, status, REASON_UNKNOWN)
+                return
+            except OrlopError as error:
+                log.info("container %s: its exit is not known yet: %s", container_id[:12], error)
+                await asyncio.sleep(WATCH_INTERVAL)
+            else:
+                await self._exited(container_id, status)
+                return
 
     async def _exited(self, container_id: str, status: ExitStatus, reason: str = "") -> None:
         record = self._node.ledger.find_container(container_id)
@@ -239,9 +263,6 @@ class Containers:
             return
         with tracing.span("sandbox.stop_container", container=record.id):
             await self._stop_ladder(record, sandbox, watcher, timeout)
-        if watcher.done() and not watcher.cancelled() and (error := watcher.exception()) is not None:
-            # The sandbox could not tell of the exit: it is dying, which the pod's watcher records.
-            await self.settle(record.id, 0, reason_of(error))
 
     async def _stop_ladder(
         self, record: ContainerRecord, sandbox: Sandbox, watcher: asyncio.Task[None], timeout: float

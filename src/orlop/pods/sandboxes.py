@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 EXIT_GRACE = 10.0
 """Seconds that the exits of a killed pod's containers may take to be known."""
 
+DEAD_GRACE = 2.0
+"""The same for a pod that died by itself, which can hardly tell any more."""
+
 
 class Pods:
     """The verbs on pods."""
@@ -150,7 +153,7 @@ class Pods:
                 "pod %s/%s (%s) died: %s", record.spec.namespace, record.spec.name, pod_id[:12], reason
             )
             await ledger.change_pod(pod_id, phase=PodPhase.NOTREADY, reason=reason or "the sandbox ended")
-        await self._settle_members(pod_id, reason)
+        await self._settle_members(pod_id, reason or "the sandbox ended", DEAD_GRACE)
         self._node.events.publish(EventKind.STOPPED, pod_id, pod_id)
 
     # Stop
@@ -182,17 +185,17 @@ class Pods:
                 await sandbox.stop()
             else:
                 await node.handlers.driver(record.handler).discard(pod_id)
-        await self._settle_members(pod_id, "")
+        await self._settle_members(pod_id, "", EXIT_GRACE)
         node.sandboxes.pop(pod_id, None)
         await node.end_watch(pod_id)
         if record.phase is PodPhase.READY:
             await ledger.change_pod(pod_id, phase=PodPhase.NOTREADY)
             node.events.publish(EventKind.STOPPED, pod_id, pod_id)
 
-    async def _settle_members(self, pod_id: str, reason: str) -> None:
+    async def _settle_members(self, pod_id: str, reason: str, grace: float) -> None:
         """Record the exits of all containers of a pod that runs no more."""
         members = self._node.ledger.members(pod_id)
-        await asyncio.gather(*(self._containers.settle(member.id, EXIT_GRACE, reason) for member in members))
+        await asyncio.gather(*(self._containers.settle(member.id, grace, reason) for member in members))
 
     # Remove
 

@@ -1,0 +1,186 @@
+"""The rules of the house: which room may import which, and how large anything may grow.
+
+``errors, config, wire, tracing`` -> ``guest, host`` -> ``hypervisor, guestos, images, net, storage``
+-> ``sandbox`` -> ``pods`` -> ``cri`` -> ``daemon`` -> ``cli``. A room imports only what lies below.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import orlop
+
+SOURCE = Path(orlop.__file__).parent
+
+RANKS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "config", "wire", "tracing"}),
+    frozenset({"guest", "host"}),
+    frozenset({"hypervisor", "guestos", "images", "net", "storage"}),
+    frozenset({"sandbox"}),
+    frozenset({"pods"}),
+    frozenset({"cri"}),
+    frozenset({"daemon"}),
+    frozenset({"cli"}),
+)
+RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
+
+BOTTOM_ARROWS = {"config": {"errors"}, "tracing": {"errors"}}
+"""The only imports within the lowest rank."""
+
+MAX_MODULE = 600
+MAX_FUNCTION = 60
+MAX_FRONT_PAGE = 40
+GENERATED = ("_pb2.py", "_pb2_grpc.py")
+
+PROCESS_CALLS = {"fork", "forkpty", "execv", "execve", "execvp", "execvpe", "posix_spawn", "system", "popen"}
+PROCESS_MODULES = {"subprocess", "multiprocessing", "pty"}
+
+
+class Module(NamedTuple):
+    path: Path
+    tree: ast.Module
+    lines: int
+
+    @property
+    def name(self) -> str:
+        return str(self.path.relative_to(SOURCE))
+
+    @property
+    def room(self) -> str:
+        first = self.path.relative_to(SOURCE).parts[0]
+        return first.removesuffix(".py")
+
+
+def modules() -> Iterator[Module]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        if not path.name.endswith(GENERATED):
+            text = path.read_text(encoding="utf-8")
+            yield Module(path, ast.parse(text, filename=str(path)), text.count("\n"))
+
+
+MODULES = list(modules())
+
+
+def imports(module: Module) -> Iterator[tuple[str, int]]:
+    """Every absolute dotted name that the module imports, wherever in it, and the line."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module.name}:{node.lineno}: relative import"
+            base = node.module or ""
+            if base in ("orlop", "orlop.sandbox"):
+                for alias in node.names:
+                    yield f"{base}.{alias.name}", node.lineno
+            else:
+                yield base, node.lineno
+
+
+def rooms_used(module: Module) -> Iterator[tuple[str, int]]:
+    for name, line in imports(module):
+        parts = name.split(".")
+        if parts[0] == "orlop" and len(parts) > 1 and not parts[1].startswith("__"):
+            yield parts[1], line
+
+
+def functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def test_every_module_is_in_a_room() -> None:
+    unknown = {module.room for module in MODULES} - RANK.keys() - {"__init__", "__main__"}
+    assert not unknown, f"not in the order of rooms: {unknown}"
+
+
+def test_arrows_point_down() -> None:
+    wrong = []
+    for module in MODULES:
+        if module.room.startswith("__"):
+            continue
+        for used, line in rooms_used(module):
+            if used == module.room:
+                continue
+            allowed = RANK[used] < RANK[module.room] or used in BOTTOM_ARROWS.get(module.room, set())
+            if not allowed:
+                wrong.append(f"{module.name}:{line}: {module.room} imports {used}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_two_sandboxes_do_not_know_each_other() -> None:
+    wrong = []
+    for module in MODULES:
+        for kind, other in (("vm", "process"), ("process", "vm")):
+            if module.name.startswith(f"sandbox/{kind}/"):
+                wrong += [
+                    f"{module.name}:{line}"
+                    for name, line in imports(module)
+                    if name.startswith(f"orlop.sandbox.{other}")
+                ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("room", "allowed"), [("guest", {"guest", "wire"}), ("wire", {"wire"})], ids=["guest", "wire"]
+)
+def test_the_guest_needs_only_python(room: str, allowed: set[str]) -> None:
+    """What runs in the guest imports the standard library, itself and the wire."""
+    wrong = []
+    for module in MODULES:
+        if module.room != room:
+            continue
+        for name, line in imports(module):
+            parts = name.split(".")
+            fine = parts[1] in allowed if parts[0] == "orlop" else parts[0] in sys.stdlib_module_names
+            if not fine:
+                wrong.append(f"{module.name}:{line}: {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_children_only_through_their_door() -> None:
+    """Only ``host`` and ``guest`` start processes."""
+    wrong = []
+    for module in MODULES:
+        if module.room in ("host", "guest"):
+            continue
+        for name, line in imports(module):
+            if name.split(".")[0] in PROCESS_MODULES:
+                wrong.append(f"{module.name}:{line}: imports {name}")
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+                continue
+            call = (node.value.id, node.attr)
+            if call[1].startswith("create_subprocess_") or (call[0] == "os" and call[1] in PROCESS_CALLS):
+                wrong.append(f"{module.name}:{node.lineno}: {'.'.join(call)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_size_of_modules_and_functions() -> None:
+    wrong = [f"{module.name}: {module.lines} lines" for module in MODULES if module.lines > MAX_MODULE]
+    for module in MODULES:
+        for function in functions(module):
+            lines = (function.end_lineno or function.lineno) - function.lineno + 1
+            if lines > MAX_FUNCTION:
+                wrong.append(f"{module.name}:{function.lineno}: {function.name} has {lines} lines")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_front_pages_hold_no_logic() -> None:
+    wrong = []
+    for module in MODULES:
+        if module.path.name != "__init__.py":
+            continue
+        if module.lines > MAX_FRONT_PAGE:
+            wrong.append(f"{module.name}: {module.lines} lines")
+        for node in module.tree.body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                wrong.append(f"{module.name}:{node.lineno}: {node.name}")
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,356 @@
+"""The verbs on pods and containers, over a driver in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from orlop.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+from orlop.pods.execs import OUTPUT_LIMIT
+from orlop.pods.records import ContainerFilter, ContainerPhase, EventKind, PodFilter, PodPhase
+from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
+from orlop.pods.service import PodService
+from orlop.sandbox.spec import NamespaceMode, Namespaces, Resources
+from tests.unit.pods_double import DoubleImages, World, make_service, pod_spec
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+async def service(tmp_path: Path, world: World) -> AsyncIterator[PodService]:
+    service, images = make_service(tmp_path, world)
+    await service.open()
+    service.test_images = images  # type: ignore[attr-defined]
+    yield service
+    await service.close()
+
+
+def images_of(service: PodService) -> DoubleImages:
+    return service.test_images  # type: ignore[attr-defined,no-any-return]
+
+
+def request(pod_id: str, name: str = "main", **changes: object) -> ContainerRequest:
+    return ContainerRequest(**({"pod_id": pod_id, "name": name, "image": "busybox"} | changes))  # type: ignore[arg-type]
+
+
+async def running(service: PodService, **changes: object) -> tuple[str, str]:
+    pod_id = await service.run_pod(pod_spec())
+    container_id = await service.create_container(request(pod_id, **changes))
+    await service.start_container(container_id)
+    return pod_id, container_id
+
+
+async def exited(service: PodService, container_id: str) -> None:
+    async with asyncio.timeout(20):
+        while service.container(container_id).phase is not ContainerPhase.EXITED:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_a_pod_lives_and_goes(service: PodService, world: World) -> None:
+    pod_id, container_id = await running(service)
+    pod = service.pod(pod_id[:10])
+    assert (pod.ready, pod.handler, pod.addresses) == (True, "vm", ("10.1.2.3",))
+    assert service.container(container_id[:13]).running
+    assert images_of(service).used.keys() == {container_id}
+    world.exit(container_id, 7)
+    await exited(service, container_id)
+    record = service.container(container_id)
+    assert (record.exit_code, record.reason) == (7, "Error")
+    await service.stop_pod(pod_id)
+    assert not service.pod(pod_id).ready
+    assert [item.id for item in service.pods(PodFilter(ready=False))] == [pod_id]
+    await service.stop_pod(pod_id)
+    await service.remove_pod(pod_id)
+    assert (world.pods, service.pods(), service.containers(), images_of(service).used) == ({}, [], [], {})
+    with pytest.raises(NotFound):
+        service.pod(pod_id)
+
+
+async def test_what_does_not_exist_is_stopped_and_removed_already(service: PodService) -> None:
+    for ref in ("0" * 64, "abc"):
+        await service.stop_pod(ref)
+        await service.remove_pod(ref)
+        await service.stop_container(ref, 1)
+        await service.remove_container(ref)
+        with pytest.raises(NotFound):
+            await service.start_container(ref)
+
+
+async def test_retries_join(service: PodService, world: World) -> None:
+    world.delays["run"] = 0.05
+    world.delays["create"] = 0.05
+    first = asyncio.create_task(service.run_pod(pod_spec()))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    pods = await asyncio.gather(*(service.run_pod(pod_spec()) for _ in range(3)))
+    pods.append(await service.run_pod(pod_spec()))
+    assert len(set(pods)) == 1 == len(world.pods)
+    with pytest.raises(AlreadyExists):
+        await service.run_pod(pod_spec(hostname="other"))
+    made = await asyncio.gather(*(service.create_container(request(pods[0])) for _ in range(3)))
+    assert len({*made, await service.create_container(request(pods[0]))}) == 1
+    with pytest.raises(AlreadyExists):
+        await service.create_container(request(pods[0], command=("other",)))
+    assert await service.create_container(request(pods[0], attempt=1)) != made[0]
+
+
+@pytest.mark.parametrize("point", ["run", "create", "start"])
+async def test_a_failure_leaves_nothing(service: PodService, world: World, point: str) -> None:
+    world.failures[point] = FailedPrecondition("no memory")
+    with pytest.raises(FailedPrecondition, match="no memory"):
+        await running(service)
+    if point == "run":
+        assert (world.pods, service.ledger.all_pods()) == ({}, [])
+    elif point == "create":
+        assert (service.ledger.all_containers(), images_of(service).used) == ([], {})
+    else:
+        (record,) = service.containers()
+        assert (record.phase, record.exit_code, record.reason) == (ContainerPhase.EXITED, 128, "StartError")
+        assert record.message == "no memory"
+    world.failures.clear()
+    await service.run_pod(pod_spec("again"))
+
+
+async def test_what_cannot_be_removed_is_tried_again(service: PodService, world: World) -> None:
+    pod_id, _ = await running(service)
+    world.failures["discard"] = FailedPrecondition("busy")
+    with pytest.raises(FailedPrecondition):
+        await service.remove_pod(pod_id)
+    assert service.pods() == [] and len(world.pods) == 1
+    await service._recovery.sweep()
+    assert len(world.pods) == 1
+    world.failures.clear()
+    await service._recovery.sweep()
+    assert (world.pods, service.ledger.all_pods(), service.ledger.all_containers()) == ({}, [], [])
+
+
+async def test_the_stop_ladder(service: PodService, world: World) -> None:
+    pod_id, container_id = await running(service)
+    container = world.pods[pod_id].containers[container_id]
+    await service.stop_container(container_id, 5)
+    assert container.signals == [signal.SIGUSR1]
+    assert service.container(container_id).exit_code == 128 + signal.SIGUSR1
+    await service.stop_container(container_id, 5)
+    world.ignore_term = True
+    second = await service.create_container(request(pod_id, "second", stop_signal="SIGTERM"))
+    await service.stop_container(second, 1)
+    await service.start_container(second)
+    await service.stop_container(second, 0.01)
+    assert world.pods[pod_id].containers[second].signals == [signal.SIGTERM, signal.SIGKILL]
+    assert service.container(second).exit_code == 137
+    third = await service.create_container(request(pod_id, "third"))
+    await service.start_container(third)
+    slow = asyncio.create_task(service.stop_container(third, 60))
+    await asyncio.sleep(0.01)
+    await service.stop_container(third, 0)
+    await slow
+    assert service.container(third).exit_code == 137
+
+
+async def test_a_dead_sandbox_takes_its_containers(service: PodService, world: World) -> None:
+    pod_id, container_id = await running(service)
+    world.kill_pod(pod_id)
+    await asyncio.sleep(0.01)
+    await exited(service, container_id)
+    record = service.container(container_id)
+    assert (record.exit_code, record.reason) == (137, "SandboxLost")
+    assert service.pod(pod_id).reason == "the VM crashed"
+    with pytest.raises(FailedPrecondition, match="the VM crashed"):
+        await service.create_container(request(pod_id, "second"))
+    await service.stop_pod(pod_id)
+    await service.remove_pod(pod_id)
+    assert world.pods == {}
+
+
+async def test_oom_and_success_are_told_apart(service: PodService, world: World) -> None:
+    pod_id, first = await running(service)
+    world.exit(first, 137, oom=True)
+    await exited(service, first)
+    assert service.container(first).reason == "OOMKilled"
+    second = await service.create_container(request(pod_id, "second"))
+    await service.start_container(second)
+    world.exit(second, 0)
+    await exited(service, second)
+    assert service.container(second).reason == "Completed"
+    with pytest.raises(FailedPrecondition):
+        await service.start_container(second)
+    with pytest.raises(FailedPrecondition):
+        await service.exec_sync(second, ("true",))
+
+
+async def test_events(service: PodService, world: World) -> None:
+    events = service.events()
+    got: list[tuple[EventKind, str, bool, int]] = []
+
+    async def listen() -> None:
+        async for event in events:
+            got.append((event.kind, event.container_id, event.pod.ready, len(event.containers)))
+
+    listener = asyncio.create_task(listen())
+    await asyncio.sleep(0)
+    pod_id, container_id = await running(service)
+    await service.stop_container(container_id, 1)
+    await service.remove_container(container_id)
+    await service.remove_pod(pod_id)
+    await asyncio.sleep(0.01)
+    listener.cancel()
+    await asyncio.gather(listener, return_exceptions=True)
+    assert got == [
+        (EventKind.CREATED, pod_id, True, 0),
+        (EventKind.STARTED, pod_id, True, 0),
+        (EventKind.CREATED, container_id, True, 1),
+        (EventKind.STARTED, container_id, True, 1),
+        (EventKind.STOPPED, container_id, True, 1),
+        (EventKind.DELETED, container_id, True, 0),
+        (EventKind.STOPPED, pod_id, False, 0),
+        (EventKind.DELETED, pod_id, False, 0),
+    ]
+    assert service._node.events.subscribers == 0
+
+
+async def test_a_slow_listener_is_cut_off(service: PodService) -> None:
+    events = service.events()
+    waiting = asyncio.ensure_future(anext(events))
+    await asyncio.sleep(0)
+    pod_id = await service.run_pod(pod_spec())
+    await waiting
+    for _ in range(1100):
+        service._node.events.publish(EventKind.STOPPED, pod_id, pod_id)
+    with pytest.raises(ResourceExhausted):
+        async for _ in events:
+            pass
+
+
+async def test_exec_sync(service: PodService) -> None:
+    _, container_id = await running(service)
+    result = await service.exec_sync(container_id, ("fail", "a", "b"))
+    assert (result.stdout, result.stderr, result.exit_code) == (b"a b", b"err", 3)
+    assert len((await service.exec_sync(container_id, ("flood",))).stdout) == OUTPUT_LIMIT
+    with pytest.raises(DeadlineExceeded):
+        await service.exec_sync(container_id, ("sleep", "60"), 0.01)
+    (sandbox,) = service._node.sandboxes.values()
+    assert all(process.closed for process in sandbox.execs)  # type: ignore[attr-defined]
+    with pytest.raises(InvalidArgument):
+        await service.exec_sync(container_id, ())
+    with pytest.raises(FailedPrecondition, match="without stdin"):
+        await service.attach(container_id, stdin=True)
+
+
+async def test_which_handler(tmp_path: Path, service: PodService) -> None:
+    host = Namespaces(network=NamespaceMode.NODE)
+    for name, changes, handler in (
+        ("plain", {}, "vm"),
+        ("host", {"namespaces": host}, "process"),
+        ("ipc", {"namespaces": Namespaces(ipc=NamespaceMode.NODE)}, "process"),
+        ("privileged", {"privileged": True}, "process"),
+        ("named", {"handler": "vm", "privileged": True}, "vm"),
+        ("process", {"handler": "process"}, "process"),
+    ):
+        pod_id = await service.run_pod(pod_spec(name, **changes))  # type: ignore[arg-type]
+        assert service.pod(pod_id).handler == handler
+        assert service.pod(pod_id).runtime_handler == changes.get("handler", "")
+        assert service.pod_info(pod_id)["handlerReason"]
+    with pytest.raises(InvalidArgument, match="host network"):
+        await service.run_pod(pod_spec("refused", handler="vm", namespaces=host))
+    with pytest.raises(InvalidArgument, match="runc"):
+        await service.run_pod(pod_spec("unknown", handler="runc"))
+    assert [handler.name for handler in await service.handlers()] == ["process", "vm"]
+    assert await service.runtime_reason() == ""
+
+
+async def test_resources(service: PodService) -> None:
+    pod_id, container_id = await running(service, resources=Resources(cpu_shares=2, memory_limit=100))
+    await service.update_container(container_id, Resources(memory_limit=200))
+    assert service.container(container_id).resources == Resources(cpu_shares=2, memory_limit=200)
+    await service.update_pod_resources(pod_id, Resources(), Resources(memory_limit=300))
+    assert service.pod(pod_id).spec.resources.memory_limit == 300
+
+
+async def test_statistics(service: PodService, world: World) -> None:
+    pod_id, container_id = await running(service)
+    assert (await service.container_stats(container_id)).stats.cpu.usage_nano_cores == 0
+    assert (await service.container_stats(container_id)).stats.cpu.usage_nano_cores == 500_000_000
+    (use,) = await service.list_container_stats(ContainerFilter(pod_id=pod_id))
+    assert use.record.id == container_id
+    (pod,) = await service.list_pod_stats()
+    assert [item.id for item in pod.containers] == [container_id]
+    world.failures["stats"] = FailedPrecondition("the VM does not answer")
+    assert await service.list_pod_stats() == await service.list_container_stats() == []
+    with pytest.raises(FailedPrecondition):
+        await service.pod_stats(pod_id)
+
+
+async def test_a_container_is_resolved(service: PodService, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    pod_id = await service.run_pod(pod_spec(log_directory=str(tmp_path / "logs")))
+    container_id = await service.create_container(
+        request(
+            pod_id,
+            args=("-c", "true"),
+            env=(("B", b"\xff"),),
+            log_path="main/0.log",
+            mounts=(
+                MountRequest(container_path="/v", host_path=str(tmp_path / "link")),
+                MountRequest(container_path="/i", image="busybox", image_sub_path="bin"),
+            ),
+            security=SecurityRequest(user_id=1, group_id=2, supplemental_groups=(3,)),
+        )
+    )
+    record = service.container(container_id)
+    spec = record.spec
+    assert spec.args == ("-c", "true")
+    assert dict(spec.env)["A"] == b"image" and dict(spec.env)["B"] == b"\xff"
+    assert (spec.cwd, spec.stop_signal, record.stop_signal) == ("/srv", 10, "SIGUSR1")
+    assert spec.log_path == str(tmp_path / "logs/main/0.log") and (tmp_path / "logs").is_dir()
+    assert spec.mounts[0].host_path == str(tmp_path / "real")
+    assert spec.mounts[1].image is not None and spec.mounts[1].image.sub_path == "bin"
+    assert record.user is not None and (record.user.uid, record.user.gid) == (1, 2)
+    for bad, error in (
+        ({"image": "nothing"}, NotFound),
+        ({"mounts": (MountRequest(container_path="/v", host_path=str(tmp_path / "none")),)}, NotFound),
+        ({"mounts": (MountRequest(container_path="v", host_path="/"),)}, InvalidArgument),
+        (
+            {"mounts": (MountRequest(container_path="/v", image="busybox", image_sub_path="../x"),)},
+            InvalidArgument,
+        ),
+        ({"log_path": "../../x"}, InvalidArgument),
+        ({"stop_signal": "SIGWHAT"}, InvalidArgument),
+        ({"env": (("A=B", b""),)}, InvalidArgument),
+        ({"cdi_devices": ("nothing",)}, InvalidArgument),
+        ({"cdi_devices": ("vendor.example/class=none",)}, NotFound),
+    ):
+        with pytest.raises(error):
+            await service.create_container(request(pod_id, "bad", **bad))  # type: ignore[arg-type]
+    assert len(service.ledger.all_containers()) == 1 == len(images_of(service).used)
+
+
+async def test_a_stop_of_the_daemon_undoes_what_is_half_made(tmp_path: Path, world: World) -> None:
+    service, _ = make_service(tmp_path, world)
+    await service.open()
+    keep = await service.run_pod(pod_spec("keep"))
+    world.delays["run"] = 60
+    waiting = asyncio.create_task(service.run_pod(pod_spec("half")))
+    await asyncio.sleep(0.02)
+    await service.close()
+    with pytest.raises(Exception, match="stopping"):
+        await waiting
+    assert list(world.pods) == [keep]
+    again, _ = make_service(tmp_path, world)
+    await again.open()
+    assert [pod.phase for pod in again.ledger.all_pods()] == [PodPhase.READY]
+    await again.close()
