@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orlop.errors import FailedPrecondition
-from orlop.sandbox.crilog import MAX_LINE, STDERR, STDOUT, CriLog, timestamp
+from orlop.sandbox.crilog import MAX_LINE, STDERR, STDOUT, CriLog, settled_since, timestamp
 
 LINE = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) ([PF]) (.*)", re.DOTALL)
 
@@ -178,3 +178,35 @@ async def test_big_output_does_not_grow_memory() -> None:
         await log.write(STDOUT, chunk)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 * 1024
     await log.close()
+
+
+async def test_what_is_settled_is_counted_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    log = CriLog(str(path))
+    await log.open()
+    await log.write(STDOUT, b"before\n")
+    position = await log.position()
+    assert position is not None and position.stdout == 7
+    out = b"x" * (MAX_LINE + 100) + b"\nshort\n\nunfinished"
+    settled = await log.write(STDOUT, out)
+    await log.write(STDERR, b"oops\n")
+    await log.close()
+    assert settled_since(str(path), position) == (7 + settled - 7, 5)
+    path.rename(tmp_path / "0.log.20260101-000000")
+    assert settled_since(str(path), position) == (settled, 5)
+    (tmp_path / "0.log.20260101-000000").unlink()
+    assert settled_since(str(path), position) == (7, 0)
+
+
+async def test_a_line_cut_short_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    log = CriLog(str(path))
+    await log.open()
+    position = await log.position()
+    assert position is not None
+    await log.write(STDOUT, b"whole\n")
+    await log.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"2026-01-01T00:00:00.000000000Z stdout F cut sho")
+    assert settled_since(str(path), position) == (6, 0)
+    assert path.read_bytes() == whole

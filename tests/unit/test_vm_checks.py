@@ -6,6 +6,7 @@ import pytest
 
 from orlop.config import VmConfig
 from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.hypervisor.base import MachineShape
 from orlop.sandbox.spec import (
     ContainerSpec,
     Device,
@@ -18,7 +19,7 @@ from orlop.sandbox.spec import (
     Security,
 )
 from orlop.sandbox.vm.checks import check_container, check_pod
-from orlop.sandbox.vm.sizing import Shape, shape_of, size
+from orlop.sandbox.vm.sizing import shape_of, size
 
 MIB = 1 << 20
 CONFIG = VmConfig()
@@ -109,15 +110,15 @@ def test_container_refusals() -> None:
 
 
 def test_shape_without_limits_is_the_default() -> None:
-    assert shape_of(pod(), CONFIG) == Shape(memory_mib=512, vcpus=1)
+    assert shape_of(pod(), CONFIG) == MachineShape(memory_mib=512, vcpus=1)
 
 
 def test_shape_follows_limits() -> None:
     limits = Resources(memory_limit=300 * MIB + 1, cpu_quota=150_000, cpu_period=100_000)
-    assert shape_of(pod(resources=limits), CONFIG) == Shape(memory_mib=430, vcpus=2)
-    assert shape_of(pod(resources=limits, overhead=Resources(memory_limit=200 * MIB)), CONFIG) == Shape(
-        memory_mib=502, vcpus=2
-    )
+    assert shape_of(pod(resources=limits), CONFIG) == MachineShape(memory_mib=430, vcpus=2)
+    assert shape_of(
+        pod(resources=limits, overhead=Resources(memory_limit=200 * MIB)), CONFIG
+    ) == MachineShape(memory_mib=502, vcpus=2)
 
 
 def test_shape_is_bounded() -> None:

@@ -12,6 +12,7 @@ A log that cannot be written (directory removed, disk full) loses lines, never t
 from __future__ import annotations
 
 import asyncio
+import glob
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orlop.errors import FailedPrecondition
+from orlop.sandbox.spec import Value
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,19 @@ STDERR = 2
 
 _NAMES = {STDOUT: b"stdout", STDERR: b"stderr"}
 _LONG_LINE = re.compile(rb"[^\n]{%d}" % (MAX_LINE + 1))
+
+
+class LogPosition(Value, frozen=True):
+    """A moment in a log's life: in which file, at which size, how many bytes of each stream were settled.
+
+    With it and the file a later daemon counts what was settled since: see :func:`settled_since`.
+    """
+
+    device: int
+    inode: int
+    size: int
+    stdout: int = 0
+    stderr: int = 0
 
 
 def timestamp(now_ns: int) -> bytes:
@@ -56,6 +71,44 @@ def format_lines(stream: int, lines: bytes, now_ns: int) -> bytes:
             line = line[MAX_LINE:]  # noqa: PLW2901 - what is left of it
         pieces.append(full + line)
     return b"\n".join(pieces) + b"\n"
+
+
+def settled_since(path: str, position: LogPosition) -> tuple[int, int]:
+    """Bytes of stdout and stderr that are in the log at ``path``, or in its renamed predecessor.
+
+    A line that a crash cut short is removed from the file. When the file is gone, what was
+    settled at ``position`` is the answer. The last byte counted may be a newline that the stream did
+    not have, if its very last line had none. Raises OSError.
+    """
+    counts = {b"stdout": position.stdout, b"stderr": position.stderr}
+    found = _find(path, position)
+    if found is not None:
+        with found.open("r+b") as file:
+            file.seek(position.size)
+            whole = position.size
+            for line in file:
+                if not line.endswith(b"\n"):
+                    file.truncate(whole)
+                    break
+                whole += len(line)
+                parts = line.split(b" ", 3)
+                if len(parts) == 4 and parts[1] in counts:
+                    counts[parts[1]] += len(parts[3]) - (parts[2] == b"P")
+    return counts[b"stdout"], counts[b"stderr"]
+
+
+def _find(path: str, position: LogPosition) -> Path | None:
+    named = Path(path)
+    candidates = [named, *sorted(named.parent.glob(f"{glob.escape(named.name)}.*"))]
+    for candidate in candidates:
+        try:
+            status = candidate.stat()
+        except OSError:
+            continue
+        same = (status.st_dev, status.st_ino) == (position.device, position.inode)
+        if same and status.st_size >= position.size:
+            return candidate
+    return None
 
 
 @dataclass
@@ -114,6 +167,19 @@ class CriLog:
     def resume(self, stream: int, offset: int) -> None:
         """Count on from ``offset`` bytes, which an earlier daemon settled."""
         self._streams[stream].written = offset
+
+    async def position(self) -> LogPosition | None:
+        """Where the log stands; None when there is no file."""
+        async with self._lock:
+            if self._fd < 0:
+                return None
+            status = os.fstat(self._fd)
+            out, err = (
+                state.written - len(state.held) for state in (self._streams[STDOUT], self._streams[STDERR])
+            )
+        return LogPosition(
+            device=status.st_dev, inode=status.st_ino, size=status.st_size, stdout=out, stderr=err
+        )
 
     async def reopen(self) -> None:
         """Let go of a file that was renamed away and make a new one under the old name.

@@ -7,30 +7,21 @@ the configured default. Processors: the pod's CPU quota, rounded up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from orlop.config import VmConfig
 from orlop.errors import InvalidArgument
+from orlop.hypervisor.base import MachineShape
 from orlop.sandbox.spec import PodSpec, Resources
 
 MIB = 1 << 20
 _ALIGNMENT_MIB = 2
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A VM's size."""
-
-    memory_mib: int
-    vcpus: int
-
-
-def shape_of(spec: PodSpec, config: VmConfig) -> Shape:
+def shape_of(spec: PodSpec, config: VmConfig) -> MachineShape:
     """The size for ``spec``; InvalidArgument when the configuration does not allow one so big."""
     return size(spec.overhead, spec.resources, config, who=f"pod {spec.namespace}/{spec.name}")
 
 
-def size(overhead: Resources, resources: Resources, config: VmConfig, *, who: str) -> Shape:
+def size(overhead: Resources, resources: Resources, config: VmConfig, *, who: str) -> MachineShape:
     """As :func:`shape_of`, for changed resources. ``who`` starts the message of an error."""
     memory = config.default_memory_mib
     if resources.memory_limit > 0:
@@ -44,4 +35,4 @@ def size(overhead: Resources, resources: Resources, config: VmConfig, *, who: st
     vcpus = config.default_vcpus
     if resources.cpu_quota > 0:
         vcpus = -(-resources.cpu_quota // (resources.cpu_period or 100_000))
-    return Shape(memory_mib=memory, vcpus=max(1, min(vcpus, config.max_vcpus)))
+    return MachineShape(memory_mib=memory, vcpus=max(1, min(vcpus, config.max_vcpus)))

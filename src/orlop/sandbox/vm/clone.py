@@ -1,0 +1,245 @@
+"""A virtual machine with its network namespace and a line to its agent, not yet anybody's pod.
+
+A :class:`Clone` owns one directory, ``<state>/vms/<id>``: the machine's own (``machine``), what the
+guest may see of the host (``share``) and the pinned network namespace (``netns``). The
+:class:`Cloner` makes clones, finds them again and removes them; it is the only one who does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from orlop.config import VmConfig
+from orlop.errors import OrlopError, Unavailable
+from orlop.host import mounts, netns, threads
+from orlop.hypervisor.base import Accelerator, Hypervisor, Machine, MachineShape, Template
+from orlop.net.tap import create_tap
+from orlop.sandbox.vm.agent import AgentClient
+from orlop.wire.messages import Online, Ping, Quiesce, Resume
+
+log = logging.getLogger(__name__)
+
+TAP = "tap0"
+_ANSWER_TIMEOUT = 30.0
+_SETTLE_TIMEOUT = 60.0
+
+
+class Clone:
+    """One machine that runs. Whoever has it removes it with :meth:`Cloner.discard`."""
+
+    def __init__(self, directory: Path, machine: Machine, agent: AgentClient) -> None:
+        self.directory = directory
+        self.machine = machine
+        self.agent = agent
+        self.made_in_ms = 0.0
+
+    @property
+    def id(self) -> str:
+        """The directory's name."""
+        return self.directory.name
+
+    @property
+    def netns(self) -> Path:
+        """Its network namespace on the host."""
+        return netns_of(self.directory)
+
+    @property
+    def share(self) -> Path:
+        """The directory of the host that the guest can mount."""
+        return self.directory / "share"
+
+    async def wait(self) -> str:
+        """Return when the machine has ended or its agent is gone, with the reason."""
+        ended = asyncio.ensure_future(self.machine.wait())
+        lost = asyncio.ensure_future(self.agent.wait_closed())
+        try:
+            await asyncio.wait((ended, lost), return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                # A dying machine takes its agent along: the machine's reason is the better one.
+                await asyncio.wait((ended,), timeout=1.0)
+            return ended.result() if ended.done() else lost.result()
+        finally:
+            ended.cancel()
+            lost.cancel()
+
+    async def resize(self, shape: MachineShape) -> MachineShape:
+        """Bring the machine towards ``shape``, and what is new into the guest's use."""
+        if shape == self.machine.shape:
+            return shape
+        before = self.machine.shape
+        now = await self.machine.resize(shape)
+        if now != before:
+            await self.agent.call(Online())
+        return now
+
+
+def netns_of(directory: Path) -> Path:
+    """Where the network namespace of the clone in ``directory`` is pinned."""
+    return directory / "netns"
+
+
+def machine_of(directory: Path) -> Path:
+    """Where the hypervisor keeps the machine of the clone in ``directory``."""
+    return directory / "machine"
+
+
+class Cloner:
+    """Makes and removes clones below ``state``."""
+
+    def __init__(self, config: VmConfig, hypervisor: Hypervisor, state: Path) -> None:
+        self._config = config
+        self._hypervisor = hypervisor
+        self.directory = state / "vms"
+        self._template: Template | None = None
+        self._building: asyncio.Task[Template] | None = None
+
+    @property
+    def shape(self) -> MachineShape:
+        """The size a new clone has."""
+        if self._template is not None:
+            return self._template.shape
+        return MachineShape(memory_mib=self._config.default_memory_mib, vcpus=self._config.default_vcpus)
+
+    @property
+    def templated(self) -> bool:
+        """Whether clones come from a template."""
+        return self._config.template and self._hypervisor.capabilities.template
+
+    async def accelerator(self) -> Accelerator:
+        """What runs the guests."""
+        return await self._hypervisor.probe()
+
+    def at_least(self, shape: MachineShape) -> MachineShape:
+        """``shape``, or what every clone has where that is more: a machine does not shrink below it."""
+        least = self.shape
+        return MachineShape(
+            memory_mib=max(shape.memory_mib, least.memory_mib), vcpus=max(shape.vcpus, least.vcpus)
+        )
+
+    async def prepare(self) -> None:
+        """Build the template, or join its building. A cancellation does not stop the building."""
+        if not self.templated or self._template is not None:
+            return
+        if self._building is None or self._building.done():
+            self._building = asyncio.create_task(
+                self._hypervisor.template(_settle, progress=lambda step: log.info("VM template: %s", step)),
+                name="VM template",
+            )
+        self._template = await asyncio.shield(self._building)
+
+    async def begin(self) -> Path:
+        """A new clone's directory with its network namespace; :meth:`discard` it if nothing comes of it."""
+        directory = self.directory / secrets.token_hex(6)
+        directory.mkdir(parents=True, mode=0o700)
+        try:
+            (directory / "share").mkdir()
+            await netns.create(netns_of(directory))
+        except BaseException:
+            await threads.finish(asyncio.ensure_future(self.discard(directory)))
+            raise
+        return directory
+
+    async def finish(self, directory: Path) -> Clone:
+        """The clone in ``directory``, its agent ready. A failure leaves the directory to the caller."""
+        begun = time.monotonic()
+        await self.prepare()
+        tap = await create_tap(netns_of(directory), TAP)
+        try:
+            machine = await self._machine(directory, tap)
+        finally:
+            os.close(tap)
+        clone = await self._greet(directory, machine)
+        clone.made_in_ms = (time.monotonic() - begun) * 1000
+        return clone
+
+    async def make(self) -> Clone:
+        """A new clone, its agent ready. A failure or cancellation leaves nothing behind."""
+        directory = await self.begin()
+        try:
+            return await self.finish(directory)
+        except BaseException:
+            await threads.finish(asyncio.ensure_future(self.discard(directory)))
+            raise
+
+    async def recover(self, vm_id: str) -> Clone:
+        """The clone that an earlier daemon made; its agent waits for a Resume.
+
+        Raises NotFound, or Unavailable, when it runs no more.
+        """
+        directory = self.directory / vm_id
+        machine = await self._hypervisor.recover(machine_of(directory))
+        agent = await AgentClient.connect(machine.agent_socket, name=f"VM {vm_id}", timeout=_ANSWER_TIMEOUT)
+        return Clone(directory, machine, agent)
+
+    async def release(self, clone: Clone) -> None:
+        """Let go of a clone that goes on running."""
+        await clone.agent.flush()
+        await clone.agent.close("the daemon stops")
+        await clone.machine.close()
+
+    async def discard(self, directory: Path) -> None:
+        """End the machine in ``directory`` and remove all there is of it. Idempotent.
+
+        Its pod's network is torn down by whoever attached it, before this.
+        """
+        await self._hypervisor.discard(machine_of(directory))
+        await netns.delete(netns_of(directory))
+        await asyncio.to_thread(_remove, directory)
+
+    async def sweep(self, keep: Callable[[str], bool]) -> None:
+        """Remove clones of an earlier daemon that no pod owns."""
+        if not self.directory.is_dir():
+            return
+        for directory in sorted(self.directory.iterdir()):
+            if not keep(directory.name):
+                log.info("removing VM %s, which belongs to no pod", directory.name)
+                await self.discard(directory)
+
+    async def close(self) -> None:
+        """Stop building."""
+        if self._building is not None and not self._building.done():
+            self._building.cancel()
+            await asyncio.wait((self._building,))
+
+    async def _machine(self, directory: Path, tap: int) -> Machine:
+        where, share = machine_of(directory), directory / "share"
+        if self._template is not None:
+            return await self._hypervisor.restore(self._template, where, tap_fd=tap, share=share)
+        machine = await self._hypervisor.start(where, self.shape, tap_fd=tap, share=share)
+        await machine.wait_agent_port(self._config.boot_timeout)
+        return machine
+
+    async def _greet(self, directory: Path, machine: Machine) -> Clone:
+        name = f"VM {directory.name}"
+        try:
+            agent = await AgentClient.connect(machine.agent_socket, name=name, timeout=_ANSWER_TIMEOUT)
+            await agent.call(Resume())
+        except OrlopError as error:
+            tail = (await machine.console_tail(400)).strip()
+            raise Unavailable(f"{error}; last on its console: {tail!r}") from error
+        return Clone(directory, machine, agent)
+
+
+async def _settle(machine: Machine) -> None:
+    """Bring a booted machine into the state that all clones start from."""
+    await machine.wait_agent_port(_SETTLE_TIMEOUT)
+    agent = await AgentClient.connect(machine.agent_socket, name="the VM template", timeout=_SETTLE_TIMEOUT)
+    try:
+        await agent.call(Resume())
+        await agent.call(Ping())
+        await agent.call(Quiesce(), timeout=_SETTLE_TIMEOUT)
+    finally:
+        await agent.close("the template is saved")
+
+
+def _remove(directory: Path) -> None:
+    # Never through a mount: rmtree would empty the volume behind it.
+    mounts.unmount_below(directory)
+    shutil.rmtree(directory, ignore_errors=True)

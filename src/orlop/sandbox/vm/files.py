@@ -1,0 +1,137 @@
+"""What the ``vm`` handler remembers of a pod on disk, so that a later daemon finds it again.
+
+``<state>/vm-pods/<pod id>/pod.json`` names the pod's VM; it is written before anything is made for the
+pod and removed after all of it is gone. ``<container id>.json`` beside it says what was plugged for a
+container. Files are written aside and renamed.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from orlop.errors import DataLoss, InvalidArgument
+from orlop.sandbox.crilog import LogPosition
+from orlop.sandbox.spec import Value
+
+T = TypeVar("T", bound=Value)
+
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
+_POD = "pod.json"
+
+
+class PodFile(Value, frozen=True):
+    """A pod's VM. ``vm_id`` is "" until one was claimed; ``set_up`` once the pod ran."""
+
+    pod_id: str
+    vm_id: str = ""
+    set_up: bool = False
+    addresses: tuple[str, ...] = ()
+    kernel: str = ""
+    accelerator: str = ""
+
+
+class DiskUse(Value, frozen=True):
+    """A plugged disk: where the guest finds it, the host's file, and its layers (0: one file system)."""
+
+    id: str
+    lun: int
+    path: str
+    partitions: int = 0
+
+
+class ContainerFile(Value, frozen=True):
+    """What a container holds, and where its log begins."""
+
+    id: str
+    disks: tuple[DiskUse, ...] = ()
+    shares: tuple[str, ...] = ()
+    scratch: str = ""
+    stdin: int = 0
+    stdout: int = 0
+    stderr: int = 0
+    log: LogPosition | None = None
+
+
+class PodFiles:
+    """The files of one pod. Reading and writing take tens of microseconds on the tmpfs they are on."""
+
+    def __init__(self, state: Path, pod_id: str) -> None:
+        _check(pod_id)
+        self.directory = directory(state) / pod_id
+
+    def read(self) -> PodFile | None:
+        """The pod's file, or None. Raises DataLoss when it is damaged."""
+        return _read(self.directory / _POD, PodFile)
+
+    def write(self, pod: PodFile) -> None:
+        """Replace the pod's file."""
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(self.directory / _POD, pod)
+
+    def containers(self) -> list[ContainerFile]:
+        """The files of all containers; a damaged one is left out."""
+        found = []
+        for path in sorted(self.directory.glob("*.json")):
+            if path.name != _POD:
+                with suppress(DataLoss):
+                    container = _read(path, ContainerFile)
+                    if container is not None:
+                        found.append(container)
+        return found
+
+    def write_container(self, container: ContainerFile) -> None:
+        """Replace a container's file."""
+        _check(container.id)
+        _write(self.directory / f"{container.id}.json", container)
+
+    def remove_container(self, container_id: str) -> None:
+        """Forget a container. Idempotent."""
+        (self.directory / f"{container_id}.json").unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Forget the pod. Idempotent."""
+        if not self.directory.is_dir():
+            return
+        for path in sorted(self.directory.iterdir(), key=lambda path: path.name == _POD):
+            path.unlink(missing_ok=True)  # the pod's own file goes last
+        self.directory.rmdir()
+
+
+def directory(state: Path) -> Path:
+    """Where the pods' files are."""
+    return state / "vm-pods"
+
+
+def owned_vms(state: Path) -> set[str]:
+    """Ids of the VMs that belong to a pod."""
+    owned = set()
+    for path in directory(state).glob(f"*/{_POD}"):
+        pod = _read(path, PodFile)
+        if pod is not None:
+            owned.add(pod.vm_id)
+    return owned
+
+
+def _check(name: str) -> None:
+    if not _ID.fullmatch(name):
+        raise InvalidArgument(f"{name!r} cannot be the name of a file")
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, OSError) as error:
+        raise DataLoss(f"state file {path} cannot be read: {error}") from error
+
+
+def _write(path: Path, value: Value) -> None:
+    aside = path.with_suffix(".new")
+    aside.write_bytes(msgspec.json.encode(value))
+    aside.replace(path)

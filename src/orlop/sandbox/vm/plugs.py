@@ -1,0 +1,184 @@
+"""What is plugged into a VM for its containers: image disks, scratch disks, volumes on the share.
+
+An image disk is plugged once and serves all containers of the pod with that image. What a
+container needs is plugged all at once, and :meth:`Plugs.unplug` takes it away after the guest
+let go of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orlop.errors import NotFound
+from orlop.hypervisor.base import Disk, DiskFormat, Machine
+from orlop.sandbox.spec import ContainerSpec, Mount
+from orlop.sandbox.vm.files import ContainerFile, DiskUse
+from orlop.sandbox.vm.together import together
+from orlop.sandbox.vm.translate import Plugged
+from orlop.storage import disks
+from orlop.storage.share import Share
+from orlop.wire import values as wire
+
+
+@dataclass
+class _Shared:
+    """An image disk and the containers that use it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    use: DiskUse | None = None
+    users: set[str] = field(default_factory=set)
+
+
+class Plugs:
+    """The plugs of one VM. Descriptors go to ``disk_directory``, writable layers to ``scratch_directory``."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        share: Path,
+        *,
+        disk_directory: Path,
+        scratch_directory: Path,
+        scratch_mib: int,
+    ) -> None:
+        self._machine = machine
+        self._share = Share(share)
+        self._disk_directory = disk_directory
+        self._scratch_directory = scratch_directory
+        self._scratch_mib = scratch_mib
+        self._images: dict[str, _Shared] = {}
+
+    def plan(self, spec: ContainerSpec) -> ContainerFile:
+        """What :meth:`plug` is going to do, to be on disk before it does it."""
+        stacks = [spec.layers, *(mount.image.layers for mount in spec.mounts if mount.image)]
+        images = tuple(
+            DiskUse(id=image_disk_id(layers), lun=-1, path="", partitions=len(layers))
+            for layers in dict.fromkeys(stacks)
+        )
+        scratch = self._scratch_directory / f"{spec.id}.img"
+        return ContainerFile(
+            id=spec.id,
+            disks=(*images, DiskUse(id=_scratch_id(spec.id), lun=-1, path=str(scratch))),
+            shares=tuple(_share_key(spec.id, index) for index in range(len(spec.mounts))),
+            scratch=str(scratch),
+        )
+
+    async def plug(self, spec: ContainerSpec) -> Plugged:
+        """Plug all that the container needs. A failure leaves plugs behind for :meth:`unplug`."""
+        stacks = dict.fromkeys([spec.layers, *(mount.image.layers for mount in spec.mounts if mount.image)])
+        images, scratch, shares = await together(
+            together(*(self._image(spec.id, layers) for layers in stacks)),
+            self._scratch(spec.id),
+            self._shares(spec),
+        )
+        by_stack = dict(zip(stacks, images, strict=True))
+        return Plugged(
+            root=by_stack[spec.layers],
+            scratch=scratch,
+            shares=shares,
+            images={
+                mount.container_path: by_stack[mount.image.layers]
+                for mount in spec.mounts
+                if mount.image is not None
+            },
+        )
+
+    def adopt(self, held: ContainerFile) -> None:
+        """An earlier daemon plugged this."""
+        for disk in held.disks:
+            if disk.partitions:
+                shared = self._images.setdefault(disk.id, _Shared())
+                shared.use = disk
+                shared.users.add(held.id)
+
+    def described(self, plan: ContainerFile, plugged: Plugged) -> tuple[DiskUse, ...]:
+        """The plan's disks with the places they were plugged at."""
+        found = []
+        for disk in plan.disks:
+            shared = self._images.get(disk.id)
+            if shared is not None and shared.use is not None:
+                found.append(shared.use)
+            elif plugged.scratch is not None and disk.path == plan.scratch:
+                found.append(DiskUse(id=disk.id, lun=plugged.scratch.lun, path=disk.path))
+        return tuple(found)
+
+    async def unplug(self, held: ContainerFile, *, running: bool) -> None:
+        """Take away what was plugged, or planned, for a container. Idempotent.
+
+        ``running`` says whether there still is a VM to unplug from.
+        """
+        await together(*(self._unplug_disk(held.id, disk, running=running) for disk in held.disks))
+        for key in held.shares:
+            await self._share.remove(key)
+        if held.scratch:
+            await asyncio.to_thread(Path(held.scratch).unlink, missing_ok=True)
+
+    async def release(self) -> None:
+        """Take all volumes off the share."""
+        await self._share.release_all()
+
+    async def _image(self, container_id: str, layers: tuple[str, ...]) -> wire.Disk:
+        disk_id = image_disk_id(layers)
+        shared = self._images.setdefault(disk_id, _Shared())
+        shared.users.add(container_id)
+        async with shared.lock:
+            if shared.use is None:
+                path = await disks.image_disk(layers, self._disk_directory, disk_id)
+                slot = await self._machine.attach_disk(
+                    Disk(id=disk_id, path=str(path), format=DiskFormat.VMDK, read_only=True)
+                )
+                shared.use = DiskUse(id=disk_id, lun=slot.lun, path=str(path), partitions=len(layers))
+            return wire.Disk(lun=shared.use.lun, partitions=len(layers))
+
+    async def _scratch(self, container_id: str) -> wire.Disk:
+        path = self._scratch_directory / f"{container_id}.img"
+        await disks.scratch_disk(path, self._scratch_mib)
+        slot = await self._machine.attach_disk(
+            Disk(id=_scratch_id(container_id), path=str(path), format=DiskFormat.RAW, read_only=False)
+        )
+        return wire.Disk(lun=slot.lun)
+
+    async def _shares(self, spec: ContainerSpec) -> dict[str, str]:
+        shares = {}
+        for index, mount in enumerate(spec.mounts):
+            if mount.image is None:
+                shares[mount.container_path] = await self._volume(_share_key(spec.id, index), mount)
+        return shares
+
+    async def _volume(self, key: str, mount: Mount) -> str:
+        return str(await self._share.add(mount, key))
+
+    async def _unplug_disk(self, container_id: str, disk: DiskUse, *, running: bool) -> None:
+        shared = self._images.get(disk.id)
+        if shared is None:
+            if running:
+                await self._detach(disk.id)
+            return
+        async with shared.lock:
+            shared.users.discard(container_id)
+            if not shared.users and shared.use is not None:
+                shared.use = None
+                if running:
+                    await self._detach(disk.id)
+
+    async def _detach(self, disk_id: str) -> None:
+        with suppress(NotFound):
+            await self._machine.detach_disk(disk_id)
+
+
+def image_disk_id(layers: tuple[str, ...]) -> str:
+    """The disk's name for a stack of layers."""
+    digest = hashlib.sha256("\0".join(layers).encode()).hexdigest()
+    return f"img-{digest[:20]}"
+
+
+def _scratch_id(container_id: str) -> str:
+    return f"rw-{container_id[:24]}"
+
+
+def _share_key(container_id: str, index: int) -> str:
+    return f"{container_id[:24]}-{index}"

@@ -1,0 +1,226 @@
+"""Ready VMs for the next pods.
+
+A claim takes a clone that already runs, and resizes it if its shape is another. What was asked
+for is remembered: clones are kept in the shapes that recent pods had, as many of each as
+its share of them. New ones are made in the background, and never while a pod is being started,
+for which the processor is needed more. When the host runs short of memory the pool gives
+itself up, clone by clone, and comes back when there is memory again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from orlop.config import PoolConfig
+from orlop.errors import OrlopError
+from orlop.host import threads
+from orlop.hypervisor.base import MachineShape
+from orlop.sandbox.vm.clone import Clone, Cloner
+from orlop.sandbox.vm.pressure import memory_pressure
+
+log = logging.getLogger(__name__)
+
+MIB = 1 << 20
+_QUIET = 0.3
+_CHECK_EVERY = 5.0
+_RETRY_AFTER = 15.0
+_FADE = 0.9
+
+
+class Demand:
+    """Which shapes were asked for lately; older requests count less and less."""
+
+    def __init__(self) -> None:
+        self._weights: dict[MachineShape, float] = {}
+
+    def note(self, shape: MachineShape) -> None:
+        """A pod asked for ``shape``."""
+        self._weights = {key: weight * _FADE for key, weight in self._weights.items() if weight > 0.05}
+        self._weights[shape] = self._weights.get(shape, 0.0) + 1.0
+
+    def plan(self, size: int, default: MachineShape) -> list[MachineShape]:
+        """``size`` shapes to keep ready, the most wanted first."""
+        weights = dict(self._weights) or {default: 1.0}
+        plan: list[MachineShape] = []
+        for _ in range(size):
+            # Highest averages (D'Hondt): the shape with most requests per clone kept gets the next.
+            kept = Counter(plan)
+            plan.append(max(weights, key=lambda shape: weights[shape] / (kept[shape] + 1)))
+        return plan
+
+
+class Pool:
+    """Keeps clones ready. :meth:`open` starts it, :meth:`close` ends it and all that it holds."""
+
+    def __init__(
+        self, config: PoolConfig, cloner: Cloner, *, pressure: Callable[[], str] = memory_pressure
+    ) -> None:
+        self._config = config
+        self._cloner = cloner
+        self._pressure = pressure
+        self._demand = Demand()
+        self._ready: dict[Clone, int] = {}
+        self._watchers: dict[Clone, asyncio.Task[None]] = {}
+        self._busy = 0
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.reason = ""
+        """Why the pool is not full, for people."""
+
+    @property
+    def size(self) -> int:
+        """Clones ready now."""
+        return len(self._ready)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of host memory (PSS) that the ready clones took when they were made."""
+        return sum(self._ready.values())
+
+    def open(self) -> None:
+        """Begin to fill, if the configuration wants a pool."""
+        if self._config.size > 0 and self._cloner.templated:
+            self._task = asyncio.create_task(self._run(), name="VM pool")
+
+    async def close(self) -> None:
+        """Stop filling and end all clones. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+        while self._ready:
+            await self._drop(next(iter(self._ready)))
+
+    def claim(self, shape: MachineShape) -> Clone | None:
+        """A ready clone for a pod of this shape, or None. It is the caller's then.
+
+        One of the very shape if there is one; else one that can grow to it.
+        """
+        self._demand.note(shape)
+        self._wake.set()
+        best: Clone | None = None
+        for clone in self._ready:
+            if clone.agent.closed or not _fits(clone.machine.shape, shape):
+                continue
+            if best is None or _room(clone.machine.shape) > _room(best.machine.shape):
+                best = clone
+        if best is not None:
+            self._forget(best)
+        return best
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """While a pod is being started no clone is made."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            delay = _CHECK_EVERY
+            try:
+                await self._shrink()
+                if self._busy == 0 and await self._grow():
+                    delay = 0.0
+            except OrlopError as error:
+                self.reason = str(error)
+                log.warning("no VM could be made for the pool: %s", error)
+                delay = _RETRY_AFTER
+            except Exception:
+                log.exception("the VM pool stumbled")
+                delay = _RETRY_AFTER
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+                    await asyncio.sleep(_QUIET)
+
+    async def _shrink(self) -> None:
+        short = self._pressure()
+        if short and self._ready:
+            log.info("the VM pool shrinks: %s", short)
+            await self._drop(next(iter(self._ready)))
+        wanted = Counter(self._demand.plan(self._config.size, self._cloner.shape))
+        for clone in list(self._ready):
+            shape = clone.machine.shape
+            if wanted[shape]:
+                wanted[shape] -= 1
+            elif len(self._ready) > self._config.size or _larger(shape, self._cloner.shape):
+                await self._drop(clone)  # made for pods that come no more
+
+    async def _grow(self) -> bool:
+        """Make one clone, if one is missing; whether another one may be."""
+        self.reason = self._pressure()
+        if self.reason:
+            return False
+        wanted = self._demand.plan(self._config.size, self._cloner.shape)
+        for clone in self._ready:
+            if clone.machine.shape in wanted:
+                wanted.remove(clone.machine.shape)
+            elif wanted:
+                wanted.pop()
+        if not wanted:
+            return False
+        each = self.memory // len(self._ready) if self._ready else 0
+        if self.memory + each > self._config.max_memory_mib * MIB:
+            self.reason = f"vm.pool.max_memory_mib is {self._config.max_memory_mib}"
+            return False
+        await self._add(wanted[0])
+        return True
+
+    async def _add(self, shape: MachineShape) -> None:
+        clone = await self._cloner.make()
+        try:
+            if _fits(clone.machine.shape, shape):
+                await clone.resize(shape)
+            use = await clone.machine.memory()
+        except BaseException:
+            await threads.finish(asyncio.ensure_future(self._end(clone)))
+            raise
+        self._ready[clone] = use.pss
+        self._watchers[clone] = asyncio.create_task(self._watch(clone), name=f"pool VM {clone.id}")
+
+    async def _watch(self, clone: Clone) -> None:
+        reason = await clone.wait()
+        if clone in self._ready:
+            log.warning("VM %s of the pool has ended: %s", clone.id, reason)
+            del self._ready[clone]
+            self._watchers.pop(clone, None)
+            await self._end(clone)
+            self._wake.set()
+
+    def _forget(self, clone: Clone) -> None:
+        self._ready.pop(clone, None)
+        watcher = self._watchers.pop(clone, None)
+        if watcher is not None:
+            watcher.cancel()
+
+    async def _drop(self, clone: Clone) -> None:
+        self._forget(clone)
+        await threads.finish(asyncio.ensure_future(self._end(clone)))
+
+    async def _end(self, clone: Clone) -> None:
+        try:
+            await clone.agent.close("the pool lets it go")
+            await self._cloner.discard(clone.directory)
+        except OrlopError as error:
+            log.warning("VM %s of the pool could not be removed: %s", clone.id, error)
+
+
+def _fits(have: MachineShape, wanted: MachineShape) -> bool:
+    return have.memory_mib <= wanted.memory_mib and have.vcpus <= wanted.vcpus
+
+
+def _larger(have: MachineShape, other: MachineShape) -> bool:
+    return have != other and _fits(other, have)
+
+
+def _room(shape: MachineShape) -> tuple[int, int]:
+    return shape.memory_mib, shape.vcpus

@@ -1,0 +1,435 @@
+"""A pod that runs in a VM.
+
+The VM's end is watched: when the machine dies or its agent is gone, every container has exited
+(137, with the reason) and :meth:`VmSandbox.wait` returns. Nothing here restarts anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from orlop.config import VmConfig
+from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, OrlopError
+from orlop.host import threads
+from orlop.hypervisor.base import MachineShape
+from orlop.net import tap
+from orlop.sandbox import seccomp
+from orlop.sandbox.crilog import CriLog
+from orlop.sandbox.spec import (
+    ContainerSpec,
+    ContainerStats,
+    ExecSpec,
+    ExitStatus,
+    PodSpec,
+    PodStats,
+    Resources,
+)
+from orlop.sandbox.vm import statistics, translate
+from orlop.sandbox.vm.checks import check_container
+from orlop.sandbox.vm.clone import Clone
+from orlop.sandbox.vm.container import Container, Execs
+from orlop.sandbox.vm.files import ContainerFile, PodFile, PodFiles
+from orlop.sandbox.vm.plugs import Plugs
+from orlop.sandbox.vm.process import SIGKILL, Attachment, ExecProcess, PortConnection
+from orlop.sandbox.vm.sizing import size
+from orlop.sandbox.vm.together import together
+from orlop.wire import values as wire
+from orlop.wire.messages import (
+    Connect,
+    ContainerExited,
+    Create,
+    Delete,
+    Dump,
+    Event,
+    ExecExited,
+    Log,
+    OutOfMemory,
+    Resume,
+    Shutdown,
+    Signal,
+    Start,
+    State,
+    Stats,
+    Update,
+)
+
+log = logging.getLogger(__name__)
+
+_STEP_TIMEOUT = 60.0
+_SHUTDOWN_TIMEOUT = 5.0
+_GONE_TIMEOUT = 5.0
+
+Teardown = Callable[[], Awaitable[None]]
+
+
+class VmSandbox:
+    """See :class:`orlop.sandbox.base.Sandbox`. Made by the driver, which gives the teardown as well."""
+
+    def __init__(
+        self,
+        spec: PodSpec,
+        config: VmConfig,
+        clone: Clone,
+        files: PodFiles,
+        pod: PodFile,
+        plugs: Plugs,
+        teardown: Teardown,
+    ) -> None:
+        self._spec = spec
+        self._config = config
+        self._clone = clone
+        self._agent = clone.agent
+        self._files = files
+        self._pod = pod
+        self._plugs = plugs
+        self._teardown = teardown
+        self._containers: dict[str, Container] = {}
+        self._execs = Execs(clone.agent)
+        self._rates = statistics.Rates()
+        self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._stopping = False
+        self._stopped = asyncio.Lock()
+        self._torn_down = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.timings: dict[str, float] = {}
+        """Milliseconds that the steps of the pod's start took."""
+        self._agent.on_event = self._on_event
+        self._watch = asyncio.create_task(self._watch_machine(), name=f"VM of pod {spec.id}")
+
+    @property
+    def pod_id(self) -> str:
+        """See ``Sandbox``."""
+        return self._spec.id
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """See ``Sandbox``."""
+        return self._pod.addresses
+
+    @property
+    def netns(self) -> str:
+        """See ``Sandbox``."""
+        return str(self._clone.netns)
+
+    @property
+    def info(self) -> dict[str, object]:
+        """See ``Sandbox``."""
+        machine = self._clone.machine
+        return {
+            "handler": "vm",
+            "vm": self._clone.id,
+            "pid": machine.pid,
+            "accelerator": self._pod.accelerator,
+            "guestKernel": self._pod.kernel,
+            "memoryMiB": machine.shape.memory_mib,
+            "vcpus": machine.shape.vcpus,
+            "timingsMs": dict(self.timings),
+        }
+
+    async def wait(self) -> str:
+        """See ``Sandbox``."""
+        return await asyncio.shield(self._gone)
+
+    async def create(self, spec: ContainerSpec) -> None:
+        """See ``Sandbox``."""
+        check_container(spec, self._containers)
+        self._check_alive()
+        if spec.id in self._containers:
+            raise AlreadyExists(f"container {spec.id} exists in pod {self.pod_id}")
+        plan = self._plugs.plan(spec)
+        container = Container.fresh(spec, self._agent, plan, CriLog(spec.log_path))
+        self._containers[spec.id] = container
+        try:
+            self._files.write_container(plan)
+            plugged, program, _ = await together(
+                self._plugs.plug(spec),
+                asyncio.to_thread(
+                    seccomp.compile_bpf, spec.security.seccomp, capabilities=spec.security.capabilities
+                ),
+                container.log.open(),
+            )
+            message = translate.container(
+                spec,
+                plugged,
+                streams=container.streams,
+                seccomp=program.program,
+                seccomp_flags=program.flags,
+            )
+            container.held = _with_disks(plan, self._plugs, plugged)
+            self._files.write_container(await container.remember_log())
+            await self._agent.call(Create(container=message), _STEP_TIMEOUT)
+        except BaseException:
+            await threads.finish(asyncio.ensure_future(self._undo_create(container)))
+            raise
+        container.pump()
+
+    async def start(self, container_id: str) -> int:
+        """See ``Sandbox``."""
+        container = self._container(container_id)
+        container.running = True
+        try:
+            await self._agent.call(Start(id=container_id), _STEP_TIMEOUT)
+        except BaseException:
+            container.running = False
+            raise
+        return time.time_ns()
+
+    async def wait_container(self, container_id: str) -> ExitStatus:
+        """See ``Sandbox``."""
+        return await self._container(container_id).wait()
+
+    async def signal(self, container_id: str, signal: int) -> None:
+        """See ``Sandbox``."""
+        if not self._container(container_id).exited.done():
+            await self._agent.call(Signal(id=container_id, signal=signal, all=signal == SIGKILL))
+
+    async def delete(self, container_id: str) -> None:
+        """See ``Sandbox``."""
+        container = self._containers.get(container_id)
+        if container is None:
+            return
+        if not self._agent.closed:
+            await self._agent.call(Delete(id=container_id), _STEP_TIMEOUT)
+            if container.running:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_GONE_TIMEOUT):
+                        await container.wait()
+        container.lost("it was deleted while it ran")
+        await container.drop()
+        await self._plugs.unplug(container.held, running=not self._agent.closed)
+        self._files.remove_container(container_id)
+        self._rates.forget(container_id)
+        self._containers.pop(container_id, None)
+
+    async def update(self, container_id: str, resources: Resources) -> None:
+        """See ``Sandbox``."""
+        self._container(container_id)
+        await self._agent.call(Update(id=container_id, resources=translate.resources(resources)))
+
+    async def resize(self, overhead: Resources, resources: Resources) -> None:
+        """See ``Sandbox``."""
+        wanted = size(overhead, resources, self._config, who=f"pod {self.pod_id}")
+        now = self._clone.machine.shape
+        # A VM gives back what it does not use; only growth needs a change.
+        await self._clone.resize(
+            MachineShape(
+                memory_mib=max(wanted.memory_mib, now.memory_mib), vcpus=max(wanted.vcpus, now.vcpus)
+            )
+        )
+
+    async def reopen_log(self, container_id: str) -> None:
+        """See ``Sandbox``."""
+        self._files.write_container(await self._container(container_id).reopen_log())
+
+    async def exec(self, container_id: str, spec: ExecSpec) -> ExecProcess:
+        """See ``Sandbox``."""
+        self._running(container_id)
+        return await self._execs.start(container_id, spec)
+
+    async def attach(self, container_id: str, *, stdin: bool) -> Attachment:
+        """See ``Sandbox``."""
+        return self._running(container_id).attach(stdin=stdin)
+
+    async def connect(self, port: int) -> PortConnection:
+        """See ``Sandbox``."""
+        stream = self._agent.new_stream()
+        connection = PortConnection(self._agent.incoming(stream), self._agent.outgoing(stream))
+        try:
+            await self._agent.call(Connect(stream=stream, port=port))
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def container_stats(self, container_id: str) -> ContainerStats:
+        """See ``Sandbox``."""
+        self._container(container_id)
+        reply = await self._agent.call(Stats(containers=(container_id,), filesystems=True))
+        for use in reply.containers:
+            if use.id == container_id:
+                return statistics.container_stats(use, self._rates)
+        raise NotFound(f"container {container_id} does not run")
+
+    async def stats(self) -> PodStats:
+        """See ``Sandbox``."""
+        pid = self._clone.machine.pid
+        reply, interfaces, memory = await together(
+            self._agent.call(Stats(filesystems=True)),
+            tap.interface_stats(self._clone.netns),
+            self._clone.machine.memory(),
+        )
+        return statistics.pod_stats(
+            self.pod_id,
+            reply,
+            interfaces,
+            cpu_ns=statistics.process_cpu_ns(pid),
+            resident=memory.pss,
+            rates=self._rates,
+        )
+
+    async def stop(self) -> None:
+        """See ``Sandbox``."""
+        async with self._stopped:
+            if self._torn_down:
+                return
+            self._stopping = True
+            await self._power_off()
+            self._watch.cancel()
+            for container in self._containers.values():
+                if not container.exited.done():
+                    container.lost("its pod was stopped")
+                await container.close()
+            self._execs.lost("the pod was stopped")
+            await self._agent.close("the pod was stopped")
+            await self._plugs.release()
+            await self._teardown()
+            self._torn_down = True
+            self._end("")
+
+    async def release(self) -> None:
+        """Let the pod run on without this daemon; its output waits in the guest."""
+        self._watch.cancel()
+        for container in self._containers.values():
+            await container.close()
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def adopt(self, specs: tuple[ContainerSpec, ...]) -> None:
+        """Take over what an earlier daemon left: called once, before anything else."""
+        state = await self._agent.call(Dump(), _STEP_TIMEOUT)
+        held = {container.id: container for container in self._files.containers()}
+        offsets = {entry.stream: entry for entry in state.streams}
+        known = {spec.id: spec for spec in specs}
+        found: list[tuple[Container, wire.ContainerState]] = []
+        for entry in state.containers:
+            if entry.id in known:
+                container = await Container.found(
+                    known[entry.id],
+                    self._agent,
+                    held.get(entry.id, ContainerFile(id=entry.id)),
+                    entry,
+                    offsets,
+                )
+                self._containers[entry.id] = container
+                self._plugs.adopt(container.held)
+                found.append((container, entry))
+        for spec in specs:
+            if spec.id not in self._containers:
+                self._lost_container(spec, held.get(spec.id))
+        resumed = tuple(pair for container, _ in found for pair in container.offsets)
+        await self._agent.call(Resume(streams=resumed))
+        for container, entry in found:
+            await self._pump_again(container)
+            if entry.exit is not None:
+                self._spawn(container.finish(entry.exit))
+        await self._delete_strangers(state, known, held)
+
+    def _lost_container(self, spec: ContainerSpec, held: ContainerFile | None) -> None:
+        """The daemon died while it made or removed this one: the guest does not know it."""
+        container = Container(spec, self._agent, held or ContainerFile(id=spec.id), CriLog(spec.log_path))
+        container.lost("the container is not in its VM any more")
+        self._plugs.adopt(container.held)
+        self._containers[spec.id] = container
+
+    async def _pump_again(self, container: Container) -> None:
+        try:
+            await container.log.open()
+        except FailedPrecondition as error:
+            log.warning("pod %s: %s", self.pod_id, error)
+        self._files.write_container(await container.remember_log())
+        container.pump()
+
+    async def _delete_strangers(
+        self, state: State, known: dict[str, ContainerSpec], held: dict[str, ContainerFile]
+    ) -> None:
+        """Containers that the journal does not know were being made when the daemon died."""
+        for entry in state.containers:
+            if entry.id not in known:
+                await self._agent.call(Delete(id=entry.id), _STEP_TIMEOUT)
+        for container_id, file in held.items():
+            if container_id not in known:
+                self._plugs.adopt(file)
+                await self._plugs.unplug(file, running=True)
+                self._files.remove_container(container_id)
+
+    async def _undo_create(self, container: Container) -> None:
+        spec = container.spec
+        with suppress(OrlopError):
+            if not self._agent.closed:
+                await self._agent.call(Delete(id=spec.id), _STEP_TIMEOUT)
+        await container.drop()
+        with suppress(OrlopError):
+            await self._plugs.unplug(container.held, running=not self._agent.closed)
+        self._files.remove_container(spec.id)
+        self._containers.pop(spec.id, None)
+
+    async def _power_off(self) -> None:
+        """Give what runs the chance to write out its data, then pull the plug."""
+        grace = 0.0
+        if self._containers and not self._agent.closed:
+            with suppress(OrlopError):
+                await self._agent.call(Shutdown(), _SHUTDOWN_TIMEOUT)
+        await self._clone.machine.stop(grace)
+
+    async def _watch_machine(self) -> None:
+        reason = await self._clone.wait()
+        log.warning("the VM of pod %s has ended: %s", self.pod_id, reason)
+        await self._clone.machine.stop()
+        await self._agent.close(reason)
+        self._execs.lost(reason)
+        for container in self._containers.values():
+            container.lost(reason)
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if not self._gone.done():
+            self._gone.set_result(reason)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, ExecExited):
+            self._execs.exited(event.id, event.exit)
+            return
+        if isinstance(event, Log):
+            level = {"debug": logging.DEBUG, "info": logging.DEBUG, "warning": logging.WARNING}
+            log.log(level.get(event.level, logging.ERROR), "guest of pod %s: %s", self.pod_id, event.text)
+            return
+        container = self._containers.get(event.id)
+        if container is None:
+            return
+        if isinstance(event, OutOfMemory):
+            container.oom = True
+        elif isinstance(event, ContainerExited):
+            self._spawn(container.finish(event.exit))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _container(self, container_id: str) -> Container:
+        container = self._containers.get(container_id)
+        if container is None:
+            raise NotFound(f"container {container_id} does not exist in pod {self.pod_id}")
+        return container
+
+    def _running(self, container_id: str) -> Container:
+        container = self._container(container_id)
+        self._check_alive()
+        if not container.running:
+            raise FailedPrecondition(f"container {container_id} does not run")
+        return container
+
+    def _check_alive(self) -> None:
+        if self._stopping or self._agent.closed:
+            raise FailedPrecondition(f"pod {self.pod_id} does not run any more")
+
+
+def _with_disks(plan: ContainerFile, plugs: Plugs, plugged: translate.Plugged) -> ContainerFile:
+    return ContainerFile(
+        id=plan.id, disks=plugs.described(plan, plugged), shares=plan.shares, scratch=plan.scratch
+    )

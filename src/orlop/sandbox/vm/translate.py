@@ -1,0 +1,202 @@
+"""From what pods ask for to what the guest's agent is told. Pure functions.
+
+What only the host can know (device numbers, paths on the share, the compiled system-call filter)
+comes in as arguments; nothing of the host but that gets into a message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from orlop.net.model import TapInfo
+from orlop.sandbox.spec import (
+    ContainerSpec,
+    Dns,
+    IdMapping,
+    Mount,
+    NamespaceMode,
+    PodSpec,
+    Propagation,
+    Resources,
+    Security,
+)
+from orlop.wire import values as wire
+
+_SHARES = (2, 262144)
+_WEIGHTS = (1, 10000)
+
+
+@dataclass(frozen=True)
+class Plugged:
+    """What was plugged for a container; ``mounts`` by the container's path."""
+
+    root: wire.Disk
+    scratch: wire.Disk | None
+    shares: dict[str, str] = field(default_factory=dict)
+    images: dict[str, wire.Disk] = field(default_factory=dict)
+
+
+def container(
+    spec: ContainerSpec, plugged: Plugged, *, streams: wire.Streams, seccomp: bytes, seccomp_flags: int
+) -> wire.Container:
+    """The container for the agent."""
+    return wire.Container(
+        id=spec.id,
+        lower=(plugged.root,),
+        scratch=wire.Scratch(disk=plugged.scratch),
+        args=spec.args,
+        env=tuple((name, value) for name, value in spec.env if name),
+        cwd=spec.cwd or "/",
+        hostname=spec.hostname,
+        mounts=tuple(_mount(mount, plugged) for mount in spec.mounts),
+        devices=tuple(
+            wire.Device(path=device.container_path, source=device.host_path, access=device.permissions)
+            for device in spec.devices
+        ),
+        tty=spec.tty,
+        stdin_once=spec.stdin_once,
+        streams=streams,
+        resources=resources(spec.resources),
+        security=_security(spec.security, spec.resources, seccomp, seccomp_flags),
+        namespaces=_namespaces(spec),
+    )
+
+
+def resources(limits: Resources) -> wire.Resources:
+    """Limits in cgroup v2 terms.
+
+    Processor sets name the host's processors, not the guest's, so they are not among them.
+    """
+    swap = 0
+    if limits.swap_limit < 0:
+        swap = -1
+    elif limits.swap_limit > 0 and limits.memory_limit > 0:
+        # CRI counts memory and swap together, cgroup v2 swap alone; 0 means "leave" on the wire.
+        swap = max(limits.swap_limit - limits.memory_limit, 1)
+    return wire.Resources(
+        cpu_weight=cpu_weight(limits.cpu_shares),
+        cpu_quota_us=max(limits.cpu_quota, -1),
+        cpu_period_us=limits.cpu_period,
+        memory_max=max(limits.memory_limit, -1),
+        memory_swap_max=swap,
+        pids_max=max(limits.pids_limit, -1),
+        unified=limits.unified,
+    )
+
+
+def cpu_weight(shares: int) -> int:
+    """cgroup v1 ``cpu.shares`` as cgroup v2 ``cpu.weight``; 0 stays 0."""
+    if shares <= 0:
+        return 0
+    low, high = _SHARES
+    first, last = _WEIGHTS
+    shares = min(max(shares, low), high)
+    return first + (shares - low) * (last - first) // (high - low)
+
+
+def interface(info: TapInfo) -> wire.Interface:
+    """The guest's interface as the CNI plug-ins made the pod's."""
+    return wire.Interface(
+        name=info.name,
+        mac=info.mac,
+        mtu=info.mtu,
+        addresses=info.addresses,
+        routes=tuple(
+            wire.Route(
+                destination=route.destination,
+                gateway=route.gateway,
+                source=route.source,
+                on_link=route.on_link,
+                metric=route.metric,
+            )
+            for route in info.routes
+        ),
+        neighbours=tuple(wire.Neighbour(address=entry.address, mac=entry.mac) for entry in info.neighbours),
+    )
+
+
+def resolv_conf(dns: Dns, node: str) -> str:
+    """The pod's /etc/resolv.conf; ``node`` is the host's, for a pod that says nothing."""
+    if not (dns.servers or dns.searches or dns.options):
+        return node
+    lines = [f"nameserver {server}" for server in dns.servers]
+    if dns.searches:
+        lines.insert(0, f"search {' '.join(dns.searches)}")
+    if dns.options:
+        lines.append(f"options {' '.join(dns.options)}")
+    return "\n".join(lines) + "\n"
+
+
+def hosts(hostname: str, addresses: tuple[str, ...]) -> str:
+    """The pod's /etc/hosts."""
+    lines = [
+        "127.0.0.1\tlocalhost",
+        "::1\tlocalhost ip6-localhost ip6-loopback",
+        "fe00::0\tip6-localnet",
+        "ff00::0\tip6-mcastprefix",
+        "ff02::1\tip6-allnodes",
+        "ff02::2\tip6-allrouters",
+    ]
+    lines += [f"{address}\t{hostname}" for address in addresses]
+    return "\n".join(lines) + "\n"
+
+
+def hostname_of(spec: PodSpec) -> str:
+    """The pod's host name: what was asked for, or its name, within the kernel's 64 bytes."""
+    return (spec.hostname or spec.name)[:64].rstrip("-.") or "pod"
+
+
+def _mount(mount: Mount, plugged: Plugged) -> wire.Mount:
+    if mount.image is not None:
+        return wire.Mount(
+            target=mount.container_path,
+            kind="image",
+            source=mount.image.sub_path.strip("/"),
+            disk=plugged.images[mount.container_path],
+            read_only=True,
+        )
+    return wire.Mount(
+        target=mount.container_path,
+        kind="share",
+        source=plugged.shares[mount.container_path],
+        read_only=mount.read_only,
+        recursive_read_only=mount.recursive_read_only,
+        propagation="rslave" if mount.propagation is Propagation.HOST_TO_CONTAINER else "private",
+    )
+
+
+def _security(security: Security, limits: Resources, seccomp: bytes, flags: int) -> wire.Security:
+    return wire.Security(
+        user=security.user,
+        group=security.group,
+        supplemental_groups=security.supplemental_groups,
+        strict_groups=security.strict_groups,
+        bounding=security.capabilities,
+        effective=security.capabilities,
+        ambient=security.ambient,
+        no_new_privs=security.no_new_privs,
+        privileged=security.privileged,
+        read_only_root=security.read_only_root,
+        masked_paths=security.masked_paths,
+        read_only_paths=security.read_only_paths,
+        seccomp=seccomp,
+        seccomp_flags=flags,
+        oom_score_adj=min(max(limits.oom_score_adj, -1000), 1000),
+    )
+
+
+def _namespaces(spec: ContainerSpec) -> wire.Namespaces:
+    mode = spec.namespaces.pid
+    return wire.Namespaces(
+        pid={NamespaceMode.POD: "pod", NamespaceMode.TARGET: "target"}.get(mode, "container"),  # type: ignore[arg-type]
+        target=spec.namespaces.target_container if mode is NamespaceMode.TARGET else "",
+        uid_mappings=_mappings(spec.namespaces.uid_mappings),
+        gid_mappings=_mappings(spec.namespaces.gid_mappings),
+    )
+
+
+def _mappings(mappings: tuple[IdMapping, ...]) -> tuple[wire.IdMapping, ...]:
+    return tuple(
+        wire.IdMapping(inner=entry.container_id, outer=entry.host_id, length=entry.length)
+        for entry in mappings
+    )
