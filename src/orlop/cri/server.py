@@ -1,0 +1,122 @@
+"""The CRI endpoint: RuntimeService and ImageService on a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from pathlib import Path
+
+from grpc import aio
+
+from orlop.config import Config
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.cri.backend import Images, Metrics, Pods, Streaming
+from orlop.cri.rpc import Router
+from orlop.cri.services.containers import ContainerCalls
+from orlop.cri.services.images import ImageCalls
+from orlop.cri.services.node import NodeCalls
+from orlop.cri.services.pods import PodCalls
+from orlop.cri.services.statistics import StatisticsCalls
+from orlop.cri.services.streams import StreamCalls
+from orlop.errors import FailedPrecondition
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST = 16 << 20
+"""Bytes of one request, as the kubelet's own clients and servers have it."""
+
+MAX_CALLS = 1024
+"""Calls in progress at one time; more are refused as RESOURCE_EXHAUSTED."""
+
+SOCKET_MODE = 0o660
+MAX_SOCKET_PATH = 100
+"""sun_path has 108 bytes, and the socket is bound under a longer name first."""
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_REQUEST),
+    # What we send is ours; clients have limits of their own, and the Stream* calls for long lists.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.so_reuseport", 0),
+)
+
+
+class CriServer:
+    """Owns the gRPC server and its socket. :meth:`start` before use, :meth:`stop` after it."""
+
+    def __init__(
+        self,
+        config: Config,
+        pods: Pods,
+        images: Images,
+        streaming: Streaming,
+        *,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._path = Path(config.socket)
+        self._router = Router(metrics)
+        self._server: aio.Server | None = None
+        services = pb.DESCRIPTOR.services_by_name
+        self._handlers = (
+            self._router.handler(
+                services["RuntimeService"],
+                NodeCalls(config, pods),
+                PodCalls(pods, images),
+                ContainerCalls(pods, images),
+                StreamCalls(pods, streaming),
+                StatisticsCalls(pods, images),
+            ),
+            self._router.handler(services["ImageService"], ImageCalls(images, pods)),
+        )
+
+    async def start(self) -> None:
+        """Listen. Raises FailedPrecondition when the socket cannot be used or another daemon has it."""
+        path = self._path
+        if len(str(path).encode()) > MAX_SOCKET_PATH:
+            raise FailedPrecondition(f"socket {path}: the path is longer than {MAX_SOCKET_PATH} bytes")
+        # Bound aside and renamed: nobody ever sees the socket with the wrong permissions, and a
+        # stale one is replaced without a moment in which there is none.
+        aside = path.with_name(f"{path.name}.new")
+        try:
+            await asyncio.to_thread(_prepare, path, aside)
+            server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+            server.add_generic_rpc_handlers(self._handlers)
+            server.add_insecure_port(f"unix:{aside}")
+            await server.start()
+            self._server = server
+            aside.chmod(SOCKET_MODE)
+            aside.rename(path)
+        except (OSError, RuntimeError) as error:
+            await self.stop(0)
+            raise FailedPrecondition(f"socket {path} cannot be served: {error}") from error
+        log.info("serving CRI v1 on %s", path)
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """Take no more calls, let those in progress end within ``grace`` seconds, then cancel them."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        stopping = asyncio.ensure_future(server.stop(grace))
+        self._router.close()
+        await stopping
+
+
+def _prepare(path: Path, aside: Path) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    aside.unlink(missing_ok=True)
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise FailedPrecondition(f"socket {path}: something else is there; move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except TimeoutError:
+            pass
+    raise FailedPrecondition(f"socket {path}: another daemon is listening on it; stop that one first")

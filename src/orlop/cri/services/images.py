@@ -1,0 +1,66 @@
+"""Calls about images."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from orlop.cri import validate, verbose
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.cri.backend import Image, Images, Pods
+from orlop.cri.translate import image
+from orlop.cri.translate.entries import framed, paged
+from orlop.cri.translate.stats import filesystem_usage
+from orlop.errors import InvalidArgument
+
+
+class ImageCalls:
+    """The ImageService."""
+
+    def __init__(self, images: Images, pods: Pods) -> None:
+        self._images = images
+        self._pods = pods
+
+    async def list_images(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
+        """The images that match."""
+        return pb.ListImagesResponse(images=[image.image(item) for item in self._matching(request.filter)])
+
+    async def stream_images(self, request: pb.StreamImagesRequest) -> AsyncIterator[bytes]:
+        """The images that match, in several messages."""
+        found = self._matching(request.filter)
+        for page in paged(framed(image.image(item).SerializeToString()) for item in found):
+            yield page
+
+    async def image_status(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
+        """One image; an empty answer when it is not here."""
+        found = self._images.status(image.reference(request.image))
+        if found is None:
+            return pb.ImageStatusResponse()
+        return pb.ImageStatusResponse(
+            image=image.image(found), info=verbose.info(image.info(found)) if request.verbose else None
+        )
+
+    async def pull_image(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
+        """Fetch an image; answers with its id."""
+        wanted = image.reference(request.image)
+        handler = validate.name(request.image.runtime_handler, "image.runtime_handler", required=False)
+        if handler and handler not in {item.name for item in await self._pods.handlers()}:
+            raise InvalidArgument(f"image.runtime_handler {validate.excerpt(handler)} does not exist")
+        auth = image.credentials(request.auth) if request.HasField("auth") else None
+        return pb.PullImageResponse(image_ref=(await self._images.pull(wanted, auth)).id)
+
+    async def remove_image(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
+        """Remove an image and all of its names; one that is not here is removed."""
+        await self._images.remove(image.reference(request.image))
+        return pb.RemoveImageResponse()
+
+    async def image_fs_info(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
+        """Space taken by images; containers' writable layers lie on the same file system."""
+        usage = await self._images.fs_info()
+        message = filesystem_usage(usage.mountpoint, usage.used_bytes, usage.inodes, usage.timestamp)
+        return pb.ImageFsInfoResponse(image_filesystems=[message], container_filesystems=[message])
+
+    def _matching(self, wanted: pb.ImageFilter) -> list[Image]:
+        if not wanted.image.image:
+            return list(self._images.list())
+        found = self._images.status(image.reference(wanted.image))
+        return [] if found is None else [found]

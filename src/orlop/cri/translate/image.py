@@ -1,0 +1,49 @@
+"""Images, as CRI's messages."""
+
+from __future__ import annotations
+
+import msgspec
+
+from orlop.cri import validate
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.cri.backend import Image, RegistryAuth
+
+
+def reference(spec: pb.ImageSpec) -> str:
+    """The image meant. Raises InvalidArgument."""
+    return validate.line(validate.text(spec.image, "image.image", required=True), "image.image")
+
+
+def credentials(auth: pb.AuthConfig) -> RegistryAuth:
+    """What to show to the registry."""
+    return RegistryAuth(
+        username=validate.text(auth.username, "auth.username"),
+        password=validate.text(auth.password, "auth.password"),
+        auth=validate.text(auth.auth, "auth.auth"),
+        server_address=validate.text(auth.server_address, "auth.server_address"),
+        identity_token=validate.text(auth.identity_token, "auth.identity_token"),
+        registry_token=validate.text(auth.registry_token, "auth.registry_token"),
+    )
+
+
+def image(value: Image) -> pb.Image:
+    """An image as lists and status show it."""
+    message = pb.Image(
+        id=value.id,
+        repo_tags=value.repo_tags,
+        repo_digests=value.repo_digests,
+        size=value.size,
+        spec=pb.ImageSpec(image=value.id),
+        pinned=value.pinned,
+    )
+    user = value.config.user.partition(":")[0]
+    if user.isdecimal() and len(user) < 19:
+        message.uid.value = int(user)
+    else:
+        message.username = user
+    return message
+
+
+def info(value: Image) -> dict[str, object]:
+    """For verbose status: the OCI image configuration."""
+    return {"imageSpec": {"config": msgspec.to_builtins(value.config)}}
