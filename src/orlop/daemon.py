@@ -143,13 +143,9 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         images = ImageStore(config.root_dir / "images", config.images)
         await images.open()
         stack.push_async_callback(images.close)
-        network = PodNetwork(config.network, config.root_dir / "net")
+        network = PodNetwork(config.network, config.state_dir / "network")
         drivers, absent = _drivers(config, network)
-
-        async def network_reason() -> str:
-            return network.ready()
-
-        pods = PodService(config, images, drivers, absent=absent, network=network_reason)
+        pods = PodService(config, images, drivers, absent=absent, network=network.ready)
         stack.push_async_callback(pods.close)
         for name, reason in (await pods.open()).items():
             log.warning("runtime handler %s cannot be used: %s", name, reason)
