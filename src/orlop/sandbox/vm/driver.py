@@ -26,7 +26,7 @@ from orlop.errors import DataLoss, NotFound, OrlopError, Unavailable
 from orlop.guestos.build import find
 from orlop.host import threads
 from orlop.hypervisor.base import Hypervisor, MachineShape
-from orlop.hypervisor.qemu import open_qemu
+from orlop.hypervisor.qemu import QemuHypervisor
 from orlop.net.network import PodNetwork
 from orlop.net.tap import join_tap
 from orlop.sandbox.base import Features
@@ -97,9 +97,12 @@ class VmDriver:
             except OrlopError as error:
                 self._reason = str(error)
                 raise
-            hypervisor = open_qemu(self._config, guest)
+            hypervisor = QemuHypervisor(self._config.vm, guest, root=self._config.root_dir / "hypervisor")
         self._cloner = Cloner(self._config.vm, hypervisor, self._config.state_dir)
-        self._pool = Pool(self._config.vm.pool, self._cloner)
+        default = MachineShape(
+            memory_mib=self._config.vm.default_memory_mib, vcpus=self._config.vm.default_vcpus
+        )
+        self._pool = Pool(self._config.vm.pool, self._cloner, default)
         await self._cloner.sweep(owned_vms(self._config.state_dir).__contains__)
         self._reason = "the VM template is being made"
         self._preparing = asyncio.create_task(self._prepare(self._cloner, self._pool), name="VM driver")

@@ -57,10 +57,16 @@ class Pool:
     """Keeps clones ready. :meth:`open` starts it, :meth:`close` ends it and all that it holds."""
 
     def __init__(
-        self, config: PoolConfig, cloner: Cloner, *, pressure: Callable[[], str] = memory_pressure
+        self,
+        config: PoolConfig,
+        cloner: Cloner,
+        default: MachineShape,
+        *,
+        pressure: Callable[[], str] = memory_pressure,
     ) -> None:
         self._config = config
         self._cloner = cloner
+        self._default = default
         self._pressure = pressure
         self._demand = Demand()
         self._ready: dict[Clone, int] = {}
@@ -147,7 +153,7 @@ class Pool:
         if short and self._ready:
             log.info("the VM pool shrinks: %s", short)
             await self._drop(next(iter(self._ready)))
-        wanted = Counter(self._demand.plan(self._config.size, self._cloner.shape))
+        wanted = Counter(self._plan())
         for clone in list(self._ready):
             shape = clone.machine.shape
             if wanted[shape]:
@@ -160,7 +166,7 @@ class Pool:
         self.reason = self._pressure()
         if self.reason:
             return False
-        wanted = self._demand.plan(self._config.size, self._cloner.shape)
+        wanted = self._plan()
         for clone in self._ready:
             if clone.machine.shape in wanted:
                 wanted.remove(clone.machine.shape)
@@ -174,6 +180,9 @@ class Pool:
             return False
         await self._add(wanted[0])
         return True
+
+    def _plan(self) -> list[MachineShape]:
+        return self._demand.plan(self._config.size, self._cloner.at_least(self._default))
 
     async def _add(self, shape: MachineShape) -> None:
         clone = await self._cloner.make()
