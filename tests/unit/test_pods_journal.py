@@ -1,0 +1,118 @@
+"""The journal: what it is told it knows again, and what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from orlop.errors import Internal, ResourceExhausted
+from orlop.pods.journal import Journal
+from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord
+from orlop.sandbox.spec import ContainerSpec, Mount, PodSpec
+
+
+def pod(number: int, phase: PodPhase = PodPhase.READY) -> PodRecord:
+    spec = PodSpec(id=f"{number:064x}", name=f"p{number}", namespace="n", uid="u", labels={"a": "ü"})
+    return PodRecord(spec=spec, phase=phase, created_at=number)
+
+
+def container(number: int) -> ContainerRecord:
+    spec = ContainerSpec(
+        id=f"{number:064x}",
+        pod_id="0" * 64,
+        name="c",
+        env=(("A", b"\xff\x00"),),
+        mounts=(Mount(container_path="/v", host_path="/h"),),
+    )
+    return ContainerRecord(spec=spec, phase=ContainerPhase.CREATED, created_at=number, labels={"x": "y"})
+
+
+async def test_everything_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "journal.db"
+    journal = Journal(path)
+    assert await journal.open() == ([], [])
+    await asyncio.gather(*(journal.put_pod(pod(number)) for number in range(50)))
+    await journal.put_container(container(1))
+    await journal.put_pod(pod(1, PodPhase.REMOVING))
+    await journal.delete_pod(pod(2).id)
+    await journal.close()
+    pods, containers = await Journal(path).open()
+    assert len(pods) == 49 and pod(1, PodPhase.REMOVING) in pods
+    assert containers == [container(1)]
+
+
+async def test_a_write_costs_less_than_a_millisecond(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    await journal.open()
+    times = []
+    for number in range(200):
+        begun = time.perf_counter()
+        await journal.put_container(container(number))
+        times.append(time.perf_counter() - begun)
+    await journal.close()
+    # The median leaves out what other processes of the machine do; the limit leaves room for slow disks.
+    assert sorted(times)[100] < 0.005
+
+
+async def test_a_write_that_fails_says_so(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    await journal.open()
+    with sqlite3.connect(tmp_path / "journal.db") as other:
+        other.execute("DROP TABLE pods")
+    with pytest.raises(ResourceExhausted, match="cannot be written"):
+        await journal.put_pod(pod(1))
+    await journal.put_container(container(1))
+    await journal.close()
+
+
+async def test_a_cancelled_write_is_done_all_the_same(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    await journal.open()
+    writing = asyncio.ensure_future(journal.put_pod(pod(1)))
+    await asyncio.sleep(0)
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    await journal.close()
+    again = Journal(tmp_path / "journal.db")
+    assert (await again.open()).pods == [pod(1)]
+    await again.close()
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage" * 4096, b"SQLite format 3\0" + b"\xff" * 8192])
+async def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "journal.db"
+    path.write_bytes(damage)
+    journal = Journal(path)
+    assert await journal.open() == ([], [])
+    await journal.put_pod(pod(1))
+    await journal.close()
+    assert (journal.set_aside is not None) == bool(damage)
+    if journal.set_aside is not None:
+        assert journal.set_aside.read_bytes() == damage
+
+
+async def test_records_of_another_shape_are_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    journal = Journal(path)
+    await journal.open()
+    await journal.close()
+    with sqlite3.connect(path) as other:
+        other.execute("INSERT INTO pods VALUES ('x', ?)", (b'{"phase": "flying"}',))
+    journal = Journal(path)
+    assert await journal.open() == ([], [])
+    await journal.close()
+    assert journal.set_aside is not None
+
+
+async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version=99")
+    with pytest.raises(Internal, match="newer version"):
+        await Journal(path).open()
+    with pytest.raises(Internal, match="not open"):
+        await Journal(path).put_pod(pod(1))

@@ -1,0 +1,163 @@
+"""Defaults, capabilities, signals and CDI devices of containers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError
+from orlop.pods import capabilities, cdi, resolve
+from orlop.pods.requests import ContainerRequest, SecurityRequest
+from orlop.sandbox.spec import ContainerSpec
+from tests.unit.pods_double import DoubleConfig
+
+
+def request(**changes: object) -> ContainerRequest:
+    return ContainerRequest(**({"pod_id": "p", "name": "c", "image": "i"} | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "cmd", "command", "args", "expected"),
+    [
+        (("e",), ("c",), (), (), ("e", "c")),
+        (("e",), ("c",), (), ("a",), ("e", "a")),
+        (("e",), ("c",), ("x",), (), ("x",)),
+        (("e",), ("c",), ("x",), ("a",), ("x", "a")),
+        ((), ("c",), (), ("a",), ("a",)),
+    ],
+)
+def test_command_line(
+    entrypoint: tuple[str, ...],
+    cmd: tuple[str, ...],
+    command: tuple[str, ...],
+    args: tuple[str, ...],
+    expected: tuple[str, ...],
+) -> None:
+    config = DoubleConfig(entrypoint=entrypoint, cmd=cmd)
+    assert resolve.command_line(request(command=command, args=args), config) == expected
+
+
+def test_no_command_at_all() -> None:
+    with pytest.raises(InvalidArgument, match="no command"):
+        resolve.command_line(request(), DoubleConfig(cmd=()))
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("SIGTERM", 15),
+        ("term", 15),
+        ("9", 9),
+        ("SIGRTMIN+3", 37),
+        ("SIGRTMAX-1", 63),
+        ("RTMIN", 34),
+        ("SIGPOLL", 29),
+    ],
+)
+def test_signals(name: str, number: int) -> None:
+    assert resolve.signal_number(name) == number
+    assert resolve.signal_number(resolve.signal_name(number)) == number
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_signal_or_refused(text: str) -> None:
+    with contextlib.suppress(InvalidArgument):
+        assert 1 <= resolve.signal_number(text) <= 64
+
+
+def test_every_signal_has_a_name() -> None:
+    for number in range(1, 65):
+        assert resolve.signal_name(number).startswith("SIG")
+    assert resolve.signal_name(signal.SIGTERM) == "SIGTERM"
+
+
+def test_capabilities() -> None:
+    default = capabilities.effective((), (), privileged=False)
+    assert set(default) == capabilities.DEFAULT and len(capabilities.ALL) == 41
+    assert capabilities.effective((), (), privileged=True) == capabilities.ALL
+    assert capabilities.effective(("CAP_net_admin",), ("ALL",), privileged=False) == ("NET_ADMIN",)
+    assert "CHOWN" not in capabilities.effective(("ALL",), ("CHOWN",), privileged=False)
+    assert len(capabilities.effective(("ALL",), ("CHOWN",), privileged=False)) == 40
+    assert "SYS_ADMIN" not in capabilities.effective((), ("ALL",), privileged=False)
+    with pytest.raises(InvalidArgument, match="NONSENSE"):
+        capabilities.effective(("NONSENSE",), (), privileged=False)
+
+
+def test_security() -> None:
+    plain = resolve.security(SecurityRequest(), DoubleConfig(user="app:staff"))
+    assert (plain.user, plain.group) == ("app", "staff")
+    assert plain.masked_paths == resolve.MASKED_PATHS
+    assert resolve.known_user(plain) is None
+    named = resolve.security(SecurityRequest(user_id=7, masked_paths=()), DoubleConfig(user="app:staff"))
+    assert (named.user, named.group, named.masked_paths) == ("7", "", ())
+    privileged = resolve.security(SecurityRequest(privileged=True, apparmor="x"), DoubleConfig())
+    assert (privileged.masked_paths, privileged.read_only_paths, privileged.apparmor) == ((), (), "")
+    with pytest.raises(InvalidArgument, match="ambient"):
+        resolve.security(SecurityRequest(ambient_capabilities=("SYS_ADMIN",)), DoubleConfig())
+
+
+SPECIFICATION = {
+    "cdiVersion": "0.6.0",
+    "kind": "vendor.example/device",
+    "containerEdits": {"env": ["COMMON=1"]},
+    "devices": [
+        {
+            "name": "one",
+            "containerEdits": {
+                "env": ["ONE=x=y"],
+                "deviceNodes": [{"path": "/dev/one", "hostPath": "/dev/null"}, {"path": "/dev/two"}],
+                "mounts": [{"hostPath": "/", "containerPath": "/host", "options": ["ro", "bind"]}],
+                "additionalGids": [5, 0],
+            },
+        },
+        {"name": "two", "containerEdits": {"hooks": [{"hookName": "createRuntime", "path": "/bin/x"}]}},
+    ],
+}
+
+SPEC = ContainerSpec(id="c", pod_id="p", name="main", env=(("ONE", b"old"),))
+
+
+def test_cdi(tmp_path: Path) -> None:
+    (tmp_path / "vendor.json").write_text(json.dumps(SPECIFICATION))
+    spec = cdi.apply(SPEC, ["vendor.example/device=one"], [tmp_path, tmp_path / "missing"])
+    assert dict(spec.env) == {"ONE": b"x=y", "COMMON": b"1"}
+    assert [(item.host_path, item.container_path) for item in spec.devices] == [
+        ("/dev/null", "/dev/one"),
+        ("/dev/two", "/dev/two"),
+    ]
+    assert (spec.mounts[0].container_path, spec.mounts[0].read_only) == ("/host", True)
+    assert spec.security.supplemental_groups == (5,)
+    with pytest.raises(FailedPrecondition, match="hooks"):
+        cdi.apply(SPEC, ["vendor.example/device=two"], [tmp_path])
+    with pytest.raises(NotFound, match="device=three"):
+        cdi.apply(SPEC, ["vendor.example/device=three"], [tmp_path])
+
+
+def test_cdi_in_yaml(tmp_path: Path) -> None:
+    (tmp_path / "v.yaml").write_text("cdiVersion: '0.6.0'\nkind: v.example/d\ndevices: [{name: a}]\n")
+    assert cdi.apply(SPEC, ["v.example/d=a"], [tmp_path]) == SPEC
+
+
+def test_which_cdi_devices() -> None:
+    asked = request(
+        cdi_devices=("a.b/c=d",), annotations={"cdi.k8s.io/x": "a.b/c=d, e.f/g=h", "other": "nonsense"}
+    )
+    assert cdi.requested(asked) == ("a.b/c=d", "e.f/g=h")
+    with pytest.raises(InvalidArgument):
+        cdi.requested(request(cdi_devices=("../x",)))
+
+
+@given(st.binary(max_size=300), st.sampled_from(["x.json", "x.yaml"]))
+def test_any_bytes_are_a_cdi_specification_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(content)
+    with contextlib.suppress(OrlopError):
+        cdi._read(path)
