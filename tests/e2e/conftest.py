@@ -1,0 +1,33 @@
+"""Fixtures of the end-to-end tests. They need root and the packages that ./setup.sh installs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conformance import images, tools
+from tests.node import Node, node
+
+
+@pytest.fixture(scope="session", autouse=True)
+def needs_root() -> None:
+    """Say it once and clearly: these tests are never skipped."""
+    if os.geteuid() != 0:
+        pytest.exit("the end-to-end tests need root (tests/unit do not)", returncode=2)
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[str]:
+    """docker-registry on loopback with every test image, for the whole session."""
+    with images.serve(images.storage(), f"127.0.0.1:{tools.free_port()}") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def shared_node(registry: str) -> Iterator[Node]:
+    """One node for all tests that need no daemon of their own; pods of both handlers."""
+    with node(registry) as one:
+        one.wait_ready()
+        yield one
