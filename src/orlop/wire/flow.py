@@ -20,9 +20,7 @@ WINDOW = 256 << 10
 class Sender:
     """The sending end. ``room`` says how much :meth:`write` still takes."""
 
-    def __init__(
-        self, stream: int, window: int = WINDOW, *, paused: bool = False, offset: int = 0
-    ) -> None:
+    def __init__(self, stream: int, window: int = WINDOW, *, paused: bool = False, offset: int = 0) -> None:
         self.stream = stream
         self.window = window
         self._kept = bytearray()

@@ -30,6 +30,7 @@ from orlop.wire.values import (
     StreamOffsets,
     Streams,
     Text,
+    UserId,
 )
 
 VERSION = 1
@@ -132,9 +133,12 @@ class Setup(Request[SetupReply]):
 
 @dataclass(frozen=True, kw_only=True)
 class Created:
-    """The container waits at its gate."""
+    """The container waits at its gate. ``uid``, ``gid`` and ``groups`` are who it will run as."""
 
     pid: int
+    uid: UserId = 0
+    gid: UserId = 0
+    groups: tuple[UserId, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

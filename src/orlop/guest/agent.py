@@ -1,0 +1,379 @@
+"""The agent: all that exists in this VM, and what each request does to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from orlop.guest import cgroup, connect, memory, setup, spawn, stats, syscalls
+from orlop.guest.container import Entry
+from orlop.guest.disks import Disks
+from orlop.guest.execs import Execs
+from orlop.guest.loop import Loop
+from orlop.guest.oom import OomWatch
+from orlop.guest.process import Process, Streaming
+from orlop.guest.system import Share
+from orlop.wire import messages
+from orlop.wire.messages import Done, Refused
+from orlop.wire.statistics import ContainerUsage
+from orlop.wire.values import Exit
+
+DELETE_RETRY = 0.005
+DELETE_PATIENCE = 2000
+
+
+class Answer:
+    """Where the reply to one request goes; the first of :meth:`ok` and :meth:`refuse` counts."""
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send: Callable[[bytes], None] | None = send
+
+    def ok(self, reply: Any) -> None:
+        """It was done."""
+        self._once(messages.pack_reply(reply))
+
+    def refuse(self, refused: Refused) -> None:
+        """It was not."""
+        self._once(messages.pack_failure(refused.code, str(refused)))
+
+    def _once(self, payload: bytes) -> None:
+        send, self._send = self._send, None
+        if send is not None:
+            send(payload)
+
+
+class Agent:
+    """State and requests. ``emit`` sends an event if somebody listens, and says whether it did."""
+
+    def __init__(self, loop: Loop, streaming: Streaming, emit: Callable[[messages.Event], bool]) -> None:
+        self.loop = loop
+        self.streaming = streaming
+        self.containers: dict[str, Entry] = {}
+        self.execs = Execs(self, streaming, emit)
+        self.disks = Disks()
+        self.is_set_up = False
+        self._emit = emit
+        self._share = Share()
+        self._oom = OomWatch(loop)
+        self._children: dict[int, Process] = {}
+        self._pod_namespace = -1
+        self._holder: spawn.Child | None = None
+        loop.watch_children(self.reap)
+
+    # Children
+
+    def adopt(self, process: Process) -> None:
+        """Tell ``process`` when its child ends."""
+        assert process.child is not None
+        self._children[process.child.pid] = process
+
+    def reap(self) -> None:
+        """Collect all children that ended, also those that were left to process 1."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            process = self._children.pop(pid, None)
+            if process is not None:
+                code = os.waitstatus_to_exitcode(status)
+                process.ended(code if code >= 0 else 128 - code)
+
+    # Requests: life
+
+    def ping(self, request: messages.Ping, answer: Answer) -> None:
+        """Answer."""
+        import time
+
+        answer.ok(messages.Pong(uptime_ns=time.monotonic_ns(), clock=time.time_ns()))
+
+    def setup(self, request: messages.Setup, answer: Answer) -> None:
+        """Make this clone one pod's own."""
+        if self.is_set_up:
+            raise Refused("failed_precondition", "this VM belongs to a pod already")
+        reply = setup.apply(request)
+        if request.share_pid:
+            self._hold_pid_namespace()
+        self.is_set_up = True
+        answer.ok(reply)
+
+    def quiesce(self, request: messages.Quiesce, answer: Answer) -> None:
+        """Get ready to be saved as a template."""
+        from orlop.guest import warm
+
+        warm.up()
+        memory.trim(compact=True)
+        memory.freeze()
+        answer.ok(Done())
+
+    def online(self, request: messages.Online, answer: Answer) -> None:
+        """Use what was hot-plugged."""
+        answer.ok(memory.online())
+
+    def trim(self, request: messages.Trim, answer: Answer) -> None:
+        """Give memory back."""
+        answer.ok(memory.trim(compact=request.compact))
+
+    def shutdown(self, request: messages.Shutdown, answer: Answer) -> None:
+        """Kill all, sync, power off."""
+        cgroup.POD.kill()
+        answer.ok(Done())
+
+        def off() -> None:
+            self.reap()
+            self.disks.sync()
+            syscalls.power_off()
+
+        self.loop.call_later(0.05, off)
+
+    # Requests: containers
+
+    def create(self, request: messages.Create, answer: Answer) -> None:
+        """Make a container up to its gate; on any failure nothing of it stays."""
+        spec = request.container
+        if spec.id in self.containers:
+            raise Refused("exists", f"container {spec.id} exists already")
+        entry = Entry(spec, self.streaming, self.disks)
+        self.containers[spec.id] = entry
+        process = entry.process
+
+        def on_ready(report: dict[str, Any]) -> None:
+            entry.status = "created"
+            answer.ok(
+                messages.Created(
+                    pid=process.pid, uid=report["uid"], gid=report["gid"], groups=tuple(report["groups"])
+                )
+            )
+
+        def on_started(problem: Refused | None) -> None:
+            if entry.status == "creating":
+                self._abandon(
+                    entry, answer, problem or Refused("internal", "the container's process ended early")
+                )
+
+        process.on_ready = on_ready
+        process.on_started = on_started
+        process.on_exit = lambda code: self._on_exit(entry, code)
+        try:
+            view = entry.prepare(self._share)
+            entry.spawn(view, self._pid_namespace_for(entry))
+        except BaseException as error:
+            self._abandon(entry, answer, error)
+            return
+        self.adopt(process)
+
+    def start(self, request: messages.Start, answer: Answer) -> None:
+        """Open the gate."""
+        entry = self._container(request.id)
+        if entry.status != "created":
+            raise Refused("failed_precondition", f"container {request.id} is {entry.status}, not created")
+        entry.oom_kills = entry.cgroup.pairs("memory.events").get("oom_kill", 0)
+        entry.watch = self._oom.add(entry.cgroup.path, lambda: self._on_memory_event(entry))
+
+        def on_started(problem: Refused | None) -> None:
+            if problem is not None:
+                entry.status = "stopped"
+                answer.refuse(problem)
+                return
+            entry.status = "running"
+            try:
+                entry.started()
+            except Refused as refused:
+                entry.process.signal(9)
+                answer.refuse(refused)
+                return
+            answer.ok(messages.Started(pid=entry.process.pid, started_at=entry.process.started_at))
+
+        entry.process.on_started = on_started
+        entry.process.go()
+
+    def signal(self, request: messages.Signal, answer: Answer) -> None:
+        """Signal a process, or all of a container."""
+        entry = self._container(request.id)
+        if request.exec_id:
+            self.execs.signal(request.id, request.exec_id, request.signal)
+        elif request.all and request.signal == 9:
+            entry.cgroup.kill()
+        elif request.all:
+            for pid in entry.cgroup.pids():
+                try:
+                    os.kill(pid, request.signal)
+                except ProcessLookupError:
+                    continue
+        else:
+            entry.process.signal(request.signal)
+        answer.ok(Done())
+
+    def delete(self, request: messages.Delete, answer: Answer) -> None:
+        """Kill and release; answers when all is gone."""
+        entry = self.containers.get(request.id)
+        if entry is None:
+            answer.ok(Done())
+            return
+        entry.status = "deleting"
+        entry.process.on_started = lambda problem: None
+        self.execs.kill_all(request.id)
+        self._release(entry, lambda: answer.ok(Done()), DELETE_PATIENCE)
+
+    def update(self, request: messages.Update, answer: Answer) -> None:
+        """Change limits."""
+        group = self._container(request.id).cgroup if request.id else cgroup.POD
+        group.apply(request.resources)
+        answer.ok(Done())
+
+    def resize(self, request: messages.Resize, answer: Answer) -> None:
+        """Set a terminal's size."""
+        entry = self._container(request.id)
+        process = self.execs.get(request.id, request.exec_id).process if request.exec_id else entry.process
+        process.resize(request.width, request.height)
+        answer.ok(Done())
+
+    def exec(self, request: messages.Exec, answer: Answer) -> None:
+        """Run one more process in a container."""
+        entry = self._container(request.container_id)
+        if entry.status != "running":
+            raise Refused("failed_precondition", f"container {entry.spec.id} is {entry.status}, not running")
+        self.execs.start(request, entry, answer)
+
+    # Requests: the pod
+
+    def stats(self, request: messages.Stats, answer: Answer) -> None:
+        """Measure."""
+        found = []
+        for id_, entry in self.containers.items():
+            if entry.status not in ("created", "running") or (
+                request.containers and id_ not in request.containers
+            ):
+                continue
+            used, inodes = 0, 0
+            if request.filesystems:
+                disk = entry.spec.scratch.disk
+                used, inodes = stats.written(entry.upper, self.disks.get(disk) if disk else None)
+            found.append(
+                ContainerUsage(id=id_, usage=stats.usage(entry.cgroup), fs_used=used, fs_inodes=inodes)
+            )
+        total, available = setup.memory()
+        answer.ok(
+            messages.StatsReply(
+                pod=stats.usage(cgroup.POD),
+                containers=tuple(found),
+                interfaces=stats.interfaces(),
+                system_memory_total=total,
+                system_memory_available=available,
+                system_cpu_ns=stats.system_cpu_ns(),
+            )
+        )
+
+    def connect(self, request: messages.Connect, answer: Answer) -> None:
+        """Connect a stream to a port."""
+        streaming, stream = self.streaming, request.stream
+        streaming.claim(stream)
+
+        def on_connected(link: Any) -> None:
+            streaming.table[stream] = connect.Connection(
+                self.loop, streaming.send, stream, link, lambda: streaming.forget(stream)
+            )
+            answer.ok(Done())
+
+        connect.dial(self.loop, request.port, on_connected, answer.refuse)
+
+    # Requests: a daemon that comes back
+
+    def dump(self, request: messages.Dump, answer: Answer) -> None:
+        """Tell all that outlives a daemon."""
+        answer.ok(
+            messages.State(
+                setup=self.is_set_up,
+                next_stream=self.streaming.next_stream,
+                containers=tuple(e.state() for e in self.containers.values() if e.status != "creating"),
+                execs=self.execs.states(),
+                streams=tuple(opened.offsets() for opened in self.streaming.table.values()),
+            )
+        )
+
+    def resume(self, request: messages.Resume, answer: Answer) -> None:
+        """Begin to send: the streams named from where they are wanted, the others not at all."""
+        wanted = dict(request.streams)
+        self.streaming.flowing = True
+        self.execs.kill_unwanted(set(wanted))
+        for stream, opened in list(self.streaming.table.items()):
+            if stream in wanted:
+                opened.resume(wanted[stream])
+            else:
+                opened.drain()
+        self.execs.repeat_exits()
+        answer.ok(Done())
+
+    # Helpers
+
+    def _container(self, id_: str) -> Entry:
+        entry = self.containers.get(id_)
+        if entry is None:
+            raise Refused("not_found", f"there is no container {id_} in this VM")
+        return entry
+
+    def _pid_namespace_for(self, entry: Entry) -> int:
+        wanted = entry.spec.namespaces
+        if wanted.pid == "container":
+            return -1
+        if wanted.pid == "pod":
+            self._hold_pid_namespace()
+            return self._pod_namespace
+        target = self._container(wanted.target)
+        if target.status not in ("created", "running"):
+            raise Refused("failed_precondition", f"container {wanted.target} is {target.status}, not running")
+        return target.pid_namespace
+
+    def _hold_pid_namespace(self) -> None:
+        """A process that is process 1 of the namespace all containers share."""
+        if self._pod_namespace >= 0:
+            return
+        from orlop.guest import holder
+
+        self._holder = spawn.spawn(holder.hold, flags=syscalls.CLONE_NEWPID)
+        self._holder.hang_up()
+        self._pod_namespace = os.open(f"/proc/{self._holder.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _abandon(self, entry: Entry, answer: Answer, error: BaseException) -> None:
+        """A container that did not come to be: kill, release, then say why."""
+        entry.status = "deleting"
+        refused = (
+            error if isinstance(error, Refused) else Refused("internal", f"{type(error).__name__}: {error}")
+        )
+        if entry.process.child is not None and entry.process.exit is None:
+            self.adopt(entry.process)
+        self._release(entry, lambda: answer.refuse(refused), DELETE_PATIENCE)
+
+    def _release(self, entry: Entry, then: Callable[[], None], attempts: int) -> None:
+        """Kill what is left until nothing is, then release what it used."""
+        process = entry.process
+        process.signal(9)
+        alive = process.child is not None and process.exit is None
+        if attempts and (alive or not entry.release()):
+            self.loop.call_later(DELETE_RETRY, lambda: self._release(entry, then, attempts - 1))
+            return
+        if self.containers.get(entry.spec.id) is entry:
+            del self.containers[entry.spec.id]
+        self._oom.remove(entry.watch)
+        then()
+
+    def _on_exit(self, entry: Entry, code: int) -> None:
+        """The first process ended: so does everything else of the container."""
+        entry.cgroup.kill()
+        self._on_memory_event(entry)
+        process = entry.process
+        assert process.exit is not None
+        killed = entry.oom_kills > 0 and code != 0
+        process.exit = Exit(code=code, finished_at=process.exit.finished_at, oom_killed=killed)
+        if entry.status in ("running", "created"):
+            entry.status = "stopped"
+            self._emit(messages.ContainerExited(id=entry.spec.id, exit=process.exit))
+
+    def _on_memory_event(self, entry: Entry) -> None:
+        kills = entry.cgroup.pairs("memory.events").get("oom_kill", 0)
+        if kills > entry.oom_kills:
+            entry.oom_kills = kills
+            self._emit(messages.OutOfMemory(id=entry.spec.id))

@@ -1,0 +1,158 @@
+"""Control groups, version 2: one for the pod, below it one for each container.
+
+See the kernel's Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from orlop.guest import paths
+from orlop.guest.paths import read_text, write_text
+from orlop.wire.messages import Refused
+from orlop.wire.values import Resources
+
+SMALL_MEMORY = 48 << 20
+"""Below this a memory limit waits until exec: the interpreter that sets up a container needs some."""
+
+_WANTED = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
+
+
+class Cgroup:
+    """One control group. The object owns the directory; :meth:`remove` deletes it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def create(self) -> None:
+        """Make the directory, or take the one that is there."""
+        os.makedirs(self.path, exist_ok=True)
+
+    def delegate(self) -> None:
+        """Let groups below this one have every controller there is."""
+        available = read_text(f"{self.path}/cgroup.controllers").split()
+        wanted = [f"+{name}" for name in _WANTED if name in available]
+        if wanted:
+            write_text(f"{self.path}/cgroup.subtree_control", " ".join(wanted))
+
+    def open(self) -> int:
+        """A descriptor of the directory, to fork into."""
+        return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def add(self, pid: int) -> None:
+        """Move a process here."""
+        write_text(f"{self.path}/cgroup.procs", str(pid))
+
+    def read(self, name: str) -> str:
+        """A file's text, "" when the kernel does not have it."""
+        try:
+            return read_text(f"{self.path}/{name}")
+        except (FileNotFoundError, OSError):
+            return ""
+
+    def number(self, name: str) -> int:
+        """A file that holds one number; 0 for "max" and when there is no such file."""
+        text = self.read(name).strip()
+        return int(text) if text.isdigit() else 0
+
+    def pairs(self, name: str) -> dict[str, int]:
+        """A file of "key number" lines."""
+        result = {}
+        for line in self.read(name).splitlines():
+            key, _, value = line.partition(" ")
+            if value.isdigit():
+                result[key] = int(value)
+        return result
+
+    def pids(self) -> list[int]:
+        """All processes here, and in groups that the container made below."""
+        found: list[int] = []
+        for directory, _, _ in os.walk(self.path):
+            try:
+                found += [int(word) for word in read_text(f"{directory}/cgroup.procs").split()]
+            except OSError:
+                continue
+        return found
+
+    def kill(self) -> None:
+        """Kill all processes here and below. Idempotent."""
+        try:
+            write_text(f"{self.path}/cgroup.kill", "1")
+        except FileNotFoundError:
+            for pid in self.pids():
+                try:
+                    os.kill(pid, 9)
+                except ProcessLookupError:
+                    continue
+
+    def remove(self) -> bool:
+        """Kill what is left and remove the directory. False while processes are still dying."""
+        try:
+            self.kill()
+            for directory, _, _ in os.walk(self.path, topdown=False):
+                os.rmdir(directory)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def remove_patiently(self, seconds: float = 2.0) -> bool:
+        """Like :meth:`remove`, but wait for the processes to die."""
+        deadline = time.monotonic() + seconds
+        while not self.remove():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.002)
+        return True
+
+    def apply(self, resources: Resources, *, memory: bool = True) -> None:
+        """Set limits; :class:`Refused` when the kernel does not take one."""
+        for name, value in settings(resources, memory=memory):
+            try:
+                write_text(f"{self.path}/{name}", value)
+            except FileNotFoundError:
+                if "." not in name or name.startswith("cgroup."):
+                    raise
+                raise Refused("invalid", f"the guest's kernel has no cgroup file {name}") from None
+            except OSError as error:
+                raise Refused("invalid", f"cannot set {name} to {value!r}: {error.strerror}") from error
+
+
+def _limit(value: int) -> str:
+    return "max" if value < 0 else str(value)
+
+
+def settings(resources: Resources, *, memory: bool = True) -> list[tuple[str, str]]:
+    """The files to write for ``resources``, in order. Without ``memory``, all but the memory limits."""
+    found: list[tuple[str, str]] = []
+    if resources.cpu_weight:
+        found.append(("cpu.weight", str(resources.cpu_weight)))
+    if resources.cpu_quota_us or resources.cpu_period_us:
+        period = f" {resources.cpu_period_us}" if resources.cpu_period_us else ""
+        quota = _limit(resources.cpu_quota_us) if resources.cpu_quota_us else "max"
+        found.append(("cpu.max", quota + period))
+    if resources.cpuset_cpus:
+        found.append(("cpuset.cpus", resources.cpuset_cpus))
+    if resources.cpuset_mems:
+        found.append(("cpuset.mems", resources.cpuset_mems))
+    if memory and resources.memory_max:
+        found.append(("memory.max", _limit(resources.memory_max)))
+    if memory and resources.memory_swap_max:
+        found.append(("memory.swap.max", _limit(resources.memory_swap_max)))
+    if resources.pids_max:
+        found.append(("pids.max", _limit(resources.pids_max)))
+    found += [(name, value) for name, value in resources.unified if "/" not in name]
+    return found
+
+
+POD = Cgroup(f"{paths.CGROUPS}/pod")
+
+
+def prepare() -> None:
+    """At boot: controllers on, the pod's group made."""
+    root = Cgroup(paths.CGROUPS)
+    root.delegate()
+    POD.create()
+    POD.delegate()

@@ -1,0 +1,183 @@
+"""Disks that the daemon plugs in: found by their SCSI address, mounted once, shared by containers.
+
+The daemon plugs a disk first and names it in a request then, so the kernel has often found it
+already; else a scan makes it look. The kernel tells of each new block device by a netlink message
+(uevent), which is what is waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from orlop.guest import paths, syscalls
+from orlop.guest.paths import read_text, write_text
+from orlop.wire.messages import Refused
+from orlop.wire.values import Disk
+
+PATIENCE = 10.0
+"""Seconds a disk may take to appear."""
+
+_NETLINK_KOBJECT_UEVENT = 15
+_SYS_DEVICES = "/sys/class/scsi_device"
+
+
+def _scsi_hosts() -> list[int]:
+    hosts = []
+    for name in os.listdir("/sys/class/scsi_host"):
+        with suppress(OSError):
+            if read_text(f"/sys/class/scsi_host/{name}/proc_name").strip() == "virtio_scsi":
+                hosts.append(int(name.removeprefix("host")))
+    return sorted(hosts)
+
+
+@dataclass
+class Mounted:
+    """A disk in use: where its file systems are, bottom first, and by whom it is used."""
+
+    name: str
+    directories: list[str]
+    baseline: tuple[int, int] = (0, 0)
+    users: set[str] = field(default_factory=set)
+
+
+class Disks:
+    """All disks in use. A user is a container's id; the last one to release a disk unplugs it."""
+
+    def __init__(self) -> None:
+        self._mounted: dict[Disk, Mounted] = {}
+        self._host: int | None = None
+
+    def mount(self, disk: Disk, user: str, *, writable: bool = False) -> Mounted:
+        """Mount ``disk`` (EROFS, or ext4 when ``writable``) unless it is, and note its user.
+
+        Raises Refused ``unavailable`` when there is no such disk, ``failed_precondition`` when it
+        holds no file system of that kind.
+        """
+        mounted = self._mounted.get(disk)
+        if mounted is None:
+            name = self._find(disk)
+            base = f"{paths.DISKS}/{disk.channel}-{disk.target}-{disk.lun}"
+            mounted = Mounted(name, [])
+            try:
+                for number in range(1, disk.partitions + 1) if disk.partitions else [0]:
+                    separator = "p" if name[-1].isdigit() else ""
+                    device = f"/dev/{name}{separator}{number}" if number else f"/dev/{name}"
+                    directory = f"{base}/{number}"
+                    os.makedirs(directory, exist_ok=True)
+                    self._mount_one(device, directory, disk, writable=writable)
+                    mounted.directories.append(directory)
+            except BaseException:
+                self._unplug(mounted)
+                raise
+            if writable:
+                use = os.statvfs(mounted.directories[0])
+                mounted.baseline = ((use.f_blocks - use.f_bfree) * use.f_frsize, use.f_files - use.f_ffree)
+            self._mounted[disk] = mounted
+        mounted.users.add(user)
+        return mounted
+
+    def get(self, disk: Disk) -> Mounted | None:
+        """The disk, if it is mounted."""
+        return self._mounted.get(disk)
+
+    def release(self, user: str) -> list[str]:
+        """``user`` is done with its disks; returns what could not be unmounted. Idempotent."""
+        problems = []
+        for disk, mounted in list(self._mounted.items()):
+            mounted.users.discard(user)
+            if not mounted.users:
+                del self._mounted[disk]
+                problems += self._unplug(mounted)
+        return problems
+
+    def sync(self) -> None:
+        """Write everything out, and unmount what is in use as far as that goes."""
+        os.sync()
+        for mounted in self._mounted.values():
+            for directory in mounted.directories:
+                with suppress(OSError):
+                    syscalls.mount("none", directory, "", syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
+
+    def _mount_one(self, device: str, directory: str, disk: Disk, *, writable: bool) -> None:
+        kind, flags, options = (
+            ("ext4", syscalls.MS_NOATIME, "noinit_itable") if writable else ("erofs", syscalls.MS_RDONLY, "")
+        )
+        try:
+            syscalls.mount(device, directory, kind, flags, options)
+        except OSError as error:
+            raise Refused(
+                "failed_precondition",
+                f"cannot mount {kind} of disk {disk.channel}:{disk.target}:{disk.lun} ({device}):"
+                f" {error.strerror}",
+            ) from error
+
+    def _unplug(self, mounted: Mounted) -> list[str]:
+        problems = []
+        for directory in reversed(mounted.directories):
+            try:
+                syscalls.umount(directory)
+            except OSError as error:
+                problems.append(f"{directory}: {error.strerror}")
+                with suppress(OSError):
+                    syscalls.umount(directory, syscalls.MNT_DETACH)
+            with suppress(OSError):
+                os.rmdir(directory)
+        with suppress(OSError):
+            write_text(f"/sys/block/{mounted.name}/device/delete", "1")
+        return problems
+
+    def _find(self, disk: Disk) -> str:
+        """The kernel's name of the disk ("sda"), once all of its partitions are there."""
+        with socket.socket(
+            socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_KOBJECT_UEVENT
+        ) as news:
+            news.bind((0, 1))
+            name = self._look(disk)
+            if name is not None:
+                return name
+            self._scan(disk)
+            deadline = time.monotonic() + PATIENCE
+            while (name := self._look(disk)) is None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise Refused(
+                        "unavailable",
+                        f"disk {disk.channel}:{disk.target}:{disk.lun} with {disk.partitions} partitions"
+                        f" did not appear within {PATIENCE:g} seconds",
+                    )
+                ready, _, _ = select.select([news], [], [], left)
+                if ready:
+                    with suppress(OSError):  # ENOBUFS: too much news, so look again
+                        news.recv(16384)
+            return name
+
+    def _host_number(self) -> int:
+        if self._host is None:
+            hosts = _scsi_hosts()
+            if not hosts:
+                raise Refused("unavailable", "the machine has no virtio-scsi adapter")
+            self._host = hosts[0]
+        return self._host
+
+    def _look(self, disk: Disk) -> str | None:
+        address = f"{self._host_number()}:{disk.channel}:{disk.target}:{disk.lun}"
+        try:
+            (name,) = os.listdir(f"{_SYS_DEVICES}/{address}/device/block")
+        except (OSError, ValueError):
+            return None
+        separator = "p" if name[-1].isdigit() else ""
+        # A node may lag behind the device: devtmpfs makes it before the kernel tells, but not before sysfs.
+        wanted = [f"/dev/{name}", *(f"/dev/{name}{separator}{n}" for n in range(1, disk.partitions + 1))]
+        return name if all(os.path.exists(path) for path in wanted) else None
+
+    def _scan(self, disk: Disk) -> None:
+        with suppress(OSError):
+            write_text(
+                f"/sys/class/scsi_host/host{self._host_number()}/scan",
+                f"{disk.channel} {disk.target} {disk.lun}",
+            )

@@ -1,0 +1,182 @@
+"""Processes that were started in running containers after their first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orlop.guest import inside, spawn
+from orlop.guest.container import Entry
+from orlop.guest.loop import Timer
+from orlop.guest.process import Process, Streaming
+from orlop.wire import messages
+from orlop.wire.messages import Refused
+from orlop.wire.values import ExecState
+
+if TYPE_CHECKING:
+    from orlop.guest.agent import Agent, Answer
+
+
+@dataclass
+class Running:
+    """One exec. It stays until its exit was told and its streams are done."""
+
+    request: messages.Exec
+    process: Process
+    timer: Timer | None = None
+    told: bool = False
+
+
+class Execs:
+    """The execs of all containers, by their own id within their container's."""
+
+    def __init__(self, agent: Agent, streaming: Streaming, emit: Callable[[messages.Event], bool]) -> None:
+        self._agent = agent
+        self._streaming = streaming
+        self._emit = emit
+        self._running: dict[tuple[str, str], Running] = {}
+
+    def get(self, container_id: str, id_: str) -> Running:
+        """One exec; ``not_found``."""
+        running = self._running.get((container_id, id_))
+        if running is None:
+            raise Refused("not_found", f"there is no exec {id_} in container {container_id}")
+        return running
+
+    def start(self, request: messages.Exec, entry: Entry, answer: Answer) -> None:
+        """Fork into the container; answers when exec succeeded or why it did not."""
+        key = (request.container_id, request.id)
+        if key in self._running:
+            raise Refused("exists", f"exec {request.id} exists already")
+        process = Process(self._streaming, request.streams, tty=request.tty)
+        running = Running(request, process)
+
+        def on_started(problem: Refused | None) -> None:
+            if problem is not None:
+                running.told = True
+                process.close()
+                answer.refuse(problem)
+                return
+            if request.timeout_ms:
+                running.timer = self._agent.loop.call_later(
+                    request.timeout_ms / 1000, lambda: self._on_timeout(running)
+                )
+            answer.ok(messages.Started(pid=process.pid, started_at=process.started_at))
+
+        process.on_started = on_started
+        process.on_exit = lambda code: self._on_exit(running)
+        process.on_finished = lambda: self._settle(running)
+        self._running[key] = running
+        try:
+            self._fork(request, entry, process)
+        except BaseException:
+            self._running.pop(key, None)
+            raise
+        self._agent.adopt(process)
+
+    def signal(self, container_id: str, id_: str, number: int) -> None:
+        """Signal one; one that has ended and was forgotten is no error. KILL is for its whole session."""
+        running = self._running.get((container_id, id_))
+        if running is None:
+            return
+        if number == 9:
+            running.process.kill_session()
+        else:
+            running.process.signal(number)
+
+    def kill_all(self, container_id: str) -> None:
+        """Its container goes."""
+        for (owner, _), running in list(self._running.items()):
+            if owner == container_id:
+                running.process.kill_session()
+                running.process.close()
+
+    def kill_unwanted(self, wanted: set[int]) -> None:
+        """Kill execs with streams that no daemon wants any more."""
+        for running in list(self._running.values()):
+            streams = running.request.streams
+            ids = {streams.stdin, streams.stdout, streams.stderr} - {0}
+            if ids and not ids & wanted:
+                running.process.kill_session()
+                running.process.close()
+
+    def repeat_exits(self) -> None:
+        """Tell of the exits that nobody was there to hear of."""
+        for running in list(self._running.values()):
+            if running.process.exit is not None and not running.told:
+                self._tell(running)
+
+    def states(self) -> tuple[ExecState, ...]:
+        """For a daemon that was restarted."""
+        return tuple(
+            ExecState(
+                id=running.request.id,
+                container_id=running.request.container_id,
+                pid=running.process.pid,
+                exit=running.process.exit,
+                tty=running.request.tty,
+                streams=running.request.streams,
+            )
+            for running in self._running.values()
+            if running.process.started_at
+        )
+
+    def _fork(self, request: messages.Exec, entry: Entry, process: Process) -> None:
+        spec = entry.spec
+        child = entry.process.child
+        assert child is not None
+        env = dict(entry.env)
+        env.update((key.encode(), value) for key, value in request.env)
+        program = inside.Program(
+            args=request.args,
+            env=env,
+            cwd=request.cwd or spec.cwd,
+            security=spec.security,
+            tty=request.tty,
+            size=(request.height, request.width),
+        )
+        container = child.pidfd
+        user_namespace = bool(spec.namespaces.uid_mappings)
+        directory = entry.cgroup.open()
+        try:
+            process.spawn(
+                lambda stdio: spawn.spawn(
+                    lambda control: inside.run_exec(
+                        container, program, control, user_namespace=user_namespace
+                    ),
+                    stdio=stdio,
+                    keep=(container,),
+                    cgroup=directory,
+                    pid_namespace=entry.pid_namespace,
+                )
+            )
+        except OSError as error:
+            raise Refused(
+                "failed_precondition", f"container {spec.id} has ended: {error.strerror}"
+            ) from error
+        finally:
+            os.close(directory)
+
+    def _on_timeout(self, running: Running) -> None:
+        running.process.killed_by_timeout = True
+        running.process.kill_session()
+
+    def _on_exit(self, running: Running) -> None:
+        if running.timer is not None:
+            running.timer.cancel()
+        if not running.told:
+            self._tell(running)
+
+    def _tell(self, running: Running) -> None:
+        process, request = running.process, running.request
+        assert process.exit is not None
+        running.told = self._emit(
+            messages.ExecExited(id=request.id, container_id=request.container_id, exit=process.exit)
+        )
+        self._settle(running)
+
+    def _settle(self, running: Running) -> None:
+        if running.told and running.process.finished:
+            self._running.pop((running.request.container_id, running.request.id), None)

@@ -1,0 +1,43 @@
+"""The agent's start: as process 1 of a VM, or on a socket for tests."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from orlop.guest import cgroup, syscalls, system
+from orlop.guest.dispatch import Dispatcher
+from orlop.guest.loop import Loop
+
+PORT = "org.orlop.agent"
+
+
+def main() -> None:
+    """Be the agent of this VM; never returns while the VM lives."""
+    syscalls.set_process_name("orlop-agent")
+    system.mount_all()
+    cgroup.prepare()
+    run(os.open(system.port(PORT), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+def serve_socket(path: str) -> None:
+    """Listen on a Unix socket and serve one connection, in namespaces of the caller's making."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        connection, _ = listener.accept()
+    run(connection.detach())
+
+
+def run(fd: int) -> None:
+    """Serve the channel ``fd`` for ever."""
+
+    def on_error(text: str) -> None:
+        dispatcher.log(text)
+
+    loop = Loop(on_error)
+    dispatcher = Dispatcher(loop, fd)
+    sys.stderr.write("agent: ready\n")
+    sys.stderr.flush()
+    loop.run()

@@ -1,0 +1,54 @@
+"""The guest's own memory and processors: getting small before a save, growing after a hot-plug."""
+
+from __future__ import annotations
+
+import gc
+import os
+from contextlib import suppress
+
+from orlop.guest import setup
+from orlop.guest.paths import read_text, write_text
+from orlop.wire.messages import MemoryReply
+
+_MEMORY = "/sys/devices/system/memory"
+_CPUS = "/sys/devices/system/cpu"
+
+
+def reply() -> MemoryReply:
+    """What there is now."""
+    total, available = setup.memory()
+    return MemoryReply(total=total, available=available, cpus=os.cpu_count() or 1)
+
+
+def online() -> MemoryReply:
+    """Use memory blocks and processors that were plugged in."""
+    for name in os.listdir(_MEMORY) if os.path.isdir(_MEMORY) else []:
+        if name.startswith("memory") and name[6:].isdigit():
+            state = f"{_MEMORY}/{name}/state"
+            with suppress(OSError):
+                if read_text(state).strip() == "offline":
+                    write_text(state, "online_movable")
+    for name in os.listdir(_CPUS):
+        if name.startswith("cpu") and name[3:].isdigit():
+            with suppress(OSError):
+                if read_text(f"{_CPUS}/{name}/online").strip() == "0":
+                    write_text(f"{_CPUS}/{name}/online", "1")
+    return reply()
+
+
+def trim(*, compact: bool) -> MemoryReply:
+    """Drop clean caches, and with ``compact`` make the free memory contiguous."""
+    gc.collect()
+    os.sync()
+    with suppress(OSError):
+        write_text("/proc/sys/vm/drop_caches", "3")
+    if compact:
+        with suppress(OSError):
+            write_text("/proc/sys/vm/compact_memory", "1")
+    return reply()
+
+
+def freeze() -> None:
+    """Put all that lives now out of the collector's sight: forked children then share its pages."""
+    gc.collect()
+    gc.freeze()

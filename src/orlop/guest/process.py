@@ -1,0 +1,232 @@
+"""A process of a container or an exec: its child, its streams, its terminal, its end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import termios
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from orlop.guest import spawn
+from orlop.guest.connect import Connection
+from orlop.guest.loop import IN, Loop
+from orlop.guest.streams import Input, Output
+from orlop.wire.messages import Refused
+from orlop.wire.values import Exit, Streams
+
+
+class Streaming:
+    """What streams need of the agent: the loop, the way to the host, and the table of open streams."""
+
+    def __init__(self, loop: Loop, send: Callable[[bytes], None]) -> None:
+        self.loop = loop
+        self.send = send
+        self.flowing = False
+        self.next_stream = 1
+        self.table: dict[int, Input | Output | Connection] = {}
+
+    def claim(self, *streams: int) -> None:
+        """Note stream ids as used; ``invalid`` when one is in use."""
+        wanted = [stream for stream in streams if stream]
+        if len(set(wanted)) != len(wanted) or any(stream in self.table for stream in wanted):
+            raise Refused("invalid", f"stream ids {wanted} are in use")
+        self.next_stream = max([self.next_stream, *(stream + 1 for stream in wanted)])
+
+    def output(self, stream: int, fd: int, on_done: Callable[[], None]) -> Output:
+        """Open a stream from ``fd``."""
+        opened = Output(self.loop, self.send, stream, fd, paused=not self.flowing)
+        opened.on_done = lambda: self.forget(stream, on_done)
+        self.table[stream] = opened
+        return opened
+
+    def input(
+        self, stream: int, fd: int, on_done: Callable[[], None] | None = None, *, terminal: bool = False
+    ) -> Input:
+        """Open a stream to ``fd``."""
+        opened = Input(self.loop, self.send, stream, fd, terminal=terminal)
+        opened.on_done = lambda: self.forget(stream, on_done)
+        self.table[stream] = opened
+        return opened
+
+    def pause(self) -> None:
+        """No daemon: streams keep what they have."""
+        self.flowing = False
+        for opened in self.table.values():
+            opened.pause()
+
+    def forget(self, stream: int, then: Callable[[], None] | None = None) -> None:
+        """A stream is done."""
+        self.table.pop(stream, None)
+        if then is not None:
+            then()
+
+
+class Process:
+    """One process. ``on_ready`` gets the child's report; ``on_started`` the word that exec succeeded,
+    or why not; ``on_exit`` its exit code; ``on_finished`` comes when its streams are done as well."""
+
+    def __init__(self, streaming: Streaming, streams: Streams, *, tty: bool) -> None:
+        self.streams = streams
+        self.tty = tty
+        self.child: spawn.Child | None = None
+        self.exit: Exit | None = None
+        self.started_at = 0
+        self.killed_by_timeout = False
+        self.on_ready: Callable[[dict[str, Any]], None] = lambda report: None
+        self.on_started: Callable[[Refused | None], None] = lambda problem: None
+        self.on_exit: Callable[[int], None] = lambda code: None
+        self.on_finished: Callable[[], None] = lambda: None
+        self._streaming = streaming
+        self._loop = streaming.loop
+        self._input: Input | None = None
+        self._outputs: list[Output] = []
+        self._master = -1
+        self._reported = False
+        self._started = False
+
+    @property
+    def pid(self) -> int:
+        """The process id in the guest; 0 when it has ended."""
+        return self.child.pid if self.child is not None and self.exit is None else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended and the host has all of its output."""
+        return self.exit is not None and all(output.finished for output in self._outputs)
+
+    def spawn(self, fork: Callable[[tuple[int, int, int]], spawn.Child]) -> None:
+        """Make the pipes, fork with the child's ends as stdio, and listen to the child."""
+        self._streaming.claim(self.streams.stdin, self.streams.stdout, self.streams.stderr)
+        theirs: list[int] = []
+        ours: list[tuple[int, int]] = []
+        stdio = [-1, -1, -1]
+        wanted = (self.streams.stdin, self.streams.stdout, 0 if self.tty else self.streams.stderr)
+        try:
+            for number, stream in enumerate(wanted):
+                if stream and not self.tty:
+                    reader, writer = os.pipe2(os.O_CLOEXEC)
+                    stdio[number], mine = (reader, writer) if number == 0 else (writer, reader)
+                    theirs.append(stdio[number])
+                    ours.append((number, mine))
+            child = fork((stdio[0], stdio[1], stdio[2]))
+        except BaseException:
+            for _, fd in ours:
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        self.child = child
+        for number, fd in ours:
+            if number == 0:
+                self._input = self._streaming.input(wanted[0], fd)
+            else:
+                self._outputs.append(self._streaming.output(wanted[number], fd, self._check_finished))
+        assert child.control is not None
+        self._loop.watch(child.control.fileno(), IN, self._on_control)
+
+    def go(self) -> None:
+        """Open the child's gate."""
+        assert self.child is not None
+        self.child.go()
+
+    def signal(self, number: int) -> None:
+        """Send a signal; one that has ended is no error."""
+        if self.child is not None and self.exit is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.child.pid, number)
+
+    def kill_session(self) -> None:
+        """Kill the process and its process group."""
+        if self.child is not None and self.exit is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.child.pid, 9)
+            self.signal(9)
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the terminal's size; ignored without one."""
+        if self._master >= 0:
+            fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("4H", height, width, 0, 0))
+
+    def ended(self, code: int) -> None:
+        """The child was reaped. What it said before it ended is heard first."""
+        child = self.child
+        assert child is not None
+        while child.control is not None:
+            self._on_control(IN)
+        child.close()
+        self.exit = Exit(code=code, finished_at=time.time_ns(), timed_out=self.killed_by_timeout)
+        if self._input is not None:
+            self._input.close()
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+        self.on_exit(code)
+        self._check_finished()
+
+    def close(self) -> None:
+        """Let go of all streams; what the host did not take is lost."""
+        if self._input is not None:
+            self._input.close()
+        for output in self._outputs:
+            output.drain()
+            output.close()
+
+    def _on_control(self, events: int) -> None:
+        child = self.child
+        assert child is not None
+        try:
+            report, fds = child.receive()
+        except BlockingIOError:
+            if self.exit is None and not self._is_dead():
+                return
+            report, fds = None, []
+        except ConnectionResetError:
+            report, fds = None, []
+        if report is not None and "code" not in report:
+            self._adopt_terminal(fds)
+            self._reported = True
+            self.on_ready(report)
+            return
+        assert child.control is not None
+        self._loop.unwatch(child.control.fileno())
+        child.hang_up()
+        if report is not None:
+            self._settle(Refused(report["code"], report["message"]))
+        elif not self._reported:
+            self._settle(Refused("internal", "the process died while it was being set up"))
+        else:
+            self._settle(None)
+
+    def _settle(self, problem: Refused | None) -> None:
+        if self._started:
+            return
+        self._started = True
+        if problem is None:
+            self.started_at = time.time_ns()
+        self.on_started(problem)
+
+    def _is_dead(self) -> bool:
+        assert self.child is not None
+        info = os.waitid(os.P_PIDFD, self.child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return info is not None
+
+    def _adopt_terminal(self, fds: list[int]) -> None:
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        if not fds:
+            return
+        self._master = fds[0]
+        if self.streams.stdin:
+            self._input = self._streaming.input(self.streams.stdin, os.dup(fds[0]), terminal=True)
+        if self.streams.stdout:
+            output = self._streaming.output(self.streams.stdout, os.dup(fds[0]), self._check_finished)
+            self._outputs.append(output)
+
+    def _check_finished(self) -> None:
+        if self.finished:
+            self.on_finished()

@@ -1,0 +1,145 @@
+"""Making a clone of the template one pod's own: name, clock, randomness, network, limits."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import socket
+import struct
+import time
+from contextlib import suppress
+
+from orlop.guest import cgroup, paths, syscalls
+from orlop.guest.netlink import Netlink
+from orlop.guest.paths import create_text, write_text
+from orlop.wire.messages import Refused, Setup, SetupReply
+from orlop.wire.values import NO_LIMITS, Interface
+
+_RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
+_DEFAULT_SHM = 64 << 20
+_SYSCTL_NAME = re.compile(r"[a-z0-9_]+([./][A-Za-z0-9_:-]+)+")
+
+# A pod's network is its own, so its ports below 1024 and its pings need no privilege.
+_DEFAULT_SYSCTLS = {
+    "net.ipv4.ip_unprivileged_port_start": "0",
+    "net.ipv4.ping_group_range": "0 2147483647",
+}
+
+
+def apply(setup: Setup) -> SetupReply:
+    """Do all of it; Refused for what cannot be."""
+    if setup.clock:
+        time.clock_settime_ns(time.CLOCK_REALTIME, setup.clock)
+    if setup.entropy:
+        _seed(setup.entropy)
+    socket.sethostname(setup.hostname)
+    _identity(setup)
+    _network(setup.interfaces)
+    for name, value in {**_DEFAULT_SYSCTLS, **dict(setup.sysctls)}.items():
+        set_sysctl(name, value)
+    size = setup.shm_size or _DEFAULT_SHM
+    syscalls.mount(
+        "shm",
+        paths.SHM,
+        "tmpfs",
+        syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC,
+        f"mode=1777,size={size}",
+    )
+    if setup.resources != NO_LIMITS:
+        cgroup.POD.apply(setup.resources)
+    return SetupReply(kernel=os.uname().release, cpus=os.cpu_count() or 1, memory=memory()[0])
+
+
+def set_sysctl(name: str, value: str) -> None:
+    """Write one sysctl; both separators of sysctl.d(5) are understood."""
+    if not _SYSCTL_NAME.fullmatch(name) or ".." in name:
+        raise Refused("invalid", f"{name!r} is not the name of a sysctl")
+    # With dots as separators a slash stands for a dot within a name (an interface eth0.5).
+    slashes = "/" in name and ("." not in name or name.index("/") < name.index("."))
+    path = name if slashes else name.translate(str.maketrans("./", "/."))
+    try:
+        write_text(f"/proc/sys/{path}", value)
+    except OSError as error:
+        raise Refused("invalid", f"cannot set sysctl {name} to {value!r}: {error.strerror}") from error
+
+
+def memory() -> tuple[int, int]:
+    """The guest's memory in bytes: (total, available)."""
+    found = {}
+    for line in paths.read_text("/proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if name in ("MemTotal", "MemAvailable"):
+            found[name] = int(rest.split()[0]) * 1024
+    return found.get("MemTotal", 0), found.get("MemAvailable", 0)
+
+
+def _seed(entropy: bytes) -> None:
+    """Clones of one template start with one state of the random number generator; random(4)."""
+    fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        pool = struct.pack("=ii", len(entropy) * 8, len(entropy)) + entropy
+        fcntl.ioctl(fd, _RNDADDENTROPY, pool)
+        fcntl.ioctl(fd, _RNDRESEEDCRNG)
+    finally:
+        os.close(fd)
+
+
+def _identity(setup: Setup) -> None:
+    if setup.machine_id:
+        create_text(f"{paths.ETC}/machine-id", setup.machine_id + "\n", 0o444)
+        if os.path.exists("/etc/machine-id"):
+            syscalls.mount(f"{paths.ETC}/machine-id", "/etc/machine-id", "", syscalls.MS_BIND)
+    if setup.boot_id:
+        create_text(paths.BOOT_ID, setup.boot_id + "\n", 0o444)
+        syscalls.mount(paths.BOOT_ID, "/proc/sys/kernel/random/boot_id", "", syscalls.MS_BIND)
+    create_text(f"{paths.ETC}/hostname", setup.hostname + "\n")
+    if setup.resolv_conf:
+        create_text(f"{paths.ETC}/resolv.conf", setup.resolv_conf)
+    create_text(
+        f"{paths.ETC}/hosts",
+        setup.hosts or f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{setup.hostname}\n",
+    )
+
+
+def _network(interfaces: tuple[Interface, ...]) -> None:
+    with Netlink() as netlink:
+        netlink.set_link(socket.if_nametoindex("lo"), up=True)
+        for interface in interfaces:
+            _interface(netlink, interface)
+
+
+def _interface(netlink: Netlink, interface: Interface) -> None:
+    doing = "find it"
+    try:
+        index = socket.if_nametoindex(interface.device)
+        doing = "set it up"
+        if interface.name != interface.device:
+            netlink.set_link(index, up=False)
+            netlink.set_link(index, name=interface.name)
+        if interface.mac:
+            netlink.set_link(index, mac=interface.mac)
+        with suppress(OSError):
+            write_text(f"/proc/sys/net/ipv6/conf/{interface.name}/accept_ra", "0")
+        if any(":" in address for address in interface.addresses):
+            write_text(f"/proc/sys/net/ipv6/conf/{interface.name}/disable_ipv6", "0")
+        netlink.set_link(index, mtu=interface.mtu, up=True)
+        for address in interface.addresses:
+            doing = f"add the address {address}"
+            netlink.add_address(index, address)
+        for neighbour in interface.neighbours:
+            doing = f"add the neighbour {neighbour.address}"
+            netlink.add_neighbour(index, neighbour.address, neighbour.mac)
+        for route in sorted(interface.routes, key=lambda route: bool(route.gateway)):
+            doing = f"add the route to {route.destination}"
+            netlink.add_route(
+                index,
+                route.destination,
+                gateway=route.gateway,
+                source=route.source,
+                on_link=route.on_link,
+                metric=route.metric,
+            )
+    except (OSError, ValueError) as error:
+        raise Refused("invalid", f"interface {interface.name}: cannot {doing}: {error}") from error

@@ -1,0 +1,287 @@
+"""System calls that Python's standard library does not offer, by ctypes.
+
+Every function raises OSError, with the path it was about where there is one. x86-64 and arm64 share
+the numbers of all calls that are newer than both; the others come from libc.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterable
+
+# PyDLL keeps the interpreter's lock during the call: there is one thread, and a child that clone3
+# made must find the lock as its parent held it.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_NOATIME = 0x400
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+MNT_DETACH = 2
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+_CLONE_PIDFD = 0x1000
+_CLONE_INTO_CGROUP = 0x200000000
+
+AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+_AT_SYMLINK_NOFOLLOW = 0x100
+
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_IDMAP = 0x100000
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+PR_SET_CHILD_SUBREAPER = 36
+
+IN_MODIFY = 0x2
+_IN_NONBLOCK = 0o4000
+_IN_CLOEXEC = 0o2000000
+
+_NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_NR_KEYCTL = {"x86_64": 250, "aarch64": 219}
+_NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_NR_BPF = {"x86_64": 321, "aarch64": 280}
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
+_NR_CLONE3 = 435
+_NR_CLOSE_RANGE = 436
+_NR_OPENAT2 = 437
+_NR_MOUNT_SETATTR = 442
+
+_MACHINE = os.uname().machine
+
+
+def _raise(path: str | None = None) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), path) if path else OSError(number, os.strerror(number))
+
+
+def _call(number: int, *arguments: object) -> int:
+    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    result: int = _syscall(ctypes.c_long(number), *converted)
+    if result < 0:
+        raise _raise()
+    return result
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    """mount(2). ``target`` names the error."""
+    if (
+        _libc.mount(
+            source.encode(),
+            os.fsencode(target),
+            kind.encode() or None,
+            ctypes.c_ulong(flags),
+            os.fsencode(options) or None,
+        )
+        < 0
+    ):
+        raise _raise(target)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    if _libc.umount2(os.fsencode(target), flags) < 0:
+        raise _raise(target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    _call(_NR_PIVOT_ROOT[_MACHINE], os.fsencode(new_root), os.fsencode(put_old))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    if _libc.unshare(ctypes.c_int(flags)) < 0:
+        raise _raise()
+
+
+def setns(fd: int, flags: int) -> None:
+    """setns(2); with a pidfd, ``flags`` may name several namespaces."""
+    if _libc.setns(fd, ctypes.c_int(flags)) < 0:
+        raise _raise()
+
+
+def clone(flags: int = 0, cgroup: int = -1) -> tuple[int, int]:
+    """Fork with new namespaces, straight into a cgroup: (pid, pidfd), and (0, -1) in the child."""
+    pidfd = ctypes.c_int(-1)
+    flags |= _CLONE_PIDFD | (_CLONE_INTO_CGROUP if cgroup >= 0 else 0)
+    arguments = struct.pack(
+        "=11Q", flags, ctypes.addressof(pidfd), 0, 0, 17, 0, 0, 0, 0, 0, cgroup if cgroup >= 0 else 0
+    )
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = int(_syscall(ctypes.c_long(_NR_CLONE3), arguments, ctypes.c_long(len(arguments))))
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        return 0, -1
+    number = ctypes.get_errno()
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(number, f"clone: {os.strerror(number)}")
+    os.set_inheritable(pidfd.value, False)
+    return pid, pidfd.value
+
+
+def open_tree(path: str, *, recursive: bool = True, directory: int = AT_FDCWD) -> int:
+    """A detached copy of the mount at ``path`` (or of a single file), as a descriptor."""
+    flags = 1 | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
+    try:
+        return _call(_NR_OPEN_TREE, directory, os.fsencode(path), flags)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def open_below(root: str, path: str) -> int:
+    """An O_PATH descriptor of ``path`` resolved as if ``root`` were /: no symlink leads out of it."""
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        how = struct.pack("=3Q", os.O_PATH | os.O_CLOEXEC, 0, 0x10)
+        return _call(_NR_OPENAT2, fd, os.fsencode(path or "."), how, len(how))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"{root}/{path}") from None
+    finally:
+        os.close(fd)
+
+
+def move_mount(fd: int, target: str) -> None:
+    """Attach the detached mount ``fd`` at ``target``."""
+    try:
+        _call(_NR_MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(target), 0x4 | 0x10)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, target) from None
+
+
+def mount_setattr(
+    fd: int, *, add: int = 0, remove: int = 0, propagation: int = 0, recursive: bool = False, userns: int = 0
+) -> None:
+    """Change the attributes of the mount that ``fd`` is, and with ``recursive`` of all below it."""
+    attributes = struct.pack("=4Q", add, remove, propagation, userns)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    _call(_NR_MOUNT_SETATTR, fd, b"", flags, attributes, len(attributes))
+
+
+def prctl(option: int, *arguments: int) -> None:
+    """prctl(2) with up to four integers."""
+    padded = [ctypes.c_ulong(a) for a in (*arguments, 0, 0, 0, 0)[:4]]
+    if _libc.prctl(ctypes.c_int(option), *padded) < 0:
+        raise _raise()
+
+
+def set_process_name(name: str) -> None:
+    """What ``ps`` and /proc/PID/comm show."""
+    _libc.prctl(ctypes.c_int(PR_SET_NAME), name.encode()[:15], 0, 0, 0)
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set the capabilities of this process, as bit masks."""
+    header = struct.pack("=Ii", 0x20080522, 0)
+    low, high = 0xFFFFFFFF, 32
+    data = struct.pack(
+        "=6I",
+        effective & low,
+        permitted & low,
+        inheritable & low,
+        effective >> high,
+        permitted >> high,
+        inheritable >> high,
+    )
+    if _libc.capset(header, data) < 0:
+        raise _raise()
+
+
+def seccomp_filter(program: bytes, flags: int) -> None:
+    """Install ``program``, an array of ``struct sock_filter``."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
+    _call(_NR_SECCOMP[_MACHINE], 1, flags, fprog)
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    """bpf(2)."""
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    return _call(_NR_BPF[_MACHINE], command, buffer, len(attributes))
+
+
+def new_session_keyring(name: str) -> None:
+    """Leave the session keyring that was inherited."""
+    _call(_NR_KEYCTL[_MACHINE], 1, name.encode())
+
+
+def close_all_except(keep: Iterable[int]) -> None:
+    """Close every descriptor from 3 on that is not in ``keep``."""
+    start = 3
+    for fd in sorted({fd for fd in keep if fd >= 3}):
+        if fd > start:
+            _call(_NR_CLOSE_RANGE, start, fd - 1, 0)
+        start = fd + 1
+    _call(_NR_CLOSE_RANGE, start, 0x7FFFFFFF, 0)
+
+
+def inotify() -> int:
+    """A new inotify descriptor."""
+    fd: int = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
+    if fd < 0:
+        raise _raise()
+    return fd
+
+
+def inotify_watch(fd: int, path: str, mask: int) -> int:
+    """Watch ``path``; returns the watch's number."""
+    watch: int = _libc.inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(mask))
+    if watch < 0:
+        raise _raise(path)
+    return watch
+
+
+def inotify_unwatch(fd: int, watch: int) -> None:
+    """Forget a watch; one that is gone already is no error."""
+    _libc.inotify_rm_watch(fd, watch)
+
+
+def power_off() -> None:
+    """Switch the machine off, at once."""
+    _libc.reboot(ctypes.c_int(0x4321FEDC))
+
+
+def sync_file_system(fd: int) -> None:
+    """syncfs(2)."""
+    if _libc.syncfs(fd) < 0:
+        raise _raise()
+
+
+def set_domain_name(name: str) -> None:
+    """setdomainname(2)."""
+    encoded = name.encode()
+    if _libc.setdomainname(encoded, ctypes.c_size_t(len(encoded))) < 0:
+        raise _raise()

@@ -1,0 +1,74 @@
+"""Early boot: the file systems an agent needs, and the last act of the VM."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from orlop.guest import paths, syscalls
+from orlop.guest.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REC, MS_SHARED
+
+_SECURE = MS_NOSUID | MS_NODEV | MS_NOEXEC
+_MOUNTS = (
+    ("proc", "/proc", "proc", _SECURE, ""),
+    ("sysfs", "/sys", "sysfs", _SECURE, ""),
+    ("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=755"),
+    ("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "ptmxmode=0666,mode=0620,gid=5"),
+    ("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),
+    ("mqueue", "/dev/mqueue", "mqueue", _SECURE, ""),
+    ("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755"),
+    ("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777,size=16m"),
+    ("cgroup2", "/sys/fs/cgroup", "cgroup2", _SECURE, "nsdelegate,memory_recursiveprot"),
+)
+
+
+def mounted() -> dict[str, str]:
+    """Mount points and their file system types."""
+    found = {}
+    for line in paths.read_text("/proc/self/mounts").splitlines():
+        _, target, kind, *_ = line.split(" ")
+        found[target] = kind
+    return found
+
+
+def mount_all() -> None:
+    """Mount what is missing. Idempotent."""
+    if not os.path.exists("/proc/self"):
+        syscalls.mount("proc", "/proc", "proc", _SECURE)
+    present = mounted()
+    for source, target, kind, flags, options in _MOUNTS:
+        if present.get(target) == kind:
+            continue
+        with suppress(FileExistsError, OSError):
+            os.mkdir(target)
+        syscalls.mount(source, target, kind, flags, options)
+    syscalls.mount("", "/", "", MS_REC | MS_PRIVATE)
+    for directory in (paths.DISKS, paths.CONTAINERS, paths.SHARE, paths.SHM, paths.ETC, paths.PROC):
+        os.makedirs(directory, 0o755, exist_ok=True)
+
+
+class Share:
+    """The host's 9p share, mounted when it is first needed: a mounted one cannot be saved."""
+
+    def __init__(self) -> None:
+        self._mounted = False
+
+    def __call__(self) -> str:
+        """The directory it is mounted at."""
+        if not self._mounted:
+            options = "trans=virtio,version=9p2000.L,msize=262144,cache=mmap,access=user"
+            syscalls.mount("share", paths.SHARE, "9p", MS_NODEV, options)
+            # Shared, so that a mount made in one container can be seen in another that asks for it.
+            syscalls.mount("", paths.SHARE, "", MS_SHARED)
+            self._mounted = True
+        return paths.SHARE
+
+
+def port(name: str) -> str:
+    """The device of the virtio-serial port called ``name``; FileNotFoundError if there is none."""
+    base = "/sys/class/virtio-ports"
+    for entry in sorted(os.listdir(base)) if os.path.isdir(base) else []:
+        with suppress(OSError):
+            if paths.read_text(f"{base}/{entry}/name").strip() == name:
+                return f"/dev/{entry}"
+    raise FileNotFoundError(f"no virtio-serial port is called {name}")
