@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,6 +61,7 @@ class World:
         self.failures: dict[str, Exception] = {}
         self.delays: dict[str, float] = {}
         self.ignore_term = False
+        self.images = DoubleImages()
 
     def crash_at(self, step: int) -> None:
         self.steps.clear()
@@ -288,11 +289,16 @@ class DoubleImages:
     def status(self, reference: str) -> DoubleImage | None:
         return self.images.get(reference)
 
-    def use(self, image_id: str, owner: str) -> None:
+    async def use(self, image_id: str, owner: str) -> DoubleImage:
         self.used.setdefault(owner, set()).add(image_id)
+        return DoubleImage()
 
-    def release(self, owner: str) -> None:
+    async def release(self, owner: str) -> None:
         self.used.pop(owner, None)
+
+    async def reconcile(self, owners: Collection[str]) -> None:
+        for owner in set(self.used) - set(owners):
+            del self.used[owner]
 
 
 class MortalJournal(Journal):
@@ -311,7 +317,7 @@ class MortalJournal(Journal):
 
 def make_service(root: Path, world: World, default: str = "auto") -> tuple[PodService, DoubleImages]:
     config = Config(root=str(root), state=str(root), default_handler=default)  # type: ignore[arg-type]
-    images = DoubleImages()
+    images = world.images
     drivers = {"vm": DoubleDriver(world, "vm"), "process": DoubleDriver(world, "process")}
     service = PodService(config, images, drivers)  # type: ignore[arg-type]
     service.ledger._journal = MortalJournal(root / "journal.db", world)

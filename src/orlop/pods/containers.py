@@ -113,7 +113,7 @@ class Containers:
         """All that was asked for made definite, its images held for the container."""
         images = self._node.images
         image = resolve.find_image(images.status, request.image, f"container {request.name}")
-        images.use(image.id, container_id)
+        await images.use(image.id, container_id)
         spec = await asyncio.to_thread(
             resolve.container, request, container_id, pod.spec, image, images.status
         )
@@ -122,7 +122,7 @@ class Containers:
             spec = await asyncio.to_thread(cdi.apply, spec, names)
         for mount in spec.mounts:
             if mount.image is not None:
-                images.use(mount.image.image_id, container_id)
+                await images.use(mount.image.image_id, container_id)
         return ContainerRecord(
             spec=spec,
             phase=ContainerPhase.CREATING,
@@ -139,12 +139,11 @@ class Containers:
 
     async def _undo(self, container_id: str, sandbox: Sandbox) -> None:
         """Remove what a failed create left, even while being cancelled."""
-        self._node.images.release(container_id)
-        if self._node.ledger.find_container(container_id) is None:
-            return
         try:
-            await sandbox.delete(container_id)
-            await self._node.ledger.drop_container(container_id)
+            if self._node.ledger.find_container(container_id) is not None:
+                await sandbox.delete(container_id)
+                await self._node.ledger.drop_container(container_id)
+            await self._node.images.release(container_id)
         except Exception as error:
             log.warning(
                 "container %s cannot be removed, it goes with its pod: %s",
@@ -308,7 +307,7 @@ class Containers:
                 with tracing.span("sandbox.delete", container=container_id):
                     await sandbox.delete(container_id)
             await node.end_watch(container_id)
-            node.images.release(container_id)
+            await node.images.release(container_id)
             await node.ledger.drop_container(container_id)
         node.events.publish(EventKind.DELETED, container_id, record.pod_id)
 

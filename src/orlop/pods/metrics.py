@@ -98,7 +98,7 @@ class _Collector:
             containers.add_metric([name], count)
         yield containers
         for name, value in self._gauges().items():
-            yield GaugeMetricFamily(f"orlop_{name}", f"{name.replace('_', ' ').capitalize()}.", value=value)
+            yield GaugeMetricFamily(name, f"{name.replace('_', ' ').capitalize()}.", value=value)
 
 
 class MetricsServer:

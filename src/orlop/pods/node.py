@@ -88,7 +88,7 @@ class Node:
         await self.handlers.driver(record.handler).discard(pod_id)
         self.sandboxes.pop(pod_id, None)
         for member in self.ledger.members(pod_id):
-            self.images.release(member.id)
+            await self.images.release(member.id)
             await self.ledger.drop_container(member.id)
         await self.ledger.drop_pod(pod_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 
@@ -36,16 +37,20 @@ class ImageLike(Protocol):
 
 
 class Images(Protocol):
-    """The image store. None of this blocks."""
+    """The image store."""
 
     def status(self, reference: str) -> ImageLike | None:
         """The pulled image of that reference or id."""
         ...
 
-    def use(self, image_id: str, owner: str) -> None:
-        """Keep the image's layers until ``owner`` releases them. NotFound for an unknown image."""
+    async def use(self, image_id: str, owner: str) -> ImageLike:
+        """Keep the image's layers, over restarts, until ``owner`` releases them. NotFound for no image."""
         ...
 
-    def release(self, owner: str) -> None:
+    async def release(self, owner: str) -> None:
         """``owner`` uses no image any more. Idempotent."""
+        ...
+
+    async def reconcile(self, owners: Collection[str]) -> None:
+        """Release what belongs to none of ``owners``."""
         ...

@@ -43,12 +43,10 @@ class Recovery:
     async def run(self) -> None:
         """Bring every record up to date. A pod that fails to recover harms no other."""
         ledger = self._node.ledger
-        self._hold_images()
         await self._discard_unknown()
         known = {record.id for record in ledger.all_pods()}
         for member in ledger.all_containers():
             if member.pod_id not in known:
-                self._node.images.release(member.id)
                 await ledger.drop_container(member.id)
         limit = asyncio.Semaphore(PARALLEL)
 
@@ -58,15 +56,7 @@ class Recovery:
 
         for error in await settle(*(recover(record) for record in ledger.all_pods())):
             log.error("a pod could not be recovered: %s", reason_of(error), exc_info=error)
-
-    def _hold_images(self) -> None:
-        for member in self._node.ledger.all_containers():
-            volumes = [mount.image.image_id for mount in member.spec.mounts if mount.image is not None]
-            for image_id in [member.image_id, *volumes]:
-                try:
-                    self._node.images.use(image_id, member.id)
-                except OrlopError as error:
-                    log.warning("container %s (%s): %s", member.name, member.id[:12], error)
+        await self._node.images.reconcile({member.id for member in ledger.all_containers()})
 
     async def _discard_unknown(self) -> None:
         known = {record.id for record in self._node.ledger.all_pods()}
@@ -114,7 +104,6 @@ class Recovery:
         """Settle the containers of a pod that does not run, and release what it held."""
         for member in self._node.ledger.members(record.id):
             if member.phase in (ContainerPhase.CREATING, ContainerPhase.REMOVING):
-                self._node.images.release(member.id)
                 await self._node.ledger.drop_container(member.id)
             else:
                 await self._containers.settle(member.id, 0, reason or "its pod ended")
@@ -127,7 +116,6 @@ class Recovery:
         if member.phase in (ContainerPhase.CREATING, ContainerPhase.REMOVING):
             log.info("container %s was %s when the daemon ended", member.id[:12], member.phase)
             await sandbox.delete(member.id)
-            self._node.images.release(member.id)
             await self._node.ledger.drop_container(member.id)
         elif member.phase is ContainerPhase.RUNNING:
             self._containers.watch(member.id, sandbox)
