@@ -128,9 +128,11 @@ class Output:
     async def _move(self, number: int, stream: Incoming) -> bool:
         chunks = []
         size = 0
-        while size < _BATCH and (chunk := stream.take()):
+        chunk = stream.take()  # raises when nothing is left and the connection is gone
+        while chunk:
             chunks.append(chunk)
             size += len(chunk)
+            chunk = stream.take() if stream.waiting and size < _BATCH else b""
         if not chunks:
             return False
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)

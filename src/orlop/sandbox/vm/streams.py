@@ -54,6 +54,11 @@ class Incoming:
         """Whether nothing is left to take and nothing will come."""
         return not self._chunks and (self._receiver.ended or self._reset or self._closed)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a chunk is here already."""
+        return bool(self._chunks)
+
     def take(self) -> bytes:
         """A chunk that is here already, or b"". Raises the error that ended the connection."""
         if self._chunks:
