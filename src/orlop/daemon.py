@@ -66,7 +66,7 @@ def set_up_logging(config: Config) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
-    for noisy in ("asyncio", "qemu.qmp", "pyroute2", "aiohttp"):
+    for noisy in ("asyncio", "grpc", "qemu.qmp", "pyroute2", "aiohttp"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
