@@ -1,4 +1,4 @@
-"""Connections to a port inside the pod: a TCP socket on one side, a stream in both directions on the other."""
+"""Connections to a port inside the pod: a TCP socket on one side, a stream both ways on the other."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Entry:
     def spawn(self, view: View, pid_namespace: int) -> None:
         """Fork the first process; it reports through ``process`` and waits."""
         spec = self.spec
-        self.env = dict((key.encode(), value) for key, value in spec.env)
+        self.env = {key.encode(): value for key, value in spec.env}
         if spec.hostname:
             self.env.setdefault(b"HOSTNAME", spec.hostname.encode())
         program = inside.Program(

@@ -1,14 +1,16 @@
 """Frames on a byte pipe that may have been cut anywhere.
 
 Header, 20 bytes, big endian: payload length (u32), offset (u64), stream (u32), kind (u8), three
-zero bytes. ``offset`` is the position of the first payload byte in its stream (DATA), what was
+zero bytes. After the payload comes one more zero byte. ``offset`` is the position of the first payload byte in its stream (DATA), what was
 consumed (ACK) or the stream's final length (EOF); 0 otherwise. ``stream`` is the stream's id,
 or the id of a request and its reply.
 
 A pipe that outlives one of its ends carries the first half of a frame now and then. So whoever
 connects sends a preamble, :data:`MAGIC` and a nonce, and the magic can occur nowhere else:
 
-- header fields start and end with a zero byte, and the magic has none, so it cannot span one;
+- a header starts and ends with a zero byte, and the magic has none, so it cannot span one;
+- a frame that was cut and is filled up by the beginning of a preamble lacks its last zero byte, so
+  it is never taken for a whole one;
 - JSON payloads are ASCII, and the magic is not;
 - DATA payloads that hold the magic are cut within it, so a header comes between the halves.
 
@@ -99,7 +101,7 @@ def frame(kind: Kind, stream: int = 0, payload: bytes = b"", offset: int = 0) ->
         raise ValueError(f"{kind.name} payload of {len(payload)} bytes exceeds {_LIMITS[kind]}")
     if not 0 <= stream <= MAX_STREAM or not 0 <= offset < MAX_OFFSET:
         raise ValueError(f"stream {stream} or offset {offset} is out of range")
-    return HEADER.pack(len(payload), offset, stream, kind, b"\0\0\0") + payload
+    return HEADER.pack(len(payload), offset, stream, kind, b"\0\0\0") + payload + b"\0"
 
 
 def data_frames(stream: int, offset: int, data: bytes) -> Iterator[bytes]:
@@ -188,10 +190,12 @@ class Parser:
             start = self._position + HEADER.size
             self._check(kind, length, offset, stream, zeros)
             assert kind is not None
-            if start + length > end:
+            if start + length >= end:
                 return
+            if self._buffer[start + length] != 0:
+                raise ProtocolError(f"{kind.name} of {length} bytes does not end where it should")
             payload = bytes(self._buffer[start : start + length])
-            self._position = start + length
+            self._position = start + length + 1
             frames.append(Frame(kind, stream, payload, offset))
 
     def _check(self, kind: Kind | None, length: int, offset: int, stream: int, zeros: bytes) -> None:
