@@ -55,7 +55,7 @@ class MemoryPods:
     members: dict[str, ContainerRecord] = field(default_factory=dict)
     requests: list[ContainerRequest] = field(default_factory=list)
     calls: list[tuple[object, ...]] = field(default_factory=list)
-    output: Output = Output(b"out", b"err", 3)
+    output: Output = field(default_factory=lambda: Output(b"out", b"err", 3))
     error: BaseException | None = None
     stuck: asyncio.Event = field(default_factory=asyncio.Event)
     subscribers: list[asyncio.Queue[Event]] = field(default_factory=list)

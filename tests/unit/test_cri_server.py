@@ -275,12 +275,17 @@ async def test_statistics_and_metrics(world: World) -> None:
     assert page.pod_sandbox_metrics[0].pod_sandbox_id == pod_id
 
 
+async def until(condition: typing.Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - nothing would set an event
+            await asyncio.sleep(0.005)
+
+
 async def test_events_carry_the_state_of_the_pod(world: World) -> None:
     events = world.client.runtime.get_container_events(pb.GetEventsRequest())
     first = asyncio.ensure_future(anext(events))
     async with asyncio.timeout(5):
-        while not world.pods.subscribers:
-            await asyncio.sleep(0.01)
+        await until(lambda: world.pods.subscribers)
         pod_id = await world.pod()
         event = await first
         assert (event.container_id, event.container_event_type) == (pod_id, pb.CONTAINER_CREATED_EVENT)
@@ -291,15 +296,13 @@ async def test_events_carry_the_state_of_the_pod(world: World) -> None:
         assert event.container_event_type == pb.CONTAINER_STARTED_EVENT
         assert [item.state for item in event.containers_statuses] == [pb.CONTAINER_RUNNING]
         await events.aclose()
-        while world.pods.subscribers:
-            await asyncio.sleep(0.01)
+        await until(lambda: not world.pods.subscribers)
 
 
 async def test_stopping_ends_event_streams_at_once(world: World) -> None:
     events = world.client.runtime.get_container_events(pb.GetEventsRequest())
     first = asyncio.ensure_future(anext(events))
-    while not world.pods.subscribers:
-        await asyncio.sleep(0.01)
+    await until(lambda: world.pods.subscribers)
     async with asyncio.timeout(3):
         await world.server.stop(60)
         with pytest.raises(Unavailable):
@@ -425,12 +428,12 @@ async def test_text_that_is_not_utf8_is_an_invalid_argument(world: World) -> Non
     ) as channel:
         for data in (b"\x0a\x02\xff\xfe", b"\x0a\xff\xff\xff\xff\x07", b"\x00"):
             for rpc in ("ContainerStatus", "StartContainer"):
-                call = channel.unary_unary(f"/runtime.v1.RuntimeService/{rpc}")
+                call = channel.unary_unary(f"/runtime.v1.RuntimeService/{rpc}", None, None)
                 with pytest.raises(aio.AioRpcError) as caught:
                     await call(data)
                 assert caught.value.code().name == "INVALID_ARGUMENT"
                 assert rpc in str(caught.value.details())
-        call = channel.unary_unary("/runtime.v1.RuntimeService/NoSuchCall")
+        call = channel.unary_unary("/runtime.v1.RuntimeService/NoSuchCall", None, None)
         with pytest.raises(aio.AioRpcError) as caught:
             await call(b"")
         assert caught.value.code().name == "UNIMPLEMENTED"
@@ -439,7 +442,7 @@ async def test_text_that_is_not_utf8_is_an_invalid_argument(world: World) -> Non
 @pytest.mark.parametrize("kind", [NotFound, Unavailable, Internal, FailedPrecondition])
 async def test_errors_keep_their_kind_and_message(world: World, kind: type[OrlopError]) -> None:
     world.pods.error = kind("pod 1: it\nfailed ä")
-    with pytest.raises(kind, match="^pod 1: it failed ä$"):
+    with pytest.raises(kind, match=r"^pod 1: it failed ä$"):
         await world.pod()
     world.pods.error = kind("x" * 100_000)
     with pytest.raises(kind):
@@ -462,8 +465,7 @@ async def test_a_cancelled_call_cancels_the_work(world: World) -> None:
     call = asyncio.ensure_future(
         world.client.runtime.start_container(pb.StartContainerRequest(container_id="stuck"))
     )
-    while not world.pods.calls:
-        await asyncio.sleep(0.01)
+    await until(lambda: world.pods.calls)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call

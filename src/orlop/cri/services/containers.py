@@ -10,7 +10,7 @@ from orlop.cri.backend import Images, Pods
 from orlop.cri.translate import common, container, status
 from orlop.cri.translate.entries import Entries
 from orlop.errors import InvalidArgument, Unimplemented
-from orlop.pods.records import ContainerRecord
+from orlop.pods.records import ContainerFilter, ContainerRecord
 
 MAX_STOP_SECONDS = 10 * 365 * 86400
 """Kubernetes bounds no grace period; beyond this, a timer would overflow."""
@@ -59,11 +59,13 @@ class ContainerCalls:
 
     async def list_containers(self, request: pb.ListContainersRequest) -> bytes:
         """The containers that match."""
-        return self._entries.encode(self._pods.containers(container.container_filter(request.filter)))
+        wanted = container.container_filter(request.filter)
+        return self._entries.encode(self._pods.containers(wanted), complete=wanted == ContainerFilter())
 
     async def stream_containers(self, request: pb.StreamContainersRequest) -> AsyncIterator[bytes]:
         """The containers that match, in several messages."""
-        for page in self._entries.pages(self._pods.containers(container.container_filter(request.filter))):
+        wanted = container.container_filter(request.filter)
+        for page in self._entries.pages(self._pods.containers(wanted), complete=wanted == ContainerFilter()):
             yield page
 
     async def update_container_resources(

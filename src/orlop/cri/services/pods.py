@@ -11,7 +11,7 @@ from orlop.cri.services.containers import image_tags
 from orlop.cri.translate import common, pod, status
 from orlop.cri.translate.entries import Entries
 from orlop.errors import InvalidArgument
-from orlop.pods.records import ContainerFilter, PodRecord
+from orlop.pods.records import ContainerFilter, PodFilter, PodRecord
 
 
 class PodCalls:
@@ -54,11 +54,13 @@ class PodCalls:
 
     async def list_pod_sandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
         """The pods that match."""
-        return self._entries.encode(self._pods.pods(pod.pod_filter(request.filter)))
+        wanted = pod.pod_filter(request.filter)
+        return self._entries.encode(self._pods.pods(wanted), complete=wanted == PodFilter())
 
     async def stream_pod_sandboxes(self, request: pb.StreamPodSandboxesRequest) -> AsyncIterator[bytes]:
         """The pods that match, in several messages."""
-        for page in self._entries.pages(self._pods.pods(pod.pod_filter(request.filter))):
+        wanted = pod.pod_filter(request.filter)
+        for page in self._entries.pages(self._pods.pods(wanted), complete=wanted == PodFilter()):
             yield page
 
     async def update_pod_sandbox_resources(

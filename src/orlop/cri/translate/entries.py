@@ -39,24 +39,26 @@ class Entries(Generic[R]):
         self._build = build
         self._known: dict[str, tuple[R, bytes]] = {}
 
-    def encode(self, records: Sequence[R]) -> bytes:
-        """The list message with these records."""
-        return b"".join(self._encoded(records))
+    def encode(self, records: Sequence[R], *, complete: bool) -> bytes:
+        """The list message with these records; ``complete`` when they are all there are."""
+        return b"".join(self._encoded(records, complete))
 
-    def pages(self, records: Sequence[R]) -> Iterator[bytes]:
+    def pages(self, records: Sequence[R], *, complete: bool) -> Iterator[bytes]:
         """The same list as a sequence of messages of about :data:`PAGE_BYTES`, none empty."""
-        return paged(self._encoded(records))
+        return paged(self._encoded(records, complete))
 
-    def _encoded(self, records: Sequence[R]) -> list[bytes]:
+    def _encoded(self, records: Sequence[R], complete: bool) -> list[bytes]:
         known = self._known
         result = []
         for record in records:
             entry = known.get(record.id)
             if entry is None or entry[0] is not record:
-                entry = known[record.id] = record, framed(self._build(record).SerializeToString())
+                entry = record, framed(self._build(record).SerializeToString())
+                # Only what a complete list brings is kept, for only such a list shows what is gone.
+                if complete:
+                    known[record.id] = entry
             result.append(entry[1])
-        # What is no longer there must not be kept: an unfiltered list shows all there is.
-        if len(known) > 2 * len(records) + _SLACK:
+        if complete and len(known) > len(records) + _SLACK:
             self._known = {record.id: known[record.id] for record in records}
         return result
 
