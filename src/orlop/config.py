@@ -73,13 +73,15 @@ class ProcessConfig(Section, frozen=True):
 
 class ImageConfig(Section, frozen=True):
     """Where images come from. ``registries_conf`` and ``auth_file`` are containers/image files
-    (containers-registries.conf(5), containers-auth.json(5)); empty means that library's defaults."""
+    (containers-registries.conf(5), containers-auth.json(5)); empty means that library's defaults.
+    ``pinned`` are patterns of complete names (``registry.k8s.io/pause:*``) never to be collected."""
 
     registries_conf: str = ""
     auth_file: str = ""
     policy: str = ""
     max_layer_mib: int = 20480
     max_parallel_pulls: int = 3
+    pinned: tuple[str, ...] = ()
 
 
 class NetworkConfig(Section, frozen=True):

@@ -1,0 +1,231 @@
+"""The layers that are here, each one EROFS file named by the digest of its unpacked archive.
+
+A layer is made in ``ingest/`` by a child process (:mod:`orlop.images.convert`) and renamed into
+``layers/`` when both of its digests have been checked: what stands there is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import uuid
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orlop
+from orlop.errors import DataLoss, Internal, OrlopError, ResourceExhausted, Unavailable
+from orlop.host import process, threads
+from orlop.images.documents import Descriptor
+
+STALL = 60.0
+ASK_AFTER = 5.0
+CONVERSION_STALL = 600.0
+
+_ERRORS: dict[str, type[OrlopError]] = {
+    "archive": DataLoss,
+    "digest": DataLoss,
+    "cut-off": Unavailable,
+    "full": ResourceExhausted,
+    "too-large": ResourceExhausted,
+    "system": Internal,
+}
+
+
+class LayerStore:
+    """The directory of layers below ``root``."""
+
+    def __init__(self, root: Path, *, max_layer_mib: int) -> None:
+        self.directory = root / "layers"
+        self.ingest = root / "ingest"
+        self._limit = max_layer_mib << 20
+
+    def open(self) -> None:
+        """Make the directories and clear what a killed daemon left half-made."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.ingest.mkdir(mode=0o700, exist_ok=True)
+        for path in self.ingest.iterdir():
+            path.unlink(missing_ok=True)
+
+    def path(self, diff_id: str) -> Path:
+        """Where the layer with that digest is, or will be."""
+        return self.directory / f"{diff_id.removeprefix('sha256:')}.erofs"
+
+    def size(self, diff_id: str) -> int:
+        """The size of a layer's file in bytes, 0 if it is not here."""
+        try:
+            return self.path(diff_id).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def collect(self, keep: Collection[str], *, older_than: float) -> int:
+        """Remove the layers that are not in ``keep`` and were made before ``older_than``; the bytes freed."""
+        wanted = {self.path(diff_id).name for diff_id in keep}
+        freed = 0
+        with os.scandir(self.directory) as entries:
+            for entry in entries:
+                if entry.name in wanted:
+                    continue
+                with suppress(FileNotFoundError):
+                    found = entry.stat(follow_symlinks=False)
+                    if found.st_mtime < older_than:
+                        Path(entry.path).unlink()
+                        freed += found.st_blocks * 512
+        return freed
+
+    def usage(self) -> tuple[int, int]:
+        """Bytes and inodes that the layers take."""
+        used = count = 0
+        with os.scandir(self.directory) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    used += entry.stat(follow_symlinks=False).st_blocks * 512
+                    count += 1
+        return used, count
+
+    async def convert(
+        self,
+        source: int,
+        layer: Descriptor,
+        diff_id: str,
+        *,
+        name: str,
+        finish: Callable[[], asyncio.Future[None]],
+        on_read: Callable[[int], None],
+    ) -> None:
+        """Make a layer from the blob that comes in on ``source``, which this function closes.
+
+        ``finish`` starts asking the sender whether all was sent. Raises DataLoss for a wrong digest
+        or archive, ResourceExhausted for a full disk or a layer that is too large, Unavailable when
+        the blob breaks off. Nothing half-made is left.
+        """
+        partial = self.ingest / f"{uuid.uuid4().hex}.erofs"
+        child: Process | None = None
+        try:
+            try:
+                child = await process.spawn(
+                    self._command(partial, layer, diff_id),
+                    env=_environment(),
+                    stdin=source,
+                    stdout=PIPE,
+                    stderr=PIPE,
+                )
+            finally:
+                os.close(source)
+            await _Conversion(child, layer, name, finish, on_read).watch()
+            partial.rename(self.path(diff_id))
+        finally:
+            if child is not None:
+                with suppress(ProcessLookupError):
+                    child.kill()
+                await threads.finish(asyncio.ensure_future(child.wait()))
+            partial.unlink(missing_ok=True)
+
+    def _command(self, output: Path, layer: Descriptor, diff_id: str) -> list[str]:
+        return [
+            sys.executable,
+            # Without site: the search path is handed over, and a third of the start-up time is saved.
+            "-S",
+            "-m", "orlop.images.convert",
+            "--output", os.fspath(output),
+            "--size", str(layer.size),
+            "--digest", layer.digest,
+            "--diff-id", diff_id,
+            "--limit", str(self._limit),
+        ]  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    package = Path(orlop.__file__).parent.parent
+    return {"PYTHONPATH": os.pathsep.join([os.fspath(package), *filter(None, sys.path)]), "LC_ALL": "C.UTF-8"}
+
+
+class _Conversion:
+    """Follows one child to its end."""
+
+    def __init__(
+        self,
+        child: Process,
+        layer: Descriptor,
+        name: str,
+        finish: Callable[[], asyncio.Future[None]],
+        on_read: Callable[[int], None],
+    ) -> None:
+        self._child = child
+        self._layer = layer
+        self._name = name
+        self._finish = finish
+        self._on_read = on_read
+        self._read = 0
+        self._sent: asyncio.Future[None] | None = None
+
+    async def watch(self) -> None:
+        assert self._child.stderr is not None
+        complaints = asyncio.ensure_future(self._child.stderr.read(1 << 16))
+        try:
+            result = await self._result()
+            if result is None or "done" not in result:
+                raise await self._failure(result, complaints)
+            if self._sent is None:
+                self._sent = self._finish()
+            await self._sent
+        finally:
+            complaints.cancel()
+            if self._sent is not None:
+                self._sent.cancel()
+
+    async def _result(self) -> dict[str, Any] | None:
+        """The child's last word; None if it ended without one."""
+        idle = 0.0
+        assert self._child.stdout is not None
+        while True:
+            try:
+                async with asyncio.timeout(ASK_AFTER):
+                    line = await self._child.stdout.readline()
+            except TimeoutError:
+                idle += ASK_AFTER
+                self._check_idle(idle)
+                continue
+            if not line:
+                return None
+            idle = 0.0
+            message: dict[str, Any] = json.loads(line)
+            if "read" not in message:
+                return message
+            self._read = int(message["read"])
+            self._on_read(self._read)
+
+    def _check_idle(self, idle: float) -> None:
+        if self._read == self._layer.size:
+            if idle >= CONVERSION_STALL:
+                raise Internal(f"the conversion of layer {self._layer.digest} of {self._name} stands still")
+            return
+        # The sender leaves the pipe open after an error until it is asked; asking while bytes still
+        # come would keep it from serving other layers, so it is asked only when none come.
+        if self._sent is None:
+            self._sent = self._finish()
+        if idle >= STALL:
+            raise Unavailable(
+                f"RegistryUnavailable: image {self._name}: no bytes of layer {self._layer.digest} came for "
+                f"{STALL:g} seconds"
+            )
+
+    async def _failure(self, result: dict[str, Any] | None, complaints: asyncio.Future[bytes]) -> OrlopError:
+        what = f"layer {self._layer.digest} of image {self._name}"
+        if self._sent is not None:
+            with suppress(TimeoutError):
+                try:
+                    async with asyncio.timeout(ASK_AFTER):
+                        await self._sent
+                except OrlopError as error:
+                    return error
+        if result is None:
+            code = await self._child.wait()
+            said = (await complaints).decode(errors="replace").strip()[-400:]
+            return Internal(f"the conversion of {what} ended with status {code}: {said or 'no reason given'}")
+        kind = _ERRORS.get(str(result.get("failed")), Internal)
+        return kind(f"{what} cannot be used: {result.get('message')}")

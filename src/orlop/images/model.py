@@ -1,0 +1,79 @@
+"""The values of this room: what an image is, what a pull needs and reports."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of the immutable values below."""
+
+
+class RegistryAuth(Value, frozen=True):
+    """Credentials that came with a request (CRI ``AuthConfig``).
+
+    ``auth`` is base64 of ``user:password``. ``server_address`` narrows them to one registry; empty means
+    the one that the image's name holds.
+    """
+
+    username: str = ""
+    password: str = ""
+    auth: str = ""
+    server_address: str = ""
+    identity_token: str = ""
+    registry_token: str = ""
+
+    def __repr__(self) -> str:
+        return f"RegistryAuth(username={self.username!r}, ...)"
+
+
+class ImageConfigOci(Value, frozen=True):
+    """What an image says about the process to run (OCI image-spec, config.md)."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    stop_signal: str = ""
+    volumes: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    exposed_ports: tuple[str, ...] = ()
+    architecture: str = ""
+    os: str = ""
+    created: str = ""
+
+
+class Image(Value, frozen=True):
+    """An image that is here, whole.
+
+    ``id`` is the digest of its configuration. ``layers`` are EROFS files, bottom first, and ``size``
+    the sum of their sizes in bytes.
+    """
+
+    id: str
+    repo_tags: tuple[str, ...] = ()
+    repo_digests: tuple[str, ...] = ()
+    size: int = 0
+    config: ImageConfigOci = ImageConfigOci()
+    layers: tuple[str, ...] = ()
+    pinned: bool = False
+
+
+class FsInfo(Value, frozen=True):
+    """The space that images take: bytes and inodes below ``mountpoint``; ``timestamp`` in nanoseconds."""
+
+    mountpoint: str
+    used_bytes: int
+    inodes: int
+    timestamp: int
+
+
+class PullProgress(Value, frozen=True):
+    """How far a pull is. Sizes are bytes as the registry sends them; layers that were here count as read."""
+
+    reference: str
+    layers: int = 0
+    layers_done: int = 0
+    total_bytes: int = 0
+    read_bytes: int = 0

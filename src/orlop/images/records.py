@@ -1,0 +1,122 @@
+"""What is remembered about images, one JSON file each, and which containers use which layers.
+
+Files are written aside and renamed, so a reader never sees half of one. Layers are not forced to disk
+while a pull waits: a record says in which boot of the machine its layers were written, until a
+:meth:`Records.settle` has synced them. After a crash of the machine such an image is dropped and
+pulled again, instead of being trusted with holes in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from orlop.images.model import ImageConfigOci
+
+log = logging.getLogger(__name__)
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class ImageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An image as it is kept. ``unsettled`` is the boot in which its layers were written, or ""."""
+
+    id: str
+    config: ImageConfigOci
+    diff_ids: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    size: int = 0
+    pulled_at: int = 0
+    unsettled: str = ""
+
+
+class UseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The layers that a container needs, whether or not their image is still listed."""
+
+    owner: str
+    image_id: str
+    diff_ids: tuple[str, ...]
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot."""
+    try:
+        return BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+class Records:
+    """The files below ``root``. Synchronous and small; one caller at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self._images = root / "images"
+        self._uses = root / "uses"
+
+    def load(self) -> tuple[dict[str, ImageRecord], dict[str, UseRecord]]:
+        """All images by id and all uses by owner. Damaged files are dropped with a warning."""
+        self._images.mkdir(parents=True, exist_ok=True)
+        self._uses.mkdir(exist_ok=True)
+        images = {record.id: record for record in _read_all(self._images, ImageRecord)}
+        uses = {record.owner: record for record in _read_all(self._uses, UseRecord)}
+        return images, uses
+
+    def save_image(self, record: ImageRecord) -> None:
+        """Write or replace an image. Raises OSError."""
+        _write(self._image_path(record.id), msgspec.json.encode(record))
+
+    def delete_image(self, image_id: str) -> None:
+        """Forget an image. Idempotent."""
+        self._image_path(image_id).unlink(missing_ok=True)
+
+    def save_use(self, record: UseRecord) -> None:
+        """Write or replace what a container uses. Raises OSError."""
+        _write(self._use_path(record.owner), msgspec.json.encode(record))
+
+    def delete_use(self, owner: str) -> None:
+        """Forget what a container uses. Idempotent."""
+        self._use_path(owner).unlink(missing_ok=True)
+
+    def _image_path(self, image_id: str) -> Path:
+        return self._images / f"{image_id.removeprefix('sha256:')}.json"
+
+    def _use_path(self, owner: str) -> Path:
+        return self._uses / f"{owner}.json"
+
+
+def _read_all(directory: Path, kind: type[ImageRecord] | type[UseRecord]) -> list:  # type: ignore[type-arg]
+    found = []
+    for path in sorted(directory.iterdir()):
+        if path.suffix != ".json":
+            path.unlink(missing_ok=True)
+            continue
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=kind))
+        except (msgspec.MsgspecError, OSError) as error:
+            log.warning("%s is damaged and dropped: %s", path, error)
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _write(path: Path, data: bytes) -> None:
+    aside = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.tmp")
+    try:
+        aside.write_bytes(data)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sync(paths: list[Path]) -> None:
+    """Force files to disk. Raises OSError."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)

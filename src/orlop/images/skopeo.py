@@ -1,0 +1,400 @@
+"""Talking to registries through ``skopeo``, which brings the reference implementation of this field.
+
+Manifests come from ``skopeo inspect --raw``, blobs from ``skopeo experimental-image-proxy``: a child
+that answers JSON requests on a SOCK_SEQPACKET socket and passes the reading end of a pipe for each
+blob. So a layer streams from the registry straight into its conversion. Mirrors, insecure registries,
+certificates and credentials are configured as containers-registries.conf(5),
+containers-certs.d(5) and containers-auth.json(5) say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import os
+import socket
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orlop.config import ImageConfig
+from orlop.errors import (
+    Code,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OrlopError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+from orlop.host import process, threads
+from orlop.images.documents import MAX_DOCUMENT, Descriptor, digest_of
+from orlop.images.model import RegistryAuth
+from orlop.images.reference import Reference
+
+ANSWER_TIMEOUT = 60.0
+DEFAULT_POLICY = (Path("/etc/containers/policy.json"), Path.home() / ".config/containers/policy.json")
+POLICY_VERSION = (0, 2, 6)
+
+_PACKET = 1 << 16
+_STDERR_KEPT = 4096
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    success: bool
+    value: Any = None
+    pipeid: int = 0
+    error: str = ""
+
+
+class Blob(msgspec.Struct, frozen=True):
+    """A blob on its way. ``descriptor`` is the pipe it comes from, owned by the receiver."""
+
+    descriptor: int
+    pipe: int
+
+
+class Skopeo:
+    """How skopeo is called for one image: options, and the credentials' file while it is needed."""
+
+    def __init__(self, config: ImageConfig, auth_file: Path | None, token: str, arch: str) -> None:
+        self._base: list[str] = ["skopeo", "--override-os", "linux", "--override-arch", arch]
+        if config.registries_conf:
+            self._base += ["--registries-conf", config.registries_conf]
+        if config.policy:
+            self._base += ["--policy", config.policy]
+        elif not any(path.exists() for path in DEFAULT_POLICY):
+            # Without any policy file skopeo refuses all images; no file means that none were asked for.
+            self._base += ["--insecure-policy"]
+        self.policy_asked = _restricts(config.policy)
+        self._options: list[str] = []
+        file = os.fspath(auth_file) if auth_file is not None else config.auth_file
+        if file:
+            self._options += ["--authfile", file]
+        if token:
+            self._options += ["--registry-token", token]
+
+    async def manifest(self, name: str, expected: str, timeout: float = ANSWER_TIMEOUT) -> bytes:
+        """The manifest or index that a name stands for, exactly as the registry has it.
+
+        ``expected`` is its digest, or "" if not known. Raises what :func:`failure` makes of an error.
+        """
+        command = [*self._base, "inspect", "--raw", *self._options, f"docker://{name}"]
+        done = await process.run(command, timeout=timeout, check=False, output_limit=MAX_DOCUMENT)
+        if done.returncode != 0:
+            raise failure(name, _last_message(done.stderr.decode(errors="replace")))
+        if expected and digest_of(done.stdout) != expected:
+            raise DataLoss(
+                f"the registry sent a manifest of {name} that does not match its digest {expected}"
+            )
+        return done.stdout
+
+    @asynccontextmanager
+    async def proxy(self) -> AsyncIterator[Proxy]:
+        """A running proxy; it is dead and reaped when the context ends."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                child = await process.spawn(
+                    [*self._base, "experimental-image-proxy", *self._options],
+                    stdin=theirs.fileno(),
+                    stderr=PIPE,
+                )
+            proxy = Proxy(ours, child)
+            try:
+                await proxy.initialize(self.policy_asked)
+                yield proxy
+            finally:
+                await proxy.close()
+        finally:
+            ours.close()
+
+
+class Proxy:
+    """One ``skopeo experimental-image-proxy``. Requests go one at a time; blobs stream in parallel."""
+
+    def __init__(self, sock: socket.socket, child: Process) -> None:
+        self._socket = sock
+        self._socket.setblocking(False)
+        self._child = child
+        self._turn = asyncio.Lock()
+        self._errors = bytearray()
+        self._listener = asyncio.ensure_future(self._listen())
+
+    async def initialize(self, policy_asked: bool) -> None:
+        """Shake hands. Raises FailedPrecondition when a policy is asked for that this skopeo ignores."""
+        answer, _ = await self._call("skopeo", "Initialize")
+        try:
+            version = tuple(int(part) for part in str(answer.value).split("."))
+        except ValueError:
+            version = ()
+        if version[:2] != (0, 2):
+            raise FailedPrecondition(f"skopeo speaks version {answer.value} of its protocol; 0.2 is needed")
+        if policy_asked and version < POLICY_VERSION:
+            raise FailedPrecondition(
+                "this skopeo does not check signature policies when it streams images; install skopeo 1.15 "
+                "or later, or accept every image in policy.json"
+            )
+
+    async def open(self, name: str) -> int:
+        """Open an image by its complete name; returns the handle for :meth:`blob`."""
+        answer, _ = await self._call(name, "OpenImage", f"docker://{name}")
+        return int(answer.value)
+
+    async def blob(self, name: str, image: int, what: Descriptor) -> Blob:
+        """Begin to fetch a blob. The caller closes the descriptor and calls :meth:`finish`."""
+        answer, received = await self._call(name, "GetBlob", image, what.digest, what.size)
+        if received is None:
+            raise Unavailable(f"skopeo gave no pipe for a blob of {name}")
+        return Blob(received, answer.pipeid)
+
+    async def finish(self, name: str, blob: Blob) -> None:
+        """Learn whether the blob came whole; returns only after skopeo sent its last byte."""
+        await self._call(name, "FinishPipe", blob.pipe)
+
+    async def read(self, name: str, image: int, what: Descriptor) -> bytes:
+        """A small blob at once, checked against its digest."""
+        if what.size > MAX_DOCUMENT:
+            raise ResourceExhausted(f"the configuration of {name} is larger than {MAX_DOCUMENT >> 20} MiB")
+        blob = await self.blob(name, image, what)
+        with os.fdopen(blob.descriptor, "rb") as pipe:
+            # Both at once: if the blob breaks off, the pipe ends only when finish has learnt it.
+            data, failed = await asyncio.gather(
+                _read_pipe(pipe, what.size), self.finish(name, blob), return_exceptions=True
+            )
+        for error in (failed, data):
+            if isinstance(error, BaseException):
+                raise error
+        assert isinstance(data, bytes)
+        if digest_of(data) != what.digest:
+            raise DataLoss(f"the registry sent a configuration of {name} that does not match its digest")
+        return data
+
+    async def close(self) -> None:
+        """End the child, whatever it does."""
+        with suppress(ProcessLookupError):
+            self._child.kill()
+        await threads.finish(asyncio.ensure_future(self._child.wait()))
+        self._listener.cancel()
+
+    async def _listen(self) -> None:
+        assert self._child.stderr is not None
+        while data := await self._child.stderr.read(4096):
+            self._errors += data
+            del self._errors[:-_STDERR_KEPT]
+
+    async def _call(self, name: str, method: str, *arguments: object) -> tuple[_Answer, int | None]:
+        async with self._turn:
+            request = json.dumps({"method": method, "args": arguments}).encode()
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.sock_sendall(self._socket, request)
+                data, received = await self._receive()
+            except OSError as error:
+                raise Unavailable(f"skopeo ended while it fetched {name}: {error.strerror}") from error
+        try:
+            if not data:
+                raise Unavailable(f"skopeo ended while it fetched {name}: {self._last_error()}")
+            answer = msgspec.json.decode(data, type=_Answer)
+            if not answer.success:
+                raise failure(name, answer.error)
+        except msgspec.MsgspecError as error:
+            _close(received)
+            raise Unavailable(f"skopeo sent an answer that is not understood: {error}") from error
+        except BaseException:
+            _close(received)
+            raise
+        return answer, received[0] if received else None
+
+    async def _receive(self) -> tuple[bytes, list[int]]:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                data, received, _, _ = socket.recv_fds(self._socket, _PACKET, 4)
+                return data, received
+            except BlockingIOError:
+                pass
+            ready: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(self._socket, _resolve, ready)
+            try:
+                await ready
+            finally:
+                loop.remove_reader(self._socket)
+
+    def _last_error(self) -> str:
+        return _last_message(self._errors.decode(errors="replace")) or "no reason given"
+
+
+def _resolve(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+async def _read_pipe(pipe: Any, size: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    try:
+        return await reader.readexactly(size)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    finally:
+        transport.close()
+
+
+def _restricts(policy: str) -> bool:
+    """Whether a policy file asks for more than accepting everything."""
+    paths = (Path(policy),) if policy else DEFAULT_POLICY
+    for path in paths:
+        try:
+            document = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            if policy:
+                raise InvalidArgument(f"the policy file {policy} does not exist") from None
+            continue
+        except (OSError, ValueError) as error:
+            raise InvalidArgument(f"the policy file {path} cannot be read: {error}") from error
+        return '"insecureAcceptAnything"' not in json.dumps(document.get("default")) or any(
+            '"insecureAcceptAnything"' not in json.dumps(rule)
+            for scope in document.get("transports", {}).values()
+            for rule in scope.values()
+        )
+    return False
+
+
+@asynccontextmanager
+async def authenticated(
+    config: ImageConfig, reference: Reference, auth: RegistryAuth | None, scratch: Path, arch: str
+) -> AsyncIterator[Skopeo]:
+    """Skopeo with the credentials of a request, which stand in a private file only inside the context."""
+    entry = _auth_entry(auth) if auth is not None else {}
+    token = auth.registry_token if auth is not None else ""
+    if not entry:
+        yield Skopeo(config, None, token, arch)
+        return
+    document = await asyncio.to_thread(_own_auths, config)
+    document.setdefault("auths", {})[reference.domain] = entry
+    descriptor, path = tempfile.mkstemp(prefix="auth-", suffix=".json", dir=scratch)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(document, file)
+        yield Skopeo(config, Path(path), token, arch)
+    finally:
+        Path(path).unlink(missing_ok=True)
+
+
+def _own_auths(config: ImageConfig) -> dict[str, Any]:
+    """The node's own credentials, so that a mirror still gets those; the request's come on top."""
+    if not config.auth_file:
+        return {}
+    try:
+        document = json.loads(Path(config.auth_file).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"the credentials file {config.auth_file} cannot be read: {error}") from error
+    return document if isinstance(document, dict) else {}
+
+
+def _auth_entry(auth: RegistryAuth) -> dict[str, str]:
+    """An entry of containers-auth.json(5)."""
+    entry: dict[str, str] = {}
+    if auth.username or auth.password:
+        pair = f"{auth.username}:{auth.password}"
+        entry["auth"] = base64.b64encode(pair.encode()).decode()
+    elif auth.auth:
+        try:
+            decoded = base64.b64decode(auth.auth, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InvalidArgument("the credentials of the request are not valid base64") from error
+        if b":" not in decoded:
+            raise InvalidArgument("the credentials of the request are not of the form user:password")
+        entry["auth"] = auth.auth
+    if auth.identity_token:
+        entry["identitytoken"] = auth.identity_token
+        entry.setdefault("auth", base64.b64encode(b"<token>:").decode())
+    return entry
+
+
+def _last_message(text: str) -> str:
+    """The message of the last log line; logrus writes ``time="..." level=fatal msg="..."``."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    if not lines:
+        return ""
+    line = lines[-1]
+    begin = line.find('msg="')
+    if begin < 0:
+        return line
+    with suppress(ValueError):
+        found = json.JSONDecoder().raw_decode(line[begin + 4 :])[0]
+        return str(found)
+    return line[begin + 5 :].rstrip('"')
+
+
+# What the text of an error tells, tried in order. Kubernetes looks for the first word of some messages.
+_MEANINGS: tuple[tuple[tuple[str, ...], type[OrlopError], str], ...] = (
+    (("no space left on device", "disk quota exceeded"), ResourceExhausted, "the disk is full"),
+    (
+        ("source image rejected", "signature"),
+        PermissionDenied,
+        "SignatureValidationFailed: the policy forbids it",
+    ),
+    (("toomanyrequests", "too many requests"), ResourceExhausted, "the registry allows no more requests now"),
+    (
+        ("http response to https client", "x509:", "tls:", "certificate"),
+        FailedPrecondition,
+        (
+            "RegistryUnavailable: no secure connection "
+            "(a plain-http registry must be marked insecure in registries.conf)"
+        ),
+    ),
+    (
+        ("invalid username/password", "authentication required", "unauthorized", "401"),
+        Unauthenticated,
+        "the registry wants other credentials",
+    ),
+    (
+        ("manifest unknown", "name unknown", "repository name not known", "not found", "404"),
+        NotFound,
+        "the registry does not have it",
+    ),
+    (("denied", "forbidden", "403"), PermissionDenied, "the registry forbids it"),
+    (("digest", "did not match", "does not match"), DataLoss, "what came does not match its digest"),
+    (("",), Unavailable, "RegistryUnavailable: the registry cannot be reached"),
+)
+
+
+def failure(name: str, message: str) -> OrlopError:
+    """The error that a message of skopeo stands for."""
+    lowered = message.lower()
+    for words, kind, meaning in _MEANINGS:
+        if any(word in lowered for word in words):
+            label, colon, rest = meaning.partition(": ")
+            prefix = f"{label}: " if colon else ""
+            return kind(f"{prefix}image {name} cannot be pulled: {rest or label} ({_shorten(message)})")
+    raise AssertionError("the last meaning fits everything")
+
+
+def _shorten(message: str) -> str:
+    message = " ".join(message.split())
+    return message if len(message) <= 400 else "..." + message[-400:]
+
+
+def retryable(error: OrlopError) -> bool:
+    """Whether trying again soon may help."""
+    return error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)

@@ -1,0 +1,304 @@
+"""The images of this node: what the CRI image service and the pods ask for.
+
+Reading (:meth:`ImageStore.list`, :meth:`ImageStore.status`) is answered from memory. Changes go to disk
+first (:mod:`orlop.images.records`). A layer's file stays as long as an image lists it, a container
+uses it, or a pull holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+import logging
+import re
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import msgspec
+
+from orlop.config import ImageConfig
+from orlop.errors import InvalidArgument, NotFound, ResourceExhausted
+from orlop.images import reference as references
+from orlop.images.layers import LayerStore
+from orlop.images.model import FsInfo, Image, PullProgress, RegistryAuth
+from orlop.images.pull import Progress, Pulled, Puller
+from orlop.images.records import ImageRecord, Records, UseRecord, boot_id, sync
+from orlop.images.reference import Reference
+
+log = logging.getLogger(__name__)
+
+UNFINISHED_KEPT = 3600.0
+
+_ID = re.compile(r"(?:sha256:)?([0-9a-f]{3,64})")
+_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
+
+
+class _Pull:
+    """A pull that runs, and how many callers wait for it."""
+
+    def __init__(self, task: asyncio.Task[Image], progress: Progress) -> None:
+        self.task = task
+        self.progress = progress
+        self.waiters = 0
+
+
+class ImageStore:
+    """Images below ``root``. One instance per directory; :meth:`open` before anything else."""
+
+    def __init__(self, root: Path, config: ImageConfig) -> None:
+        self._config = config
+        self._layers = LayerStore(root.absolute(), max_layer_mib=config.max_layer_mib)
+        self._records = Records(root)
+        self._puller = Puller(config, self._layers, self._layers.ingest)
+        self._images: dict[str, ImageRecord] = {}
+        self._uses: dict[str, UseRecord] = {}
+        self._pulls: dict[tuple[str, RegistryAuth | None], _Pull] = {}
+        self._settling: set[asyncio.Task[None]] = set()
+        self._boot = boot_id()
+
+    async def open(self) -> None:
+        """Load what is there and clear what a killed daemon or a crashed machine left half-made."""
+        await asyncio.to_thread(self._load)
+        for record in self._images.values():
+            if record.unsettled:
+                self._settle(record)
+
+    async def close(self) -> None:
+        """End the pulls that run and wait until all is on disk. Idempotent."""
+        tasks = [pull.task for pull in self._pulls.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, *self._settling, return_exceptions=True)
+
+    async def pull(
+        self,
+        reference: str,
+        auth: RegistryAuth | None = None,
+        progress: Callable[[PullProgress], None] | None = None,
+    ) -> Image:
+        """Bring an image here, or join the pull of the same name that already runs.
+
+        ``progress`` is called from the event loop, some times a second at most. When the last caller
+        is cancelled, the pull stops; whole layers stay for the next try. Raises InvalidArgument,
+        NotFound, Unauthenticated, PermissionDenied, FailedPrecondition (another platform),
+        ResourceExhausted (disk, bounds), DataLoss (digests) or Unavailable.
+        """
+        parsed = references.parse(reference)
+        key = (str(parsed), auth)
+        pull = self._pulls.get(key)
+        if pull is None:
+            state = Progress(parsed)
+            pull = _Pull(asyncio.create_task(self._pull(parsed, auth, state)), state)
+            self._pulls[key] = pull
+            pull.task.add_done_callback(lambda task: self._forget(key, task))
+        if progress is not None:
+            pull.progress.listeners.append(progress)
+        pull.waiters += 1
+        try:
+            return await asyncio.shield(pull.task)
+        except asyncio.CancelledError:
+            if pull.waiters == 1 and not pull.task.done():
+                self._pulls.pop(key, None)
+                pull.task.cancel()
+                await asyncio.wait([pull.task])
+            raise
+        finally:
+            pull.waiters -= 1
+            if progress is not None:
+                pull.progress.listeners.remove(progress)
+
+    def list(self) -> list[Image]:
+        """All images, in the order they were pulled."""
+        return [self._image(record) for record in sorted(self._images.values(), key=lambda r: r.pulled_at)]
+
+    def status(self, reference_or_id: str) -> Image | None:
+        """The image of that name, digest or id (or a unique beginning of the id); None if it is not here."""
+        record = self._find(reference_or_id)
+        return None if record is None else self._image(record)
+
+    async def remove(self, reference_or_id: str) -> None:
+        """Forget an image with all its names. Not here is success. Layers in use stay until released."""
+        record = self._find(reference_or_id)
+        if record is None:
+            return
+        del self._images[record.id]
+        await asyncio.to_thread(self._records.delete_image, record.id)
+        await self._discard(record.diff_ids)
+
+    async def fs_info(self) -> FsInfo:
+        """The space that the layers take."""
+        used, inodes = await asyncio.to_thread(self._layers.usage)
+        return FsInfo(
+            mountpoint=str(self._layers.directory),
+            used_bytes=used,
+            inodes=inodes,
+            timestamp=time.time_ns(),
+        )
+
+    async def use(self, image_id: str, owner: str) -> Image:
+        """Keep an image's layers for ``owner`` (a container's id), across restarts, until :meth:`release`.
+
+        Idempotent. An owner may use several images. Raises NotFound when the image is not here.
+        """
+        if not _OWNER.fullmatch(owner):
+            raise InvalidArgument(f"{owner!r} cannot be the owner of an image")
+        record = self._find(image_id)
+        if record is None:
+            raise NotFound(f"image {image_id} is not here; pull it first")
+        before = self._uses.get(owner)
+        diff_ids = record.diff_ids if before is None else (*before.diff_ids, *record.diff_ids)
+        use = UseRecord(owner=owner, image_id=record.id, diff_ids=tuple(dict.fromkeys(diff_ids)))
+        self._uses[owner] = use
+        await asyncio.to_thread(self._records.save_use, use)
+        return self._image(record)
+
+    async def release(self, owner: str) -> None:
+        """Let go of what ``owner`` used. Idempotent. Layers that nothing needs any more are removed."""
+        use = self._uses.pop(owner, None)
+        if use is None:
+            return
+        await asyncio.to_thread(self._records.delete_use, owner)
+        await self._discard(use.diff_ids)
+
+    async def reconcile(self, owners: Collection[str]) -> None:
+        """After a restart: release whatever belongs to none of ``owners``."""
+        for owner in set(self._uses) - set(owners):
+            await self.release(owner)
+
+    async def collect(self, *, unfinished_for: float = UNFINISHED_KEPT) -> int:
+        """Remove the layers that nothing needs; returns the bytes freed.
+
+        What a pull that broke off has left stays for ``unfinished_for`` seconds, for the next try.
+        """
+        limit = time.time() - unfinished_for
+        return await asyncio.to_thread(self._layers.collect, self._needed(), older_than=limit)
+
+    async def _discard(self, diff_ids: Collection[str]) -> None:
+        for diff_id in set(diff_ids) - self._needed():
+            path = self._layers.path(diff_id)
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+
+    def _needed(self) -> set[str]:
+        users: list[ImageRecord | UseRecord] = [*self._images.values(), *self._uses.values()]
+        return {diff_id for user in users for diff_id in user.diff_ids} | set(self._puller.held)
+
+    async def _pull(self, reference: Reference, auth: RegistryAuth | None, progress: Progress) -> Image:
+        try:
+            pulled = await self._puller.pull(reference, auth, progress)
+        except ResourceExhausted:
+            # Perhaps for lack of space: what is only kept in case of a retry makes room for it.
+            await self.collect(unfinished_for=0)
+            raise
+        try:
+            record = await self._record(reference, pulled)
+        finally:
+            self._puller.release(pulled.diff_ids)
+        self._settle(record)
+        await self.collect()
+        return self._image(record)
+
+    async def _record(self, reference: Reference, pulled: Pulled) -> ImageRecord:
+        """Note the image under its name; the name leaves the image that had it before."""
+        known = self._images.get(pulled.id)
+        tags = (*known.tags, reference.tagged) if known else (reference.tagged,)
+        digests = (*known.digests, reference.at(pulled.digest)) if known else (reference.at(pulled.digest),)
+        sizes = [self._layers.size(diff_id) for diff_id in dict.fromkeys(pulled.diff_ids)]
+        record = ImageRecord(
+            id=pulled.id,
+            config=pulled.config,
+            diff_ids=pulled.diff_ids,
+            tags=tuple(sorted({tag for tag in tags if tag})),
+            digests=tuple(sorted(set(digests))),
+            size=sum(sizes),
+            pulled_at=time.time_ns(),
+            unsettled=self._boot,
+        )
+        changed = [record]
+        for other in self._images.values():
+            if other.id != record.id and reference.tagged in other.tags:
+                left = tuple(tag for tag in other.tags if tag != reference.tagged)
+                changed.append(msgspec.structs.replace(other, tags=left))
+        # The new holder of the name first: a crash in between leaves the name twice, and the later pull wins.
+        for each in changed:
+            self._images[each.id] = each
+        for each in changed:
+            await asyncio.to_thread(self._records.save_image, each)
+        return record
+
+    def _settle(self, record: ImageRecord) -> None:
+        """Sync an image's layers behind the caller's back, then note that they can be trusted."""
+
+        async def settle() -> None:
+            paths = [self._layers.path(diff_id) for diff_id in record.diff_ids]
+            try:
+                await asyncio.to_thread(sync, paths)
+                current = self._images.get(record.id)
+                if current is not None and current.unsettled:
+                    settled = msgspec.structs.replace(current, unsettled="")
+                    self._images[record.id] = settled
+                    await asyncio.to_thread(self._records.save_image, settled)
+            except OSError as error:
+                log.warning("the layers of image %s cannot be synced: %s", record.id, error)
+
+        task = asyncio.create_task(settle())
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    def _load(self) -> None:
+        self._layers.open()
+        self._images, self._uses = self._records.load()
+        for record in list(self._images.values()):
+            lost = [diff_id for diff_id in record.diff_ids if not self._layers.path(diff_id).exists()]
+            if lost or record.unsettled not in ("", self._boot):
+                log.warning("image %s is not whole and is dropped: it must be pulled again", record.id)
+                del self._images[record.id]
+                self._records.delete_image(record.id)
+        self._drop_older_names()
+        # Layers that were written before this boot and never settled cannot be trusted.
+        started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._layers.collect(self._needed(), older_than=max(started, time.time() - UNFINISHED_KEPT))
+
+    def _drop_older_names(self) -> None:
+        holders: dict[str, ImageRecord] = {}
+        for record in sorted(self._images.values(), key=lambda r: r.pulled_at):
+            for tag in record.tags:
+                older = holders.get(tag)
+                holders[tag] = record
+                if older is not None:
+                    older = self._images[older.id]
+                    left = tuple(t for t in older.tags if t != tag)
+                    self._images[older.id] = msgspec.structs.replace(older, tags=left)
+                    self._records.save_image(self._images[older.id])
+
+    def _find(self, text: str) -> ImageRecord | None:
+        with contextlib.suppress(InvalidArgument):
+            parsed = references.parse(text)
+            name = str(parsed)
+            for record in self._images.values():
+                if name in record.tags or name in record.digests:
+                    return record
+        match = _ID.fullmatch(text)
+        if match is None:
+            return None
+        found = [r for i, r in self._images.items() if i.startswith("sha256:" + match[1])]
+        return found[0] if len(found) == 1 else None
+
+    def _image(self, record: ImageRecord) -> Image:
+        return Image(
+            id=record.id,
+            repo_tags=record.tags,
+            repo_digests=record.digests,
+            size=record.size,
+            config=record.config,
+            layers=tuple(str(self._layers.path(diff_id)) for diff_id in record.diff_ids),
+            pinned=any(fnmatch.fnmatchcase(t, p) for t in record.tags for p in self._config.pinned),
+        )
+
+    def _forget(self, key: tuple[str, RegistryAuth | None], task: asyncio.Task[Image]) -> None:
+        pull = self._pulls.get(key)
+        if pull is not None and pull.task is task:
+            del self._pulls[key]
+        if not task.cancelled():
+            task.exception()
