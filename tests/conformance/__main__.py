@@ -1,0 +1,84 @@
+"""critest against Orlop: ``python -m tests.conformance --help``. Needs root.
+
+Ends with 0 only when no spec failed and as many ran as there should be. Under the handler ``vm`` the
+specs that ask for a namespace of the host are listed as refused, with the reason that Orlop gave;
+any other failure of theirs counts as one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.conformance import critest, images, tools
+
+# Fewer specs than this passing means that something kept them from running.
+LEAST_PASSED = {"process": 110, "auto": 110, "vm": 95}
+ALL: tuple[tuple[critest.Handler, critest.Transport, str], ...] = (
+    ("process", "spdy", ""),
+    ("vm", "spdy", ""),
+    ("process", "websocket", critest.STREAMING),
+    ("vm", "websocket", critest.STREAMING),
+    ("auto", "spdy", r"HostPID|HostIpc|HostNetwork|host network|PodSandbox"),
+)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance", description="Run critest.")
+    parser.add_argument("--handler", choices=("vm", "process", "auto"), default="process")
+    parser.add_argument("--transport", choices=("spdy", "websocket"), default="spdy")
+    parser.add_argument("--focus", default="", help="only the specs whose name matches this expression")
+    parser.add_argument("--all", action="store_true", help="the runs that CI makes")
+    parser.add_argument("--report", type=Path, default=Path("build/conformance"), help="where reports go")
+    parser.add_argument("--minutes", type=int, default=40, help="bound of one run")
+    return parser.parse_args()
+
+
+def problems(result: critest.Result) -> list[str]:
+    """Why the run does not count as good."""
+    found = [f"{spec.name} failed" for spec in result.of("failed")]
+    passed = len(result.of("passed"))
+    least = 1 if result.focus else LEAST_PASSED[result.handler]
+    if passed < least:
+        found.append(f"only {passed} specs passed, at least {least} should")
+    return found
+
+
+def main() -> int:
+    """Run what was asked for; 0 when all is well."""
+    options = arguments()
+    if os.geteuid() != 0:
+        print("conformance: critest needs root", file=sys.stderr)
+        return 2
+    runs = ALL if options.all else ((options.handler, options.transport, options.focus),)
+    bad = []
+    started = time.monotonic()
+    try:
+        with images.serve(images.storage(), f"127.0.0.1:{tools.free_port()}") as registry:
+            for handler, transport, focus in runs:
+                result = critest.run(
+                    registry, handler, transport, options.report, focus=focus, minutes=options.minutes
+                )
+                print("\n".join(critest.lines(result)), flush=True)
+                name = f"{handler}-{transport}{'-focus' if focus else ''}.json"
+                (options.report / name).write_text(json.dumps(asdict(result), indent=1))
+                bad += [f"{handler}, {transport}: {one}" for one in problems(result)]
+    except tools.ToolError as error:
+        print(f"conformance: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"conformance: {len(bad)} problems in {time.monotonic() - started:.0f} s; reports: {options.report}"
+    )
+    for one in bad:
+        print(f"  {one}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""One run of critest against a private daemon, and what came of each spec."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tests.conformance import tools
+from tests.conformance.tools import say
+from tests.node import node
+
+Handler = Literal["vm", "process", "auto"]
+Transport = Literal["spdy", "websocket"]
+Outcome = Literal["passed", "failed", "refused", "unavailable", "skipped"]
+
+STREAMING = "Streaming|portforward|port forward|exec|attach"
+"""The specs whose result can depend on the transport."""
+
+REFUSAL = re.compile(
+    r"(asks for the host's \w+ namespace, which a VM does not share"
+    r"|asks for Bidirectional propagation, but a mount made in a VM cannot appear on the host)[^\n]*"
+)
+"""What the handler ``vm`` says to a pod that wants to be part of the host."""
+
+HOST_SPECS = re.compile(
+    r"HostPID|HostIpc is true|HostNetwork is true|in host network|hostNetwork|host network|rshared",
+    re.IGNORECASE,
+)
+"""The specs that ask for a namespace of the host, or for a mount to appear on it."""
+
+ABSENT_IMAGE = re.compile(r"test-image-digest@sha256:[0-9a-f]{64}")
+"""An image that critest names by a digest which nobody but its own registry can serve."""
+
+HANDLER_OPTIONS: dict[Handler, tuple[str, ...]] = {
+    "vm": ("-runtime-handler", "vm"),
+    "process": ("-runtime-handler", "process"),
+    "auto": (),
+}
+TRANSPORT_OPTIONS: dict[Transport, tuple[str, ...]] = {
+    "spdy": (),
+    "websocket": ("-websocket-exec", "-websocket-attach", "-websocket-portforward"),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One spec's result; ``reason`` is empty when it passed."""
+
+    name: str
+    outcome: Outcome
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole run."""
+
+    handler: Handler
+    transport: Transport
+    focus: str
+    specs: tuple[Spec, ...]
+    seconds: float
+
+    def of(self, outcome: Outcome) -> list[Spec]:
+        """The specs that ended like that."""
+        return [spec for spec in self.specs if spec.outcome == outcome]
+
+
+def _short(text: str) -> str:
+    """The first line of a failure that says something."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in lines:
+        if "rpc error" in line or "error" in line.lower():
+            return line[:500]
+    return (lines or ["no reason given"])[0][:500]
+
+
+def judge(name: str, status: str, text: str, handler: Handler) -> tuple[Outcome, str]:
+    """What a spec's status means, with the reason."""
+    if status == "passed":
+        return "passed", ""
+    if status in ("skipped", "pending"):
+        return "skipped", text.strip().removeprefix("skipped - ").splitlines()[
+            0
+        ] if text.strip() else "filtered"
+    if handler == "vm" and HOST_SPECS.search(name) and (refusal := REFUSAL.search(text)):
+        return "refused", refusal[0].strip()
+    if absent := ABSENT_IMAGE.search(text):
+        return "unavailable", f"only its own registry on the internet has {absent[0][:48]}..."
+    return "failed", _short(text)
+
+
+def parse_report(path: Path, handler: Handler) -> list[Spec]:
+    """The specs in a JUnit report of ginkgo, without its set-up nodes and benchmarks."""
+    found = []
+    for case in ElementTree.parse(path).iter("testcase"):
+        name = case.get("name", "")
+        if not name.startswith("[It]"):
+            if case.get("status") not in ("passed", "skipped", None):
+                found.append(Spec(name, "failed", _short(_text(case)), 0.0))
+            continue
+        name = name.removeprefix("[It] ").removeprefix("[k8s.io] ")
+        text = _text(case)
+        if "benchmark" in name.lower():
+            continue
+        outcome, reason = judge(name, case.get("status", "failed"), text, handler)
+        found.append(Spec(name, outcome, reason, float(case.get("time", "0"))))
+    return found
+
+
+def _text(case: ElementTree.Element) -> str:
+    parts = []
+    for kind in ("skipped", "failure", "error", "system-err"):
+        for node_ in case.findall(kind):
+            parts += [node_.get("message") or "", node_.text or ""]
+    return "\n".join(parts)
+
+
+def run(
+    registry: str,
+    handler: Handler,
+    transport: Transport,
+    directory: Path,
+    *,
+    focus: str = "",
+    flags: Sequence[str] = (),
+    minutes: int = 40,
+) -> Result:
+    """Run critest on a daemon of its own; the reports go to ``directory``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    name = f"{handler}-{transport}" + ("-focus" if focus else "")
+    report, output = directory / f"{name}.xml", directory / f"{name}.log"
+    report.unlink(missing_ok=True)
+    started = time.monotonic()
+    with node(registry, handler=handler, prefix="orlop-ct-") as one:
+        one.wait_ready()
+        endpoint = f"unix://{one.socket}"
+        argv = [
+            os.fspath(tools.cri_tools()[1]),
+            *("-runtime-endpoint", endpoint),
+            *("-image-endpoint", endpoint),
+            *HANDLER_OPTIONS[handler],
+            *TRANSPORT_OPTIONS[transport],
+            *("-ginkgo.junit-report", os.fspath(report)),
+            *("-ginkgo.timeout", f"{minutes}m"),
+            *(("-ginkgo.focus", focus) if focus else ()),
+            "-ginkgo.no-color",
+            "-ginkgo.v",
+            *flags,
+        ]
+        say(f"critest, handler {handler}, {transport}{f', focus {focus}' if focus else ''}")
+        try:
+            with output.open("wb") as log:
+                done = subprocess.run(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    check=False,
+                    timeout=minutes * 60 + 120,
+                )
+        finally:
+            (directory / f"{name}-orlopd.log").write_bytes(one.settings.log.read_bytes())
+        if not report.exists():
+            tail = output.read_text(errors="replace")[-1500:]
+            raise tools.ToolError(f"critest ended with {done.returncode} and wrote no report:\n{tail}")
+        specs = parse_report(report, handler)
+        if done.returncode != 0 and not any(spec.outcome not in ("passed", "skipped") for spec in specs):
+            specs.append(Spec("critest itself", "failed", f"exit code {done.returncode}, see {output}", 0.0))
+        # critest is to clean up after itself; what it leaves must not hide a leak of ours.
+        one.remove_all()
+    return Result(handler, transport, focus, tuple(specs), time.monotonic() - started)
+
+
+def lines(result: Result) -> Iterable[str]:
+    """The result for people: counts, then every spec that did not pass with its reason."""
+    counts = ", ".join(
+        f"{len(result.of(outcome))} {outcome}"
+        for outcome in ("passed", "failed", "refused", "unavailable", "skipped")
+        if outcome in ("passed", "failed", "skipped") or result.of(outcome)
+    )
+    yield f"handler {result.handler}, {result.transport}: {counts} ({result.seconds:.0f} s)"
+    for outcome in ("failed", "refused", "unavailable"):
+        for spec in result.of(outcome):
+            yield f"  {outcome}: {spec.name}"
+            yield f"      {spec.reason}"
+    reasons: dict[str, list[str]] = {}
+    for spec in result.of("skipped"):
+        if spec.reason != "filtered" or not result.focus:
+            reasons.setdefault(spec.reason, []).append(spec.name)
+    for reason, names in sorted(reasons.items()):
+        yield f"  skipped {len(names)}: {reason}"
+        yield from (f"      {name}" for name in names)
