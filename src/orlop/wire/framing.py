@@ -1,9 +1,9 @@
 """Frames on a byte pipe that may have been cut anywhere.
 
 Header, 20 bytes, big endian: payload length (u32), offset (u64), stream (u32), kind (u8), three
-zero bytes. After the payload comes one more zero byte. ``offset`` is the position of the first payload byte in its stream (DATA), what was
-consumed (ACK) or the stream's final length (EOF); 0 otherwise. ``stream`` is the stream's id,
-or the id of a request and its reply.
+zero bytes. After the payload comes one more zero byte. ``offset`` is the position of the first
+payload byte in its stream (DATA), what was consumed (ACK) or the stream's final length (EOF); 0
+otherwise. ``stream`` is the stream's id, or the id of a request and its reply.
 
 A pipe that outlives one of its ends carries the first half of a frame now and then. So whoever
 connects sends a preamble, :data:`MAGIC` and a nonce, and the magic can occur nowhere else:
