@@ -1,0 +1,76 @@
+"""Which accelerator runs guests here: believed only after a guest came up under it.
+
+There are hosts whose /dev/kvm opens and answers but whose guests hang early in the boot. So KVM is
+tried with a whole boot, once per kernel, QEMU and guest; what came out is written down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import msgspec
+
+from orlop.hypervisor.base import Accelerator
+
+_NAME = "accelerator.json"
+_KVM = Path("/dev/kvm")
+
+# What the guest sees. Without five-level page tables (la57) every miss of an emulated TLB is a step shorter.
+TCG_CPU = "max,-la57"
+KVM_CPUS = ("host", "host,-arch-capabilities")
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """An accelerator, the processor model that goes with it, and what it was found for."""
+
+    accelerator: Accelerator
+    cpu: str
+    inputs: str
+
+
+def tcg(reason: str, inputs: str = "") -> Finding:
+    """Pure emulation, for that reason."""
+    return Finding(Accelerator(kind="tcg", reason=reason), TCG_CPU, inputs)
+
+
+def kvm_refusal() -> str:
+    """Why KVM need not be tried at all; "" when it has to be."""
+    if not _KVM.exists():
+        return "there is no /dev/kvm"
+    try:
+        os.close(os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"/dev/kvm cannot be opened: {error.strerror}"
+    return ""
+
+
+def inputs(qemu: str, guest: str) -> str:
+    """A digest of all that the outcome of a trial depends on."""
+    model = ""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith(("model name", "flags", "microcode")):
+            model += line
+        elif not line:
+            break
+    parts = (qemu, guest, platform.release(), platform.version(), model)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def remembered(root: Path, wanted: str) -> Finding | None:
+    """What an earlier trial found for the same inputs."""
+    try:
+        finding = msgspec.json.decode((root / _NAME).read_bytes(), type=Finding)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return finding if finding.inputs == wanted else None
+
+
+def remember(root: Path, finding: Finding) -> None:
+    """Write it down. Raises OSError."""
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = root / f".{_NAME}"
+    temporary.write_bytes(msgspec.json.encode(finding))
+    temporary.replace(root / _NAME)

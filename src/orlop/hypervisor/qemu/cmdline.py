@@ -1,0 +1,220 @@
+"""QEMU's command line, from small values: one function per group of switches.
+
+A clone has to have exactly the devices of the machine that was saved, at the same addresses; what may
+differ is what lies behind them (files, sockets, taps, directories). :func:`machine_key` says which
+arguments a saved state belongs to. Options are explained in qemu(1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+MIB = 1 << 20
+AGENT_PORT_NAME = "org.orlop.agent"
+AGENT_PORT_ID = "agentport"
+SHARE_TAG = "share"
+CONSOLE_ID = "console"
+CONSOLE_BYTES = 64 << 10
+SCSI_BUS = "scsi0.0"
+ROOT_LUN = 0
+MAX_LUN = 16383
+MEMORY_DEVICE = "vmem0"
+
+_KERNEL_ARGUMENTS = (
+    "console=ttyS0",
+    "quiet",
+    "panic=-1",
+    "tsc=reliable",
+    "no_timer_check",
+    "random.trust_cpu=on",
+    "cgroup_no_v1=all",
+    "psi=1",
+    # Plugged memory is used at once; most of it such that it can be taken away again.
+    "memhp_default_state=online",
+    "memory_hotplug.online_policy=auto-movable",
+)
+
+
+class Network(msgspec.Struct, frozen=True):
+    """An open tap that QEMU inherits under this descriptor number."""
+
+    tap_fd: int
+
+
+class Sockets(msgspec.Struct, frozen=True):
+    """Listening sockets that QEMU inherits: nothing has to poll for them to appear."""
+
+    monitor_fd: int
+    agent_fd: int
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """``file`` backs the machine's first memory: shared while a template is made, else private
+    (copy-on-write). ``max_mib`` is what it can be resized to."""
+
+    size_mib: int
+    max_mib: int
+    file: Path | None = None
+    shared: bool = False
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """What a machine that is not restored boots."""
+
+    kernel: Path
+    initrd: Path
+
+
+class Arguments(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that makes up a command line. ``boot`` None means to wait for a saved state."""
+
+    program: str
+    name: str
+    machine: str
+    accelerator: str
+    cpu: str
+    memory: Memory
+    vcpus: int
+    max_vcpus: int
+    image: Path
+    share: Path
+    sockets: Sockets
+    network: Network
+    boot: Boot | None = None
+
+
+def render(arguments: Arguments) -> list[str]:
+    """The whole command line."""
+    return [
+        arguments.program,
+        *_process(arguments),
+        *_machine(arguments),
+        *_memory(arguments.memory),
+        *_console(),
+        *_channels(arguments.sockets),
+        *_disks(arguments.image),
+        *_network(arguments.network),
+        *_share(arguments.share),
+        *_small_devices(),
+        *(_boot(arguments.boot) if arguments.boot else ("-incoming", "defer")),
+    ]
+
+
+def machine_key(arguments: Arguments) -> str:
+    """What of the command line a saved state depends on, as one line of text."""
+    neutral = msgspec.structs.replace(
+        arguments,
+        name="",
+        image=Path("/image"),
+        share=Path("/share"),
+        sockets=Sockets(3, 4),
+        network=Network(5),
+        memory=msgspec.structs.replace(arguments.memory, file=Path("/memory"), shared=False),
+        boot=Boot(Path("/kernel"), Path("/initrd")),
+    )
+    return " ".join(render(neutral))
+
+
+def _process(arguments: Arguments) -> Sequence[str]:
+    return (
+        *("-name", f"{_escape(arguments.name)},debug-threads=on"),
+        "-no-user-config",
+        "-nodefaults",
+        *("-display", "none"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        # A guest that went down stays until its console was read; see QemuMachine.
+        *("-action", "reboot=shutdown,shutdown=pause"),
+    )
+
+
+def _machine(arguments: Arguments) -> Sequence[str]:
+    accelerators = {"tcg": "tcg,thread=multi,tb-size=8", "kvm": "kvm"}
+    options = "memory-backend=mem0,graphics=off,usb=off,vmport=off,hpet=off,dump-guest-core=off,mem-merge=off"
+    return (
+        *("-machine", f"{arguments.machine},{options}"),
+        *("-accel", accelerators[arguments.accelerator]),
+        *("-cpu", arguments.cpu),
+        *("-smp", f"{arguments.vcpus},maxcpus={max(arguments.max_vcpus, arguments.vcpus)}"),
+        *("-rtc", "base=utc"),
+    )
+
+
+def _memory(memory: Memory) -> Sequence[str]:
+    size = f"size={memory.size_mib}M"
+    if memory.file is None:
+        backend = f"memory-backend-ram,id=mem0,{size}"
+    else:
+        share = "on" if memory.shared else "off"
+        backend = f"memory-backend-file,id=mem0,{size},mem-path={_escape(memory.file)},share={share}"
+    pluggable = memory.max_mib - memory.size_mib
+    if pluggable <= 0:
+        return ("-m", size, "-object", backend)
+    return (
+        *("-m", f"{size},maxmem={memory.max_mib}M"),
+        *("-object", backend),
+        *("-object", f"memory-backend-ram,id=mem1,size={pluggable}M,reserve=off"),
+        *("-device", f"virtio-mem-pci,id={MEMORY_DEVICE},memdev=mem1,node=0,requested-size=0,addr=0x8"),
+    )
+
+
+def _console() -> Sequence[str]:
+    return (
+        *("-chardev", f"ringbuf,id={CONSOLE_ID},size={CONSOLE_BYTES}"),
+        *("-serial", f"chardev:{CONSOLE_ID}"),
+    )
+
+
+def _channels(sockets: Sockets) -> Sequence[str]:
+    return (
+        *("-chardev", f"socket,id=qmp,fd={sockets.monitor_fd},server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=agent,fd={sockets.agent_fd},server=on,wait=off"),
+        *("-device", "virtio-serial-pci,id=serial0,max_ports=2,disable-legacy=on,addr=0x3"),
+        *("-device", f"virtserialport,bus=serial0.0,id={AGENT_PORT_ID},chardev=agent,name={AGENT_PORT_NAME}"),
+    )
+
+
+def _disks(image: Path) -> Sequence[str]:
+    return (
+        *("-device", "virtio-scsi-pci,id=scsi0,num_queues=1,disable-legacy=on,addr=0x4"),
+        *("-blockdev", f"driver=file,node-name=root,filename={_escape(image)},read-only=on"),
+        *("-device", f"scsi-hd,bus={SCSI_BUS},channel=0,scsi-id=0,lun={ROOT_LUN},drive=root"),
+    )
+
+
+def _network(network: Network) -> Sequence[str]:
+    return (
+        *("-netdev", f"tap,id=net0,fd={network.tap_fd},vhost=off"),
+        *("-device", "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=,disable-legacy=on,addr=0x5"),
+    )
+
+
+def _share(share: Path) -> Sequence[str]:
+    # The guest keeps the owners of files, so QEMU has to set them: no user mapping.
+    return (
+        *("-fsdev", f"local,id=share0,path={_escape(share)},security_model=none,multidevs=remap"),
+        *("-device", f"virtio-9p-pci,fsdev=share0,mount_tag={SHARE_TAG},disable-legacy=on,addr=0x6"),
+    )
+
+
+def _small_devices() -> Sequence[str]:
+    return (
+        *("-object", "rng-builtin,id=rng0"),
+        *("-device", "virtio-rng-pci,rng=rng0,disable-legacy=on,addr=0x7"),
+    )
+
+
+def _boot(boot: Boot) -> Sequence[str]:
+    return (
+        *("-kernel", str(boot.kernel)),
+        *("-initrd", str(boot.initrd)),
+        *("-append", " ".join(_KERNEL_ARGUMENTS)),
+    )
+
+
+def _escape(value: Path | str) -> str:
+    """A comma inside a value is written twice."""
+    return str(value).replace(",", ",,")

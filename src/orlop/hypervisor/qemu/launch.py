@@ -1,0 +1,117 @@
+"""Start a QEMU process with its sockets already listening, and know why when it will not start."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from orlop.errors import InvalidArgument, ResourceExhausted
+from orlop.host import process
+from orlop.hypervisor.qemu.cmdline import Arguments, Network, Sockets, render
+
+MONITOR_SOCKET = "qmp.sock"
+AGENT_SOCKET = "agent.sock"
+ERROR_LOG = "qemu.log"
+
+# sockaddr_un.sun_path, with its final zero byte; see unix(7).
+_SOCKET_PATH_LIMIT = 107
+_LOG_SHOWN = 2000
+# A clone touches some tens of MiB at once; below this the kernel would kill something.
+_MEMORY_NEEDED_KIB = 128 << 10
+
+Build = Callable[[Sockets, Network], Arguments]
+
+
+class Child(Protocol):
+    """A child process of ours."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        ...
+
+    async def wait(self) -> int:
+        """Reap it and return its status, negative for a signal."""
+        ...
+
+
+class Launched(msgspec.Struct, frozen=True):
+    """A QEMU process that was just started."""
+
+    child: Child
+    start_time: int
+
+
+async def launch(directory: Path, build: Build, *, tap_fd: int, pass_fds: Sequence[int] = ()) -> Launched:
+    """Start QEMU with its files in ``directory``, which exists.
+
+    ``build`` makes the arguments around the descriptors. Raises NotFound when QEMU is not installed,
+    ResourceExhausted when the host has no memory left for it.
+    """
+    _check_memory()
+    with ExitStack() as stack:
+        monitor = stack.enter_context(_listen(directory / MONITOR_SOCKET))
+        agent = stack.enter_context(_listen(directory / AGENT_SOCKET))
+        log = stack.enter_context((directory / ERROR_LOG).open("ab"))
+        arguments = build(Sockets(monitor.fileno(), agent.fileno()), Network(tap_fd))
+        child = await process.spawn(
+            render(arguments),
+            stdout=log,
+            stderr=log,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+            pass_fds=(monitor.fileno(), agent.fileno(), tap_fd, *pass_fds),
+        )
+    return Launched(child, process.process_start_time(child.pid))
+
+
+def last_words(directory: Path) -> str:
+    """What QEMU wrote last, on one line; "" if nothing."""
+    try:
+        with (directory / ERROR_LOG).open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _LOG_SHOWN))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    wanted = [line.strip() for line in lines if line.strip() and "warning:" not in line]
+    return "; ".join(wanted[-3:])
+
+
+def _listen(path: Path) -> socket.socket:
+    if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:
+        raise InvalidArgument(
+            f"the path {path} is longer than the {_SOCKET_PATH_LIMIT} bytes a socket may have: "
+            "choose a shorter state directory"
+        )
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(os.fspath(path))
+        path.chmod(0o600)
+        listener.listen(4)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _check_memory() -> None:
+    available = _available_kib()
+    if available < _MEMORY_NEEDED_KIB:
+        raise ResourceExhausted(
+            f"a VM needs {_MEMORY_NEEDED_KIB >> 10} MiB of free memory to start, "
+            f"but this node has {available >> 10} MiB available"
+        )
+
+
+def _available_kib() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1])
+    return _MEMORY_NEEDED_KIB

@@ -1,0 +1,406 @@
+"""One running QEMU: its disks, its size, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from orlop.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OrlopError,
+    ResourceExhausted,
+    Unavailable,
+)
+from orlop.host import process, threads
+from orlop.hypervisor.base import Disk, DiskFormat, MachineShape, MemoryUse, Slot
+from orlop.hypervisor.qemu import cmdline, memuse, record
+from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET, Child, last_words
+from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
+
+log = logging.getLogger(__name__)
+
+CONSOLE_LOG = "console.log"
+_UNPLUG_TIMEOUT = 15.0
+_RESIZE_TIMEOUT = 10.0
+_QUICK = 2.0
+_AGENT_PATH = f"/machine/peripheral/{cmdline.MEMORY_DEVICE}"
+
+
+class QemuMachine:
+    """A machine in its directory. :meth:`open` it; :meth:`stop` or :meth:`close` ends that.
+
+    A guest that powers off, reboots or crashes leaves QEMU paused: its console is read first, then
+    QEMU is ended, and :meth:`wait` returns.
+    """
+
+    def __init__(self, directory: Path, known: record.MachineRecord, child: Child | None = None) -> None:
+        self._directory = directory
+        self._record = known
+        self._child = child
+        self._monitor: Monitor | None = None
+        self._lock = asyncio.Lock()
+        self._resizing = asyncio.Lock()
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._watch = asyncio.create_task(self._watch_process(), name=f"watch {directory.name}")
+        self._going_down: asyncio.Task[None] | None = None
+        self._down = asyncio.Event()
+        self._why = ""
+        self._port_open = asyncio.Event()
+        self._unplugged: dict[str, asyncio.Event] = {}
+        self._size_changed = asyncio.Event()
+        self.migration: asyncio.Queue[str] = asyncio.Queue()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process."""
+        return self._record.pid
+
+    @property
+    def start_time(self) -> int:
+        """The start time of that process, which with its pid tells it from any other."""
+        return self._record.start_time
+
+    @property
+    def directory(self) -> Path:
+        """Where its sockets and state files are."""
+        return self._directory
+
+    @property
+    def agent_socket(self) -> Path:
+        """The Unix socket that leads to the agent's port."""
+        return self._directory / AGENT_SOCKET
+
+    @property
+    def shape(self) -> MachineShape:
+        """Its present size."""
+        return self._record.shape
+
+    @property
+    def monitor(self) -> Monitor:
+        """The connection to QEMU. Raises Unavailable when there is none."""
+        if self._monitor is None or self._ended.done():
+            raise Unavailable(f"the machine {self._directory.name} has ended: {self._reason()}")
+        return self._monitor
+
+    async def open(self, *, agent_ready: bool) -> None:
+        """Connect to QEMU. ``agent_ready`` says that the agent's port was opened before."""
+        if agent_ready:
+            self._port_open.set()
+        self._monitor = await Monitor.connect(
+            self._directory.name, str(self._directory / MONITOR_SOCKET), self._on_event
+        )
+
+    async def save_record(self) -> None:
+        """Write down what is known, for :meth:`Hypervisor.recover`."""
+        await asyncio.to_thread(record.save, self._directory, self._record)
+
+    # Disks
+
+    async def attach_disk(self, disk: Disk) -> Slot:
+        """Plug one disk; see :class:`orlop.hypervisor.base.Machine`."""
+        return (await self.attach_disks((disk,)))[0]
+
+    async def attach_disks(self, disks: tuple[Disk, ...] | list[Disk]) -> list[Slot]:
+        """Plug several, all or none."""
+        async with self._lock:
+            slots = self._assign(disks)
+            await self.save_record()
+        plugged: list[str] = []
+        try:
+            for disk, slot in zip(disks, slots, strict=True):
+                plugged.append(disk.id)
+                await self._plug(disk, slot.lun)
+        except BaseException:
+            undo = asyncio.ensure_future(self._undo([disk.id for disk in disks]))
+            await threads.finish(undo)
+            raise
+        return slots
+
+    async def detach_disk(self, disk_id: str) -> None:
+        """Unplug a disk; see :class:`orlop.hypervisor.base.Machine`."""
+        lun = dict(self._record.disks).get(disk_id)
+        if lun is None or self._ended.done():
+            return
+        await self._unplug(lun)
+        async with self._lock:
+            disks = tuple(item for item in self._record.disks if item[0] != disk_id)
+            self._record = msgspec.structs.replace(self._record, disks=disks)
+            await self.save_record()
+
+    def _assign(self, disks: tuple[Disk, ...] | list[Disk]) -> list[Slot]:
+        used = dict(self._record.disks)
+        taken = set(used.values())
+        lun = self._record.next_lun
+        slots = []
+        for disk in disks:
+            if disk.id in used:
+                raise AlreadyExists(f"the machine {self._directory.name} has a disk {disk.id} already")
+            if not Path(disk.path).exists():
+                raise NotFound(f"the file {disk.path} of disk {disk.id} does not exist")
+            if len(taken) >= cmdline.MAX_LUN:
+                raise ResourceExhausted(f"the machine {self._directory.name} has no slot for another disk")
+            # Numbers are not used again soon: the guest may still be forgetting an old disk.
+            while lun in taken or not 0 < lun <= cmdline.MAX_LUN:
+                lun = lun + 1 if lun < cmdline.MAX_LUN else 1
+            used[disk.id] = lun
+            taken.add(lun)
+            slots.append(Slot(lun=lun))
+            lun += 1
+        self._record = msgspec.structs.replace(self._record, disks=tuple(used.items()), next_lun=lun)
+        return slots
+
+    async def _plug(self, disk: Disk, lun: int) -> None:
+        writable = {} if disk.read_only else {"discard": "unmap", "cache": {"no-flush": True}}
+        node: dict[str, object] = {
+            "driver": "vmdk" if disk.format is DiskFormat.VMDK else "raw",
+            "node-name": f"disk{lun}",
+            "read-only": disk.read_only,
+            "file": {"driver": "file", "filename": disk.path, "read-only": disk.read_only, **writable},
+            **writable,
+        }
+        device: dict[str, object] = {
+            "driver": "scsi-hd",
+            "id": f"lun{lun}",
+            "bus": cmdline.SCSI_BUS,
+            "channel": 0,
+            "scsi-id": 0,
+            "lun": lun,
+            "drive": f"disk{lun}",
+            "rotation_rate": 1,
+        }
+        await self.monitor.execute("blockdev-add", node)
+        await self.monitor.execute("device_add", device)
+
+    async def _undo(self, disk_ids: list[str]) -> None:
+        for disk_id in disk_ids:
+            try:
+                await self.detach_disk(disk_id)
+            except OrlopError as error:
+                log.warning("disk %s of %s is not unplugged: %s", disk_id, self._directory.name, error)
+
+    async def _unplug(self, lun: int) -> None:
+        device, node = f"lun{lun}", f"disk{lun}"
+        gone = self._unplugged.setdefault(device, asyncio.Event())
+        try:
+            await self.monitor.execute("device_del", {"id": device})
+            async with asyncio.timeout(_UNPLUG_TIMEOUT):
+                await gone.wait()
+        except CommandFailed as error:
+            if error.reason != "DeviceNotFound":
+                raise
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"QEMU of {self._directory.name} did not let go of {device} in {_UNPLUG_TIMEOUT:g} seconds"
+            ) from error
+        finally:
+            self._unplugged.pop(device, None)
+        try:
+            await self.monitor.execute("blockdev-del", {"node-name": node})
+        except CommandFailed as error:
+            if "find" not in str(error):
+                raise
+
+    # Size
+
+    async def resize(self, shape: MachineShape) -> MachineShape:
+        """Grow or shrink; see :class:`orlop.hypervisor.base.Machine`."""
+        if shape.memory_mib <= 0 or shape.vcpus <= 0:
+            raise InvalidArgument(f"a machine cannot have {shape.memory_mib} MiB and {shape.vcpus} vCPUs")
+        async with self._resizing:
+            vcpus = await self._add_vcpus(shape.vcpus) if shape.vcpus > self.shape.vcpus else self.shape.vcpus
+            memory = self.shape.memory_mib
+            if shape.memory_mib != memory:
+                memory = await self._resize_memory(shape.memory_mib)
+            async with self._lock:
+                reached = MachineShape(memory_mib=memory, vcpus=vcpus)
+                self._record = msgspec.structs.replace(self._record, shape=reached)
+                await self.save_record()
+        return reached
+
+    async def _resize_memory(self, memory_mib: int) -> int:
+        base = self._record.base_memory_mib
+        limit = self._record.max_memory_mib
+        if memory_mib > limit:
+            raise FailedPrecondition(
+                f"the machine {self._directory.name} can have {limit} MiB at most, not {memory_mib} MiB: "
+                "raise vm.max_memory_mib"
+            )
+        if limit <= base:
+            return base
+        block = await self._get_size("block-size")
+        wanted = -(-max(0, (memory_mib - base) << 20) // block) * block
+        wanted = min(wanted, ((limit - base) << 20) // block * block)
+        self._size_changed.clear()
+        await self.monitor.execute(
+            "qom-set", {"path": _AGENT_PATH, "property": "requested-size", "value": wanted}
+        )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RESIZE_TIMEOUT):
+                while await self._get_size("size") != wanted:
+                    await self._size_changed.wait()
+                    self._size_changed.clear()
+        return base + (await self._get_size("size") >> 20)
+
+    async def _get_size(self, name: str) -> int:
+        value = await self.monitor.execute("qom-get", {"path": _AGENT_PATH, "property": name})
+        return value if isinstance(value, int) else 0
+
+    async def _add_vcpus(self, wanted: int) -> int:
+        slots = await self.monitor.execute("query-hotpluggable-cpus")
+        assert isinstance(slots, list)
+        present = sum(1 for slot in slots if "qom-path" in slot)
+        free = [slot for slot in reversed(slots) if "qom-path" not in slot]
+        free.sort(key=lambda slot: sorted(slot["props"].items()))
+        for slot in free[: max(0, wanted - present)]:
+            number = "-".join(str(value) for _, value in sorted(slot["props"].items()))
+            await self.monitor.execute(
+                "device_add", {"driver": slot["type"], "id": f"vcpu{number}", **slot["props"]}
+            )
+            present += 1
+        return present
+
+    async def memory(self) -> MemoryUse:
+        """What it costs the host; see :class:`orlop.hypervisor.base.Machine`."""
+        if not process.pid_alive(self.pid, self.start_time):
+            raise Unavailable(f"the machine {self._directory.name} has ended: {self._reason()}")
+        return await asyncio.to_thread(memuse.of_process, self.pid)
+
+    # Console and end
+
+    async def console_tail(self, limit: int = 4096) -> str:
+        """The last bytes of the console; see :class:`orlop.hypervisor.base.Machine`."""
+        await self._drain_console()
+        path = self._directory / CONSOLE_LOG
+        try:
+            data = await asyncio.to_thread(path.read_bytes)
+        except OSError:
+            return ""
+        return data[-limit:].decode(errors="replace")
+
+    async def wait_agent_port(self, timeout: float) -> None:
+        """Wait for the agent's port; see :class:`orlop.hypervisor.base.Machine`."""
+        opened = asyncio.create_task(self._port_open.wait())
+        try:
+            await asyncio.wait((opened, self._ended), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            opened.cancel()
+        if self._port_open.is_set() and not self._ended.done():
+            return
+        console = (await self.console_tail(600)).strip()
+        said = f"; its console ends with: {console}" if console else ""
+        if self._ended.done():
+            raise Unavailable(
+                f"the machine {self._directory.name} ended while it booted: {self._reason()}{said}"
+            )
+        raise DeadlineExceeded(
+            f"the agent of {self._directory.name} did not come up within {timeout:g} seconds{said}"
+        )
+
+    async def stop(self, grace: float = 0.0) -> None:
+        """End it; see :class:`orlop.hypervisor.base.Machine`."""
+        try:
+            if grace > 0 and not self._ended.done():
+                down = asyncio.create_task(self._down.wait())
+                try:
+                    await asyncio.wait(
+                        (down, self._ended), timeout=grace, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    down.cancel()
+        finally:
+            await threads.finish(asyncio.ensure_future(self._end()))
+
+    async def wait(self) -> str:
+        """Wait for the end; see :class:`orlop.hypervisor.base.Machine`."""
+        return await asyncio.shield(self._ended)
+
+    async def close(self) -> None:
+        """Let go of it; see :class:`orlop.hypervisor.base.Machine`."""
+        tasks = [task for task in (self._watch, self._going_down) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._monitor is not None:
+            await self._monitor.close()
+        if not self._ended.done():
+            self._ended.cancel()
+
+    def _reason(self) -> str:
+        if self._ended.done() and not self._ended.cancelled():
+            return self._ended.result()
+        return self._why or "it is not connected"
+
+    async def _end(self) -> None:
+        self._why = self._why or "it was stopped"
+        await process.kill_pid(self.pid, self.start_time)
+        await asyncio.wait((self._ended,))
+        if self._monitor is not None:
+            await self._monitor.close()
+        await asyncio.gather(self._watch, return_exceptions=True)
+
+    async def _watch_process(self) -> None:
+        await process.wait_pid(self.pid)
+        status = ""
+        if self._child is not None:
+            code = await self._child.wait()
+            status = f" with status {code}" if code >= 0 else f" by signal {-code}"
+        words = last_words(self._directory)
+        if not self._why:
+            self._why = f"QEMU ended{status}" + (f": {words}" if words else "")
+        if not self._ended.done():
+            self._ended.set_result(self._why)
+
+    async def _go_down(self, why: str) -> None:
+        self._why = self._why or why
+        with suppress(OrlopError, OSError):
+            await self._drain_console()
+        await process.kill_pid(self.pid, self.start_time)
+
+    async def _drain_console(self) -> None:
+        """Move what is in QEMU's ring buffer to the log, of which only the end is kept."""
+        if self._monitor is None or self._ended.done():
+            return
+        with suppress(OrlopError):
+            answer = await self._monitor.execute(
+                "ringbuf-read",
+                {"device": cmdline.CONSOLE_ID, "size": cmdline.CONSOLE_BYTES, "format": "base64"},
+                timeout=_QUICK,
+            )
+            data = base64.b64decode(str(answer))
+            if data:
+                await asyncio.to_thread(_append_bounded, self._directory / CONSOLE_LOG, data)
+
+    def _on_event(self, name: str, data: dict[str, object]) -> None:
+        if name == "DEVICE_DELETED":
+            event = self._unplugged.get(str(data.get("device", "")))
+            if event is not None:
+                event.set()
+        elif name == "VSERPORT_CHANGE" and data.get("id") == cmdline.AGENT_PORT_ID:
+            if data.get("open"):
+                self._port_open.set()
+        elif name == "MEMORY_DEVICE_SIZE_CHANGE":
+            self._size_changed.set()
+        elif name == "MIGRATION":
+            self.migration.put_nowait(str(data.get("status", "")))
+        elif name == "SHUTDOWN":
+            self._down.set()
+            why = {"guest-shutdown": "the guest powered off", "guest-reset": "the guest rebooted or crashed"}
+            reason = str(data.get("reason", ""))
+            if data.get("guest") and self._going_down is None:
+                self._going_down = asyncio.create_task(
+                    self._go_down(why.get(reason, f"the guest ended: {reason}"))
+                )
+
+
+def _append_bounded(path: Path, data: bytes) -> None:
+    old = path.read_bytes() if path.exists() else b""
+    path.write_bytes((old + data)[-cmdline.CONSOLE_BYTES :])

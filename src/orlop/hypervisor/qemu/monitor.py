@@ -1,0 +1,115 @@
+"""Talk to one QEMU over its monitor socket (QMP), with errors of our own family.
+
+The library ``qemu.qmp`` speaks the protocol; this adds a time limit to every command and hands every
+event to one callback, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
+
+from orlop.errors import DeadlineExceeded, Internal, Unavailable
+
+log = logging.getLogger(__name__)
+
+EventHandler = Callable[[str, dict[str, object]], None]
+_TIMEOUT = 30.0
+
+
+class CommandFailed(Internal):
+    """QEMU refused a command; ``reason`` is its class of error (QMP specification, "error")."""
+
+    def __init__(self, name: str, command: str, reason: str, description: str) -> None:
+        super().__init__(f"QEMU of {name} refused {command}: {description}")
+        self.reason = reason
+
+
+class Monitor:
+    """A connection to one QEMU. Make it with :meth:`connect`; :meth:`close` releases it."""
+
+    def __init__(self, name: str, client: QMPClient, on_event: EventHandler) -> None:
+        self._name = name
+        self._client = client
+        self._on_event = on_event
+        self._listener = EventListener()
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def connect(
+        cls, name: str, path: str, on_event: EventHandler, *, timeout: float = _TIMEOUT
+    ) -> Monitor:
+        """Connect to the socket at ``path`` and negotiate. Raises Unavailable, DeadlineExceeded.
+
+        ``on_event`` gets each event's name and data; it must not block."""
+        client = QMPClient(name)
+        client.logger.setLevel(logging.CRITICAL)
+        monitor = cls(name, client, on_event)
+        client.register_listener(monitor._listener)
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        peer.setblocking(False)
+        try:
+            peer.connect(path)
+            async with asyncio.timeout(timeout):
+                await client.connect(peer)
+        except TimeoutError as error:
+            peer.close()
+            raise DeadlineExceeded(f"QEMU of {name} did not answer within {timeout:g} seconds") from error
+        except (OSError, QMPError) as error:
+            peer.close()
+            raise Unavailable(f"QEMU of {name} cannot be reached: {error}") from error
+        except BaseException:
+            peer.close()
+            raise
+        monitor._task = asyncio.create_task(monitor._deliver(), name=f"monitor {name}")
+        return monitor
+
+    async def execute(
+        self, command: str, arguments: dict[str, object] | None = None, *, timeout: float = _TIMEOUT
+    ) -> object:
+        """Run one command and return its result.
+
+        Raises CommandFailed when QEMU refuses, Unavailable when it is gone, DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._client.execute(command, arguments)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"QEMU of {self._name} did not answer {command} within {timeout:g} seconds"
+            ) from error
+        except ExecuteError as error:
+            raise CommandFailed(self._name, command, error.error_class, str(error)) from error
+        except QMPError as error:
+            raise Unavailable(f"QEMU of {self._name} has ended") from error
+
+    def send_descriptor(self, descriptor: int) -> None:
+        """Pass an open file along; the next command may name it."""
+        self._client.send_fd_scm(descriptor)
+
+    async def close(self) -> None:
+        """Disconnect; QEMU goes on. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        with suppress(QMPError, OSError, EOFError):
+            await self._client.disconnect()
+
+    async def _deliver(self) -> None:
+        async for message in self._listener:
+            name, data = _event(message)
+            try:
+                self._on_event(name, data)
+            except Exception:
+                log.exception("event %s of %s could not be handled", name, self._name)
+
+
+def _event(message: Message) -> tuple[str, dict[str, object]]:
+    data = message.get("data")
+    return str(message.get("event", "")), dict(data) if isinstance(data, dict) else {}

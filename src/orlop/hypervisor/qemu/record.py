@@ -1,0 +1,42 @@
+"""What is written down about a running machine, so that a later daemon finds it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from orlop.errors import DataLoss, NotFound
+from orlop.hypervisor.base import MachineShape
+
+_NAME = "machine.json"
+
+
+class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of ``machine.json``. ``disks`` are the plugged ones' ids with their logical units."""
+
+    pid: int
+    start_time: int
+    shape: MachineShape
+    base_memory_mib: int
+    max_memory_mib: int
+    disks: tuple[tuple[str, int], ...] = ()
+    next_lun: int = 1
+
+
+def save(directory: Path, record: MachineRecord) -> None:
+    """Write it aside and rename. Raises OSError."""
+    temporary = directory / f".{_NAME}"
+    temporary.write_bytes(msgspec.json.encode(record))
+    temporary.replace(directory / _NAME)
+
+
+def load(directory: Path) -> MachineRecord:
+    """Read it. Raises NotFound when there is none, DataLoss when it cannot be understood."""
+    path = directory / _NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=MachineRecord)
+    except FileNotFoundError:
+        raise NotFound(f"there is no machine in {directory}") from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise DataLoss(f"the machine's record {path} cannot be read: {error}") from error

@@ -1,0 +1,105 @@
+"""Saved machines: how one is written, checked and read.
+
+``ROOT/template-<key>/`` holds ``memory`` (the guest's memory, a sparse file that every clone maps
+privately), ``state`` (the devices, QEMU's migration stream) and ``manifest.json`` with sizes and digests.
+The manifest is written last and the directory renamed into place, so a directory without a valid one
+never was complete. The digests are checked once per daemon; after that size and times must stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from orlop.errors import DataLoss
+from orlop.hypervisor.base import Accelerator, MachineShape, Template
+
+MEMORY = "memory"
+STATE = "state"
+_MANIFEST = "manifest.json"
+_PREFIX = "template-"
+
+
+class _File(msgspec.Struct, frozen=True):
+    name: str
+    size: int
+    sha256: str
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    key: str
+    shape: MachineShape
+    accelerator: Accelerator
+    files: tuple[_File, ...]
+
+
+Stamp = tuple[tuple[int, int, int], ...]
+
+
+def directory_for(root: Path, key: str) -> Path:
+    """Where the template of that key is."""
+    return root / f"{_PREFIX}{key[:24]}"
+
+
+def seal(work: Path, root: Path, key: str, shape: MachineShape, accelerator: Accelerator) -> Template:
+    """Make ``work``, which holds ``memory`` and ``state``, the template of ``key``; others are removed.
+
+    Raises OSError."""
+    files = tuple(_File(name, (work / name).stat().st_size, _sha256(work / name)) for name in (MEMORY, STATE))
+    for name in (MEMORY, STATE):
+        (work / name).chmod(0o400)
+    manifest = _Manifest(key, shape, accelerator, files)
+    with (work / _MANIFEST).open("wb") as file:
+        file.write(msgspec.json.encode(manifest))
+        file.flush()
+        os.fsync(file.fileno())
+    target = directory_for(root, key)
+    for path in root.glob(f"{_PREFIX}*"):
+        # Clones that run keep the files they mapped.
+        shutil.rmtree(path, ignore_errors=True)
+    work.rename(target)
+    return Template(key=key, directory=target, shape=shape, accelerator=accelerator)
+
+
+def load(root: Path, key: str) -> Template:
+    """The template of ``key`` with its digests checked. Raises DataLoss when it is missing or damaged."""
+    directory = directory_for(root, key)
+    try:
+        manifest = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_Manifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise DataLoss(f"the template {directory} has no valid manifest: {error}") from error
+    if manifest.key != key:
+        raise DataLoss(f"the template {directory} belongs to another machine")
+    for file in manifest.files:
+        path = directory / file.name
+        try:
+            whole = path.stat().st_size == file.size and _sha256(path) == file.sha256
+        except OSError as error:
+            raise DataLoss(f"{path} of the template cannot be read: {error.strerror}") from error
+        if not whole:
+            raise DataLoss(f"{path} of the template is not what was saved")
+    return Template(key=key, directory=directory, shape=manifest.shape, accelerator=manifest.accelerator)
+
+
+def stamp(template: Template) -> Stamp:
+    """Inode, size and modification time of its files, to see a later change. Raises DataLoss."""
+    try:
+        found = [(template.directory / name).stat() for name in (MEMORY, STATE)]
+    except OSError as error:
+        raise DataLoss(f"the template {template.directory} is not whole: {error.strerror}") from error
+    return tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in found)
+
+
+def remove(root: Path) -> None:
+    """Remove all templates."""
+    for path in root.glob(f"{_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
