@@ -19,7 +19,7 @@ from orlop.pods.records import (
     PodFilter,
     PodRecord,
 )
-from orlop.sandbox.spec import Value
+from orlop.sandbox.spec import PodSpec, Value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from orlop.pods.journal import Journal
 
 ID_LENGTH = 64
+
+PodKey = tuple[str, str, str, int]
 
 R = TypeVar("R", PodRecord, ContainerRecord)
 
@@ -39,12 +41,18 @@ class Ledger:
         self._pods: dict[str, PodRecord] = {}
         self._containers: dict[str, ContainerRecord] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._by_pod: dict[str, dict[str, None]] = {}
+        self._by_key: dict[PodKey, dict[str, None]] = {}
 
     async def open(self) -> None:
         """Read what an earlier daemon left."""
         contents = await self._journal.open()
         self._pods = {record.id: record for record in contents.pods}
         self._containers = {record.id: record for record in contents.containers}
+        for pod in contents.pods:
+            self._by_key.setdefault(pod_key(pod.spec), {})[pod.id] = None
+        for container in contents.containers:
+            self._by_pod.setdefault(container.pod_id, {})[container.id] = None
 
     async def close(self) -> None:
         """Flush the journal and let go of it."""
@@ -84,8 +92,14 @@ class Ledger:
         """Like :meth:`pod`, None when there is none."""
         return _find_or_none(self._pods, ref, "pod")
 
+    def pods_like(self, spec: PodSpec) -> list[PodRecord]:
+        """Every pod of the same namespace, name, uid and attempt, in whatever phase."""
+        ids = self._by_key.get(pod_key(spec), ())
+        return [record for key in ids if (record := self._pods.get(key)) is not None]
+
     async def put_pod(self, record: PodRecord) -> PodRecord:
         """Record a pod; it is in the journal on return."""
+        self._by_key.setdefault(pod_key(record.spec), {})[record.id] = None
         await _put(self._pods, record, self._journal.put_pod)
         return record
 
@@ -96,8 +110,10 @@ class Ledger:
     async def drop_pod(self, pod_id: str) -> None:
         """Forget a pod that is gone."""
         await self._journal.delete_pod(pod_id)
-        self._pods.pop(pod_id, None)
+        record = self._pods.pop(pod_id, None)
         self._locks.pop(pod_id, None)
+        if record is not None:
+            _unlist(self._by_key, pod_key(record.spec), pod_id)
 
     # Containers
 
@@ -107,7 +123,8 @@ class Ledger:
 
     def members(self, pod_id: str) -> list[ContainerRecord]:
         """Every container of a pod, in whatever phase."""
-        return [record for record in self._containers.values() if record.pod_id == pod_id]
+        ids = self._by_pod.get(pod_id, ())
+        return [record for key in ids if (record := self._containers.get(key)) is not None]
 
     def shown_members(self, pod_id: str) -> tuple[ContainerRecord, ...]:
         """The containers of a pod that callers may see."""
@@ -135,6 +152,7 @@ class Ledger:
 
     async def put_container(self, record: ContainerRecord) -> ContainerRecord:
         """Record a container; it is in the journal on return."""
+        self._by_pod.setdefault(record.pod_id, {})[record.id] = None
         await _put(self._containers, record, self._journal.put_container)
         return record
 
@@ -145,14 +163,31 @@ class Ledger:
     async def drop_container(self, container_id: str) -> None:
         """Forget a container that is gone."""
         await self._journal.delete_container(container_id)
-        self._containers.pop(container_id, None)
+        record = self._containers.pop(container_id, None)
         self._locks.pop(container_id, None)
+        if record is not None:
+            _unlist(self._by_pod, record.pod_id, container_id)
 
     @asynccontextmanager
     async def locked(self, object_id: str) -> AsyncIterator[None]:
         """One change of state at a time for one pod or container."""
         async with self._locks.setdefault(object_id, asyncio.Lock()):
             yield
+
+
+def pod_key(spec: PodSpec) -> PodKey:
+    """What makes one pod sandbox another than the next."""
+    return spec.namespace, spec.name, spec.uid, spec.attempt
+
+
+K = TypeVar("K")
+
+
+def _unlist(table: dict[K, dict[str, None]], key: K, object_id: str) -> None:
+    ids = table.get(key, {})
+    ids.pop(object_id, None)
+    if not ids:
+        table.pop(key, None)
 
 
 async def _put(table: dict[str, R], record: R, write: Callable[[R], Awaitable[None]]) -> None:

@@ -47,7 +47,7 @@ class Pods:
         for what, value in (("name", spec.name), ("namespace", spec.namespace), ("uid", spec.uid)):
             if not value:
                 raise InvalidArgument(f"pod {spec.namespace}/{spec.name}: its {what} is empty")
-        key = ("run", spec.namespace, spec.name, spec.uid, spec.attempt)
+        key = ("run", *ledgers.pod_key(spec))
         clash = AlreadyExists(
             f"pod {spec.namespace}/{spec.name}, uid {spec.uid}, attempt {spec.attempt} exists and differs "
             "from the one asked for; remove it first, or ask for the next attempt"
@@ -111,17 +111,8 @@ class Pods:
         return wanted.id
 
     def _same(self, spec: PodSpec) -> PodRecord | None:
-        key = (spec.name, spec.namespace, spec.uid, spec.attempt)
-        for record in self._node.ledger.all_pods():
-            known = record.spec
-            if (
-                known.name,
-                known.namespace,
-                known.uid,
-                known.attempt,
-            ) == key and record.phase in SHOWN_PODS:
-                return record
-        return None
+        shown = [item for item in self._node.ledger.pods_like(spec) if item.phase in SHOWN_PODS]
+        return shown[0] if shown else None
 
     async def _undo(self, spec: PodSpec) -> None:
         """Remove what a failed run left, even while being cancelled; the janitor does the rest."""
