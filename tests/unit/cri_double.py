@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 
-from orlop.cri.backend import RegistryAuth
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.images.model import FsInfo, Image, ImageConfigOci, PullProgress, RegistryAuth
 from orlop.pods.records import (
     ContainerFilter,
     ContainerPhase,
@@ -239,32 +239,12 @@ class MemoryPods:
         return "no CNI configuration"
 
 
-class ImageConfig(msgspec.Struct, frozen=True):
-    user: str = ""
-
-
-class Image(msgspec.Struct, frozen=True):
-    id: str
-    repo_tags: tuple[str, ...]
-    repo_digests: tuple[str, ...]
-    size: int
-    config: ImageConfig
-    pinned: bool = False
-
-
-class Usage(NamedTuple):
-    mountpoint: str
-    used_bytes: int
-    inodes: int
-    timestamp: int
-
-
 IMAGE = Image(
     id="sha256:" + "a" * 64,
     repo_tags=("docker.io/library/busybox:1.36", "docker.io/library/busybox:latest"),
     repo_digests=("docker.io/library/busybox@sha256:" + "b" * 64,),
     size=4_000_000,
-    config=ImageConfig(user="1002:50"),
+    config=ImageConfigOci(user="1002:50"),
 )
 
 
@@ -275,6 +255,10 @@ class MemoryImages:
     known: dict[str, Image] = field(default_factory=dict)
     pulls: list[tuple[str, RegistryAuth | None]] = field(default_factory=list)
     error: OrlopError | None = None
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
 
     def list(self) -> Sequence[Image]:
         return list(self.known.values())
@@ -284,8 +268,16 @@ class MemoryImages:
             reference = IMAGE.id
         return self.known.get(reference)
 
-    async def pull(self, reference: str, auth: RegistryAuth | None = None) -> Image:
+    async def pull(
+        self,
+        reference: str,
+        auth: RegistryAuth | None = None,
+        progress: Callable[[PullProgress], None] | None = None,
+    ) -> Image:
         self.pulls.append((reference, auth))
+        if progress is not None:
+            progress(PullProgress(reference=reference, total_bytes=100, read_bytes=40))
+        await self.gate.wait()
         if self.error is not None:
             raise self.error
         self.known[IMAGE.id] = IMAGE
@@ -294,8 +286,8 @@ class MemoryImages:
     async def remove(self, reference: str) -> None:
         self.known.clear()
 
-    async def fs_info(self) -> Usage:
-        return Usage("/var/lib/orlop/images", 10, 2, NOW)
+    async def fs_info(self) -> FsInfo:
+        return FsInfo(mountpoint="/var/lib/orlop/images", used_bytes=10, inodes=2, timestamp=NOW)
 
 
 class Urls:

@@ -372,6 +372,22 @@ async def test_images(world: World) -> None:
             await service.pull_image(pb.PullImageRequest(image=bad))
 
 
+async def test_verbose_status_shows_pulls_under_way(world: World) -> None:
+    async def shown() -> object:
+        status = await world.client.runtime.status(pb.StatusRequest(verbose=True))
+        return json.loads(status.info["pulls"])
+
+    assert await shown() == []
+    world.images.gate.clear()
+    request = pb.PullImageRequest(image=pb.ImageSpec(image="busybox"))
+    pull = asyncio.ensure_future(world.client.images.pull_image(request))
+    await until(lambda: world.images.pulls)
+    assert await shown() == [{"reference": "busybox", "done": 40, "total": 100}]
+    world.images.gate.set()
+    await pull
+    assert await shown() == []
+
+
 async def test_updates(world: World) -> None:
     runtime = world.client.runtime
     await runtime.update_container_resources(

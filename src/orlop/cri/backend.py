@@ -5,12 +5,11 @@ These Protocols are all that this room knows of them. Everything raises :mod:`or
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import msgspec
-
+from orlop.images.model import FsInfo, Image, PullProgress, RegistryAuth
 from orlop.pods.records import (
     ContainerFilter,
     ContainerRecord,
@@ -174,84 +173,6 @@ class Metrics(Protocol):
         ...
 
 
-class ImageConfig(Protocol):
-    """What an image says about how to run it, as far as CRI shows it."""
-
-    @property
-    def user(self) -> str:
-        """``user``, ``uid``, ``user:group`` or ``uid:gid``; "" for root."""
-        ...
-
-
-class Image(Protocol):
-    """An image that was pulled."""
-
-    @property
-    def id(self) -> str:
-        """``sha256:`` and the digest of its configuration."""
-        ...
-
-    @property
-    def repo_tags(self) -> tuple[str, ...]:
-        """Full names with tags."""
-        ...
-
-    @property
-    def repo_digests(self) -> tuple[str, ...]:
-        """Full names with digests."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        ...
-
-    @property
-    def pinned(self) -> bool:
-        """Whether garbage collection must leave it."""
-        ...
-
-    @property
-    def config(self) -> ImageConfig:
-        """Its configuration."""
-        ...
-
-
-class Usage(Protocol):
-    """Space taken by images."""
-
-    @property
-    def mountpoint(self) -> str:
-        """A path on the file system meant."""
-        ...
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes in use by images."""
-        ...
-
-    @property
-    def inodes(self) -> int:
-        """Inodes in use by images."""
-        ...
-
-    @property
-    def timestamp(self) -> int:
-        """When it was measured, ns since the epoch."""
-        ...
-
-
-class RegistryAuth(msgspec.Struct, frozen=True, kw_only=True):
-    """What to show to a registry; empty fields were not given."""
-
-    username: str = ""
-    password: str = ""
-    auth: str = ""
-    server_address: str = ""
-    identity_token: str = ""
-    registry_token: str = ""
-
-
 class Images(Protocol):
     """The image store."""
 
@@ -263,14 +184,19 @@ class Images(Protocol):
         """The image of that reference or id, if it is here."""
         ...
 
-    async def pull(self, reference: str, auth: RegistryAuth | None = None) -> Image:
-        """Fetch an image."""
+    async def pull(
+        self,
+        reference: str,
+        auth: RegistryAuth | None = None,
+        progress: Callable[[PullProgress], None] | None = None,
+    ) -> Image:
+        """Fetch an image; ``progress`` is told how far it is, some times a second."""
         ...
 
     async def remove(self, reference: str) -> None:
         """Remove an image and all of its names. Idempotent."""
         ...
 
-    async def fs_info(self) -> Usage:
+    async def fs_info(self) -> FsInfo:
         """Space taken by images."""
         ...

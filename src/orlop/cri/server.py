@@ -15,7 +15,7 @@ from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.cri.backend import Images, Metrics, Pods, Streaming
 from orlop.cri.rpc import Router
 from orlop.cri.services.containers import ContainerCalls
-from orlop.cri.services.images import ImageCalls
+from orlop.cri.services.images import ImageCalls, Pulls
 from orlop.cri.services.node import NodeCalls
 from orlop.cri.services.pods import PodCalls
 from orlop.cri.services.statistics import StatisticsCalls
@@ -57,17 +57,18 @@ class CriServer:
         self._path = Path(config.socket)
         self._router = Router(metrics)
         self._server: aio.Server | None = None
+        pulls = Pulls()
         services = pb.DESCRIPTOR.services_by_name
         self._handlers = (
             self._router.handler(
                 services["RuntimeService"],
-                NodeCalls(config, pods),
+                NodeCalls(config, pods, pulls),
                 PodCalls(pods, images),
                 ContainerCalls(pods, images),
                 StreamCalls(pods, streaming),
                 StatisticsCalls(pods, images),
             ),
-            self._router.handler(services["ImageService"], ImageCalls(images, pods)),
+            self._router.handler(services["ImageService"], ImageCalls(images, pods, pulls)),
         )
 
     async def start(self) -> None:

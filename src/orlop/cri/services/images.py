@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 
 from orlop.cri import validate, verbose
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.backend import Image, Images, Pods
+from orlop.cri.backend import Images, Pods
 from orlop.cri.translate import image
 from orlop.cri.translate.entries import framed, paged
 from orlop.cri.translate.stats import filesystem_usage
 from orlop.errors import InvalidArgument
+from orlop.images.model import Image, PullProgress
+
+
+class Pulls:
+    """The pulls under way, for people who wait: verbose Status shows them."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, tuple[str, PullProgress]] = {}
+        self._count = 0
+
+    @contextmanager
+    def watched(self, reference: str) -> Iterator[Callable[[PullProgress], None]]:
+        """Around one pull; yields who is to be told how far it is."""
+        self._count += 1
+        key = self._count
+
+        def tell(progress: PullProgress) -> None:
+            self._states[key] = reference, progress
+
+        tell(PullProgress(reference=reference))
+        try:
+            yield tell
+        finally:
+            del self._states[key]
+
+    def shown(self) -> list[dict[str, object]]:
+        """Each pull by the reference that was asked for, with bytes done and in all (0: not known)."""
+        return [
+            {"reference": reference, "done": state.read_bytes, "total": state.total_bytes}
+            for reference, state in self._states.values()
+        ]
 
 
 class ImageCalls:
     """The ImageService."""
 
-    def __init__(self, images: Images, pods: Pods) -> None:
+    def __init__(self, images: Images, pods: Pods, pulls: Pulls) -> None:
         self._images = images
         self._pods = pods
+        self._pulls = pulls
 
     async def list_images(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
         """The images that match."""
@@ -46,7 +79,9 @@ class ImageCalls:
         if handler and handler not in {item.name for item in await self._pods.handlers()}:
             raise InvalidArgument(f"image.runtime_handler {validate.excerpt(handler)} does not exist")
         auth = image.credentials(request.auth) if request.HasField("auth") else None
-        return pb.PullImageResponse(image_ref=(await self._images.pull(wanted, auth)).id)
+        with self._pulls.watched(request.image.image) as tell:
+            pulled = await self._images.pull(wanted, auth, tell)
+        return pb.PullImageResponse(image_ref=pulled.id)
 
     async def remove_image(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
         """Remove an image and all of its names; one that is not here is removed."""

@@ -12,6 +12,7 @@ from orlop.config import Config
 from orlop.cri import validate, verbose
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.cri.backend import Pods
+from orlop.cri.services.images import Pulls
 from orlop.errors import InvalidArgument
 from orlop.pods.records import Handler
 
@@ -28,9 +29,10 @@ _DRIVERS = {"cgroupfs": pb.CGROUPFS, "systemd": pb.SYSTEMD}
 class NodeCalls:
     """Version, Status, RuntimeConfig, UpdateRuntimeConfig."""
 
-    def __init__(self, config: Config, pods: Pods) -> None:
+    def __init__(self, config: Config, pods: Pods, pulls: Pulls) -> None:
         self._config = config
         self._pods = pods
+        self._pulls = pulls
 
     async def version(self, request: pb.VersionRequest) -> pb.VersionResponse:
         """Who we are."""
@@ -64,6 +66,7 @@ class NodeCalls:
             response.info["handlers"] = verbose.text(
                 {item.name: {"ready": not item.reason, "reason": item.reason} for item in handlers}
             )
+            response.info["pulls"] = verbose.text(self._pulls.shown())
         return response
 
     def _offered(self, handlers: tuple[Handler, ...]) -> list[Handler]:

@@ -6,7 +6,7 @@ import msgspec
 
 from orlop.cri import validate
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.backend import Image, RegistryAuth
+from orlop.images.model import Image, RegistryAuth
 
 
 def reference(spec: pb.ImageSpec) -> str:
@@ -46,4 +46,4 @@ def image(value: Image) -> pb.Image:
 
 def info(value: Image) -> dict[str, object]:
     """For verbose status: the OCI image configuration."""
-    return {"imageSpec": {"config": msgspec.to_builtins(value.config)}}
+    return {"imageSpec": {"config": msgspec.to_builtins(value.config)}, "layers": len(value.layers)}
