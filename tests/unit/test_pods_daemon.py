@@ -8,8 +8,10 @@ import logging
 import os
 import socket
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from orlop import daemon, tracing
@@ -137,3 +139,40 @@ def test_spans_cost_nothing_when_off(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "orlop.tracing"), tracing.span("sandbox.run", pod="abc"):
         pass
     assert "sandbox.run pod=abc" in caplog.text
+
+
+async def test_spans_reach_a_collector(tmp_path: Path) -> None:
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as messages
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as services
+
+    got: list[messages.ExportTraceServiceRequest] = []
+
+    class Collector(services.TraceServiceServicer):
+        def Export(self, request: messages.ExportTraceServiceRequest, context: object) -> object:  # noqa: N802
+            got.append(request)
+            return messages.ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    services.add_TraceServiceServicer_to_server(Collector(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    tracing.configure(f"http://127.0.0.1:{port}")
+    try:
+        service, _ = make_service(tmp_path, World())
+        await service.open()
+        with RpcMetrics().rpc("RunPodSandbox"):
+            await service.run_pod(pod_spec())
+        await service.close()
+    finally:
+        await asyncio.to_thread(tracing.shutdown)
+        server.stop(None).wait()
+    spans = {
+        span.name: span
+        for request in got
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    }
+    root = spans["cri.RunPodSandbox"]
+    assert {spans[name].parent_span_id for name in ("pods.record", "sandbox.run")} == {root.span_id}
+    assert {span.trace_id for span in spans.values()} == {root.trace_id}
