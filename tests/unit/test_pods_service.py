@@ -22,7 +22,7 @@ from orlop.pods.execs import OUTPUT_LIMIT
 from orlop.pods.records import ContainerFilter, ContainerPhase, EventKind, PodFilter, PodPhase
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.pods.service import PodService
-from orlop.sandbox.spec import NamespaceMode, Namespaces, Resources
+from orlop.sandbox.spec import NamespaceMode, Namespaces, Resources, UserIds
 from tests.unit.pods_double import DoubleImages, World, make_service, pod_spec
 
 
@@ -310,7 +310,7 @@ async def test_a_container_is_resolved(service: PodService, tmp_path: Path) -> N
                 MountRequest(container_path="/v", host_path=str(tmp_path / "link")),
                 MountRequest(container_path="/i", image="busybox", image_sub_path="bin"),
             ),
-            security=SecurityRequest(user_id=1, group_id=2, supplemental_groups=(3,)),
+            security=SecurityRequest(user_id=1, group_id=2, supplemental_groups=(3,), strict_groups=True),
         )
     )
     record = service.container(container_id)
@@ -321,7 +321,7 @@ async def test_a_container_is_resolved(service: PodService, tmp_path: Path) -> N
     assert spec.log_path == str(tmp_path / "logs/main/0.log") and (tmp_path / "logs").is_dir()
     assert spec.mounts[0].host_path == str(tmp_path / "real")
     assert spec.mounts[1].image is not None and spec.mounts[1].image.sub_path == "bin"
-    assert record.user is not None and (record.user.uid, record.user.gid) == (1, 2)
+    assert record.user == UserIds(uid=1, gid=2, groups=(2, 3))
     for bad, error in (
         ({"image": "nothing"}, NotFound),
         ({"mounts": (MountRequest(container_path="/v", host_path=str(tmp_path / "none")),)}, NotFound),

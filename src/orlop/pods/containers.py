@@ -94,13 +94,15 @@ class Containers:
             with tracing.span("pods.record", container=container_id):
                 await node.ledger.put_container(record)
             with tracing.span("sandbox.create", container=container_id):
-                await sandbox.create(record.spec)
+                user = await sandbox.create(record.spec)
             if (current := node.ledger.find_pod(pod.id)) is None or not current.ready:
                 raise FailedPrecondition(
                     f"pod {pod.spec.namespace}/{pod.spec.name} was stopped while container {request.name} "
                     "was being made"
                 )
-            await node.ledger.put_container(msgspec.structs.replace(record, phase=ContainerPhase.CREATED))
+            await node.ledger.put_container(
+                msgspec.structs.replace(record, phase=ContainerPhase.CREATED, user=user or record.user)
+            )
         except BaseException:
             await self._undo(container_id, sandbox)
             raise

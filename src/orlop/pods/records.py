@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from orlop.sandbox.spec import ContainerSpec, ContainerStats, PodSpec, PodStats, Resources, Value
+from orlop.sandbox.spec import ContainerSpec, ContainerStats, PodSpec, PodStats, Resources, UserIds, Value
 
 REASON_COMPLETED = "Completed"
 REASON_ERROR = "Error"
@@ -87,14 +87,6 @@ class PodRecord(Value, frozen=True):
     def ready(self) -> bool:
         """Whether the pod runs (CRI ``SANDBOX_READY``)."""
         return self.phase is PodPhase.READY
-
-
-class UserIds(Value, frozen=True):
-    """Who a container's first process runs as."""
-
-    uid: int
-    gid: int = 0
-    groups: tuple[int, ...] = ()
 
 
 class ContainerRecord(Value, frozen=True):

@@ -16,9 +16,8 @@ from pathlib import Path
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.pods import capabilities
 from orlop.pods.ports import ImageConfigLike, ImageLike
-from orlop.pods.records import UserIds
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
-from orlop.sandbox.spec import ContainerSpec, ImageVolume, Mount, NamespaceMode, PodSpec, Security
+from orlop.sandbox.spec import ContainerSpec, ImageVolume, Mount, NamespaceMode, PodSpec, Security, UserIds
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -146,11 +145,12 @@ def _user(request: SecurityRequest, config: ImageConfigLike) -> tuple[str, str]:
 
 
 def known_user(security_context: Security) -> UserIds | None:
-    """The ids that a container runs as, where the request alone says them."""
-    user, group = security_context.user or "0", security_context.group or "0"
-    if not (user.isdecimal() and group.isdecimal()):
+    """The ids that a container runs as, where the request alone says them: no file of the image matters."""
+    user, group = security_context.user or "0", security_context.group
+    if not (security_context.strict_groups and user.isdecimal() and group.isdecimal()):
         return None
-    return UserIds(uid=int(user), gid=int(group), groups=security_context.supplemental_groups)
+    groups = sorted({int(group), *security_context.supplemental_groups})
+    return UserIds(uid=int(user), gid=int(group), groups=tuple(groups))
 
 
 def log_path(pod: PodSpec, request: ContainerRequest) -> str:

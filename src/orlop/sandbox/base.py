@@ -22,6 +22,7 @@ from orlop.sandbox.spec import (
     PodSpec,
     PodStats,
     Resources,
+    UserIds,
     Value,
 )
 
@@ -112,9 +113,10 @@ class Sandbox(Protocol):
         """Return when the sandbox is no more, with the reason ("" if it was asked to stop)."""
         ...
 
-    async def create(self, spec: ContainerSpec) -> None:
+    async def create(self, spec: ContainerSpec) -> UserIds | None:
         """Make the container ready to start. Checks what can be checked before: a missing
-        executable, an unknown user or an unreadable volume fail here or in :meth:`start`."""
+        executable, an unknown user or an unreadable volume fail here or in :meth:`start`.
+        Returns who it will run as, where that is known by now."""
         ...
 
     async def start(self, container_id: str) -> int:

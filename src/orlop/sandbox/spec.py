@@ -219,6 +219,14 @@ class ContainerSpec(Value, frozen=True):
     annotations: dict[str, str] = {}
 
 
+class UserIds(Value, frozen=True):
+    """Who a container's first process runs as; ``groups`` as id(1) has them, the primary one included."""
+
+    uid: int
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+
+
 class ExecSpec(Value, frozen=True):
     """A further process in a running container; it inherits the container's env, cwd and security."""
 
