@@ -32,6 +32,8 @@ _KERNEL_ARGUMENTS = (
     "random.trust_cpu=on",
     "cgroup_no_v1=all",
     "psi=1",
+    # Memory that could be plugged above 4 GiB would reserve 64 MiB of bounce buffers that no device needs.
+    "swiotlb=noforce",
     # Plugged memory is used at once; most of it such that it can be taken away again.
     "memhp_default_state=online",
     "memory_hotplug.online_policy=auto-movable",

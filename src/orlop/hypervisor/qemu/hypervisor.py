@@ -74,7 +74,7 @@ class QemuHypervisor:
             disk_formats=(DiskFormat.RAW, DiskFormat.VMDK),
             grow_memory=True,
             shrink_memory=True,
-            add_vcpus=True,
+            add_vcpus=self._finding is not None and self._finding.accelerator.kind == "kvm",
         )
 
     @property
@@ -231,7 +231,8 @@ class QemuHypervisor:
             cpu=finding.cpu,
             memory=memory,
             vcpus=shape.vcpus,
-            max_vcpus=self._config.max_vcpus,
+            # QEMU's emulator aborts when a processor is plugged after its code buffer was used up.
+            max_vcpus=shape.vcpus if finding.accelerator.kind == "tcg" else self._config.max_vcpus,
             image=self._guest.image,
             share=share,
             sockets=sockets,

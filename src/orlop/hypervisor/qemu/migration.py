@@ -46,6 +46,7 @@ async def load(machine: QemuMachine, descriptor: int, *, timeout: float) -> None
     await monitor.execute("migrate-incoming", {"uri": f"fd:{descriptor}"})
     if await _outcome(machine, timeout) != "completed":
         raise DataLoss(f"the machine {machine.directory.name} does not accept the template's state")
+    await monitor.execute("cont")
 
 
 async def _outcome(machine: QemuMachine, timeout: float) -> str:
