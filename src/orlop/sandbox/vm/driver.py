@@ -34,7 +34,7 @@ from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec
 from orlop.sandbox.vm import translate
 from orlop.sandbox.vm.checks import check_pod
 from orlop.sandbox.vm.clone import TAP, Clone, Cloner, netns_of
-from orlop.sandbox.vm.files import PodFile, PodFiles, owned_vms
+from orlop.sandbox.vm.files import PodFile, PodFiles, owned_vms, pods_on_disk
 from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.pool import Pool
 from orlop.sandbox.vm.sandbox import VmSandbox
@@ -167,6 +167,10 @@ class VmDriver:
         if sandbox is not None:
             await sandbox.stop()
         await self._clean_up(pod_id)
+
+    async def traces(self) -> list[str]:
+        """See ``SandboxDriver``."""
+        return await asyncio.to_thread(pods_on_disk, self._config.state_dir)
 
     def _opened(self) -> tuple[Cloner, Pool]:
         if self._cloner is None or self._pool is None:

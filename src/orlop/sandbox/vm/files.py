@@ -107,6 +107,12 @@ def directory(state: Path) -> Path:
     return state / "vm-pods"
 
 
+def pods_on_disk(state: Path) -> list[str]:
+    """Ids of the pods that have a directory."""
+    place = directory(state)
+    return sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+
+
 def owned_vms(state: Path) -> set[str]:
     """Ids of the VMs that belong to a pod."""
     owned = set()

@@ -28,6 +28,7 @@ from orlop.sandbox.spec import (
     PodSpec,
     PodStats,
     Resources,
+    UserIds,
 )
 from orlop.sandbox.vm import statistics, translate
 from orlop.sandbox.vm.checks import check_container
@@ -135,7 +136,7 @@ class VmSandbox:
         """See ``Sandbox``."""
         return await asyncio.shield(self._gone)
 
-    async def create(self, spec: ContainerSpec) -> None:
+    async def create(self, spec: ContainerSpec) -> UserIds:
         """See ``Sandbox``."""
         check_container(spec, self._containers)
         self._check_alive()
@@ -162,21 +163,20 @@ class VmSandbox:
             )
             container.held = _with_disks(plan, self._plugs, plugged)
             self._files.write_container(await container.remember_log())
-            await self._agent.call(Create(container=message), _STEP_TIMEOUT)
+            made = await self._agent.call(Create(container=message), _STEP_TIMEOUT)
         except BaseException:
             await threads.finish(asyncio.ensure_future(self._undo_create(container)))
             raise
         container.pump()
+        return UserIds(uid=made.uid, gid=made.gid, groups=made.groups)
 
     async def start(self, container_id: str) -> int:
         """See ``Sandbox``."""
         container = self._container(container_id)
-        container.running = True
-        try:
-            await self._agent.call(Start(id=container_id), _STEP_TIMEOUT)
-        except BaseException:
-            container.running = False
-            raise
+        if container.running or container.exited.done():
+            raise FailedPrecondition(f"container {container_id} was started before")
+        await self._agent.call(Start(id=container_id), _STEP_TIMEOUT)
+        container.running = not container.exited.done()
         return time.time_ns()
 
     async def wait_container(self, container_id: str) -> ExitStatus:
