@@ -1,0 +1,174 @@
+"""Root file systems on the host, for pods that run without a VM: EROFS layers under an overlay.
+
+The layers are mounted only while the overlay is put together; it keeps them alive by itself, so that a
+container has one mount, and one unmount takes all of it away. The size of the writable layer is not
+limited here: overlayfs has no quota of its own, and the file system below may have none either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
+from orlop.host import mounts, process
+from orlop.host import syscalls as sys
+
+MAX_LINKS = 40
+
+_BELOW = "layers"
+
+
+async def mount_rootfs(layers: Sequence[str], directory: Path) -> Path:
+    """A writable root file system of ``layers``, bottom first, at ``directory/rootfs``. Idempotent.
+
+    What is written stands in ``directory/upper``. Raises NotFound for a layer that is gone,
+    FailedPrecondition when the kernel cannot mount them.
+    """
+    return await _mount(layers, directory, writable=True)
+
+
+async def mount_image(layers: Sequence[str], directory: Path, sub_path: str = "") -> Path:
+    """An image as a read-only volume; returns the path of ``sub_path`` in it. Idempotent.
+
+    Symbolic links on the way are followed inside the image only. Raises NotFound when there is no
+    such path, InvalidArgument when it leads out of the image.
+    """
+    root = await _mount(layers, directory, writable=False)
+    return await asyncio.to_thread(resolve_in, root, sub_path)
+
+
+async def unmount_rootfs(directory: Path) -> None:
+    """Undo either of the above and remove ``directory`` with all that was written. Idempotent."""
+    await asyncio.to_thread(_unmount, directory)
+
+
+async def usage(directory: Path) -> tuple[int, int]:
+    """Bytes and inodes that a container has written."""
+    return await asyncio.to_thread(_usage, directory / "upper")
+
+
+async def _mount(layers: Sequence[str], directory: Path, *, writable: bool) -> Path:
+    target = directory / "rootfs"
+    if not layers:
+        raise InvalidArgument(f"{directory} is to be mounted without layers")
+    if await asyncio.to_thread(mounts.is_mounted, target):
+        return target
+    points = [directory / _BELOW / str(number) for number in range(len(layers))]
+    try:
+        for path in (target, *points, *((directory / "upper", directory / "work") if writable else ())):
+            path.mkdir(parents=True, exist_ok=True)
+        for layer, point in zip(layers, points, strict=True):
+            await _mount_layer(layer, point)
+        await asyncio.to_thread(_overlay, points, directory, target, writable)
+    except OSError as error:
+        raise FailedPrecondition(f"the layers for {directory} cannot be mounted: {error.strerror}") from error
+    finally:
+        await asyncio.to_thread(_drop_points, points)
+    return target
+
+
+async def _mount_layer(layer: str, point: Path) -> None:
+    if not await asyncio.to_thread(Path(layer).exists):
+        raise NotFound(f"the layer {layer} is gone; pull the image again")
+    try:
+        await asyncio.to_thread(mounts.mount, layer, point, "erofs", flags=sys.MS_RDONLY)
+    except OSError as error:
+        if error.errno not in (errno.ENOTBLK, errno.EINVAL, errno.EACCES):
+            raise
+        # A kernel before 6.12 mounts no plain files: through a loop device then, which mount(8) sets up.
+        await process.run(["mount", "-t", "erofs", "-o", "loop,ro", layer, point])
+
+
+def _overlay(points: Sequence[Path], directory: Path, target: Path, writable: bool) -> None:
+    if len(points) == 1 and not writable:
+        mounts.bind(points[0], target, read_only=True)
+        return
+    with ExitStack() as stack:
+
+        def short(path: Path) -> str:
+            # A mount's options must fit one page, and a path may hold the separators ',' and ':'.
+            descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            return f"/proc/self/fd/{descriptor}"
+
+        # Overlayfs counts from the top.
+        options = "lowerdir=" + ":".join(short(point) for point in reversed(points))
+        if writable:
+            options += f",upperdir={short(directory / 'upper')},workdir={short(directory / 'work')}"
+        mounts.mount("overlay", target, "overlay", flags=0 if writable else sys.MS_RDONLY, options=options)
+
+
+def _drop_points(points: Sequence[Path]) -> None:
+    for point in points:
+        mounts.unmount(point)
+        with suppress(FileNotFoundError):
+            point.rmdir()
+    if points:
+        with suppress(OSError):
+            points[0].parent.rmdir()
+
+
+def _unmount(directory: Path) -> None:
+    mounts.unmount_below(directory)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(directory)
+
+
+def _usage(upper: Path) -> tuple[int, int]:
+    used = count = 0
+    seen: set[int] = set()
+    stack = [os.fspath(upper)]
+    while stack:
+        try:
+            entries = list(os.scandir(stack.pop()))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                found = entry.stat(follow_symlinks=False)
+                if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+                    if found.st_ino in seen:
+                        continue
+                    seen.add(found.st_ino)
+                used += found.st_blocks * 512
+                count += 1
+                if stat.S_ISDIR(found.st_mode):
+                    stack.append(entry.path)
+    return used, count
+
+
+def resolve_in(root: Path, path: str) -> Path:
+    """Follow ``path`` below ``root``, symbolic links included, as if ``root`` were the root directory."""
+    parts: list[str] = []
+    todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    if ".." in todo:
+        raise InvalidArgument(f"the path {path!r} in an image leads out of it")
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            parts = parts[:-1]
+            continue
+        here = root.joinpath(*parts, part)
+        try:
+            found = here.lstat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound(f"the image has no {path!r}") from error
+        if not stat.S_ISLNK(found.st_mode):
+            parts.append(part)
+            continue
+        links += 1
+        if links > MAX_LINKS:
+            raise InvalidArgument(f"the path {path!r} in an image leads through too many symbolic links")
+        link = os.fspath(here.readlink())
+        if link.startswith("/"):
+            parts = []
+        todo.extend(p for p in reversed(link.split("/")) if p not in ("", "."))
+    return root.joinpath(*parts)

@@ -1,0 +1,142 @@
+"""Volumes from the host, as bind mounts below the one directory that a VM's 9p device serves.
+
+The guest may write into that directory, so nothing in it is believed: mount points are made here and
+nothing there is followed. Names come from the caller alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError, PermissionDenied
+from orlop.host import mounts
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
+_PROPAGATION: dict[str, mounts.Propagation] = {"private": "private", "rslave": "rslave"}
+
+
+class HostMount(Protocol):
+    """What is asked for; see ``Mount`` in the values of the sandbox room."""
+
+    @property
+    def host_path(self) -> str:
+        """An absolute path on the host; a symbolic link is followed."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the mount itself is read-only."""
+
+    @property
+    def recursive_read_only(self) -> bool:
+        """Whether all mounts below it are, too."""
+
+    @property
+    def propagation(self) -> str:
+        """ "private", or "rslave": mounts made later on the host below ``host_path`` appear."""
+
+
+class Share:
+    """The volumes below ``directory``. All methods may be repeated, also by a later daemon."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def add(self, mount: HostMount, key: str) -> str:
+        """Show a path of the host as ``key``; returns its path relative to the share's directory.
+
+        Raises NotFound when the path does not exist (CRI: a missing host path is an error),
+        FailedPrecondition for a propagation that cannot cross into a VM or a kernel that cannot make
+        mounts recursively read-only.
+        """
+        _check_key(key)
+        await asyncio.to_thread(self._add, mount, key)
+        return key
+
+    async def remove(self, key: str) -> None:
+        """Take a volume away. Idempotent; what the host has below the path is never touched."""
+        _check_key(key)
+        await asyncio.to_thread(self._remove, self._directory / key)
+
+    async def release_all(self) -> None:
+        """Take all volumes away. Idempotent."""
+        await asyncio.to_thread(self._release_all)
+
+    def _add(self, mount: HostMount, key: str) -> None:
+        source, target = mount.host_path, self._directory / key
+        propagation = _PROPAGATION.get(str(mount.propagation))
+        if propagation is None:
+            raise FailedPrecondition(
+                f"volume {source}: mounts made in a VM cannot appear on the host "
+                f"(propagation {mount.propagation})"
+            )
+        if mounts.is_mounted(target):
+            return
+        try:
+            directory = stat.S_ISDIR(Path(source).stat().st_mode)
+        except OSError as error:
+            raise _unusable(source, error) from error
+        self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._remove(target)
+        try:
+            _make_point(target, directory=directory)
+            # The target's last component is not followed, were the guest to put a link there just now.
+            mounts.bind(
+                source,
+                target,
+                read_only=mount.read_only,
+                recursive=True,
+                recursive_read_only=mount.recursive_read_only,
+                propagation=propagation,
+            )
+        except OSError as error:
+            self._remove(target)
+            raise _unusable(source, error) from error
+
+    def _remove(self, target: Path) -> None:
+        mounts.unmount(target)
+        _remove_point(target)
+
+    def _release_all(self) -> None:
+        mounts.unmount_below(self._directory)
+        with suppress(FileNotFoundError):
+            # Only empty mount points go. Were a mount still there, rmdir and unlink would refuse.
+            for path in list(self._directory.iterdir()):
+                _remove_point(path)
+
+
+def _make_point(target: Path, *, directory: bool) -> None:
+    if directory:
+        target.mkdir(mode=0o700)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+
+def _remove_point(target: Path) -> None:
+    try:
+        if stat.S_ISDIR(target.lstat().st_mode):
+            target.rmdir()
+        else:
+            target.unlink()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
+            raise
+
+
+def _check_key(key: str) -> None:
+    if not _KEY.fullmatch(key):
+        raise InvalidArgument(f"{key!r} cannot be the name of a volume")
+
+
+def _unusable(source: str, error: OSError) -> OrlopError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return NotFound(f"volume {source}: no such path on the host")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PermissionDenied(f"volume {source}: {error.strerror}")
+    return FailedPrecondition(f"volume {source} cannot be mounted: {error.strerror}")
