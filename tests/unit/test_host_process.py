@@ -97,3 +97,32 @@ async def test_own_start_time_is_read_despite_odd_names() -> None:
     done = await process.run([sys.executable, "-c", script + "; import time; time.sleep(0)"])
     assert b"a) R 1 (b" in done.stdout
     assert process.process_start_time(os.getpid()) > 0
+
+
+_OUTLIVES = """
+import asyncio, sys
+from orlop.host import process
+
+async def main() -> None:
+    child = await process.spawn_detached(["sleep", "60"])
+    print(child.pid, child.start_time)
+
+asyncio.run(main())
+"""
+
+
+async def test_detached_child_outlives_loop_and_process() -> None:
+    done = await process.run([sys.executable, "-c", _OUTLIVES], env=dict(os.environ))
+    pid, start_time = (int(word) for word in done.stdout.split())
+    assert process.pid_alive(pid, start_time)
+    await process.kill_pid(pid, start_time)
+    assert not process.pid_alive(pid, start_time)
+
+
+async def test_detached_child_is_reaped_by_its_owner() -> None:
+    child = await process.spawn_detached(["sh", "-c", "exit 3"])
+    assert await child.wait() == 3
+    assert await child.wait() == 3
+    assert child.returncode == 3
+    with pytest.raises(NotFound, match="no-such-program"):
+        await process.spawn_detached(["no-such-program"])

@@ -1,8 +1,8 @@
 """Child processes: the one door through which anything is run.
 
-:func:`run` is for a tool that ends soon; :func:`spawn` for a child that may outlive the daemon
-(QEMU, conmon). Such a child is found again by its pid *and* its start time, so that a reused pid
-is never taken for it.
+:func:`run` is for a tool that ends soon, :func:`spawn` for a child with pipes,
+:func:`spawn_detached` for one that outlives the daemon (QEMU). Such a child is found again by its
+pid *and* its start time, so that a reused pid is never taken for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import errno
 import os
 import signal
+import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
@@ -79,16 +80,13 @@ async def spawn(
     cgroup: Path | None = None,
     netns: Path | None = None,
 ) -> Process:
-    """Start a child and return at once. The caller owns it.
+    """Start a child and return at once. The caller owns it; the end of the event loop kills it.
 
     ``env`` replaces the environment; ``cgroup`` is a cgroup directory that the child is moved
     to; ``netns`` a pinned network namespace that it starts in. Raises NotFound when there is
     no such program.
     """
-    arguments = [os.fspath(argument) for argument in argv]
-    if netns is not None:
-        # setns and exec in the same process: costs one exec, and no thread of ours moves.
-        arguments = ["nsenter", f"--net={netns}", "--", *arguments]
+    arguments = _arguments(argv, netns)
     _watch_by_pidfd()
     try:
         child = await asyncio.create_subprocess_exec(
@@ -102,21 +100,110 @@ async def spawn(
             start_new_session=new_session,
             limit=_CHUNK,
         )
-    except FileNotFoundError as error:
-        if cwd is not None and not Path(cwd).is_dir():
-            raise NotFound(f"{arguments[0]} cannot start in {cwd}: no such directory") from error
-        raise NotFound(f"{arguments[0]} is not installed, or not in PATH") from error
     except OSError as error:
-        raise ProcessFailed(arguments[0], 126, f"cannot be started: {error.strerror}") from error
+        raise _not_started(arguments[0], cwd, error) from error
     if cgroup is not None:
         try:
-            (cgroup / "cgroup.procs").write_text(str(child.pid), encoding="ascii")
+            _join(cgroup, child.pid)
         except OSError as error:
             await _reap(child)
             raise ProcessFailed(
                 arguments[0], 126, f"cannot join cgroup {cgroup}: {error.strerror}"
             ) from error
     return child
+
+
+class Detached:
+    """A child that outlives the daemon: nothing here kills it when it is dropped or the loop ends."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        self.pid = child.pid
+        self.start_time = process_start_time(child.pid)
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status once it is known (negative for a death by signal)."""
+        return self._child.poll()
+
+    async def wait(self) -> int:
+        """Wait for the child's end and reap it; answers any number of times."""
+        while (status := self._child.poll()) is None:
+            await wait_pid(self.pid)
+        return status
+
+
+async def spawn_detached(
+    argv: Sequence[Argument],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Argument | None = None,
+    stdin: Stream = DEVNULL,
+    stdout: Stream = DEVNULL,
+    stderr: Stream = DEVNULL,
+    pass_fds: Sequence[int] = (),
+    new_session: bool = True,
+    cgroup: Path | None = None,
+    netns: Path | None = None,
+) -> Detached:
+    """:func:`spawn` for a child that must outlive the daemon; the same arguments, without pipes.
+
+    A cancellation while it starts kills it. Raises as :func:`spawn` does.
+    """
+    arguments = _arguments(argv, netns)
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            arguments,
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            start_new_session=new_session,
+        )
+
+    starting = asyncio.ensure_future(asyncio.to_thread(start))
+    try:
+        child = Detached(await threads.finish(starting))
+    except asyncio.CancelledError:
+        if not starting.cancelled() and starting.exception() is None:
+            starting.result().kill()
+            starting.result().wait()
+        raise
+    except OSError as error:
+        raise _not_started(arguments[0], cwd, error) from error
+    if cgroup is not None:
+        try:
+            _join(cgroup, child.pid)
+        except OSError as error:
+            await kill_pid(child.pid, child.start_time)
+            await child.wait()
+            raise ProcessFailed(
+                arguments[0], 126, f"cannot join cgroup {cgroup}: {error.strerror}"
+            ) from error
+    return child
+
+
+def _arguments(argv: Sequence[Argument], netns: Path | None) -> list[str]:
+    arguments = [os.fspath(argument) for argument in argv]
+    if netns is not None:
+        # setns and exec in the same process: costs one exec, and no thread of ours moves.
+        arguments = ["nsenter", f"--net={netns}", "--", *arguments]
+    return arguments
+
+
+def _not_started(program: str, cwd: Argument | None, error: OSError) -> OrlopError:
+    if not isinstance(error, FileNotFoundError):
+        return ProcessFailed(program, 126, f"cannot be started: {error.strerror}")
+    if cwd is not None and not Path(cwd).is_dir():
+        return NotFound(f"{program} cannot start in {cwd}: no such directory")
+    return NotFound(f"{program} is not installed, or not in PATH")
+
+
+def _join(cgroup: Path, pid: int) -> None:
+    (cgroup / "cgroup.procs").write_text(str(pid), encoding="ascii")
 
 
 async def run(
