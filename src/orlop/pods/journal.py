@@ -34,6 +34,12 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
+CHECKPOINT_EVERY = 500
+"""Commits after which the log is written back into the file, by the writer when it is idle."""
+
+CHECKPOINT_AT_LAST = 5000
+"""The same, even when it is not idle."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pods (id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS containers (
@@ -116,8 +122,14 @@ class Journal:
             return
         opened.set_result(contents)
         try:
+            commits = 0
             while self._commit_batch(connection):
-                pass
+                commits += 1
+                # The one step that has to wait for the disk (fsync): never before an answer.
+                idle = self._queue.empty()
+                if commits >= (CHECKPOINT_EVERY if idle else CHECKPOINT_AT_LAST):
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                    commits = 0
         finally:
             connection.close()
 
@@ -164,6 +176,7 @@ class Journal:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA wal_autocheckpoint=0")
             connection.execute("PRAGMA cache_size=-256")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA_VERSION:
