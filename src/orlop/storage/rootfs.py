@@ -15,6 +15,9 @@ import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Protocol
+
+import msgspec
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.host import mounts, process
@@ -25,22 +28,61 @@ MAX_LINKS = 40
 _BELOW = "layers"
 
 
-async def mount_rootfs(layers: Sequence[str], directory: Path) -> Path:
+class Mapping(Protocol):
+    """One range of a user namespace."""
+
+    @property
+    def container_id(self) -> int:
+        """The first id inside."""
+
+    @property
+    def host_id(self) -> int:
+        """The first id outside."""
+
+    @property
+    def length(self) -> int:
+        """How many ids follow one another."""
+
+
+class Owners(msgspec.Struct, frozen=True):
+    """Whose the files are, for a container in a user namespace: its file, and its root seen from outside."""
+
+    userns: Path
+    uid: int
+    gid: int
+
+
+def owners(userns: Path, uid_mappings: Sequence[Mapping], gid_mappings: Sequence[Mapping]) -> Owners:
+    """The owners for a user namespace with those mappings. Raises InvalidArgument when root is not mapped."""
+    return Owners(userns, _root(uid_mappings), _root(gid_mappings))
+
+
+def _root(mappings: Sequence[Mapping]) -> int:
+    for mapping in mappings:
+        if mapping.container_id == 0 and mapping.length > 0:
+            return mapping.host_id
+    raise InvalidArgument("the user namespace does not map root")
+
+
+async def mount_rootfs(layers: Sequence[str], directory: Path, *, owned_by: Owners | None = None) -> Path:
     """A writable root file system of ``layers``, bottom first, at ``directory/rootfs``. Idempotent.
 
-    What is written stands in ``directory/upper``. Raises NotFound for a layer that is gone,
+    What is written stands in ``directory/upper``. With ``owned_by`` the files of the image belong to
+    the same users inside that user namespace (Linux 5.19). Raises NotFound for a layer that is gone,
     FailedPrecondition when the kernel cannot mount them.
     """
-    return await _mount(layers, directory, writable=True)
+    return await _mount(layers, directory, writable=True, owned_by=owned_by)
 
 
-async def mount_image(layers: Sequence[str], directory: Path, sub_path: str = "") -> Path:
+async def mount_image(
+    layers: Sequence[str], directory: Path, sub_path: str = "", *, owned_by: Owners | None = None
+) -> Path:
     """An image as a read-only volume; returns the path of ``sub_path`` in it. Idempotent.
 
     Symbolic links on the way are followed inside the image only. Raises NotFound when there is no
     such path, InvalidArgument when it leads out of the image.
     """
-    root = await _mount(layers, directory, writable=False)
+    root = await _mount(layers, directory, writable=False, owned_by=owned_by)
     return await asyncio.to_thread(resolve_in, root, sub_path)
 
 
@@ -54,7 +96,7 @@ async def usage(directory: Path) -> tuple[int, int]:
     return await asyncio.to_thread(_usage, directory / "upper")
 
 
-async def _mount(layers: Sequence[str], directory: Path, *, writable: bool) -> Path:
+async def _mount(layers: Sequence[str], directory: Path, *, writable: bool, owned_by: Owners | None) -> Path:
     target = directory / "rootfs"
     if not layers:
         raise InvalidArgument(f"{directory} is to be mounted without layers")
@@ -66,6 +108,11 @@ async def _mount(layers: Sequence[str], directory: Path, *, writable: bool) -> P
             path.mkdir(parents=True, exist_ok=True)
         for layer, point in zip(layers, points, strict=True):
             await _mount_layer(layer, point)
+            if owned_by is not None:
+                await asyncio.to_thread(_map_owners, point, owned_by.userns)
+        if writable and owned_by is not None:
+            for path in (directory / "upper", directory / "work"):
+                os.chown(path, owned_by.uid, owned_by.gid)
         await asyncio.to_thread(_overlay, points, directory, target, writable)
     except OSError as error:
         raise FailedPrecondition(f"the layers for {directory} cannot be mounted: {error.strerror}") from error
@@ -84,6 +131,17 @@ async def _mount_layer(layer: str, point: Path) -> None:
             raise
         # A kernel before 6.12 mounts no plain files: through a loop device then, which mount(8) sets up.
         await process.run(["mount", "-t", "erofs", "-o", "loop,ro", layer, point])
+
+
+def _map_owners(point: Path, userns: Path) -> None:
+    """Cover a layer's mount with one of itself whose owners are those of the user namespace."""
+    with ExitStack() as stack:
+        namespace = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, namespace)
+        tree = sys.open_tree(point, recursive=False)
+        stack.callback(os.close, tree)
+        sys.mount_setattr(tree, add=sys.MOUNT_ATTR_IDMAP, userns=namespace)
+        sys.move_mount(tree, point)
 
 
 def _overlay(points: Sequence[Path], directory: Path, target: Path, writable: bool) -> None:
