@@ -59,6 +59,10 @@ class Node:
         self.pid = 0
         self._start_time = 0
         self._crictl = os.fspath(tools.cri_tools()[0])
+        # Quick when it is there; the daemon refuses one that belongs to another version of the agent.
+        subprocess.run(
+            [sys.executable, "-m", "orlop.cli.main", "guest", "build"], capture_output=True, check=True
+        )
         privatedaemon.write_files(settings)
 
     def start(self) -> None:

@@ -215,6 +215,8 @@ async def demo_command(handler: str, *, keep: bool) -> int:
     steps = Steps()
     async with contextlib.AsyncExitStack() as stack:
         scratch = await stack.enter_async_context(_scratch(keep))
+        if handler == "vm":
+            await steps.take("guest image found or built", privatedaemon.ensure_guest())
         port = _free_port()
         registry = await steps.take(
             "registry on loopback started",

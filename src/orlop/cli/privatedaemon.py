@@ -23,7 +23,7 @@ from typing import Any
 from orlop.cli.guest import cache_of
 from orlop.cli.problems import CliError
 from orlop.config import Config
-from orlop.errors import OrlopError
+from orlop.errors import NotFound, OrlopError
 from orlop.guestos import build as guestos
 from orlop.host import process
 
@@ -115,6 +115,14 @@ def _guest_section() -> dict[str, str]:
         "initrd": os.fspath(found.initrd),
         "image": os.fspath(found.image),
     }
+
+
+async def ensure_guest() -> None:
+    """Build the guest image of the machine's own configuration unless it is there and fits."""
+    try:
+        guestos.find(Config().vm.guest, cache_of(Config()))
+    except NotFound:
+        await guestos.build(cache_of(Config()))
 
 
 def write_files(settings: Settings) -> Path:
