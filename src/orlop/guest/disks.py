@@ -7,6 +7,7 @@ already; else a scan makes it look. The kernel tells of each new block device by
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -104,17 +105,24 @@ class Disks:
                     syscalls.mount("none", directory, "", syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
 
     def _mount_one(self, device: str, directory: str, disk: Disk, *, writable: bool) -> None:
-        kind, flags, options = (
-            ("ext4", syscalls.MS_NOATIME, "noinit_itable") if writable else ("erofs", syscalls.MS_RDONLY, "")
-        )
-        try:
-            syscalls.mount(device, directory, kind, flags, options)
-        except OSError as error:
-            raise Refused(
-                "failed_precondition",
-                f"cannot mount {kind} of disk {disk.channel}:{disk.target}:{disk.lun} ({device}):"
-                f" {error.strerror}",
-            ) from error
+        kind, flags, options = "erofs", syscalls.MS_RDONLY, ""
+        if writable:
+            kind, flags, options = "ext4", syscalls.MS_NOATIME, "noinit_itable"
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                syscalls.mount(device, directory, kind, flags, options)
+                return
+            except OSError as error:
+                # The node can be there a moment before the disk behind it can be opened.
+                if error.errno == errno.ENXIO and time.monotonic() < deadline:
+                    time.sleep(0.005)
+                    continue
+                raise Refused(
+                    "failed_precondition",
+                    f"cannot mount {kind} of disk {disk.channel}:{disk.target}:{disk.lun} ({device}):"
+                    f" {error.strerror}",
+                ) from error
 
     def _unplug(self, mounted: Mounted) -> list[str]:
         problems = []

@@ -17,6 +17,7 @@ def main() -> None:
     """Be the agent of this VM; never returns while the VM lives."""
     syscalls.set_process_name("orlop-agent")
     system.mount_all()
+    system.hush()
     cgroup.prepare()
     run(os.open(system.port(PORT), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
 

@@ -47,6 +47,12 @@ def mount_all() -> None:
         os.makedirs(directory, 0o755, exist_ok=True)
 
 
+def hush() -> None:
+    """Only what is critical goes to the console, which is slow; crashes are."""
+    with suppress(OSError):
+        paths.write_text("/proc/sys/kernel/printk", "3")
+
+
 class Share:
     """The host's 9p share, mounted when it is first needed: a mounted one cannot be saved."""
 
