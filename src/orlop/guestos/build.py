@@ -62,8 +62,19 @@ async def build(
     """
     say = progress or (lambda line: None)
     sources = pythontree.agent_sources(package)
-    say("asking apt for the versions")
-    chosen = await packages.resolve()
+    chosen = await packages.resolve(say)
+    try:
+        return await _build(cache, sources, chosen, say)
+    except packages.DownloadFailed:
+        # The index is older than what the mirror still has.
+        say("refreshing apt's indexes")
+        await packages.refresh()
+        return await _build(cache, sources, await packages.resolve(say), say)
+
+
+async def _build(
+    cache: Path, sources: dict[str, Path], chosen: packages.PackageSet, say: Progress
+) -> GuestArtifacts:
     manifest = _Manifest(
         recipe=RECIPE,
         agent=await asyncio.to_thread(pythontree.agent_digest, sources),

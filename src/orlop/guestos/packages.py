@@ -7,13 +7,14 @@ mirrors hold. apt-get checks each file against the signed index; nothing runs a 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from orlop.errors import DataLoss, NotFound
+from orlop.errors import DataLoss, NotFound, Unavailable
 from orlop.host import process
 
 _KERNEL_META = "linux-image-amd64"
@@ -30,6 +31,10 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class DownloadFailed(Unavailable):
+    """A package's file is not to be had: no network, or the index is older than the mirror."""
+
+
 class PackageSet(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the guest is made of. ``python`` is "3.11" or a later one; ``kernel`` its release."""
 
@@ -38,8 +43,25 @@ class PackageSet(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str
 
 
-async def resolve() -> PackageSet:
-    """Find the versions that apt offers now. Raises NotFound when it knows one of them not."""
+async def refresh() -> None:
+    """Have apt read its sources' indexes anew. Raises ProcessFailed."""
+    await process.run(["apt-get", "-q", "update"], timeout=_DOWNLOAD_TIMEOUT)
+
+
+async def resolve(say: Callable[[str], None]) -> PackageSet:
+    """Find the versions that apt offers now, after a refresh if it knows one of the packages not.
+
+    Raises NotFound when there are no such packages, or no apt."""
+    say("asking apt for the versions")
+    try:
+        return await _resolve()
+    except NotFound:
+        say("refreshing apt's indexes")
+        await refresh()
+        return await _resolve()
+
+
+async def _resolve() -> PackageSet:
     metas = await _show((_KERNEL_META, _PYTHON_META))
     kernel = _depends_on(metas[_KERNEL_META], r"linux-image-(\d\S*-amd64)")
     python = _depends_on(metas[_PYTHON_META], r"python(3\.\d+)-minimal")
@@ -60,14 +82,17 @@ async def resolve() -> PackageSet:
 async def unpack(packages: Sequence[Package], target: Path, say: Callable[[str], None]) -> None:
     """Download ``packages`` and unpack them into the new directory ``target``.
 
-    Raises DataLoss when a file is not the one the index names, ProcessFailed when apt fails.
+    Raises DownloadFailed, or DataLoss when a file is not the one the index names.
     """
     debs = target.with_name(target.name + ".debs")
     debs.mkdir(parents=True)
     target.mkdir()
     wanted = [f"{package.name}={package.version}" for package in packages]
     say(f"downloading {len(packages)} packages")
-    await process.run(["apt-get", "-q", "download", *wanted], cwd=debs, timeout=_DOWNLOAD_TIMEOUT)
+    try:
+        await process.run(["apt-get", "-q", "download", *wanted], cwd=debs, timeout=_DOWNLOAD_TIMEOUT)
+    except process.ProcessFailed as error:
+        raise DownloadFailed(f"the guest's packages cannot be downloaded: {error}") from error
     for package in packages:
         say(f"unpacking {package.name} {package.version}")
         found = sorted(debs.glob(f"{package.name}_*.deb"))
@@ -82,8 +107,6 @@ async def unpack(packages: Sequence[Package], target: Path, say: Callable[[str],
 
 
 def _sha256(path: Path) -> str:
-    import hashlib
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -98,7 +121,8 @@ async def _show(names: Sequence[str]) -> dict[str, dict[str, str]]:
     missing = [name for name in names if name not in stanzas]
     if missing:
         raise NotFound(
-            f"apt knows no package {', '.join(missing)}: run `apt-get update`, or build on Debian 12 or later"
+            f"apt knows no package {', '.join(missing)}: build on Debian 12 or later, or name your own "
+            "files in vm.guest"
         )
     return stanzas
 

@@ -71,7 +71,10 @@ class Boot(msgspec.Struct, frozen=True):
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that makes up a command line. ``boot`` None means to wait for a saved state."""
+    """Everything that makes up a command line. ``boot`` None means to wait for a saved state.
+
+    ``code_mib`` is what the emulator may keep of translated code: too little, and it translates
+    the same code over and over; all it uses is memory that a clone does not share."""
 
     program: str
     name: str
@@ -86,6 +89,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     sockets: Sockets
     network: Network
     boot: Boot | None = None
+    code_mib: int = 0
 
 
 def render(arguments: Arguments) -> list[str]:
@@ -115,6 +119,7 @@ def machine_key(arguments: Arguments) -> str:
         sockets=Sockets(3, 4),
         network=Network(5),
         memory=msgspec.structs.replace(arguments.memory, file=Path("/memory"), shared=False),
+        code_mib=0,
         boot=Boot(Path("/kernel"), Path("/initrd")),
     )
     return " ".join(render(neutral))
@@ -133,7 +138,7 @@ def _process(arguments: Arguments) -> Sequence[str]:
 
 
 def _machine(arguments: Arguments) -> Sequence[str]:
-    accelerators = {"tcg": "tcg,thread=multi,tb-size=8", "kvm": "kvm"}
+    accelerators = {"tcg": f"tcg,thread=multi,tb-size={arguments.code_mib}", "kvm": "kvm"}
     options = "memory-backend=mem0,graphics=off,usb=off,vmport=off,hpet=off,dump-guest-core=off,mem-merge=off"
     return (
         *("-machine", f"{arguments.machine},{options}"),
