@@ -394,6 +394,7 @@ def node(
         finally:
             if one.alive():
                 one.stop()
+            privatedaemon.give_back(one.settings)
             try:
                 # A template or a pool ends with the daemon; so does everything else.
                 one.wait_no_leaks()

@@ -23,6 +23,7 @@ from typing import TypeVar
 from orlop.cli import output, privatedaemon, session
 from orlop.cli.demoimage import PORT, push_demo_image
 from orlop.cli.problems import CliError
+from orlop.config import load
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.cri.client import CriClient
 from orlop.errors import OrlopError
@@ -166,7 +167,7 @@ class Demo:
         steps.show("answer", page)
         steps.show(
             "inside",
-            await _exec(client, container_id, "/bin/sh", "-c", "hostname; head -n1 /etc/resolv.conf"),
+            await _exec(client, container_id, "/bin/sh", "-c", "hostname; cat /etc/resolv.conf"),
         )
 
     async def _remove(self, pod_id: str) -> None:
@@ -212,11 +213,12 @@ async def demo_command(handler: str, *, keep: bool) -> int:
         raise CliError(f"--handler {handler}: choose vm or process", exit_code=2)
     if os.geteuid() != 0:
         raise CliError("run the demo as root: it makes network namespaces and mounts")
+    base = load()
     steps = Steps()
     async with contextlib.AsyncExitStack() as stack:
         scratch = await stack.enter_async_context(_scratch(keep))
         if handler == "vm":
-            await steps.take("guest image found or built", privatedaemon.ensure_guest())
+            await steps.take("guest image found or built", privatedaemon.ensure_guest(base))
         port = _free_port()
         registry = await steps.take(
             "registry on loopback started",
@@ -224,7 +226,10 @@ async def demo_command(handler: str, *, keep: bool) -> int:
         )
         await steps.take("image made from busybox and pushed", push_demo_image(registry, IMAGE))
         settings = privatedaemon.Settings(
-            scratch=scratch, mirrors={"registry.demo": f"{registry}/registry.demo"}, handler=handler
+            base=base,
+            scratch=scratch,
+            mirrors={"registry.demo": f"{registry}/registry.demo"},
+            handler=handler,
         )
         path = await steps.take(
             "private daemon started", stack.enter_async_context(privatedaemon.daemon(settings))

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from orlop.cli.guest import cache_of
 from orlop.cli.problems import CliError
 from orlop.config import Config
@@ -40,12 +42,17 @@ http: {addr: "ADDRESS"}
 
 @dataclass(frozen=True)
 class Settings:
-    """A private daemon. ``mirrors`` maps a registry host to ``host:port/path`` served over plain http;
-    ``extra`` are further tables of the configuration file, such as ``{"vm": {"memory": 1}}``."""
+    """A private daemon.
+
+    ``base`` is where the handlers' settings and the guest image come from, ``mirrors`` maps a registry
+    host to ``host:port/path`` served over plain http, ``extra`` are further keys by table of the
+    configuration file ("top" for those outside of any).
+    """
 
     scratch: Path
     mirrors: Mapping[str, str] = field(default_factory=dict)
     handler: str = "vm"
+    base: Config = field(default_factory=Config)
     extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -104,25 +111,84 @@ def _conflist(settings: Settings) -> dict[str, Any]:
     return {"cniVersion": "1.0.0", "name": settings.bridge, "plugins": [bridge, portmap]}
 
 
-def _guest_section() -> dict[str, str]:
-    """The guest image that the machine's own configuration uses, so that none is built again."""
-    try:
-        found = guestos.find(Config().vm.guest, cache_of(Config()))
-    except OrlopError:
-        return {}
-    return {
-        "kernel": os.fspath(found.kernel),
-        "initrd": os.fspath(found.initrd),
-        "image": os.fspath(found.image),
-    }
+def _hypervisor_dir(config: Config) -> Path:
+    return config.root_dir / "hypervisor"
 
 
-async def ensure_guest() -> None:
-    """Build the guest image of the machine's own configuration unless it is there and fits."""
+def borrow(settings: Settings) -> None:
+    """Take over what the machine's own daemon has made: guest image, accelerator's probe, template.
+
+    The first is linked to, the others are copied: a daemon throws away templates that do not fit it.
+    """
+    root = settings.scratch / "root"
+    root.mkdir(parents=True, exist_ok=True)
+    guest = root / "guest"
+    if not guest.is_symlink():
+        guest.symlink_to(cache_of(settings.base))
+    source = _hypervisor_dir(settings.base)
+    if source.is_dir() and not (root / "hypervisor").exists():
+        _copy(source, root / "hypervisor")
+
+
+def give_back(settings: Settings) -> None:
+    """Let the machine's own daemon have a template that was built here, if it has none at all."""
+    source, target = settings.scratch / "root" / "hypervisor", _hypervisor_dir(settings.base)
+    kept = {path.name for path in target.glob("template-*")} if target.is_dir() else set()
+    made = {path.name for path in source.glob("template-*")} if source.is_dir() else set()
+    if not made or made <= kept:
+        return
+    aside = target.with_name(f"{target.name}.{os.getpid()}")
+    _copy(source, aside)
+    if target.is_dir():
+        target.rename(target.with_name(f"{target.name}.old"))
+    aside.rename(target)
+    shutil.rmtree(target.with_name(f"{target.name}.old"), ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy the finished files of a hypervisor's directory; memory images keep their holes."""
+    target.mkdir(parents=True, exist_ok=True)
+    names = [
+        path
+        for path in source.iterdir()
+        if path.name == "accelerator.json" or path.name.startswith("template-")
+    ]
+    for path in names:
+        with contextlib.suppress(FileNotFoundError):  # another daemon has just thrown it away
+            _copy_one(path, target / path.name)
+
+
+def _copy_one(source: Path, target: Path) -> None:
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+        for path in source.iterdir():
+            _copy_one(path, target / path.name)
+        return
+    with source.open("rb") as reading, target.open("wb") as writing:
+        size, position = os.fstat(reading.fileno()).st_size, 0
+        writing.truncate(size)
+        while position < size:
+            try:
+                start = os.lseek(reading.fileno(), position, os.SEEK_DATA)
+            except OSError:  # ENXIO: only a hole is left
+                break
+            position = os.lseek(reading.fileno(), start, os.SEEK_HOLE)
+            reading.seek(start)
+            writing.seek(start)
+            while start < position:
+                chunk = reading.read(min(1 << 20, position - start))
+                if not chunk:
+                    break
+                start += writing.write(chunk)
+    shutil.copystat(source, target)
+
+
+async def ensure_guest(config: Config) -> None:
+    """Build the guest image of a configuration unless it is there and fits."""
     try:
-        guestos.find(Config().vm.guest, cache_of(Config()))
+        guestos.find(config.vm.guest, cache_of(config))
     except NotFound:
-        await guestos.build(cache_of(Config()))
+        await guestos.build(cache_of(config))
 
 
 def write_files(settings: Settings) -> Path:
@@ -138,7 +204,8 @@ def write_files(settings: Settings) -> Path:
     (scratch / "registries.conf").write_text("\n".join(registries))
     (scratch / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n')
     sections: dict[str, dict[str, Any]] = {
-        "vm": {"guest": _guest_section()},
+        "vm": msgspec.to_builtins(settings.base.vm),
+        "process": msgspec.to_builtins(settings.base.process),
         "images": {
             "registries_conf": os.fspath(scratch / "registries.conf"),
             "policy": os.fspath(scratch / "policy.json"),
@@ -159,6 +226,7 @@ def write_files(settings: Settings) -> Path:
     lines = [f"{key} = {_toml(value)}" for key, value in top.items()]
     for name, values in sections.items():
         lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
+    borrow(settings)
     path = scratch / "config.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -219,13 +287,15 @@ async def remove_bridge(settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def daemon(settings: Settings) -> AsyncIterator[str]:
     """A private daemon until the block ends; yields its socket."""
-    write_files(settings)
+    await asyncio.to_thread(write_files, settings)
     child = await start(settings)
     try:
         yield settings.socket
     finally:
         await stop(child)
         await remove_bridge(settings)
+        if settings.handler == "vm":
+            await asyncio.to_thread(give_back, settings)
 
 
 async def registry_binary() -> Path:
