@@ -194,15 +194,15 @@ class QemuHypervisor:
             def build(sockets: Sockets, network: Network) -> Arguments:
                 return self._arguments(directory, shape, finding, share, memory, boot, sockets, network)
 
-            started = await launch(directory, build, tap_fd=tap, pass_fds=pass_fds)
+            child = await launch(directory, build, tap_fd=tap, pass_fds=pass_fds)
             known = record.MachineRecord(
-                pid=started.child.pid,
-                start_time=started.start_time,
+                pid=child.pid,
+                start_time=child.start_time,
                 shape=shape,
                 base_memory_mib=memory.size_mib,
                 max_memory_mib=memory.max_mib,
             )
-            machine = QemuMachine(directory, known, started.child)
+            machine = QemuMachine(directory, known, child)
             await machine.save_record()
             await machine.open(agent_ready=boot is None)
         except BaseException:

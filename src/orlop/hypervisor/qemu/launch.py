@@ -7,9 +7,6 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
-
-import msgspec
 
 from orlop.errors import InvalidArgument, ResourceExhausted
 from orlop.host import process
@@ -28,27 +25,9 @@ _MEMORY_NEEDED_KIB = 128 << 10
 Build = Callable[[Sockets, Network], Arguments]
 
 
-class Child(Protocol):
-    """A child process of ours."""
-
-    @property
-    def pid(self) -> int:
-        """Its number."""
-        ...
-
-    async def wait(self) -> int:
-        """Reap it and return its status, negative for a signal."""
-        ...
-
-
-class Launched(msgspec.Struct, frozen=True):
-    """A QEMU process that was just started."""
-
-    child: Child
-    start_time: int
-
-
-async def launch(directory: Path, build: Build, *, tap_fd: int, pass_fds: Sequence[int] = ()) -> Launched:
+async def launch(
+    directory: Path, build: Build, *, tap_fd: int, pass_fds: Sequence[int] = ()
+) -> process.Detached:
     """Start QEMU with its files in ``directory``, which exists.
 
     ``build`` makes the arguments around the descriptors. Raises NotFound when QEMU is not installed,
@@ -60,14 +39,13 @@ async def launch(directory: Path, build: Build, *, tap_fd: int, pass_fds: Sequen
         agent = stack.enter_context(_listen(directory / AGENT_SOCKET))
         log = stack.enter_context((directory / ERROR_LOG).open("ab"))
         arguments = build(Sockets(monitor.fileno(), agent.fileno()), Network(tap_fd))
-        child = await process.spawn(
+        return await process.spawn_detached(
             render(arguments),
             stdout=log,
             stderr=log,
             env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
             pass_fds=(monitor.fileno(), agent.fileno(), tap_fd, *pass_fds),
         )
-    return Launched(child, process.process_start_time(child.pid))
 
 
 def last_words(directory: Path) -> str:

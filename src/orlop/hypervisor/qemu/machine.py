@@ -23,7 +23,7 @@ from orlop.errors import (
 from orlop.host import process, threads
 from orlop.hypervisor.base import Disk, DiskFormat, MachineShape, MemoryUse, Slot
 from orlop.hypervisor.qemu import cmdline, memuse, record
-from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET, Child, last_words
+from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET, last_words
 from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,9 @@ class QemuMachine:
     QEMU is ended, and :meth:`wait` returns.
     """
 
-    def __init__(self, directory: Path, known: record.MachineRecord, child: Child | None = None) -> None:
+    def __init__(
+        self, directory: Path, known: record.MachineRecord, child: process.Detached | None = None
+    ) -> None:
         self._directory = directory
         self._record = known
         self._child = child
@@ -341,10 +343,10 @@ class QemuMachine:
 
     async def _end(self) -> None:
         self._why = self._why or "it was stopped"
-        await process.kill_pid(self.pid, self.start_time)
-        await asyncio.wait((self._ended,))
         if self._monitor is not None:
             await self._monitor.close()
+        await process.kill_pid(self.pid, self.start_time)
+        await asyncio.wait((self._ended,))
         await asyncio.gather(self._watch, return_exceptions=True)
 
     async def _watch_process(self) -> None:

@@ -10,11 +10,11 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
 
 from orlop.errors import DeadlineExceeded, Internal, Unavailable
+from orlop.host import threads
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class Monitor:
         self._client = client
         self._on_event = on_event
         self._listener = EventListener()
-        self._task: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
     async def connect(
@@ -66,7 +67,10 @@ class Monitor:
         except BaseException:
             peer.close()
             raise
-        monitor._task = asyncio.create_task(monitor._deliver(), name=f"monitor {name}")
+        monitor._tasks = [
+            asyncio.create_task(monitor._deliver(), name=f"monitor {name}: events"),
+            asyncio.create_task(monitor._follow(), name=f"monitor {name}"),
+        ]
         return monitor
 
     async def execute(
@@ -93,21 +97,41 @@ class Monitor:
 
     async def close(self) -> None:
         """Disconnect; QEMU goes on. Idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-        with suppress(QMPError, OSError, EOFError):
-            await self._client.disconnect()
+        self._closing.set()
+        if self._tasks:
+            await threads.finish(asyncio.gather(*self._tasks))
+
+    async def _follow(self) -> None:
+        """Disconnect when asked to, or when QEMU has ended: the library's own error is then retrieved."""
+        changed = asyncio.create_task(self._client.runstate_changed())
+        asked = asyncio.create_task(self._closing.wait())
+        try:
+            await asyncio.wait((changed, asked), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+            asked.cancel()
+            try:
+                await self._client.disconnect()
+            except (QMPError, OSError, EOFError) as error:
+                log.debug("monitor of %s: %s", self._name, error)
+            self._closing.set()
 
     async def _deliver(self) -> None:
-        async for message in self._listener:
-            name, data = _event(message)
-            try:
-                self._on_event(name, data)
-            except Exception:
-                log.exception("event %s of %s could not be handled", name, self._name)
+        ended = asyncio.create_task(self._closing.wait())
+        try:
+            while True:
+                message = asyncio.create_task(self._listener.get())
+                await asyncio.wait((message, ended), return_when=asyncio.FIRST_COMPLETED)
+                if not message.done():
+                    message.cancel()
+                    return
+                name, data = _event(message.result())
+                try:
+                    self._on_event(name, data)
+                except Exception:
+                    log.exception("event %s of %s could not be handled", name, self._name)
+        finally:
+            ended.cancel()
 
 
 def _event(message: Message) -> tuple[str, dict[str, object]]:
