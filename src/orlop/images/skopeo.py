@@ -374,7 +374,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], type[OrlopError], str], ...] = (
         "the registry does not have it",
     ),
     (("denied", "forbidden", "403"), PermissionDenied, "the registry forbids it"),
-    (("digest", "did not match", "does not match"), DataLoss, "what came does not match its digest"),
+    (("corrupted blob", "digest", "does not match"), DataLoss, "what came does not match its digest"),
     (("",), Unavailable, "RegistryUnavailable: the registry cannot be reached"),
 )
 
