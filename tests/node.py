@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from orlop.cli import privatedaemon
+from orlop.config import Config
 from orlop.host.process import pid_alive, process_start_time
 from tests.conformance import images, tools
 
@@ -32,6 +33,8 @@ OWN = "registry.k8s.io/orlop-test"
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
+WARM_MOST = 6
+"""Processes and mounts that a pool of the default size may have, one being refilled."""
 
 
 class Done:
@@ -60,9 +63,9 @@ class Node:
         self._start_time = 0
         self._crictl = os.fspath(tools.cri_tools()[0])
         # Quick when it is there; the daemon refuses one that belongs to another version of the agent.
-        subprocess.run(
-            [sys.executable, "-m", "orlop.cli.main", "guest", "build"], capture_output=True, check=True
-        )
+        base = self.scratch / "base.toml"
+        base.write_text(f"root = {json.dumps(settings.base.root)}\n")
+        tools.run([sys.executable, "-m", "orlop.cli.main", "guest", "build", "--config", base])
         privatedaemon.write_files(settings)
 
     def start(self) -> None:
@@ -274,6 +277,21 @@ class Node:
             *_firewall_rules(self.settings.bridge),
         ]
 
+    def wait_no_leaks_but_warm(self, timeout: float = 20.0) -> None:
+        """As :meth:`wait_no_leaks`, with the daemon's pool of ready VMs and their namespaces allowed."""
+
+        def warm(line: str) -> bool:
+            return (line.startswith("process") and "qemu-system" in line) or line.startswith("mount: ")
+
+        limit = time.monotonic() + timeout
+        while True:
+            found = self.leaks()
+            left = [line for line in found if not warm(line)]
+            if not left and sum(map(warm, found)) <= WARM_MOST:
+                return
+            assert time.monotonic() < limit, "left behind:\n" + "\n".join(found)
+            time.sleep(0.2)
+
     def wait_no_leaks(self, timeout: float = 10.0) -> None:
         """Fail when something is still there after a little while."""
         limit = time.monotonic() + timeout
@@ -370,9 +388,15 @@ def scratch_directory(prefix: str) -> Iterator[Path]:
 def settings_for(
     scratch: Path, registry: str, *, handler: str = "vm", extra: Mapping[str, Mapping[str, Any]] | None = None
 ) -> privatedaemon.Settings:
-    """The settings of a private daemon whose registry hosts are served by ``registry``."""
+    """The settings of a private daemon whose registry hosts are served by ``registry``.
+
+    Guest image and template are those of the machine, or of the root in ``$ORLOP_TEST_BASE``.
+    """
     mirrors = {host: f"{registry}/{host}" for host in images.HOSTS}
-    return privatedaemon.Settings(scratch=scratch, mirrors=mirrors, handler=handler, extra=extra or {})
+    base = Config(root=os.environ.get("ORLOP_TEST_BASE") or Config().root)
+    return privatedaemon.Settings(
+        scratch=scratch, mirrors=mirrors, handler=handler, base=base, extra=extra or {}
+    )
 
 
 @contextlib.contextmanager
