@@ -132,6 +132,24 @@ def is_mounted(path: str | Path) -> bool:
     return (os.fspath(path).rstrip("/") or "/") in _mount_points()
 
 
+def propagation_of(path: str | Path) -> tuple[Path, bool, bool]:
+    """The mount that ``path`` is on, and whether that is shared and whether it is a slave."""
+    wanted = Path(path).resolve()
+    best = (Path("/"), False, False)
+    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            before = line.partition(" - ")[0].split(" ")
+            point = Path(_unescape(before[4]))
+            if wanted.is_relative_to(point) and len(point.parts) >= len(best[0].parts):
+                tags = before[6:]
+                best = (
+                    point,
+                    any(tag.startswith("shared:") for tag in tags),
+                    any(tag.startswith("master:") for tag in tags),
+                )
+    return best
+
+
 def unmount_below(path: str | Path) -> None:
     """Take away all mounts at or below ``path``, deepest first. Idempotent. Raises OSError."""
     for point in mounts_below(path):

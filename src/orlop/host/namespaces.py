@@ -66,6 +66,18 @@ def _loopback_up() -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, request)
 
 
+async def prepare(paths: Mapping[str, Path], *, hostname: str = "") -> None:
+    """Do for namespaces that another process made what :func:`create` does: loopback, host name."""
+
+    def body() -> None:
+        if hostname and "uts" in paths:
+            socket.sethostname(hostname)
+        if "net" in paths:
+            _loopback_up()
+
+    await within(paths, body)
+
+
 def remove(path: Path) -> None:
     """Unpin the namespace at ``path``. Idempotent. Raises OSError."""
     mounts.unmount(path)

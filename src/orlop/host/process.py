@@ -357,6 +357,22 @@ async def _readable(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
+def send_signal(pid: int, start_time: int, number: int) -> bool:
+    """Send a signal to that very process; false when it has ended. Raises OSError."""
+    descriptor = _open_pidfd(pid)
+    if descriptor is None:
+        return False
+    try:
+        if not pid_alive(pid, start_time):
+            return False
+        signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 async def kill_pid(pid: int, start_time: int, grace: float = 0) -> None:
     """End that very process: TERM and ``grace`` seconds when ``grace`` is given, then KILL.
 

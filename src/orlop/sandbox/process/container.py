@@ -1,0 +1,243 @@
+"""One container: its root file system, its bundle, its monitor; made, watched, removed.
+
+    (nothing) --create--> created --start--> running --exit--> exited --delete--> (nothing)
+
+The exit is known when the monitor has ended: it writes the exit code first. Everything is
+recorded in files, so that a later daemon can go on, or remove what is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.host import cgroups, cgroupstats, mounts, process, threads
+from orlop.host.cgroups import Cgroup
+from orlop.sandbox.process import apparmor, conmon, identity, layout, oci, volumes
+from orlop.sandbox.process.layout import ContainerPaths, ContainerState, PodPaths
+from orlop.sandbox.process.runtime import Runtime
+from orlop.sandbox.spec import ContainerSpec, ExitStatus, PodSpec
+from orlop.storage import rootfs
+
+KILLED = 128 + signal.SIGKILL
+_KILL_TIME = 10.0
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The programs that run containers."""
+
+    runtime: Runtime
+    conmon: str
+
+
+class Container:
+    """One container of a pod. :attr:`state` is None before it was created."""
+
+    def __init__(
+        self, tools: Tools, container_id: str, paths: ContainerPaths, state: ContainerState | None = None
+    ) -> None:
+        self.id = container_id
+        self.paths = paths
+        self.state = state
+        self._tools = tools
+        self._exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+        self._watcher: asyncio.Task[None] | None = None
+        self._deleting = asyncio.Lock()
+        if state is not None:
+            self._watch(state)
+
+    # Make
+
+    async def create(
+        self, pod: PodSpec, spec: ContainerSpec, paths: PodPaths, *, cgroup: str, target_pid: int = 0
+    ) -> None:
+        """Make the container, ready to start. What is left after a failure, :meth:`delete` removes.
+
+        Raises FailedPrecondition, InvalidArgument or NotFound with the reason.
+        """
+        bundle = self.paths.bundle
+        await asyncio.to_thread(_make_directory, bundle)
+        root = await rootfs.mount_rootfs(spec.layers, self.paths.rootfs)
+        mounted = await volumes.volume_mounts(spec, self.paths)
+        profile = await apparmor.profile_of(spec.security)
+
+        def describe() -> None:
+            inputs = oci.Inputs(
+                pod=pod,
+                spec=spec,
+                paths=paths,
+                rootfs=root,
+                identity=identity.resolve(spec.security, root),
+                mounts=mounted,
+                cgroup=self._cgroups_path(cgroup),
+                target_pid=target_pid,
+                apparmor=profile,
+            )
+            (bundle / "config.json").write_bytes(msgspec.json.encode(oci.document(inputs)))
+            if spec.log_path:
+                Path(spec.log_path).parent.mkdir(parents=True, exist_ok=True)
+
+        await asyncio.to_thread(describe)
+        options = conmon.Options(
+            tty=spec.tty, stdin=spec.stdin, stdin_once=spec.stdin_once, log_path=spec.log_path
+        )
+        started = await conmon.create(self._tools.conmon, self._tools.runtime, self.id, self.paths, options)
+        state = ContainerState(
+            init=started.init, monitor=started.monitor, cgroup=self._cgroup_of(cgroup, started.init.pid)
+        )
+        self._record(state)
+        self._watch(state)
+
+    def _cgroups_path(self, parent: str) -> str:
+        if self._tools.runtime.systemd:
+            return f"{Path(parent).name}:orlop:{self.id}"
+        return f"{cgroups.expand(parent).rstrip('/')}/{self.id}"
+
+    def _cgroup_of(self, parent: str, pid: int) -> str:
+        if not self._tools.runtime.systemd:
+            return self._cgroups_path(parent)
+        try:
+            return Cgroup.of_process(pid).path
+        except ProcessLookupError:
+            return f"{cgroups.expand(parent).rstrip('/')}/orlop-{self.id}.scope"
+
+    def _record(self, state: ContainerState) -> None:
+        self.state = state
+        layout.save(self.paths.record, state)
+
+    @property
+    def cgroup(self) -> Cgroup:
+        """The container's cgroup. Raises NotFound before it was created."""
+        if self.state is None:
+            raise NotFound(f"container {self.id[:12]} does not run")
+        return Cgroup(self.state.cgroup)
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self.state is not None and self.state.started_at > 0 and not self._exit.done()
+
+    # Run
+
+    async def start(self) -> int:
+        """Let it run; returns the time (ns). Raises FailedPrecondition when it cannot be started."""
+        if self.state is None or self._exit.done():
+            raise FailedPrecondition(
+                f"container {self.id[:12]} has ended or was not made, and cannot be started"
+            )
+        if self.state.started_at:
+            raise FailedPrecondition(f"container {self.id[:12]} has been started already")
+        await self._tools.runtime.start(self.id, self.paths.bundle / "runtime.log")
+        now = time.time_ns()
+        self._record(
+            ContainerState(
+                init=self.state.init, monitor=self.state.monitor, cgroup=self.state.cgroup, started_at=now
+            )
+        )
+        return now
+
+    async def wait(self) -> ExitStatus:
+        """The exit, once there is one."""
+        return await asyncio.shield(self._exit)
+
+    def signal(self, number: int, *, everyone: bool) -> None:
+        """Signal the first process; with ``everyone``, KILL goes to all in the cgroup. Raises NotFound."""
+        if self.state is None or self._exit.done():
+            raise NotFound(f"container {self.id[:12]} does not run")
+        init = self.state.init
+        delivered = process.send_signal(init.pid, init.start_time, number)
+        if number == signal.SIGKILL and everyone:
+            self.cgroup.kill()
+        elif not delivered:
+            raise NotFound(f"container {self.id[:12]} does not run")
+
+    def _watch(self, state: ContainerState) -> None:
+        if self._watcher is None:
+            self._watcher = asyncio.create_task(self._wait_monitor(state), name=f"watch {self.id[:12]}")
+
+    async def _wait_monitor(self, state: ContainerState) -> None:
+        if process.pid_alive(state.monitor.pid, state.monitor.start_time):
+            await process.wait_pid(state.monitor.pid)
+        self._exit.set_result(await self._how_it_ended(state))
+
+    async def _how_it_ended(self, state: ContainerState) -> ExitStatus:
+        found = conmon.exit_code(self.paths.exit_file)
+        if found is None:
+            # Nobody holds its streams any more: it cannot go on as it should.
+            with suppress(OrlopError):
+                await process.kill_pid(state.init.pid, state.init.start_time)
+            return ExitStatus(
+                code=KILLED, finished_at=time.time_ns(), message="its monitor (conmon) was killed"
+            )
+        code, finished_at = found
+        short_of_memory = (
+            conmon.oom_seen(self.paths.bundle) or cgroupstats.oom_kills(Cgroup(state.cgroup)) > 0
+        )
+        return ExitStatus(code=code, finished_at=finished_at, oom_killed=short_of_memory and code != 0)
+
+    # End
+
+    async def kill(self) -> None:
+        """Kill all of it and wait until the exit is known. Idempotent. Raises FailedPrecondition."""
+        if self.state is None or self._exit.done():
+            return
+        with suppress(NotFound):
+            self.signal(signal.SIGKILL, everyone=True)
+        try:
+            async with asyncio.timeout(_KILL_TIME):
+                await self.wait()
+        except TimeoutError as error:
+            raise FailedPrecondition(
+                f"container {self.id[:12]} does not end: its first process {self.state.init.pid} "
+                "cannot be killed now"
+            ) from error
+
+    async def delete(self) -> None:
+        """Kill what still runs, release everything, remove the directories. Idempotent.
+
+        The exit stays known to :meth:`wait`. Raises OrlopError or OSError when something stays.
+        """
+        async with self._deleting:
+            await self.kill()
+            await threads.finish(asyncio.ensure_future(self._remove()))
+
+    async def _remove(self) -> None:
+        bundle = self.paths.bundle
+        if self.state is None:
+            monitor = await asyncio.to_thread(conmon.leftover, bundle)
+            if monitor.pid:
+                await process.kill_pid(monitor.pid, monitor.start_time)
+        else:
+            # Processes that it left behind in a PID namespace of others.
+            await asyncio.to_thread(self.cgroup.kill)
+        await self._tools.runtime.delete(self.id, bundle / "runtime.log")
+        if self._watcher is not None and self._watcher is not asyncio.current_task():
+            await self._watcher
+        await rootfs.unmount_rootfs(self.paths.rootfs)
+        await asyncio.to_thread(_remove_files, self.paths)
+
+    async def release(self) -> None:
+        """Stop watching; the container goes on."""
+        if self._watcher is not None and not self._watcher.done():
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+
+
+def _make_directory(bundle: Path) -> None:
+    bundle.mkdir(mode=layout.PASSABLE, parents=True, exist_ok=True)
+
+
+def _remove_files(paths: ContainerPaths) -> None:
+    mounts.unmount_below(paths.bundle)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(paths.bundle)
+    paths.exit_file.unlink(missing_ok=True)

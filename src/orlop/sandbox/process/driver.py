@@ -1,0 +1,144 @@
+"""The handler ``process``: pods as namespaces on the host, run by an OCI runtime under conmon.
+
+For pods that share namespaces of the host or have privileges on it, which a virtual machine cannot
+serve. There is no pause container: a pod without containers is files and pinned namespaces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+from orlop.config import Config
+from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.host import process, threads
+from orlop.net.network import PodNetwork
+from orlop.sandbox.base import Features, Sandbox
+from orlop.sandbox.process import checks, conmon, layout, podns, runtime
+from orlop.sandbox.process import sandbox as pods
+from orlop.sandbox.process.container import Tools
+from orlop.sandbox.process.layout import Layout
+from orlop.sandbox.process.sandbox import ProcessSandbox
+from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec
+
+NAME = "process"
+_CGROUP = "/orlop"
+_SLICE = "orlop.slice"
+
+
+class ProcessDriver:
+    """Implements ``SandboxDriver``."""
+
+    def __init__(self, config: Config, network: PodNetwork) -> None:
+        self._config = config
+        self._network = network
+        self._layout = Layout(config.state_dir / NAME, config.root_dir / NAME)
+        self._tools: Tools | None = None
+        self._reason = "the handler process is not open"
+        self._running: dict[str, ProcessSandbox] = {}
+
+    @property
+    def name(self) -> str:
+        """See ``SandboxDriver``."""
+        return NAME
+
+    @property
+    def features(self) -> Features:
+        """See ``SandboxDriver``."""
+        known = self._tools.runtime.mount_options if self._tools is not None else frozenset()
+        return Features(recursive_read_only_mounts="rro" in known, user_namespaces=False)
+
+    def check(self, spec: PodSpec) -> None:
+        """See ``SandboxDriver``."""
+        checks.check_pod(spec, user_namespaces=self.features.user_namespaces)
+
+    async def open(self) -> None:
+        """See ``SandboxDriver``. A missing tool is told by :meth:`ready`."""
+        try:
+            self._tools = await self._find_tools()
+            self._reason = ""
+        except OrlopError as error:
+            self._reason = str(error)
+
+    async def _find_tools(self) -> Tools:
+        monitor = shutil.which(self._config.process.conmon)
+        if monitor is None:
+            raise NotFound(f"{self._config.process.conmon} is not installed: install the package conmon")
+        await conmon.find(monitor)
+        found = await runtime.find(self._config, self._config.state_dir / "oci")
+        return Tools(runtime=found, conmon=monitor)
+
+    async def close(self) -> None:
+        """See ``SandboxDriver``."""
+        await asyncio.gather(*(sandbox.release() for sandbox in self._running.values()))
+        self._running.clear()
+
+    async def ready(self) -> str:
+        """See ``SandboxDriver``."""
+        return self._reason
+
+    def _open_tools(self) -> Tools:
+        if self._tools is None:
+            raise FailedPrecondition(f"the handler process cannot be used: {self._reason}")
+        return self._tools
+
+    def _default_parent(self, pod_id: str) -> str:
+        return _SLICE if self._config.cgroup_driver == "systemd" else f"{_CGROUP}/{pod_id}"
+
+    async def run(self, spec: PodSpec) -> Sandbox:
+        """See ``SandboxDriver``."""
+        tools = self._open_tools()
+        self.check(spec)
+        paths = self._layout.pod(spec.id)
+        try:
+            state, holder = await pods.prepare(
+                spec, paths, self._network, pods.new_state(spec, self._default_parent(spec.id))
+            )
+        except BaseException:
+            await threads.finish(asyncio.ensure_future(self._give_up(spec.id)))
+            raise
+        found = ProcessSandbox(tools, self._network, spec, paths, state, holder)
+        self._running[spec.id] = found
+        return found
+
+    async def _give_up(self, pod_id: str) -> None:
+        try:
+            await self.discard(pod_id)
+        except OrlopError:
+            return  # the pod's owner tries again, by the id
+
+    async def recover(self, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> Sandbox:
+        """See ``SandboxDriver``."""
+        tools = self._open_tools()
+        paths = self._layout.pod(spec.id)
+        state = await asyncio.to_thread(layout.load_pod, paths.record)
+        if state is None:
+            raise NotFound(f"pod {spec.id[:12]} does not run any more: nothing of it is left")
+        pinned = await asyncio.to_thread(podns.pinned, spec, paths)
+        if lost := [kind for kind, there in pinned.items() if not there]:
+            raise NotFound(f"pod {spec.id[:12]} does not run any more: its {lost[0]} namespace is gone")
+        if spec.namespaces.pid is NamespaceMode.POD and not process.pid_alive(
+            state.holder.pid, state.holder.start_time
+        ):
+            raise NotFound(f"pod {spec.id[:12]} does not run any more: its PID namespace has ended")
+        found = ProcessSandbox(tools, self._network, spec, paths, state)
+        for member in containers:
+            record = paths.container(member.id).record
+            found.adopt(member.id, member, await asyncio.to_thread(layout.load_container, record))
+        self._running[spec.id] = found
+        return found
+
+    async def discard(self, pod_id: str) -> None:
+        """See ``SandboxDriver``."""
+        known = self._running.pop(pod_id, None)
+        if known is not None:
+            await known.stop()
+        await pods.discard(self._open_tools(), self._network, self._layout.pod(pod_id), pod_id)
+
+    async def traces(self) -> list[str]:
+        """See ``SandboxDriver``."""
+        return await asyncio.to_thread(self._layout.pods)
+
+    def gauges(self) -> dict[str, float]:
+        """Counts for the metrics."""
+        return {"process_pods": float(len(self._running))}

@@ -1,0 +1,35 @@
+"""Who a container's process is, by the user database in its own root file system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orlop.errors import InvalidArgument, OrlopError
+from orlop.guest import users
+from orlop.sandbox.spec import Security
+from orlop.storage.rootfs import resolve_in
+from orlop.wire.messages import Refused
+from orlop.wire.values import Security as GuestSecurity
+
+
+def resolve(security: Security, rootfs: Path) -> users.Identity:
+    """The identity that ``security`` asks for. Raises InvalidArgument for a name that does not exist."""
+    wanted = GuestSecurity(
+        user=security.user,
+        group=security.group,
+        supplemental_groups=security.supplemental_groups,
+        strict_groups=security.strict_groups,
+    )
+    try:
+        return users.resolve(wanted, _read(rootfs, "etc/passwd"), _read(rootfs, "etc/group"))
+    except Refused as error:
+        raise InvalidArgument(str(error)) from error
+
+
+def _read(rootfs: Path, path: str) -> str:
+    """A file of the container; its symbolic links lead nowhere else."""
+    try:
+        found = resolve_in(rootfs, path)
+    except OrlopError:
+        return ""
+    return users.read_database(str(found)) if found.is_file() else ""

@@ -1,0 +1,171 @@
+"""Where a pod of this handler keeps what: one directory below ``state``, one below ``root``.
+
+    STATE/process/POD/pod.json            what is needed to find the pod again
+                     /ns/{net,ipc,uts,user,pid}   pinned namespaces
+                     /etc/{hosts,hostname,resolv.conf}
+                     /shm                 the pod's /dev/shm
+                     /exits/CONTAINER     exit codes, written by conmon
+                     /c/CONTAINER/        the OCI bundle, container.json, conmon's sockets, volumes
+    ROOT/process/POD/CONTAINER/           the root file system and what was written to it
+
+``state`` may be memory, ``root`` is a disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from orlop.errors import InvalidArgument
+from orlop.sandbox.spec import Value
+
+PASSABLE = 0o711
+"""Mode of directories that the root user of a user namespace must be able to pass through."""
+
+
+class Process(Value, frozen=True):
+    """A process that can be recognised after a restart of the daemon; pid 0 is none."""
+
+    pid: int = 0
+    start_time: int = 0
+
+
+class PodState(Value, frozen=True):
+    """What is recorded of a pod. ``holder`` keeps a shared PID namespace alive."""
+
+    addresses: tuple[str, ...] = ()
+    holder: Process = Process()
+    cgroup: str = ""
+
+
+class ContainerState(Value, frozen=True):
+    """What is recorded of a container; ``started_at`` 0 means created only."""
+
+    init: Process
+    monitor: Process
+    cgroup: str
+    started_at: int = 0
+
+
+@dataclass(frozen=True)
+class ContainerPaths:
+    """The directories of one container."""
+
+    bundle: Path
+    rootfs: Path
+    exit_file: Path
+
+    @property
+    def record(self) -> Path:
+        """The file of :class:`ContainerState`."""
+        return self.bundle / "container.json"
+
+    @property
+    def volumes(self) -> Path:
+        """Below it, mount points of volumes that are prepared before the container is made."""
+        return self.bundle / "volumes"
+
+
+@dataclass(frozen=True)
+class PodPaths:
+    """The directories of one pod."""
+
+    state: Path
+    root: Path
+
+    def namespace(self, kind: str) -> Path:
+        """Where a namespace of the pod is pinned."""
+        return self.state / "ns" / kind
+
+    @property
+    def etc(self) -> Path:
+        """The files that containers see in /etc."""
+        return self.state / "etc"
+
+    @property
+    def shm(self) -> Path:
+        """The pod's /dev/shm."""
+        return self.state / "shm"
+
+    @property
+    def record(self) -> Path:
+        """The file of :class:`PodState`."""
+        return self.state / "pod.json"
+
+    def container(self, container_id: str) -> ContainerPaths:
+        """The directories of a container of the pod."""
+        return ContainerPaths(
+            bundle=self.state / "c" / container_id,
+            rootfs=self.root / container_id,
+            exit_file=self.state / "exits" / container_id,
+        )
+
+    def containers(self) -> list[str]:
+        """Ids of the containers that have a directory of either kind."""
+        found: set[str] = set()
+        for directory in (self.state / "c", self.root):
+            if directory.is_dir():
+                found |= {path.name for path in directory.iterdir()}
+        return sorted(found)
+
+    def create(self) -> None:
+        """Make the pod's directories. Raises OSError."""
+        for path in (self.state, self.root, self.state / "c"):
+            path.mkdir(mode=PASSABLE, parents=True, exist_ok=True)
+            path.chmod(PASSABLE)
+        for path in (self.state / "ns", self.etc, self.shm, self.state / "exits"):
+            path.mkdir(mode=0o755, exist_ok=True)
+
+    def remove(self) -> None:
+        """Remove both directories; nothing may be mounted in them any more. Idempotent. Raises OSError."""
+        for path in (self.root, self.state):
+            if path.exists():
+                shutil.rmtree(path)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All pods of the handler."""
+
+    state: Path
+    root: Path
+
+    def pod(self, pod_id: str) -> PodPaths:
+        """The directories of a pod. Raises InvalidArgument for what is no id."""
+        if not pod_id or "/" in pod_id or pod_id.startswith("."):
+            raise InvalidArgument(f"{pod_id[:80]!r} is no pod id")
+        return PodPaths(self.state / pod_id, self.root / pod_id)
+
+    def pods(self) -> list[str]:
+        """Ids of all pods that have a directory of either kind."""
+        found: set[str] = set()
+        for directory in (self.state, self.root):
+            if directory.is_dir():
+                found |= {path.name for path in directory.iterdir() if path.is_dir()}
+        return sorted(found)
+
+
+def save(path: Path, value: Value) -> None:
+    """Write a record aside and rename it. Raises OSError."""
+    aside = path.with_suffix(".new")
+    aside.write_bytes(msgspec.json.encode(value))
+    aside.rename(path)
+
+
+def load_pod(path: Path) -> PodState | None:
+    """A pod's record, or None when there is none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=PodState)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def load_container(path: Path) -> ContainerState | None:
+    """A container's record, or None when there is none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ContainerState)
+    except (OSError, msgspec.DecodeError):
+        return None

@@ -1,0 +1,187 @@
+"""A container as a document of the OCI runtime specification (``config.json``)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orlop.errors import InvalidArgument
+from orlop.guest.users import Identity
+from orlop.host import cgroups
+from orlop.sandbox import seccomp
+from orlop.sandbox.process import devices, volumes
+from orlop.sandbox.process.layout import PodPaths
+from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec, Resources
+
+VERSION = "1.0.2"
+_SYS_RESOURCE = 24
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a document is made of, besides the specifications."""
+
+    pod: PodSpec
+    spec: ContainerSpec
+    paths: PodPaths
+    rootfs: Path
+    identity: Identity
+    mounts: list[dict[str, Any]]
+    cgroup: str
+    target_pid: int = 0
+    apparmor: str = ""
+
+
+def document(inputs: Inputs) -> dict[str, Any]:
+    """The whole document. Reads a seccomp profile and looks at devices: call it off the event loop.
+
+    Raises InvalidArgument or NotFound naming what cannot be had.
+    """
+    pod, spec = inputs.pod, inputs.spec
+    security = spec.security
+    found = devices.collect(spec)
+    linux: dict[str, Any] = {
+        "namespaces": namespaces(inputs),
+        "cgroupsPath": inputs.cgroup,
+        "resources": {**resources(spec.resources), "devices": found.rules},
+        "devices": found.nodes,
+        "maskedPaths": list(security.masked_paths),
+        "readonlyPaths": list(security.read_only_paths),
+    }
+    if propagation := volumes.root_propagation(spec):
+        linux["rootfsPropagation"] = propagation
+    if security.selinux_label and Path("/sys/fs/selinux/enforce").exists():
+        linux["mountLabel"] = security.selinux_label
+    if pod.namespaces.user is NamespaceMode.POD:
+        for name, mappings in (
+            ("uidMappings", pod.namespaces.uid_mappings),
+            ("gidMappings", pod.namespaces.gid_mappings),
+        ):
+            linux[name] = [
+                {"containerID": m.container_id, "hostID": m.host_id, "size": m.length} for m in mappings
+            ]
+    if not security.privileged:
+        profile = seccomp.oci_seccomp(security.seccomp, capabilities=security.capabilities)
+        if profile is not None:
+            linux["seccomp"] = profile
+    return {
+        "ociVersion": VERSION,
+        "process": process(inputs),
+        "root": {"path": os.fspath(inputs.rootfs), "readonly": security.read_only_root},
+        "mounts": [*volumes.system_mounts(pod, spec, inputs.paths), *inputs.mounts],
+        "annotations": dict(spec.annotations),
+        "linux": linux,
+    }
+
+
+def process(inputs: Inputs) -> dict[str, Any]:
+    """The container's first process."""
+    spec, security, identity = inputs.spec, inputs.spec.security, inputs.identity
+    granted = [f"CAP_{name}" for name in security.capabilities]
+    ambient = [f"CAP_{name}" for name in security.ambient]
+    found: dict[str, Any] = {
+        "terminal": spec.tty,
+        "args": list(spec.args),
+        "env": _environment(spec, identity.home),
+        "cwd": spec.cwd,
+        "noNewPrivileges": security.no_new_privs,
+        "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": list(identity.groups)},
+        "capabilities": {
+            "bounding": granted,
+            "effective": granted,
+            "permitted": granted,
+            "inheritable": ambient,
+            "ambient": ambient,
+        },
+        "oomScoreAdj": possible_oom_score(spec.resources.oom_score_adj),
+    }
+    if inputs.apparmor:
+        found["apparmorProfile"] = inputs.apparmor
+    if security.selinux_label and Path("/sys/fs/selinux/enforce").exists():
+        found["selinuxLabel"] = security.selinux_label
+    return found
+
+
+def _environment(spec: ContainerSpec, home: str) -> list[str]:
+    found = []
+    for name, value in spec.env:
+        try:
+            found.append(f"{name}={value.decode()}")
+        except UnicodeDecodeError as error:
+            raise InvalidArgument(
+                f"container {spec.name}: variable {name} is not UTF-8, which an OCI runtime cannot be given; "
+                "the handler vm can"
+            ) from error
+    if not any(name == "HOME" for name, _ in spec.env):
+        found.append(f"HOME={home}")
+    return found
+
+
+def possible_oom_score(wanted: int) -> int:
+    """``wanted``, or as low as this daemon may go: without CAP_SYS_RESOURCE not below its own."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    if int(effective.split()[1], 16) & 1 << _SYS_RESOURCE:
+        return wanted
+    return max(wanted, int(Path("/proc/self/oom_score_adj").read_text(encoding="ascii")))
+
+
+def namespaces(inputs: Inputs) -> list[dict[str, Any]]:
+    """The namespaces to join, to make, or (left out) to share with the host."""
+    spec, paths = inputs.spec, inputs.paths
+    found: list[dict[str, Any]] = [{"type": "mount"}]
+    if spec.namespaces.network is not NamespaceMode.NODE:
+        found.append({"type": "network", "path": os.fspath(paths.namespace("net"))})
+        found.append({"type": "uts", "path": os.fspath(paths.namespace("uts"))})
+    if spec.namespaces.ipc is not NamespaceMode.NODE:
+        found.append({"type": "ipc", "path": os.fspath(paths.namespace("ipc"))})
+    match spec.namespaces.pid:
+        case NamespaceMode.NODE:
+            pass
+        case NamespaceMode.POD:
+            found.append({"type": "pid", "path": os.fspath(paths.namespace("pid"))})
+        case NamespaceMode.TARGET:
+            found.append({"type": "pid", "path": f"/proc/{inputs.target_pid}/ns/pid"})
+        case NamespaceMode.CONTAINER:
+            found.append({"type": "pid"})
+    if inputs.pod.namespaces.user is NamespaceMode.POD:
+        found.append({"type": "user", "path": os.fspath(paths.namespace("user"))})
+    if volumes.private_cgroups() and not spec.security.privileged:
+        found.append({"type": "cgroup"})
+    return found
+
+
+def resources(limits: Resources) -> dict[str, Any]:
+    """``linux.resources`` for the limits that are set."""
+    found: dict[str, Any] = {}
+    cpu = {
+        "period": limits.cpu_period,
+        "quota": limits.cpu_quota,
+        "shares": limits.cpu_shares,
+        "cpus": limits.cpuset_cpus,
+        "mems": limits.cpuset_mems,
+    }
+    if cpu := {name: value for name, value in cpu.items() if value}:
+        found["cpu"] = cpu
+    swap = limits.swap_limit or (limits.memory_limit if _swap_counted() else 0)
+    memory = {name: value for name, value in (("limit", limits.memory_limit), ("swap", swap)) if value}
+    if memory:
+        found["memory"] = memory
+    if limits.pids_limit:
+        found["pids"] = {"limit": limits.pids_limit}
+    if limits.hugepage_limits:
+        found["hugepageLimits"] = [{"pageSize": s, "limit": limit} for s, limit in limits.hugepage_limits]
+    if limits.unified:
+        found["unified"] = dict(limits.unified)
+    return found
+
+
+def _swap_counted() -> bool:
+    """Whether the kernel counts swap for each group."""
+    host = cgroups.hierarchy()
+    if host.version == 2:
+        return True
+    memory = host.controllers.get("memory")
+    return memory is not None and (memory / "memory.memsw.limit_in_bytes").exists()

@@ -1,0 +1,261 @@
+"""What the containers of a pod share: pinned namespaces, files in /etc, /dev/shm, sysctls.
+
+Network, IPC and UTS namespaces need no process; they are pinned by bind mounts. A PID namespace
+that is shared needs a first process, and so does a user namespace until it is pinned: the holder,
+which sleeps. There is no pause container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
+from orlop.host import mounts, namespaces, process, threads
+from orlop.host import syscalls as sys
+from orlop.sandbox.process import volumes
+from orlop.sandbox.process.layout import PodPaths, Process
+from orlop.sandbox.spec import Dns, IdMapping, NamespaceMode, PodSpec
+
+SHM_SIZE = 64 << 20
+_HOLDER_TIME = 20.0
+_IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
+_DEFAULT_SYSCTLS = {
+    "net.ipv4.ip_unprivileged_port_start": "0",
+    "net.ipv4.ping_group_range": "0 2147483647",
+}
+_LOCAL_HOSTS = """127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::0\tip6-localnet
+ff00::0\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
+_SLEEP = "read line; trap '' CHLD; exec sleep 2147483647"
+
+
+def kinds(spec: PodSpec) -> list[str]:
+    """The namespaces of the pod's own that are pinned without a process."""
+    found = []
+    if spec.namespaces.network is not NamespaceMode.NODE:
+        found += ["net", "uts"]
+    if spec.namespaces.ipc is not NamespaceMode.NODE:
+        found.append("ipc")
+    return found
+
+
+def sysctl_namespace(name: str) -> str:
+    """The namespace that a sysctl belongs to, or "" for one that is the node's."""
+    plain = name.replace("/", ".")
+    if plain.startswith("net."):
+        return "net"
+    return "ipc" if plain.startswith(_IPC_SYSCTLS) else ""
+
+
+def check_sysctls(spec: PodSpec) -> None:
+    """Refuse sysctls that would change the node. Raises InvalidArgument naming the first."""
+    own = kinds(spec)
+    for name in spec.sysctls:
+        if sysctl_namespace(name) not in own:
+            raise InvalidArgument(
+                f"pod {spec.namespace}/{spec.name}: sysctl {name} is not one of a namespace of the pod's own"
+            )
+
+
+async def make(spec: PodSpec, paths: PodPaths) -> process.Detached | None:
+    """Make and pin the namespaces; returns the holder if one stays. Raises OSError, FailedPrecondition.
+
+    The caller removes what is left after a failure.
+    """
+    own = kinds(spec)
+    with_user = spec.namespaces.user is NamespaceMode.POD
+    with_pid = spec.namespaces.pid is NamespaceMode.POD
+    if not with_user and own:
+        await namespaces.create({kind: paths.namespace(kind) for kind in own}, hostname=spec.hostname)
+    if not with_user and not with_pid:
+        return None
+    return await _hold(spec, paths, own if with_user else [], with_user=with_user, with_pid=with_pid)
+
+
+async def _hold(
+    spec: PodSpec, paths: PodPaths, own: list[str], *, with_user: bool, with_pid: bool
+) -> process.Detached | None:
+    reading, ready = os.pipe2(os.O_CLOEXEC)
+    waiting, go = os.pipe2(os.O_CLOEXEC)
+    command = ["unshare", *(f"--{kind}" for kind in own)]
+    if with_user:
+        command += ["--user", "--keep-caps"]
+    if with_pid:
+        command += ["--pid", "--fork", "--kill-child"]
+    become = "exec setpriv --reuid 0 --regid 0 --clear-groups sh -c" if with_user else "eval"
+    command += ["--", "sh", "-c", f'echo; read line; {become} "{_SLEEP}"']
+    holder: process.Detached | None = None
+    try:
+        holder = await process.spawn_detached(command, stdin=waiting, stdout=ready)
+        os.close(ready)
+        ready = -1
+        if not await _line(reading):
+            raise FailedPrecondition("namespaces for the pod cannot be made: unshare failed")
+        inner = _child_of(holder.pid) if with_pid else holder.pid
+        if with_user:
+            _map(inner, "uid", spec.namespaces.uid_mappings)
+            _map(inner, "gid", spec.namespaces.gid_mappings)
+        os.write(go, b"\n\n")
+        pinned = [*own, *(["user"] if with_user else []), *(["pid"] if with_pid else [])]
+        await asyncio.to_thread(_pin, inner, pinned, paths)
+        if with_user and own:
+            await _finish_own(spec, paths, own)
+        if with_pid:
+            staying, holder = holder, None
+            return staying
+        return None
+    finally:
+        for descriptor in (reading, ready, waiting, go):
+            if descriptor >= 0:
+                os.close(descriptor)
+        if holder is not None:
+            await threads.finish(asyncio.ensure_future(_end(holder)))
+
+
+async def _end(holder: process.Detached) -> None:
+    await process.kill_pid(holder.pid, holder.start_time)
+    await holder.wait()
+
+
+async def _line(descriptor: int) -> bool:
+    def read() -> bytes:
+        return os.read(descriptor, 1)
+
+    try:
+        async with asyncio.timeout(_HOLDER_TIME):
+            return bool(await asyncio.to_thread(read))
+    except TimeoutError:
+        return False
+
+
+def _child_of(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    if not children:
+        raise FailedPrecondition("namespaces for the pod cannot be made: the holder ended at once")
+    return int(children[0])
+
+
+def _map(pid: int, kind: str, mappings: tuple[IdMapping, ...]) -> None:
+    lines = "".join(f"{m.container_id} {m.host_id} {m.length}\n" for m in mappings)
+    try:
+        Path(f"/proc/{pid}/{kind}_map").write_text(lines, encoding="ascii")
+    except OSError as error:
+        raise InvalidArgument(f"user namespace: the {kind} mapping is refused: {error.strerror}") from error
+
+
+def _pin(pid: int, pinned: list[str], paths: PodPaths) -> None:
+    for kind in pinned:
+        path = paths.namespace(kind)
+        path.touch(mode=0o444)
+        mounts.mount(f"/proc/{pid}/ns/{kind}", path, "", flags=sys.MS_BIND)
+
+
+async def _finish_own(spec: PodSpec, paths: PodPaths, own: list[str]) -> None:
+    """What :func:`namespaces.create` does by itself: loopback up, the host name set."""
+    targets = {kind: paths.namespace(kind) for kind in own}
+    await namespaces.prepare(targets, hostname=spec.hostname)
+
+
+async def set_sysctls(spec: PodSpec, paths: PodPaths) -> None:
+    """Write the pod's sysctls in its own namespaces. Raises InvalidArgument naming the first that fails."""
+    own = {kind: paths.namespace(kind) for kind in kinds(spec) if kind != "uts"}
+    if not own:
+        return
+
+    def write() -> None:
+        if "net" in own:
+            for name, value in _DEFAULT_SYSCTLS.items():
+                with suppress(OSError):
+                    _write_sysctl(name, value)
+        for name, value in spec.sysctls.items():
+            try:
+                _write_sysctl(name, value)
+            except OSError as error:
+                raise InvalidArgument(
+                    f"pod {spec.namespace}/{spec.name}: sysctl {name}={value}: {error.strerror}"
+                ) from error
+
+    await namespaces.within(own, write)
+
+
+def _write_sysctl(name: str, value: str) -> None:
+    # A dot separates, unless slashes do; what is not the separator belongs to a name.
+    if name.find("/") != -1 and (name.find(".") == -1 or name.find("/") < name.find(".")):
+        path = name
+    else:
+        path = name.translate(str.maketrans("./", "/."))
+    if ".." in path.split("/"):
+        raise OSError(22, "not the name of a sysctl")
+    descriptor = os.open(f"/proc/sys/{path}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
+
+
+def write_files(spec: PodSpec, paths: PodPaths, addresses: tuple[str, ...]) -> None:
+    """The pod's /etc/hosts, /etc/hostname and /etc/resolv.conf. Raises OSError."""
+    on_host = spec.namespaces.network is NamespaceMode.NODE
+    hostname = os.uname().nodename if on_host or not spec.hostname else spec.hostname
+    if on_host:
+        hosts = _read("/etc/hosts") or _LOCAL_HOSTS
+    else:
+        hosts = _LOCAL_HOSTS + "".join(f"{address}\t{hostname}\n" for address in addresses)
+    texts = {"hosts": hosts, "hostname": hostname + "\n", "resolv.conf": resolv_conf(spec.dns)}
+    for name, text in texts.items():
+        (paths.etc / name).write_text(text, encoding="utf-8")
+
+
+def resolv_conf(dns: Dns) -> str:
+    """resolv.conf(5); nothing asked for means the node's own."""
+    if not (dns.servers or dns.searches or dns.options):
+        return _read("/etc/resolv.conf")
+    lines = [f"search {' '.join(dns.searches)}"] if dns.searches else []
+    lines += [f"nameserver {server}" for server in dns.servers]
+    lines += [f"options {' '.join(dns.options)}"] if dns.options else []
+    return "\n".join(lines) + "\n"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def share_shm(spec: PodSpec, paths: PodPaths) -> None:
+    """Mount the pod's /dev/shm unless it has the host's. Raises OSError."""
+    if spec.namespaces.ipc is not NamespaceMode.NODE:
+        volumes.mount_shm(paths, SHM_SIZE)
+
+
+async def release(paths: PodPaths, holder: Process) -> None:
+    """End the holder, unpin the namespaces, unmount /dev/shm. Idempotent. Raises OSError."""
+    if holder.pid:
+        with suppress(OrlopError):
+            await process.kill_pid(holder.pid, holder.start_time)
+    await asyncio.to_thread(_unpin, paths)
+
+
+def _unpin(paths: PodPaths) -> None:
+    for kind in ("net", "uts", "ipc", "user", "pid"):
+        namespaces.remove(paths.namespace(kind))
+    mounts.unmount(paths.shm)
+
+
+def pinned(spec: PodSpec, paths: PodPaths) -> Mapping[str, bool]:
+    """Which of the pod's namespaces are still there, after a restart of the daemon."""
+    wanted = kinds(spec)
+    if spec.namespaces.pid is NamespaceMode.POD:
+        wanted.append("pid")
+    if spec.namespaces.user is NamespaceMode.POD:
+        wanted.append("user")
+    return {kind: mounts.is_mounted(paths.namespace(kind)) for kind in wanted}

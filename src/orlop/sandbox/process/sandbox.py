@@ -1,0 +1,354 @@
+"""A pod as namespaces on the host; implements ``Sandbox``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+from orlop.errors import FailedPrecondition, NotFound
+from orlop.host import cgroups, process
+from orlop.host.cgroups import Cgroup
+from orlop.net.network import PodNetwork
+from orlop.sandbox.base import Connection, ProcessIO
+from orlop.sandbox.process import checks, conmon, layout, oci, podns, statistics, streams
+from orlop.sandbox.process.container import Container, Tools
+from orlop.sandbox.process.layout import ContainerState, PodPaths, PodState
+from orlop.sandbox.spec import (
+    ContainerSpec,
+    ContainerStats,
+    ExecSpec,
+    ExitStatus,
+    NamespaceMode,
+    PodSpec,
+    PodStats,
+    Resources,
+)
+
+
+class ProcessSandbox:
+    """One running pod. Made by the driver; see ``Sandbox`` for what the methods promise."""
+
+    def __init__(
+        self,
+        tools: Tools,
+        network: PodNetwork,
+        spec: PodSpec,
+        paths: PodPaths,
+        state: PodState,
+        holder: process.Detached | None = None,
+    ) -> None:
+        self._tools = tools
+        self._network = network
+        self._spec = spec
+        self._paths = paths
+        self._state = state
+        self._holder = holder
+        self._containers: dict[str, Container] = {}
+        self._specs: dict[str, ContainerSpec] = {}
+        self._disks: dict[str, statistics.DiskUse] = {}
+        self._stopped = asyncio.Event()
+        self._stopping = asyncio.Lock()
+
+    # What it is
+
+    @property
+    def pod_id(self) -> str:
+        """See ``Sandbox``."""
+        return self._spec.id
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """See ``Sandbox``."""
+        return self._state.addresses
+
+    @property
+    def netns(self) -> str:
+        """See ``Sandbox``."""
+        return "" if self._on_host_network else os.fspath(self._paths.namespace("net"))
+
+    @property
+    def _on_host_network(self) -> bool:
+        return self._spec.namespaces.network is NamespaceMode.NODE
+
+    @property
+    def info(self) -> dict[str, object]:
+        """See ``Sandbox``."""
+        runtime = self._tools.runtime
+        return {
+            "handler": "process",
+            "runtime": f"{runtime.name} {runtime.version}".strip(),
+            "cgroup": self._state.cgroup,
+            "holder_pid": self._state.holder.pid,
+            "pids": {key: item.state.init.pid for key, item in self._containers.items() if item.state},
+        }
+
+    async def wait(self) -> str:
+        """See ``Sandbox``. Only a shared PID namespace can end by itself."""
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        holder = self._state.holder
+        if not holder.pid:
+            await stopped
+            return ""
+        died = asyncio.ensure_future(process.wait_pid(holder.pid))
+        try:
+            await asyncio.wait((stopped, died), return_when=asyncio.FIRST_COMPLETED)
+            return "" if stopped.done() else "the first process of the pod's PID namespace was killed"
+        finally:
+            stopped.cancel()
+            died.cancel()
+
+    # Containers
+
+    def adopt(self, container_id: str, spec: ContainerSpec, state: ContainerState | None) -> None:
+        """Take over a container of an earlier daemon."""
+        self._add(container_id, spec, state)
+
+    def _add(self, container_id: str, spec: ContainerSpec, state: ContainerState | None = None) -> Container:
+        paths = self._paths.container(container_id)
+        found = Container(self._tools, container_id, paths, state)
+        self._containers[container_id] = found
+        self._specs[container_id] = spec
+        self._disks[container_id] = statistics.DiskUse(paths.rootfs)
+        return found
+
+    def _container(self, container_id: str) -> Container:
+        try:
+            return self._containers[container_id]
+        except KeyError as error:
+            raise NotFound(f"container {container_id[:12]} is not in pod {self.pod_id[:12]}") from error
+
+    async def create(self, spec: ContainerSpec) -> None:
+        """See ``Sandbox``."""
+        if self._stopped.is_set():
+            raise FailedPrecondition(f"pod {self.pod_id[:12]} is stopped")
+        checks.check_container(spec, self._spec, self._tools.runtime)
+        target = self._target(spec)
+        container = self._add(spec.id, spec)
+        try:
+            await container.create(
+                self._spec, spec, self._paths, cgroup=self._state.cgroup, target_pid=target
+            )
+        except OSError as error:
+            raise FailedPrecondition(f"container {spec.name}: {error}") from error
+
+    def _target(self, spec: ContainerSpec) -> int:
+        if spec.namespaces.pid is not NamespaceMode.TARGET:
+            return 0
+        target = self._container(spec.namespaces.target_container)
+        if not target.running or target.state is None:
+            raise FailedPrecondition(
+                f"container {spec.name}: its target {target.id[:12]} does not run, "
+                "so its PID namespace cannot be shared"
+            )
+        return target.state.init.pid
+
+    async def start(self, container_id: str) -> int:
+        """See ``Sandbox``."""
+        return await self._container(container_id).start()
+
+    async def wait_container(self, container_id: str) -> ExitStatus:
+        """See ``Sandbox``."""
+        return await self._container(container_id).wait()
+
+    async def signal(self, container_id: str, signal: int) -> None:
+        """See ``Sandbox``."""
+        await asyncio.to_thread(self._container(container_id).signal, signal, everyone=True)
+
+    async def delete(self, container_id: str) -> None:
+        """See ``Sandbox``."""
+        found = self._containers.get(container_id)
+        if found is None:
+            return
+        await found.delete()
+        self._containers.pop(container_id, None)
+        self._specs.pop(container_id, None)
+        self._disks.pop(container_id, None)
+
+    async def update(self, container_id: str, resources: Resources) -> None:
+        """See ``Sandbox``."""
+        container = self._container(container_id)
+        wanted = oci.resources(resources)
+        if wanted:
+            await self._tools.runtime.update(container.id, wanted, container.paths.bundle / "runtime.log")
+
+    async def resize(self, overhead: Resources, resources: Resources) -> None:
+        """See ``Sandbox``. The cgroup of a pod that a kubelet has made is the kubelet's to change."""
+        if self._spec.cgroup_parent:
+            return
+        limits = cgroups.Limits(
+            cpu_period=resources.cpu_period or overhead.cpu_period,
+            cpu_quota=_sum(resources.cpu_quota, overhead.cpu_quota),
+            cpu_shares=resources.cpu_shares + overhead.cpu_shares,
+            memory_limit=_sum(resources.memory_limit, overhead.memory_limit),
+        )
+        group = Cgroup(self._state.cgroup)
+        try:
+            await asyncio.to_thread(group.create)
+            await asyncio.to_thread(group.set, limits)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"limits of pod {self.pod_id[:12]} cannot be changed: {error}"
+            ) from error
+
+    async def reopen_log(self, container_id: str) -> None:
+        """See ``Sandbox``."""
+        container = self._container(container_id)
+        if not container.running:
+            raise FailedPrecondition(f"container {container_id[:12]} does not run")
+        path = Path(self._specs[container_id].log_path)
+        await asyncio.to_thread(conmon.reopen_log, container.paths.bundle)
+        for _ in range(100):  # it is an order without an answer
+            if not self._specs[container_id].log_path or path.exists():
+                return
+            await asyncio.sleep(0.01)
+        raise FailedPrecondition(f"log {path} of container {container_id[:12]} was not opened again")
+
+    # Streams
+
+    async def exec(self, container_id: str, spec: ExecSpec) -> ProcessIO:
+        """See ``Sandbox``."""
+        container = self._container(container_id)
+        if not container.running:
+            raise FailedPrecondition(f"container {container_id[:12]} does not run")
+        directory = container.paths.bundle / f"exec-{secrets.token_hex(6)}"
+        name = f"container {self._specs[container_id].name}"
+        return await streams.ExecProcess.start(self._tools.runtime, container_id, spec, directory, name)
+
+    async def attach(self, container_id: str, *, stdin: bool) -> ProcessIO:
+        """See ``Sandbox``."""
+        container = self._container(container_id)
+        client = await conmon.connect(container.paths.bundle)
+        return streams.Attached(client, container.paths.bundle, container.wait, stdin=stdin)
+
+    async def connect(self, port: int) -> Connection:
+        """See ``Sandbox``."""
+        netns = None if self._on_host_network else self._paths.namespace("net")
+        return await streams.connect(netns, port)
+
+    # Use
+
+    async def container_stats(self, container_id: str) -> ContainerStats:
+        """See ``Sandbox``."""
+        container = self._container(container_id)
+        return await statistics.container_stats(container_id, container.cgroup, self._disks[container_id])
+
+    async def stats(self) -> PodStats:
+        """See ``Sandbox``."""
+        running = [key for key, item in self._containers.items() if item.running]
+        members = await asyncio.gather(*(self.container_stats(key) for key in running))
+        found = () if self._on_host_network else await statistics.interfaces(self._paths.namespace("net"))
+        return statistics.pod_stats(list(members), found)
+
+    # End
+
+    async def stop(self) -> None:
+        """See ``Sandbox``. Raises the first failure after everything was tried."""
+        async with self._stopping:
+            if self._stopped.is_set():
+                return
+            await every(
+                [item.delete for item in self._containers.values()]
+                + ([] if self._on_host_network else [self._detach])
+            )
+            await podns.release(self._paths, self._state.holder)
+            if self._holder is not None:
+                await self._holder.wait()
+            self._stopped.set()
+
+    async def _detach(self) -> None:
+        await self._network.detach(self.pod_id, self._paths.namespace("net"))
+
+    async def release(self) -> None:
+        """Let go of the pod, which goes on."""
+        await asyncio.gather(*(item.release() for item in self._containers.values()))
+
+
+def _sum(first: int, second: int) -> int:
+    return first + second if first > 0 and second > 0 else first
+
+
+async def every(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Take all steps at the same time; raise the first failure when all have ended."""
+    results = await asyncio.gather(*(step() for step in steps), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def new_state(spec: PodSpec, default_parent: str) -> PodState:
+    """The record of a pod that is about to be made."""
+    return PodState(cgroup=spec.cgroup_parent or default_parent)
+
+
+async def prepare(
+    spec: PodSpec, paths: PodPaths, network: PodNetwork, state: PodState
+) -> tuple[PodState, process.Detached | None]:
+    """Make all that the pod's containers share, and record it.
+
+    Raises OrlopError with the reason; the caller removes what is left.
+    """
+    try:
+        await asyncio.to_thread(_lay_out, spec, paths, state)
+        holder = await podns.make(spec, paths)
+        if holder is not None:
+            state = PodState(
+                cgroup=state.cgroup, holder=layout.Process(pid=holder.pid, start_time=holder.start_time)
+            )
+            await asyncio.to_thread(layout.save, paths.record, state)
+        addresses: tuple[str, ...] = ()
+        if spec.namespaces.network is not NamespaceMode.NODE:
+            result = await network.attach(
+                spec.id,
+                paths.namespace("net"),
+                name=spec.name,
+                namespace=spec.namespace,
+                uid=spec.uid,
+                port_mappings=spec.port_mappings,
+                annotations=spec.annotations,
+            )
+            addresses = result.ips
+        await podns.set_sysctls(spec, paths)
+        state = PodState(cgroup=state.cgroup, holder=state.holder, addresses=addresses)
+        await asyncio.to_thread(_finish, spec, paths, state)
+    except OSError as error:
+        raise FailedPrecondition(f"pod {spec.namespace}/{spec.name} cannot be made: {error}") from error
+    return state, holder
+
+
+def _lay_out(spec: PodSpec, paths: PodPaths, state: PodState) -> None:
+    paths.create()
+    layout.save(paths.record, state)
+    podns.share_shm(spec, paths)
+
+
+def _finish(spec: PodSpec, paths: PodPaths, state: PodState) -> None:
+    podns.write_files(spec, paths, state.addresses)
+    layout.save(paths.record, state)
+
+
+async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: str) -> None:
+    """Remove every trace of a pod, from its directories alone. Idempotent. Raises the first failure."""
+    state = await asyncio.to_thread(layout.load_pod, paths.record)
+    containers = []
+    for container_id in await asyncio.to_thread(paths.containers):
+        found = paths.container(container_id)
+        containers.append(
+            Container(
+                tools, container_id, found, await asyncio.to_thread(layout.load_container, found.record)
+            )
+        )
+    try:
+        await every(
+            [item.delete for item in containers] + [lambda: network.detach(pod_id, paths.namespace("net"))]
+        )
+        await podns.release(paths, state.holder if state is not None else layout.Process())
+        if state is not None and Path(state.cgroup).name == pod_id:
+            await cgroups.destroy(Cgroup(state.cgroup))
+        await asyncio.to_thread(paths.remove)
+    except OSError as error:
+        raise FailedPrecondition(f"pod {pod_id[:12]} cannot be removed yet: {error}") from error
+    finally:
+        await asyncio.gather(*(item.release() for item in containers))

@@ -1,0 +1,262 @@
+"""The handler ``process``: real containers with a real runtime, conmon and CNI. Needs root."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
+from orlop.host import process
+from orlop.sandbox.spec import ExecSpec, Resources
+from tests.e2e.process_pods import Bed, bed, make_layer, read, run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture(scope="module")
+def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_layer(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture
+async def host(tmp_path: Path, layer: Path) -> AsyncIterator[Bed]:
+    async with bed(tmp_path, layer) as found:
+        yield found
+
+
+async def test_life_of_a_pod(host: Bed) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    assert sandbox.addresses[0].startswith("10.214.0.")
+    spec = host.container(pod, "sh", "-c", "echo out; echo err >&2; sleep 1000")
+    await sandbox.create(spec)
+    started = await sandbox.start(spec.id)
+    assert abs(time.time_ns() - started) < 10**9
+    stdout, _, code = await run(sandbox, spec.id, "sh", "-c", "hostname; cat /etc/hosts; exit 7")
+    assert code == 7
+    assert stdout.startswith(b"web\n")
+    assert f"{sandbox.addresses[0]}\tweb".encode() in stdout
+    with pytest.raises(FailedPrecondition):
+        await sandbox.start(spec.id)
+    await sandbox.signal(spec.id, signal.SIGKILL)
+    status = await sandbox.wait_container(spec.id)
+    assert status.code == 137
+    assert not status.oom_killed
+    assert await sandbox.wait_container(spec.id) == status
+    log = Path(spec.log_path).read_text().splitlines()
+    assert {re.sub(r"^\S+ ", "", line) for line in log} == {"stdout F out", "stderr F err"}
+    await sandbox.delete(spec.id)
+    await sandbox.delete(spec.id)
+    waiting = asyncio.ensure_future(sandbox.wait())
+    await sandbox.stop()
+    await sandbox.stop()
+    assert await waiting == ""
+    await host.driver.discard(pod.id)
+    await host.driver.discard(pod.id)
+    assert await host.driver.traces() == []
+
+
+async def test_exit_codes_and_what_cannot_be_run(host: Bed) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod, "sh", "-c", "exit 42")
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    assert (await sandbox.wait_container(spec.id)).code == 42
+    with pytest.raises(FailedPrecondition, match="does not run"):
+        await sandbox.exec(spec.id, ExecSpec(args=("true",)))
+    absent = host.container(pod, "no-such-program")
+    with pytest.raises(FailedPrecondition, match="no-such-program"):
+        await sandbox.create(absent)
+    await sandbox.delete(absent.id)
+    await sandbox.stop()
+
+
+async def test_exec_streams_and_terminal(host: Bed) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod)
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    cat = await sandbox.exec(spec.id, ExecSpec(args=("cat",), stdin=True))
+    payload = os.urandom(1 << 20)
+
+    async def feed() -> None:
+        await cat.write(payload)
+        await cat.close_stdin()
+
+    feeding = asyncio.ensure_future(feed())
+    stdout, _, status = await read(cat)
+    await feeding
+    assert (stdout == payload, status.code) == (True, 0)
+    shell = await sandbox.exec(spec.id, ExecSpec(args=("sh",), tty=True, stdin=True))
+    await shell.resize(91, 33)
+    await shell.write(b"sleep 0.2; stty size; exit 5\n")
+    stdout, _, status = await read(shell)
+    assert b"33 91" in stdout
+    assert status.code == 5
+    with pytest.raises(FailedPrecondition, match="no-such"):
+        await run(sandbox, spec.id, "no-such-program")
+    lingering = await sandbox.exec(spec.id, ExecSpec(args=("sleep", "999")))
+    await asyncio.sleep(0.3)
+    await lingering.close()
+    await lingering.close()
+    processes, _, _ = await run(sandbox, spec.id, "ps")
+    assert b"sleep 999" not in processes
+    await sandbox.stop()
+
+
+async def test_attach_and_stdin_once(host: Bed) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod, "sh", "-c", "cat; echo end", stdin=True, stdin_once=True)
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    client = await sandbox.attach(spec.id, stdin=True)
+    await client.write(b"hello\n")
+    await client.close_stdin()
+    stdout, _, status = await read(client)
+    assert (stdout, status.code) == (b"hello\nend\n", 0)
+    await sandbox.stop()
+
+
+async def test_log_is_opened_again(host: Bed) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod, "sh", "-c", "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done")
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    log = Path(spec.log_path)
+    await asyncio.sleep(0.3)
+    log.rename(log.with_suffix(".old"))
+    await sandbox.reopen_log(spec.id)
+    await asyncio.sleep(0.3)
+    assert log.stat().st_size > 0
+    await sandbox.stop()
+    numbers = [
+        int(found)
+        for found in re.findall(r"line (\d+)", log.with_suffix(".old").read_text() + log.read_text())
+    ]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_out_of_memory_is_said(host: Bed) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod, "tail", "/dev/zero", resources=Resources(memory_limit=16 << 20))
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    status = await sandbox.wait_container(spec.id)
+    assert (status.code, status.oom_killed) == (137, True)
+    await sandbox.stop()
+
+
+async def test_limits_change_and_are_counted(host: Bed) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod, "sh", "-c", "dd if=/dev/zero of=/data/x bs=1M count=3; sleep 1000")
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    await asyncio.sleep(0.5)
+    await sandbox.update(spec.id, Resources(memory_limit=64 << 20, cpu_shares=512))
+    stats = await sandbox.container_stats(spec.id)
+    assert 0 < stats.memory.working_set < 64 << 20
+    assert stats.memory.available > 32 << 20
+    assert stats.cpu.usage_ns > 0
+    assert stats.processes == 1
+    assert stats.filesystem.used >= 3 << 20
+    whole = await sandbox.stats()
+    assert whole.containers[0].container_id == spec.id
+    assert whole.interfaces[0].name == "eth0"
+    await sandbox.stop()
+
+
+async def test_port_is_reached_through_loopback(host: Bed) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod, "sh", "-c", "echo pong | nc -l -p 8080 -s 127.0.0.1; sleep 1000")
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    await asyncio.sleep(0.3)
+    connection = await sandbox.connect(8080)
+    assert await connection.read(100) == b"pong\n"
+    await connection.close()
+    with pytest.raises(FailedPrecondition, match="8081"):
+        await sandbox.connect(8081)
+    await sandbox.stop()
+
+
+async def test_a_later_daemon_finds_everything(host: Bed) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    running = host.container(pod)
+    ended = host.container(pod, "sh", "-c", "sleep 0.5; exit 9")
+    created = host.container(pod)
+    for spec in (running, ended, created):
+        await sandbox.create(spec)
+    await sandbox.start(running.id)
+    await sandbox.start(ended.id)
+    await host.driver.close()
+    await asyncio.sleep(1)
+    later = type(host.driver)(host.config, host.network)
+    await later.open()
+    found = await later.recover(pod, (running, ended, created))
+    assert found.addresses == sandbox.addresses
+    assert (await found.wait_container(ended.id)).code == 9
+    assert (await run(found, running.id, "echo", "here"))[0] == b"here\n"
+    await found.start(created.id)
+    await found.stop()
+    assert (await found.wait_container(running.id)).code == 137
+    await later.discard(pod.id)
+    with pytest.raises(NotFound):
+        await later.recover(pod, ())
+    await later.close()
+
+
+async def test_a_killed_monitor_ends_its_container(host: Bed) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod)
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    monitor = int((host.config.state_dir / "process" / pod.id / "c" / spec.id / "conmon.pid").read_text())
+    os.kill(monitor, signal.SIGKILL)
+    status = await asyncio.wait_for(sandbox.wait_container(spec.id), 5)
+    assert status.code == 137
+    assert "conmon" in status.message
+    await sandbox.stop()
+
+
+async def test_failures_leave_nothing(host: Bed) -> None:
+    with pytest.raises(InvalidArgument, match=r"kernel\.panic"):
+        await host.driver.run(host.pod(sysctls={"kernel.panic": "1"}))
+    with pytest.raises(InvalidArgument, match=r"net\.ipv4\.no_such"):
+        await host.driver.run(host.pod(sysctls={"net.ipv4.no_such": "1"}))
+    assert await host.driver.traces() == []
+    for delay in (0.001, 0.01, 0.03, 0.08):
+        running = asyncio.ensure_future(host.driver.run(host.pod()))
+        await asyncio.sleep(delay)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    for pod_id in await host.driver.traces():
+        await host.driver.discard(pod_id)
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    for delay in (0.005, 0.02, 0.04, 0.06):
+        spec = host.container(pod)
+        creating = asyncio.ensure_future(sandbox.create(spec))
+        await asyncio.sleep(delay)
+        creating.cancel()
+        await asyncio.gather(creating, return_exceptions=True)
+        await sandbox.delete(spec.id)
+    await sandbox.stop()
+    await host.driver.discard(pod.id)
+    left = await process.run(["pgrep", "-f", str(host.config.state_dir)], check=False)
+    assert left.stdout == b""
