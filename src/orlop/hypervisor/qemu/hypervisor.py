@@ -41,8 +41,6 @@ from orlop.hypervisor.qemu.machine import QemuMachine
 
 log = logging.getLogger(__name__)
 
-# Enough for the kernel and the agent; what a pod needs is plugged when it is there.
-TEMPLATE_MEMORY_MIB = 192
 # Counts changes of what a template is that its command line does not show.
 _RECIPE = 1
 _RESTORE_TIMEOUT = 30.0
@@ -82,8 +80,12 @@ class QemuHypervisor:
 
     @property
     def template_shape(self) -> MachineShape:
-        """The size that every restored machine starts with."""
-        memory = min(TEMPLATE_MEMORY_MIB, self._config.max_memory_mib)
+        """The size that every restored machine starts with: what a pod without limits gets.
+
+        Memory that is there from the start costs a clone nothing until it is used, for its page
+        descriptors are shared; memory that is plugged costs 1/64 of it at once. A pod of less is bounded
+        by the limits of its containers."""
+        memory = min(self._config.default_memory_mib, self._config.max_memory_mib)
         return MachineShape(memory_mib=memory, vcpus=self._config.default_vcpus)
 
     # Accelerator

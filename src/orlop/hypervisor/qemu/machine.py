@@ -30,9 +30,11 @@ log = logging.getLogger(__name__)
 
 CONSOLE_LOG = "console.log"
 _UNPLUG_TIMEOUT = 15.0
-_RESIZE_TIMEOUT = 10.0
+_GROW_TIMEOUT = 10.0
+_SHRINK_TIMEOUT = 1.0
+_SIZE_INTERVAL = 0.01
 _QUICK = 2.0
-_AGENT_PATH = f"/machine/peripheral/{cmdline.MEMORY_DEVICE}"
+_MEMORY_PATH = f"/machine/peripheral/{cmdline.MEMORY_DEVICE}"
 
 
 class QemuMachine:
@@ -58,7 +60,6 @@ class QemuMachine:
         self._why = ""
         self._port_open = asyncio.Event()
         self._unplugged: dict[str, asyncio.Event] = {}
-        self._size_changed = asyncio.Event()
         self.migration: asyncio.Queue[str] = asyncio.Queue()
 
     @property
@@ -241,19 +242,20 @@ class QemuMachine:
         block = await self._get_size("block-size")
         wanted = -(-max(0, (memory_mib - base) << 20) // block) * block
         wanted = min(wanted, ((limit - base) << 20) // block * block)
-        self._size_changed.clear()
         await self.monitor.execute(
-            "qom-set", {"path": _AGENT_PATH, "property": "requested-size", "value": wanted}
+            "qom-set", {"path": _MEMORY_PATH, "property": "requested-size", "value": wanted}
         )
+        # The guest gives memory up slowly and perhaps never; it goes on trying.
+        patience = _GROW_TIMEOUT if memory_mib > self.shape.memory_mib else _SHRINK_TIMEOUT
         with suppress(TimeoutError):
-            async with asyncio.timeout(_RESIZE_TIMEOUT):
-                while await self._get_size("size") != wanted:
-                    await self._size_changed.wait()
-                    self._size_changed.clear()
+            async with asyncio.timeout(patience):
+                # QEMU tells of it once a second at most: too late to wait for.
+                while await self._get_size("size") != wanted:  # noqa: ASYNC110 - there is no event
+                    await asyncio.sleep(_SIZE_INTERVAL)
         return base + (await self._get_size("size") >> 20)
 
     async def _get_size(self, name: str) -> int:
-        value = await self.monitor.execute("qom-get", {"path": _AGENT_PATH, "property": name})
+        value = await self.monitor.execute("qom-get", {"path": _MEMORY_PATH, "property": name})
         return value if isinstance(value, int) else 0
 
     async def _add_vcpus(self, wanted: int) -> int:
@@ -389,8 +391,6 @@ class QemuMachine:
         elif name == "VSERPORT_CHANGE" and data.get("id") == cmdline.AGENT_PORT_ID:
             if data.get("open"):
                 self._port_open.set()
-        elif name == "MEMORY_DEVICE_SIZE_CHANGE":
-            self._size_changed.set()
         elif name == "MIGRATION":
             self.migration.put_nowait(str(data.get("status", "")))
         elif name == "SHUTDOWN":

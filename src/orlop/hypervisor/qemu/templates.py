@@ -8,6 +8,7 @@ never was complete. The digests are checked once per daemon; after that size and
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -22,12 +23,13 @@ MEMORY = "memory"
 STATE = "state"
 _MANIFEST = "manifest.json"
 _PREFIX = "template-"
+_CHUNK = 64 << 10
 
 
 class _File(msgspec.Struct, frozen=True):
     name: str
     size: int
-    sha256: str
+    digest: str
 
 
 class _Manifest(msgspec.Struct, frozen=True):
@@ -49,7 +51,7 @@ def seal(work: Path, root: Path, key: str, shape: MachineShape, accelerator: Acc
     """Make ``work``, which holds ``memory`` and ``state``, the template of ``key``; others are removed.
 
     Raises OSError."""
-    files = tuple(_File(name, (work / name).stat().st_size, _sha256(work / name)) for name in (MEMORY, STATE))
+    files = tuple(_File(name, (work / name).stat().st_size, _digest(work / name)) for name in (MEMORY, STATE))
     for name in (MEMORY, STATE):
         (work / name).chmod(0o400)
     manifest = _Manifest(key, shape, accelerator, files)
@@ -77,7 +79,7 @@ def load(root: Path, key: str) -> Template:
     for file in manifest.files:
         path = directory / file.name
         try:
-            whole = path.stat().st_size == file.size and _sha256(path) == file.sha256
+            whole = path.stat().st_size == file.size and _digest(path) == file.digest
         except OSError as error:
             raise DataLoss(f"{path} of the template cannot be read: {error.strerror}") from error
         if not whole:
@@ -100,6 +102,30 @@ def remove(root: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
+def _digest(path: Path) -> str:
+    """A digest of a sparse file that does not depend on where its holes are."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        descriptor = file.fileno()
+        size = os.fstat(descriptor).st_size
+        place = 0
+        while (place := _next_data(descriptor, place, size)) < size:
+            place -= place % _CHUNK
+            end = os.lseek(descriptor, place, os.SEEK_HOLE)
+            while place < end:
+                chunk = os.pread(descriptor, _CHUNK, place)
+                if chunk.count(0) != len(chunk):
+                    digest.update(place.to_bytes(8, "little") + chunk)
+                place += _CHUNK
+    return digest.hexdigest()
+
+
+def _next_data(descriptor: int, place: int, size: int) -> int:
+    if place >= size:
+        return size
+    try:
+        return os.lseek(descriptor, place, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+            return size
+        raise
