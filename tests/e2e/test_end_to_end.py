@@ -133,7 +133,7 @@ def test_volumes_environment_and_user(shared_node: Node, handler: str, tmp_path:
         {"container_path": "/rw", "host_path": os.fspath(writable)},
         {"container_path": "/ro", "host_path": os.fspath(fixed), "readonly": True},
     ]
-    script = "cat /rw/there; echo $A; pwd; id -u; echo back >/rw/made; : >/ro/made || echo refused; echo end"
+    script = "cat /rw/there; echo $A; pwd; id -u; echo back >/rw/made; touch /ro/made || echo refused; echo end"
     pod_id, container = node.run(
         BUSYBOX,
         "sh",
