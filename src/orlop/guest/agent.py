@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from orlop.guest import cgroup, connect, memory, setup, spawn, stats, syscalls
+from orlop.guest import cgroup, connect, holder, memory, setup, spawn, stats, syscalls
 from orlop.guest.container import Entry
 from orlop.guest.disks import Disks
 from orlop.guest.execs import Execs
@@ -140,13 +140,21 @@ class Agent:
         self.containers[spec.id] = entry
         process = entry.process
 
-        def on_ready(report: dict[str, Any]) -> None:
-            entry.status = "created"
-            answer.ok(
-                messages.Created(
-                    pid=process.pid, uid=report["uid"], gid=report["gid"], groups=tuple(report["groups"])
+        def on_ready() -> None:
+            if entry.status != "creating":
+                return
+            try:
+                identity = entry.make_ready()
+            except Exception as error:
+                self._abandon(entry, answer, error)
+                return
+            if identity is not None:
+                entry.status = "created"
+                answer.ok(
+                    messages.Created(
+                        pid=process.pid, uid=identity.uid, gid=identity.gid, groups=identity.groups
+                    )
                 )
-            )
 
         def on_started(problem: Refused | None) -> None:
             if entry.status == "creating":
@@ -331,11 +339,7 @@ class Agent:
         """A process that is process 1 of the namespace all containers share."""
         if self._pod_namespace >= 0:
             return
-        from orlop.guest import holder
-
-        self._holder = spawn.spawn(holder.hold, flags=syscalls.CLONE_NEWPID)
-        self._holder.hang_up()
-        self._pod_namespace = os.open(f"/proc/{self._holder.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._holder, self._pod_namespace = holder.start()
 
     def _abandon(self, entry: Entry, answer: Answer, error: BaseException) -> None:
         """A container that did not come to be: kill, release, then say why."""
@@ -343,7 +347,7 @@ class Agent:
         refused = (
             error if isinstance(error, Refused) else Refused("internal", f"{type(error).__name__}: {error}")
         )
-        if entry.process.child is not None and entry.process.exit is None:
+        if entry.process.pid:
             self.adopt(entry.process)
         self._release(entry, lambda: answer.refuse(refused), DELETE_PATIENCE)
 
@@ -362,6 +366,7 @@ class Agent:
 
     def _on_exit(self, entry: Entry, code: int) -> None:
         """The first process ended: so does everything else of the container."""
+        entry.ended()
         entry.cgroup.kill()
         self._on_memory_event(entry)
         process = entry.process

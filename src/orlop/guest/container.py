@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from orlop.guest import cgroup, inside, paths, spawn, syscalls
+from orlop.guest import cgroup, paths, spawn, syscalls
 from orlop.guest.cgroup import Cgroup
 from orlop.guest.disks import Disks
-from orlop.guest.mounts import Source, View
+from orlop.guest.lookup import Root
+from orlop.guest.mounts import Builder, Source, View
 from orlop.guest.process import Process, Streaming
+from orlop.guest.program import Program, add_program, add_terminal, prepare
+from orlop.guest.script import Script
+from orlop.guest.users import Identity
 from orlop.wire.messages import Refused
 from orlop.wire.values import Container, ContainerState, Disk, Mount, Resources
 
-UNMOUNT_RETRY = 0.005
+_JOIN_SESSION_KEYRING = 1
 
 
 class Entry:
@@ -29,6 +34,8 @@ class Entry:
         self.oom_kills = 0
         self.watch = -1
         self.env: dict[bytes, bytes] = {}
+        self.root: Root | None = None
+        self._maps_due = False
         self._streaming = streaming
         self._disks = disks
         self._directory = f"{paths.CONTAINERS}/{spec.id}"
@@ -62,45 +69,92 @@ class Entry:
         )
 
     def spawn(self, view: View, pid_namespace: int) -> None:
-        """Fork the first process; it reports through ``process`` and waits."""
-        spec = self.spec
-        self.env = {key.encode(): value for key, value in spec.env}
-        if spec.hostname:
-            self.env.setdefault(b"HOSTNAME", spec.hostname.encode())
-        program = inside.Program(
-            args=spec.args, env=self.env, cwd=spec.cwd, security=spec.security, tty=spec.tty
-        )
-        flags = syscalls.CLONE_NEWPID if pid_namespace < 0 else 0
-        if view.own_user_namespace:
-            flags |= syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS
-        directory = self.cgroup.open()
+        """Clone the first process; it builds its file system and waits for :meth:`make_ready`."""
+        steps = Script()
+        builder = Builder(view, steps)
+        group = self.cgroup.open()
+
+        def launch(stdio: tuple[int, int, int], control: socket.socket) -> spawn.Child:
+            spawn.set_stdio(steps, stdio)
+            flags = syscalls.CLONE_NEWPID if pid_namespace < 0 else 0
+            unshared = syscalls.CLONE_NEWCGROUP
+            if view.own_user_namespace:
+                flags |= syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS
+                steps.gate(control.fileno())
+                steps.add("setresgid", 0, 0, 0)
+                steps.add("setresuid", 0, 0, 0)
+            else:
+                unshared |= syscalls.CLONE_NEWNS
+            steps.add("unshare", unshared)
+            steps.add("umask", 0)
+            steps.add("setsid")
+            steps.add("keyctl", _JOIN_SESSION_KEYRING, b"orlop", tolerate=None)
+            builder.build()
+            spawn.keep_only_control(steps, control.fileno())
+            steps.gate(spawn.CONTROL)
+            return spawn.start(steps, flags=flags, cgroup=group, pid_namespace=pid_namespace)
+
         try:
-            self.process.spawn(
-                lambda stdio: spawn.spawn(
-                    lambda control: inside.run_container(view, program, control),
-                    stdio=stdio,
-                    flags=flags,
-                    cgroup=directory,
-                    pid_namespace=pid_namespace,
-                )
-            )
+            self.process.spawn(launch)
         finally:
-            os.close(directory)
+            builder.close()
+            os.close(group)
         child = self.process.child
         assert child is not None
         self.pid_namespace = os.open(f"/proc/{child.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        if view.own_user_namespace:
-            write_id_maps(child.pid, spec)
+        self._maps_due = view.own_user_namespace
+
+    def make_ready(self) -> Identity | None:
+        """The child is at a gate: look up its program, and lay the steps that lead to it. Raises Refused.
+
+        None when it was the gate before, at which the child waits for its id mappings.
+        """
+        child = self.process.child
+        assert child is not None
+        if self._maps_due:
+            self._maps_due = False
+            write_id_maps(child.pid, self.spec)
             child.go()
+            return None
+        spec = self.spec
+        self.root = Root(child.pid)
+        self.env = {key.encode(): value for key, value in spec.env}
+        if spec.hostname:
+            self.env.setdefault(b"HOSTNAME", spec.hostname.encode())
+        own_user_namespace = bool(spec.namespaces.uid_mappings)
+        prepared = prepare(
+            Program(spec.args, self.env, spec.cwd, spec.security, spec.tty, own_user_namespace), self.root
+        )
+        if spec.tty:
+            master, path = self.root.terminal()
+            self.process.adopt_terminal(master)
+            add_terminal(child.script, path, prepared.identity, console=True)
+        add_program(child.script, prepared, make_cwd=True)
+        child.script.lay()
+        self.process.give_pipes(outer_id(prepared.identity.uid, spec))
+        return prepared.identity
 
     def started(self) -> None:
-        """Exec succeeded: a memory limit that had to wait takes effect."""
+        """Exec succeeded: what had to wait takes effect."""
+        if self.spec.namespaces.uid_mappings:
+            self._set_oom_score()
         if 0 < self.spec.resources.memory_max < cgroup.SMALL_MEMORY:
             only = Resources(
                 memory_max=self.spec.resources.memory_max,
                 memory_swap_max=self.spec.resources.memory_swap_max,
             )
             self.cgroup.apply(only)
+
+    def ended(self) -> None:
+        """The first process is gone: hold nothing that keeps its file system busy. Idempotent."""
+        if self.root is not None:
+            self.root.close()
+
+    def _set_oom_score(self) -> None:
+        # From within a user namespace of its own the process may not.
+        with suppress(OSError):
+            score = str(self.spec.security.oom_score_adj)
+            paths.write_text(f"/proc/{self.process.pid}/oom_score_adj", score)
 
     def state(self) -> ContainerState:
         """For a daemon that was restarted."""
@@ -119,6 +173,7 @@ class Entry:
         """Undo :meth:`prepare`, once the process is gone. False when processes are still dying."""
         if not self.cgroup.remove():
             return False
+        self.ended()
         self.process.close()
         if self.pid_namespace >= 0:
             os.close(self.pid_namespace)
@@ -221,3 +276,11 @@ def write_id_maps(pid: int, spec: Container) -> None:
             paths.write_text(f"/proc/{pid}/{name}", text)
         except OSError as error:
             raise Refused("invalid", f"the id mappings are not valid ({name}): {error.strerror}") from error
+
+
+def outer_id(inner: int, spec: Container) -> int:
+    """The guest's own id of a container's user."""
+    for mapping in spec.namespaces.uid_mappings:
+        if mapping.inner <= inner < mapping.inner + mapping.length:
+            return mapping.outer + inner - mapping.inner
+    return inner

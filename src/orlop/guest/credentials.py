@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import resource
+import struct
+from collections.abc import Iterator
 
 from orlop.guest import syscalls
+from orlop.guest.script import Script
 from orlop.guest.users import Identity
 from orlop.wire.messages import Refused
 from orlop.wire.values import Rlimit, Security
@@ -19,6 +22,9 @@ CAPABILITIES = (
     "CHECKPOINT_RESTORE",
 )  # fmt: skip
 _NUMBERS = {name: number for number, name in enumerate(CAPABILITIES)}
+_CAPABILITY_VERSION = 0x20080522
+_SECCOMP_SET_MODE_FILTER = 1
+_INFINITY = (1 << 64) - 1
 
 
 def capability_mask(names: tuple[str, ...]) -> int:
@@ -32,66 +38,63 @@ def capability_mask(names: tuple[str, ...]) -> int:
     return mask
 
 
-def set_rlimits(rlimits: tuple[Rlimit, ...]) -> None:
-    """setrlimit(2) for each; ``invalid`` for a name the kernel does not know."""
-    for limit in rlimits:
-        number = getattr(resource, f"RLIMIT_{limit.name.upper().removeprefix('RLIMIT_')}", None)
+def rlimits(limits: tuple[Rlimit, ...]) -> Iterator[tuple[int, str, int, int]]:
+    """Number, name, soft and hard limit for prlimit(2); ``invalid`` for a name the kernel does not know."""
+    for limit in limits:
+        name = limit.name.upper().removeprefix("RLIMIT_")
+        number = getattr(resource, f"RLIMIT_{name}", None)
         if number is None:
             raise Refused("invalid", f"unknown resource limit {limit.name!r}")
-        try:
-            resource.setrlimit(number, (limit.soft, limit.hard))
-        except (ValueError, OSError) as error:
-            raise Refused(
-                "invalid", f"cannot limit {limit.name} to {limit.soft}:{limit.hard}: {error}"
-            ) from error
+        soft, hard = (_INFINITY if value < 0 else value for value in (limit.soft, limit.hard))
+        yield number, name, soft, hard
 
 
-def set_oom_score(score: int) -> None:
-    """Write oom_score_adj; needs the /proc of the right PID namespace."""
-    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, str(score).encode())
-    except PermissionError:
-        # Only the right to lower the score can be missing, and then the score stays what it was.
-        return
-    finally:
-        os.close(fd)
+def capability_words(effective: int, permitted: int, inheritable: int) -> bytes:
+    """The data of capset(2), version 3."""
+    low, high = 0xFFFFFFFF, 32
+    masks = (effective, permitted, inheritable)
+    return struct.pack("=6I", *(mask & low for mask in masks), *(mask >> high for mask in masks))
 
 
-def become(identity: Identity, security: Security) -> None:
-    """Become ``identity`` with the capabilities of ``security``. The last steps before exec.
+def add_steps(steps: Script, identity: Identity, security: Security) -> None:
+    """Become ``identity`` with the capabilities of ``security``. Raises Refused for what is not valid.
 
     Without no_new_privs a filter may only be installed by root, so it comes first; with it, last,
     so that it need not allow what happens here.
     """
-    if security.seccomp and not security.no_new_privs:
-        syscalls.seccomp_filter(security.seccomp, security.seccomp_flags)
     bounding = capability_mask(security.bounding)
     effective = capability_mask(security.effective) & bounding
     ambient = capability_mask(security.ambient) & effective
-    last = len(CAPABILITIES)
-    for number in range(last):
+    if security.seccomp and not security.no_new_privs:
+        _add_filter(steps, security)
+    for number in range(len(CAPABILITIES)):
         if not bounding >> number & 1:
-            _drop_from_bounding(number)
-    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
-    os.setgroups(identity.groups)
-    os.setresgid(identity.gid, identity.gid, identity.gid)
-    os.setresuid(identity.uid, identity.uid, identity.uid)
-    syscalls.capset(effective, effective, ambient)
-    syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
-    for number in range(last):
+            # EINVAL: this kernel does not have the capability.
+            steps.add(
+                "prctl", syscalls.PR_CAPBSET_DROP, number, tolerate=(errno.EINVAL,), what="bounding set"
+            )
+    steps.add("prctl", syscalls.PR_SET_KEEPCAPS, 1)
+    groups = struct.pack(f"={len(identity.groups)}I", *identity.groups)
+    steps.add("setgroups", len(identity.groups), groups, what="setgroups")
+    steps.add("setresgid", identity.gid, identity.gid, identity.gid, what=f"become group {identity.gid}")
+    steps.add("setresuid", identity.uid, identity.uid, identity.uid, what=f"become user {identity.uid}")
+    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    steps.add("capset", header, capability_words(effective, effective, ambient), what="set capabilities")
+    steps.add("prctl", syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    for number in range(len(CAPABILITIES)):
         if ambient >> number & 1:
-            syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, number)
-    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 0)
+            steps.add("prctl", syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, number, 0, 0)
+    steps.add("prctl", syscalls.PR_SET_KEEPCAPS, 0)
     if security.no_new_privs:
-        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        steps.add("prctl", syscalls.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         if security.seccomp:
-            syscalls.seccomp_filter(security.seccomp, security.seccomp_flags)
+            _add_filter(steps, security)
 
 
-def _drop_from_bounding(number: int) -> None:
-    try:
-        syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
-    except OSError as error:
-        if error.errno != 22:  # EINVAL: this kernel does not have the capability
-            raise
+def _add_filter(steps: Script, security: Security) -> None:
+    program = steps.pointer(security.seccomp)
+    fprog = struct.pack("=HxxxxxxQ", len(security.seccomp) // 8, program)
+    steps.add(
+        "seccomp", _SECCOMP_SET_MODE_FILTER, security.seccomp_flags, fprog, what="install the seccomp filter",
+        code="invalid",
+    )  # fmt: skip

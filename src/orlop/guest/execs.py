@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orlop.guest import inside, spawn
-from orlop.guest.container import Entry
+from orlop.guest import spawn, syscalls
+from orlop.guest.container import Entry, outer_id
 from orlop.guest.loop import Timer
 from orlop.guest.process import Process, Streaming
+from orlop.guest.program import Program, add_program, add_terminal, prepare
+from orlop.guest.script import Script
 from orlop.wire import messages
 from orlop.wire.messages import Refused
 from orlop.wire.values import ExecState
 
 if TYPE_CHECKING:
     from orlop.guest.agent import Agent, Answer
+
+_JOIN_SESSION_KEYRING = 1
 
 
 @dataclass
@@ -70,7 +75,7 @@ class Execs:
         process.on_finished = lambda: self._settle(running)
         self._running[key] = running
         try:
-            self._fork(request, entry, process)
+            self._launch(request, entry, process)
         except BaseException:
             self._running.pop(key, None)
             raise
@@ -123,41 +128,54 @@ class Execs:
             if running.process.started_at
         )
 
-    def _fork(self, request: messages.Exec, entry: Entry, process: Process) -> None:
-        spec = entry.spec
-        child = entry.process.child
-        assert child is not None
+    def _launch(self, request: messages.Exec, entry: Entry, process: Process) -> None:
+        spec, child = entry.spec, entry.process.child
+        if child is None or entry.root is None:
+            raise Refused("failed_precondition", f"container {spec.id} has ended")
         env = dict(entry.env)
         env.update((key.encode(), value) for key, value in request.env)
-        program = inside.Program(
-            args=request.args,
-            env=env,
-            cwd=request.cwd or spec.cwd,
-            security=spec.security,
-            tty=request.tty,
-            size=(request.height, request.width),
+        own_user_namespace = bool(spec.namespaces.uid_mappings)
+        cwd = request.cwd or spec.cwd
+        prepared = prepare(
+            Program(request.args, env, cwd, spec.security, request.tty, own_user_namespace), entry.root
         )
-        container = child.pidfd
-        user_namespace = bool(spec.namespaces.uid_mappings)
-        directory = entry.cgroup.open()
-        try:
-            process.spawn(
-                lambda stdio: spawn.spawn(
-                    lambda control: inside.run_exec(
-                        container, program, control, user_namespace=user_namespace
-                    ),
-                    stdio=stdio,
-                    keep=(container,),
-                    cgroup=directory,
-                    pid_namespace=entry.pid_namespace,
-                )
+        steps = Script()
+        group = entry.cgroup.open()
+
+        def launch(stdio: tuple[int, int, int], control: socket.socket) -> spawn.Child:
+            spawn.set_stdio(steps, stdio)
+            namespaces = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP
+            if own_user_namespace:
+                namespaces |= syscalls.CLONE_NEWUSER
+            steps.add(
+                "setns", child.pidfd, namespaces, what="the container has ended", code="failed_precondition"
             )
+            if own_user_namespace:
+                steps.add("setresgid", 0, 0, 0)
+                steps.add("setresuid", 0, 0, 0)
+            steps.add("setsid")
+            steps.add("keyctl", _JOIN_SESSION_KEYRING, b"orlop", tolerate=None)
+            spawn.keep_only_control(steps, control.fileno())
+            if request.tty:
+                add_terminal(steps, self._terminal(request, entry, process), prepared.identity, console=False)
+            add_program(steps, prepared, make_cwd=False)
+            return spawn.start(steps, cgroup=group, pid_namespace=entry.pid_namespace)
+
+        try:
+            process.spawn(launch, owner=outer_id(prepared.identity.uid, spec))
         except OSError as error:
             raise Refused(
                 "failed_precondition", f"container {spec.id} has ended: {error.strerror}"
             ) from error
         finally:
-            os.close(directory)
+            os.close(group)
+
+    def _terminal(self, request: messages.Exec, entry: Entry, process: Process) -> str:
+        assert entry.root is not None
+        master, path = entry.root.terminal()
+        process.adopt_terminal(master)
+        process.resize(request.width, request.height)
+        return path
 
     def _on_timeout(self, running: Running) -> None:
         running.process.killed_by_timeout = True

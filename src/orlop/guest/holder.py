@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import signal
-from typing import NoReturn
+import os
+import struct
 
-from orlop.guest import syscalls
-from orlop.guest.spawn import Control
+from orlop.guest import spawn, syscalls
+from orlop.guest.script import Script
+
+_SIGCHLD = 17
+_SIG_IGN = 1
 
 
-def hold(control: Control) -> NoReturn:
-    """Sleep for ever. Orphans are reaped by the kernel, since nobody asks for their exit."""
-    syscalls.set_process_name("pause")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
-        signal.pause()
+def start() -> tuple[spawn.Child, int]:
+    """The holder and a descriptor of its PID namespace.
+
+    It sleeps for ever; the kernel reaps the orphans, since their parent ignores SIGCHLD.
+    """
+    steps = Script()
+    action = struct.pack("=4Q", _SIG_IGN, 0, 0, 0)
+    steps.add("rt_sigaction", _SIGCHLD, action, 0, 8)
+    steps.add("prctl", syscalls.PR_SET_NAME, b"pause")
+    steps.add("setsid")
+    steps.add("close_range", 0, 0xFFFFFFFF, 0)
+    steps.forever("pause")
+    child = spawn.start(steps, flags=syscalls.CLONE_NEWPID)
+    return child, os.open(f"/proc/{child.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)

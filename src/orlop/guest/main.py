@@ -16,6 +16,7 @@ PORT = "org.orlop.agent"
 def main() -> None:
     """Be the agent of this VM; never returns while the VM lives."""
     syscalls.set_process_name("orlop-agent")
+    syscalls.forbid_inspection()
     system.mount_all()
     system.hush()
     cgroup.prepare()

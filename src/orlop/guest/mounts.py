@@ -1,45 +1,59 @@
-"""What a container sees as its file system, built from within its mount namespace.
+"""What a container sees as its file system, as steps for its first process.
 
-Sources are taken as detached mounts (open_tree) while the guest's own tree is still in sight; then
-the container's root becomes /, and from there on every path is resolved as the container would:
-no symbolic link of an image can lead a mount anywhere else.
+The agent takes sources as detached mounts (open_tree) beforehand; the child makes the container's root
+its /, and from there on every path is resolved as the container would: no symbolic link of an image can
+lead a mount anywhere else.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import struct
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from orlop.guest import paths, syscalls
+from orlop.guest.lookup import resolve_target
+from orlop.guest.script import Script
 from orlop.guest.syscalls import (
+    AT_FDCWD,
     MNT_DETACH,
+    MOUNT_ATTR_RDONLY,
     MS_BIND,
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
     MS_RDONLY,
     MS_REC,
-    MS_REMOUNT,
     MS_SLAVE,
     MS_STRICTATIME,
 )
 from orlop.wire.messages import Refused
 from orlop.wire.values import Device, Mount, Security
 
-_FLAGS = {
+_ATTRIBUTES = {
     "noexec": syscalls.MOUNT_ATTR_NOEXEC,
     "nosuid": syscalls.MOUNT_ATTR_NOSUID,
     "nodev": syscalls.MOUNT_ATTR_NODEV,
 }
-_NODES = ("null", "zero", "full", "random", "urandom", "tty")
+_FLAGS = {"noexec": MS_NOEXEC, "nosuid": MS_NOSUID, "nodev": MS_NODEV}
+_SECURE = MS_NOSUID | MS_NOEXEC | MS_NODEV
+_NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _LINKS = (
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
     ("/proc/self/fd/1", "/dev/stdout"),
     ("/proc/self/fd/2", "/dev/stderr"),
     ("pts/ptmx", "/dev/ptmx"),
+)
+_MISSING = (errno.ENOENT, errno.ENOTDIR)
+_EXISTS = (errno.EEXIST,)
+_RECURSIVE = 0x8000
+_MOVE_FLAGS = 0x4 | 0x10  # the source is the descriptor itself; follow a link at the target
+_OWN_DEVICES = frozenset(
+    {*_NODES, "ptmx", "pts", "shm", "mqueue", "fd", "stdin", "stdout", "stderr", "console"}
 )
 
 
@@ -64,203 +78,217 @@ class View:
     own_user_namespace: bool = False
 
 
-@dataclass
-class _Open:
-    """A detached mount on its way to its target."""
+class Builder:
+    """Writes the steps of one view. :meth:`close` closes the sources, once the child has its copies."""
 
-    target: str
-    fd: int
-    directory: bool
+    def __init__(self, view: View, steps: Script) -> None:
+        self._view = view
+        self._steps = steps
+        self._fds: list[int] = []
+        self._made: set[str] = set()
+        self._targets = {source.mount.target.rstrip("/") for source in view.sources}
+
+    def close(self) -> None:
+        """Close the descriptors of sources. Idempotent."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def build(self) -> None:
+        """Append all steps. Raises Refused for a source that is not there."""
+        view, steps = self._view, self._steps
+        # Nothing that happens in here shall happen in the guest as well.
+        steps.add("mount", "", "/", 0, MS_SLAVE | MS_REC, what="own mount namespace")
+        if view.own_user_namespace:
+            # What came from the namespace above is locked together; a copy is not.
+            steps.add("mount", view.root, view.root, 0, MS_BIND | MS_REC, what="root")
+        steps.add("chdir", view.root, what="root")
+        steps.add("pivot_root", ".", ".")
+        self._directory("/proc")
+        self._mount("proc", "/proc", "proc", _SECURE)
+        # The old root lies on top of the new one, where "." still is.
+        steps.add("umount2", ".", MNT_DETACH, what="old root")
+        steps.add("chdir", "/")
+        if "/dev" not in self._targets:
+            self._dev()
+        if "/sys" not in self._targets:
+            self._sys()
+        for path, target in view.files:
+            if target not in self._targets:
+                self._attach(self._take(path), self._resolved(target), directory=False)
+        for source in view.sources:
+            self._volume(source)
+        self._hide()
+        if view.security.read_only_root:
+            self._read_only("/", recursive=False, tolerate=())
+
+    def _dev(self) -> None:
+        steps, user_namespace = self._steps, self._view.own_user_namespace
+        self._directory("/dev")
+        self._mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_STRICTATIME, "mode=755,size=65536k")
+        for name in ("pts", "shm", "mqueue"):
+            self._directory(f"/dev/{name}")
+        options = "newinstance,ptmxmode=0666,mode=0620" + ("" if user_namespace else ",gid=5")
+        self._mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)
+        if "/dev/shm" not in self._targets:
+            self._move(self._take(paths.SHM), "/dev/shm")
+        if user_namespace:
+            self._move(self._take("/dev/mqueue"), "/dev/mqueue")
+        else:
+            self._mount("mqueue", "/dev/mqueue", "mqueue", _SECURE)
+        for target, link in _LINKS:
+            steps.add("symlink", target, link, what=link)
+        for name, (major, minor) in _NODES.items():
+            self._node(f"/dev/{name}", f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        if self._view.security.privileged and not user_namespace:
+            self._all_devices()
+        for device in self._view.devices:
+            self._device(device)
+
+    def _sys(self) -> None:
+        read_only = 0 if self._view.security.privileged else MS_RDONLY
+        self._directory("/sys")
+        if self._view.own_user_namespace:
+            fd = self._take("/sys")
+            syscalls.mount_setattr(fd, add=MOUNT_ATTR_RDONLY, recursive=True)
+            self._move(fd, "/sys")
+        else:
+            self._mount("sysfs", "/sys", "sysfs", _SECURE | read_only)
+        if "/sys/fs/cgroup" not in self._targets:
+            self._mount("cgroup", "/sys/fs/cgroup", "cgroup2", _SECURE | read_only)
+
+    def _volume(self, source: Source) -> None:
+        mount = source.mount
+        target = self._resolved(mount.target)
+        if mount.kind == "tmpfs":
+            flags = MS_RDONLY if mount.read_only else 0
+            for name in mount.options:
+                flags |= _FLAGS[name]
+            size = f",size={mount.size}" if mount.size else ""
+            self._directory(target)
+            self._mount("tmpfs", target, "tmpfs", flags, f"mode={mount.mode:o}{size}")
+            return
+        try:
+            place = syscalls.open_below(source.root, source.path)
+        except OSError as error:
+            text = f"volume for {mount.target}: {source.path}: {error.strerror}"
+            raise Refused("invalid", text) from error
+        try:
+            fd = self._take("", place)
+            directory = stat.S_ISDIR(os.fstat(place).st_mode)
+        finally:
+            os.close(place)
+        _restrict(fd, mount)
+        self._attach(fd, target, directory=directory)
+
+    def _hide(self) -> None:
+        """Masked and read-only paths; one that does not exist is no error."""
+        steps = self._steps
+        for path in self._view.security.read_only_paths:
+            steps.add("mount", path, path, 0, MS_BIND | MS_REC, tolerate=_MISSING, what=f"read-only {path}")
+            self._read_only(path, recursive=True, tolerate=_MISSING)
+        for path in self._view.security.masked_paths:
+            # One of the two fits: the first for a file, the second for a directory.
+            steps.add("mount", "/dev/null", path, 0, MS_BIND, tolerate=_MISSING, what=f"mask {path}")
+            options = "nr_blocks=1,nr_inodes=1"
+            self._mount("tmpfs", path, "tmpfs", MS_RDONLY, options, tolerate=_MISSING)
+
+    def _all_devices(self) -> None:
+        """What a privileged container gets: the guest's own nodes."""
+        for entry in os.scandir("/dev"):
+            if entry.name in _OWN_DEVICES or entry.is_dir(follow_symlinks=False):
+                continue
+            with suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+                    self._steps.add(
+                        "mknod", entry.path, status.st_mode, status.st_rdev, tolerate=_EXISTS, what=entry.path
+                    )
+
+    def _device(self, device: Device) -> None:
+        try:
+            status = os.stat(device.source)
+        except OSError as error:
+            raise Refused("invalid", f"the guest has no device {device.source}: {error.strerror}") from error
+        if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+            raise Refused("invalid", f"{device.source} is not a device of the guest")
+        self._directory(os.path.dirname(device.path))
+        self._node(device.source, device.path, status.st_mode, status.st_rdev)
+
+    def _node(self, source: str, target: str, mode: int, device: int) -> None:
+        if self._view.own_user_namespace:
+            self._attach(self._take(source), target, directory=False)
+        else:
+            self._steps.add("mknod", target, mode, device, tolerate=_EXISTS, what=f"device {target}")
+
+    def _resolved(self, target: str) -> str:
+        """The target with the image's own links followed, so that a dangling one gets what it points to."""
+        return resolve_target(self._view.root, target)
+
+    def _take(self, path: str, directory: int = AT_FDCWD) -> int:
+        """A detached mount that the child inherits."""
+        recursive = path in ("", "/sys")
+        fd = syscalls.open_tree(path, recursive=recursive, directory=directory)
+        self._fds.append(fd)
+        return fd
+
+    def _attach(self, fd: int, target: str, *, directory: bool) -> None:
+        """Put a detached mount where it belongs; the target is made if it is missing."""
+        if directory:
+            self._directory(target)
+        else:
+            self._directory(os.path.dirname(target))
+            self._steps.add(
+                "mknod", target, stat.S_IFREG | 0o644, 0, tolerate=_EXISTS,
+                what=f"mount point {target}", code="invalid",
+            )  # fmt: skip
+        self._move(fd, target)
+
+    def _move(self, fd: int, target: str) -> None:
+        self._steps.add(
+            "move_mount", fd, "", AT_FDCWD, target, _MOVE_FLAGS, what=f"mount at {target}", code="invalid"
+        )
+
+    def _directory(self, path: str) -> None:
+        """Make a directory and those above it."""
+        parts = path.strip("/").split("/")
+        for count in range(1, len(parts) + 1):
+            one = "/" + "/".join(parts[:count])
+            if one not in self._made and one != "/":
+                self._made.add(one)
+                self._steps.add(
+                    "mkdir", one, 0o755, tolerate=_EXISTS, what=f"mount point {one}", code="invalid"
+                )
+
+    def _mount(
+        self,
+        source: str,
+        target: str,
+        kind: str,
+        flags: int,
+        options: str = "",
+        tolerate: tuple[int, ...] = (),
+    ) -> None:
+        self._steps.add(
+            "mount", source, target, kind, flags, options, tolerate=tolerate, what=f"mount {kind} at {target}"
+        )
+
+    def _read_only(self, path: str, *, recursive: bool, tolerate: tuple[int, ...]) -> None:
+        attributes = struct.pack("=4Q", MOUNT_ATTR_RDONLY, 0, 0, 0)
+        flags = _RECURSIVE if recursive else 0
+        self._steps.add(
+            "mount_setattr", AT_FDCWD, path, flags, attributes, len(attributes), tolerate=tolerate,
+            what=f"make {path} read-only",
+        )  # fmt: skip
 
 
-@dataclass
-class _Sources:
-    files: list[_Open] = field(default_factory=list)
-    volumes: list[tuple[Mount, _Open | None]] = field(default_factory=list)
-    devices: list[_Open] = field(default_factory=list)
-    shm: int = -1
-    mqueue: int = -1
-    sys: int = -1
-
-
-def enter(view: View) -> None:
-    """Make ``view.root`` this process' /, with everything in its place. In a mount namespace of its own."""
-    sources = _collect(view)
-    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    if view.own_user_namespace:
-        # What came from the namespace above is locked together; a copy is not.
-        syscalls.mount(view.root, view.root, "", MS_BIND | MS_REC)
-    os.chdir(view.root)
-    syscalls.pivot_root(".", ".")
-    os.chdir("/")
-    user_targets = {mount.target.rstrip("/") for mount, _ in sources.volumes}
-    _kernel_file_systems(view, sources, user_targets)
-    _devices(view, sources)
-    for opened in sources.files:
-        if opened.target not in user_targets:
-            _attach(opened)
-    for mount, source in sources.volumes:
-        _volume(mount, source)
-    _hide(view.security)
-    os.fchdir(old)
-    # Nothing unmounted here may be unmounted in the guest as well.
-    syscalls.mount("", ".", "", MS_SLAVE | MS_REC)
-    syscalls.umount(".", MNT_DETACH)
-    os.close(old)
-    os.chdir("/")
-    if view.security.read_only_root:
-        syscalls.mount("", "/", "", MS_REMOUNT | MS_BIND | MS_RDONLY)
-
-
-def _collect(view: View) -> _Sources:
-    found = _Sources()
-    for path, target in view.files:
-        found.files.append(_Open(target, syscalls.open_tree(path, recursive=False), directory=False))
-    for source in view.sources:
-        found.volumes.append((source.mount, _open_volume(source) if source.mount.kind != "tmpfs" else None))
-    if view.own_user_namespace:
-        found.devices += [_device_copy(f"/dev/{name}", f"/dev/{name}") for name in _NODES]
-        found.sys = syscalls.open_tree("/sys")
-        found.mqueue = syscalls.open_tree("/dev/mqueue")
-    for device in view.devices:
-        found.devices.append(_device_copy(device.source, device.path))
-    with suppress(FileNotFoundError):
-        found.shm = syscalls.open_tree(paths.SHM, recursive=False)
-    return found
-
-
-def _device_copy(source: str, target: str) -> _Open:
-    try:
-        return _Open(target, syscalls.open_tree(source, recursive=False), directory=os.path.isdir(source))
-    except FileNotFoundError:
-        raise Refused("invalid", f"the guest has no device {source}") from None
-
-
-def _open_volume(source: Source) -> _Open:
-    mount = source.mount
-    try:
-        place = syscalls.open_below(source.root, source.path)
-    except OSError as error:
-        raise Refused("invalid", f"volume for {mount.target}: {source.path}: {error.strerror}") from error
-    try:
-        fd = syscalls.open_tree("", directory=place)
-        directory = stat.S_ISDIR(os.fstat(place).st_mode)
-    finally:
-        os.close(place)
+def _restrict(fd: int, mount: Mount) -> None:
+    """Propagation and flags of a volume."""
     propagation = {"private": syscalls.MS_PRIVATE, "rslave": syscalls.MS_SLAVE, "rshared": syscalls.MS_SHARED}
     syscalls.mount_setattr(fd, propagation=propagation[mount.propagation], recursive=True)
-    add = sum(_FLAGS[option] for option in set(mount.options))
+    add = 0
+    for name in mount.options:
+        add |= _ATTRIBUTES[name]
     if mount.read_only or mount.kind == "image":
-        add |= syscalls.MOUNT_ATTR_RDONLY
+        add |= MOUNT_ATTR_RDONLY
     if add:
         syscalls.mount_setattr(fd, add=add, recursive=mount.recursive_read_only)
-    return _Open(mount.target, fd, directory)
-
-
-def _kernel_file_systems(view: View, sources: _Sources, skip: set[str]) -> None:
-    """proc, /dev, /sys and what is mounted in them. ``skip`` are targets of volumes."""
-    secure = MS_NOSUID | MS_NOEXEC | MS_NODEV
-    read_only = 0 if view.security.privileged else MS_RDONLY
-    _make_directory("/proc")
-    syscalls.mount("proc", "/proc", "proc", secure)
-    if "/dev" not in skip:
-        _make_directory("/dev")
-        syscalls.mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_STRICTATIME, "mode=755,size=65536k")
-        for name in ("pts", "shm", "mqueue"):
-            os.mkdir(f"/dev/{name}", 0o755)
-        syscalls.mount(
-            "devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"
-        )
-        if "/dev/shm" not in skip and sources.shm >= 0:
-            syscalls.move_mount(sources.shm, "/dev/shm")
-            os.close(sources.shm)
-        if sources.mqueue >= 0:
-            syscalls.move_mount(sources.mqueue, "/dev/mqueue")
-            os.close(sources.mqueue)
-        else:
-            syscalls.mount("mqueue", "/dev/mqueue", "mqueue", secure)
-    if "/sys" not in skip:
-        _make_directory("/sys")
-        if sources.sys >= 0:
-            _attach(_Open("/sys", sources.sys, directory=True))
-            with suppress(OSError):
-                syscalls.umount("/sys/fs/cgroup", MNT_DETACH)
-            syscalls.mount("", "/sys", "", MS_REMOUNT | MS_BIND | MS_RDONLY | secure)
-        else:
-            syscalls.mount("sysfs", "/sys", "sysfs", secure | read_only)
-        if "/sys/fs/cgroup" not in skip and os.path.isdir("/sys/fs/cgroup"):
-            syscalls.mount("cgroup", "/sys/fs/cgroup", "cgroup2", secure | read_only)
-
-
-def _devices(view: View, sources: _Sources) -> None:
-    for target, link in _LINKS:
-        if not os.path.lexists(link):
-            os.symlink(target, link)
-    if not view.own_user_namespace:
-        for name in _NODES:
-            if not os.path.lexists(f"/dev/{name}"):
-                minor = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9, "tty": 0}[name]
-                _node(f"/dev/{name}", os.makedev(5 if name == "tty" else 1, minor))
-    for opened in sources.devices:
-        _attach(opened)
-
-
-def _node(path: str, device: int) -> None:
-    os.mknod(path, stat.S_IFCHR | 0o666, device)
-    os.chmod(path, 0o666)
-
-
-def _volume(mount: Mount, source: _Open | None) -> None:
-    if source is not None:
-        _attach(source)
-        return
-    _make_directory(mount.target)
-    flags = MS_RDONLY if mount.read_only else 0
-    for name, flag in (("noexec", MS_NOEXEC), ("nosuid", MS_NOSUID), ("nodev", MS_NODEV)):
-        flags |= flag if name in mount.options else 0
-    size = f",size={mount.size}" if mount.size else ""
-    syscalls.mount("tmpfs", mount.target, "tmpfs", flags, f"mode={mount.mode:o}{size}")
-
-
-def _attach(opened: _Open) -> None:
-    """Put a detached mount where it belongs; the target is made if it is missing."""
-    try:
-        if opened.directory:
-            _make_directory(opened.target)
-        else:
-            _make_file(opened.target)
-        syscalls.move_mount(opened.fd, opened.target)
-    except OSError as error:
-        raise Refused("invalid", f"cannot mount at {opened.target}: {error.strerror}") from error
-    os.close(opened.fd)
-
-
-def _make_directory(path: str) -> None:
-    try:
-        os.makedirs(path, 0o755, exist_ok=True)
-    except OSError as error:
-        raise Refused("invalid", f"cannot make the mount point {path}: {error.strerror}") from error
-
-
-def _make_file(path: str) -> None:
-    if not os.path.exists(path):
-        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-
-
-def _hide(security: Security) -> None:
-    """Masked and read-only paths; one that does not exist is no error."""
-    for path in security.read_only_paths:
-        try:
-            syscalls.mount(path, path, "", MS_BIND | MS_REC)
-        except FileNotFoundError:
-            continue
-        flags = os.statvfs(path).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
-        syscalls.mount("", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY | flags)
-    for path in security.masked_paths:
-        try:
-            syscalls.mount("/dev/null", path, "", MS_BIND)
-        except FileNotFoundError:
-            continue
-        except NotADirectoryError:
-            syscalls.mount("tmpfs", path, "tmpfs", MS_RDONLY, "nr_blocks=1,nr_inodes=1")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import struct
 import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from orlop.guest import spawn
 from orlop.guest.connect import Connection
 from orlop.guest.loop import IN, Loop
+from orlop.guest.script import Script
+from orlop.guest.spawn import Child
 from orlop.guest.streams import Input, Output
 from orlop.wire.messages import Refused
 from orlop.wire.values import Exit, Streams
@@ -65,18 +67,24 @@ class Streaming:
             then()
 
 
+Launch = Callable[[tuple[int, int, int], socket.socket], Child]
+
+
 class Process:
-    """One process. ``on_ready`` gets the child's report; ``on_started`` the word that exec succeeded,
-    or why not; ``on_exit`` its exit code; ``on_finished`` comes when its streams are done as well."""
+    """One process.
+
+    ``on_ready`` comes when the child waits at a gate; ``on_started`` with the word that exec succeeded,
+    or why not; ``on_exit`` with its exit code; ``on_finished`` when its streams are done as well.
+    """
 
     def __init__(self, streaming: Streaming, streams: Streams, *, tty: bool) -> None:
         self.streams = streams
         self.tty = tty
-        self.child: spawn.Child | None = None
+        self.child: Child | None = None
         self.exit: Exit | None = None
         self.started_at = 0
         self.killed_by_timeout = False
-        self.on_ready: Callable[[dict[str, Any]], None] = lambda report: None
+        self.on_ready: Callable[[], None] = lambda: None
         self.on_started: Callable[[Refused | None], None] = lambda problem: None
         self.on_exit: Callable[[int], None] = lambda code: None
         self.on_finished: Callable[[], None] = lambda: None
@@ -84,9 +92,9 @@ class Process:
         self._loop = streaming.loop
         self._input: Input | None = None
         self._outputs: list[Output] = []
+        self._pipes: list[int] = []
         self._master = -1
-        self._reported = False
-        self._started = False
+        self._settled = False
 
     @property
     def pid(self) -> int:
@@ -98,36 +106,61 @@ class Process:
         """Whether it has ended and the host has all of its output."""
         return self.exit is not None and all(output.finished for output in self._outputs)
 
-    def spawn(self, fork: Callable[[tuple[int, int, int]], spawn.Child]) -> None:
-        """Make the pipes, fork with the child's ends as stdio, and listen to the child."""
+    def spawn(self, launch: Launch, owner: int = 0) -> None:
+        """Make the pipes, launch with the child's ends as stdio, and listen to the child.
+
+        The pipes become ``owner``'s, who may open /dev/stdout anew then.
+        """
         self._streaming.claim(self.streams.stdin, self.streams.stdout, self.streams.stderr)
-        theirs: list[int] = []
-        ours: list[tuple[int, int]] = []
-        stdio = [-1, -1, -1]
-        wanted = (self.streams.stdin, self.streams.stdout, 0 if self.tty else self.streams.stderr)
+        ours, theirs = spawn.control_pair()
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        given: list[int] = [null]
+        kept: list[tuple[int, int]] = []
+        stdio = [null, null, null]
+        wanted = (self.streams.stdin, self.streams.stdout, self.streams.stderr)
         try:
             for number, stream in enumerate(wanted):
                 if stream and not self.tty:
                     reader, writer = os.pipe2(os.O_CLOEXEC)
                     stdio[number], mine = (reader, writer) if number == 0 else (writer, reader)
-                    theirs.append(stdio[number])
-                    ours.append((number, mine))
-            child = fork((stdio[0], stdio[1], stdio[2]))
+                    given.append(stdio[number])
+                    kept.append((number, mine))
+                    if owner:
+                        os.fchown(mine, owner, -1)
+            child = launch((stdio[0], stdio[1], stdio[2]), theirs)
         except BaseException:
-            for _, fd in ours:
+            ours.close()
+            for _, fd in kept:
                 os.close(fd)
             raise
         finally:
-            for fd in theirs:
+            theirs.close()
+            for fd in given:
                 os.close(fd)
+        child.control = ours
         self.child = child
-        for number, fd in ours:
+        for number, fd in kept:
             if number == 0:
                 self._input = self._streaming.input(wanted[0], fd)
             else:
                 self._outputs.append(self._streaming.output(wanted[number], fd, self._check_finished))
-        assert child.control is not None
-        self._loop.watch(child.control.fileno(), IN, self._on_control)
+        self._pipes = [fd for _, fd in kept]
+        self._loop.watch(ours.fileno(), IN, self._on_control)
+
+    def give_pipes(self, owner: int) -> None:
+        """Let ``owner`` open the pipes anew, as programs do with /dev/stdout. Before :meth:`go` only."""
+        for fd in self._pipes:
+            with suppress(OSError):
+                os.fchown(fd, owner, -1)
+
+    def adopt_terminal(self, master: int) -> None:
+        """The terminal that is stdin and stdout; owns ``master`` from now on."""
+        self._master = master
+        if self.streams.stdin:
+            self._input = self._streaming.input(self.streams.stdin, os.dup(master), terminal=True)
+        if self.streams.stdout:
+            output = self._streaming.output(self.streams.stdout, os.dup(master), self._check_finished)
+            self._outputs.append(output)
 
     def go(self) -> None:
         """Open the child's gate."""
@@ -157,7 +190,7 @@ class Process:
         child = self.child
         assert child is not None
         while child.control is not None:
-            self._on_control(IN)
+            self._listen(child, ended=True)
         child.close()
         self.exit = Exit(code=code, finished_at=time.time_ns(), timed_out=self.killed_by_timeout)
         if self._input is not None:
@@ -177,55 +210,32 @@ class Process:
             output.close()
 
     def _on_control(self, events: int) -> None:
-        child = self.child
-        assert child is not None
+        if self.child is not None and self.child.control is not None:
+            self._listen(self.child, ended=False)
+
+    def _listen(self, child: Child, *, ended: bool) -> None:
         try:
-            report, fds = child.receive()
+            ready = child.receive()
         except BlockingIOError:
-            if self.exit is None and not self._is_dead():
+            if not ended:
                 return
-            report, fds = None, []
-        except ConnectionResetError:
-            report, fds = None, []
-        if report is not None and "code" not in report:
-            self._adopt_terminal(fds)
-            self._reported = True
-            self.on_ready(report)
+            ready = False
+        if ready:
+            if not ended:
+                self.on_ready()
             return
         assert child.control is not None
         self._loop.unwatch(child.control.fileno())
         child.hang_up()
-        if report is not None:
-            self._settle(Refused(report["code"], report["message"]))
-        elif not self._reported:
-            self._settle(Refused("internal", "the process died while it was being set up"))
-        else:
-            self._settle(None)
-
-    def _settle(self, problem: Refused | None) -> None:
-        if self._started:
-            return
-        self._started = True
+        problem = child.script.problem()
+        if problem is None and not child.script.at_end:
+            problem = Refused("internal", "the process was killed while it was being set up")
+        child.script = Script()
         if problem is None:
             self.started_at = time.time_ns()
-        self.on_started(problem)
-
-    def _is_dead(self) -> bool:
-        assert self.child is not None
-        info = os.waitid(os.P_PIDFD, self.child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return info is not None
-
-    def _adopt_terminal(self, fds: list[int]) -> None:
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        if not fds:
-            return
-        self._master = fds[0]
-        if self.streams.stdin:
-            self._input = self._streaming.input(self.streams.stdin, os.dup(fds[0]), terminal=True)
-        if self.streams.stdout:
-            output = self._streaming.output(self.streams.stdout, os.dup(fds[0]), self._check_finished)
-            self._outputs.append(output)
+        if not self._settled:
+            self._settled = True
+            self.on_started(problem)
 
     def _check_finished(self) -> None:
         if self.finished:

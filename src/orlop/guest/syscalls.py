@@ -9,10 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Iterable
 
-# PyDLL keeps the interpreter's lock during the call: there is one thread, and a child that clone3
-# made must find the lock as its parent held it.
+# PyDLL keeps the interpreter's lock during the call: there is no other thread to let run.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
@@ -34,18 +32,12 @@ MNT_DETACH = 2
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
-CLONE_NEWUTS = 0x04000000
-CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
-_CLONE_PIDFD = 0x1000
-_CLONE_INTO_CGROUP = 0x200000000
 
 AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
-_AT_SYMLINK_NOFOLLOW = 0x100
 
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
@@ -53,7 +45,6 @@ MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
 MOUNT_ATTR_IDMAP = 0x100000
 
-PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
@@ -62,20 +53,13 @@ PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
-PR_SET_CHILD_SUBREAPER = 36
 
 IN_MODIFY = 0x2
 _IN_NONBLOCK = 0o4000
 _IN_CLOEXEC = 0o2000000
 
-_NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
-_NR_KEYCTL = {"x86_64": 250, "aarch64": 219}
-_NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _NR_BPF = {"x86_64": 321, "aarch64": 280}
 _NR_OPEN_TREE = 428
-_NR_MOVE_MOUNT = 429
-_NR_CLONE3 = 435
-_NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 
@@ -116,41 +100,10 @@ def umount(target: str, flags: int = 0) -> None:
         raise _raise(target)
 
 
-def pivot_root(new_root: str, put_old: str) -> None:
-    """pivot_root(2)."""
-    _call(_NR_PIVOT_ROOT[_MACHINE], os.fsencode(new_root), os.fsencode(put_old))
-
-
-def unshare(flags: int) -> None:
-    """unshare(2)."""
-    if _libc.unshare(ctypes.c_int(flags)) < 0:
-        raise _raise()
-
-
 def setns(fd: int, flags: int) -> None:
     """setns(2); with a pidfd, ``flags`` may name several namespaces."""
     if _libc.setns(fd, ctypes.c_int(flags)) < 0:
         raise _raise()
-
-
-def clone(flags: int = 0, cgroup: int = -1) -> tuple[int, int]:
-    """Fork with new namespaces, straight into a cgroup: (pid, pidfd), and (0, -1) in the child."""
-    pidfd = ctypes.c_int(-1)
-    flags |= _CLONE_PIDFD | (_CLONE_INTO_CGROUP if cgroup >= 0 else 0)
-    arguments = struct.pack(
-        "=11Q", flags, ctypes.addressof(pidfd), 0, 0, 17, 0, 0, 0, 0, 0, cgroup if cgroup >= 0 else 0
-    )
-    ctypes.pythonapi.PyOS_BeforeFork()
-    pid = int(_syscall(ctypes.c_long(_NR_CLONE3), arguments, ctypes.c_long(len(arguments))))
-    if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
-        return 0, -1
-    number = ctypes.get_errno()
-    ctypes.pythonapi.PyOS_AfterFork_Parent()
-    if pid < 0:
-        raise OSError(number, f"clone: {os.strerror(number)}")
-    os.set_inheritable(pidfd.value, False)
-    return pid, pidfd.value
 
 
 def open_tree(path: str, *, recursive: bool = True, directory: int = AT_FDCWD) -> int:
@@ -162,24 +115,22 @@ def open_tree(path: str, *, recursive: bool = True, directory: int = AT_FDCWD) -
         raise OSError(error.errno, error.strerror, path) from None
 
 
+def open_in_root(root: int, path: str, flags: int) -> int:
+    """Open ``path`` as if the directory ``root`` were /: no symbolic link leads out of it."""
+    how = struct.pack("=3Q", flags | os.O_CLOEXEC, 0, 0x10)
+    try:
+        return _call(_NR_OPENAT2, root, os.fsencode(path or "."), how, len(how))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+
+
 def open_below(root: str, path: str) -> int:
-    """An O_PATH descriptor of ``path`` resolved as if ``root`` were /: no symlink leads out of it."""
+    """An O_PATH descriptor of ``path`` within ``root``; see :func:`open_in_root`."""
     fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        how = struct.pack("=3Q", os.O_PATH | os.O_CLOEXEC, 0, 0x10)
-        return _call(_NR_OPENAT2, fd, os.fsencode(path or "."), how, len(how))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, f"{root}/{path}") from None
+        return open_in_root(fd, path, os.O_PATH)
     finally:
         os.close(fd)
-
-
-def move_mount(fd: int, target: str) -> None:
-    """Attach the detached mount ``fd`` at ``target``."""
-    try:
-        _call(_NR_MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(target), 0x4 | 0x10)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, target) from None
 
 
 def mount_setattr(
@@ -191,10 +142,9 @@ def mount_setattr(
     _call(_NR_MOUNT_SETATTR, fd, b"", flags, attributes, len(attributes))
 
 
-def prctl(option: int, *arguments: int) -> None:
-    """prctl(2) with up to four integers."""
-    padded = [ctypes.c_ulong(a) for a in (*arguments, 0, 0, 0, 0)[:4]]
-    if _libc.prctl(ctypes.c_int(option), *padded) < 0:
+def forbid_inspection() -> None:
+    """Let no process without CAP_SYS_PTRACE look into this one, whose memory its children share."""
+    if _libc.prctl(ctypes.c_int(PR_SET_DUMPABLE), ctypes.c_ulong(0), 0, 0, 0) < 0:
         raise _raise()
 
 
@@ -203,49 +153,10 @@ def set_process_name(name: str) -> None:
     _libc.prctl(ctypes.c_int(PR_SET_NAME), name.encode()[:15], 0, 0, 0)
 
 
-def capset(effective: int, permitted: int, inheritable: int) -> None:
-    """Set the capabilities of this process, as bit masks."""
-    header = struct.pack("=Ii", 0x20080522, 0)
-    low, high = 0xFFFFFFFF, 32
-    data = struct.pack(
-        "=6I",
-        effective & low,
-        permitted & low,
-        inheritable & low,
-        effective >> high,
-        permitted >> high,
-        inheritable >> high,
-    )
-    if _libc.capset(header, data) < 0:
-        raise _raise()
-
-
-def seccomp_filter(program: bytes, flags: int) -> None:
-    """Install ``program``, an array of ``struct sock_filter``."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    fprog = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
-    _call(_NR_SECCOMP[_MACHINE], 1, flags, fprog)
-
-
 def bpf(command: int, attributes: bytes) -> int:
     """bpf(2)."""
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
     return _call(_NR_BPF[_MACHINE], command, buffer, len(attributes))
-
-
-def new_session_keyring(name: str) -> None:
-    """Leave the session keyring that was inherited."""
-    _call(_NR_KEYCTL[_MACHINE], 1, name.encode())
-
-
-def close_all_except(keep: Iterable[int]) -> None:
-    """Close every descriptor from 3 on that is not in ``keep``."""
-    start = 3
-    for fd in sorted({fd for fd in keep if fd >= 3}):
-        if fd > start:
-            _call(_NR_CLOSE_RANGE, start, fd - 1, 0)
-        start = fd + 1
-    _call(_NR_CLOSE_RANGE, start, 0x7FFFFFFF, 0)
 
 
 def inotify() -> int:

@@ -43,7 +43,11 @@ def mount_all() -> None:
             os.mkdir(target)
         syscalls.mount(source, target, kind, flags, options)
     syscalls.mount("", "/", "", MS_REC | MS_PRIVATE)
-    for directory in (paths.DISKS, paths.CONTAINERS, paths.SHARE, paths.SHM, paths.ETC, paths.PROC):
+    # A second proc that nothing is mounted on: without one in sight no user namespace may mount its own.
+    if paths.PROC not in present:
+        os.makedirs(paths.PROC, exist_ok=True)
+        syscalls.mount("proc", paths.PROC, "proc", _SECURE)
+    for directory in (paths.DISKS, paths.CONTAINERS, paths.SHARE, paths.SHM, paths.ETC):
         os.makedirs(directory, 0o755, exist_ok=True)
 
 

@@ -1,0 +1,134 @@
+"""Looking into a container's file system from outside, as the container itself would see it.
+
+Every path is resolved below the container's root (openat2, RESOLVE_IN_ROOT), so a symbolic link that an
+image put there leads no further than it does inside.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+
+from orlop.guest import syscalls
+from orlop.guest.users import MAX_FILE
+from orlop.wire.messages import Refused
+
+_TIOCSPTLCK = 0x40045431
+_TIOCGPTN = 0x80045430
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
+
+
+class Root:
+    """The root directory of a container, by a descriptor that this owns."""
+
+    def __init__(self, pid: int) -> None:
+        self._fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Let go, so that what is mounted there can be unmounted. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read(self, path: str) -> str:
+        """The text of a small regular file; "" when there is none that can be read."""
+        try:
+            fd = syscalls.open_in_root(self._fd, path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            return ""
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return ""
+            return os.read(fd, MAX_FILE).decode(errors="replace")
+        except OSError:
+            return ""
+        finally:
+            os.close(fd)
+
+    def find_program(self, name: str, path: bytes, cwd: str) -> bytes:
+        """The file to execute, as execvp finds it from ``cwd``; ``exec_failed`` says why there is none."""
+        if "/" in name:
+            self._check_program(name, name if name.startswith("/") else f"{cwd}/{name}")
+            return os.fsencode(name)
+        for directory in path.split(b":"):
+            candidate = (directory or b".") + b"/" + os.fsencode(name)
+            mode = self._mode(
+                os.fsdecode(candidate if candidate.startswith(b"/") else os.fsencode(cwd) + b"/" + candidate)
+            )
+            if mode is not None and stat.S_ISREG(mode) and mode & 0o111:
+                return candidate
+        raise Refused("exec_failed", f'exec: "{name}": executable file not found in $PATH')
+
+    def terminal(self) -> tuple[int, str]:
+        """A new terminal of the container's own devpts: the master, and the slave's path inside."""
+        try:
+            master = syscalls.open_in_root(self._fd, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+        except OSError as error:
+            raise Refused(
+                "failed_precondition", f"the container has no /dev/pts: {error.strerror}"
+            ) from error
+        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+        (number,) = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, b"\0\0\0\0"))
+        return master, f"/dev/pts/{number}"
+
+    def is_directory(self, path: str) -> bool:
+        """Whether there is a directory at ``path``."""
+        mode = self._mode(path)
+        return mode is not None and stat.S_ISDIR(mode)
+
+    def _mode(self, path: str) -> int | None:
+        try:
+            fd = syscalls.open_in_root(self._fd, path, os.O_PATH)
+        except OSError:
+            return None
+        try:
+            return os.fstat(fd).st_mode
+        finally:
+            os.close(fd)
+
+    def _check_program(self, name: str, path: str) -> None:
+        try:
+            fd = syscalls.open_in_root(self._fd, path, os.O_PATH)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                return  # a link in /proc, say: exec will tell
+            reason = (error.strerror or "").lower()
+            raise Refused("exec_failed", f'exec: "{name}": stat {name}: {reason}') from error
+        try:
+            mode = os.fstat(fd).st_mode
+        finally:
+            os.close(fd)
+        if stat.S_ISDIR(mode):
+            raise Refused("exec_failed", f'exec: "{name}": is a directory')
+        if not mode & 0o111:
+            raise Refused("exec_failed", f'exec: "{name}": permission denied')
+
+
+def resolve_target(root: str, path: str) -> str:
+    """Where ``path`` is below ``root``: symbolic links followed as if ``root`` were /, dangling ones too.
+
+    ``failed_precondition`` for a loop of links.
+    """
+    pending = [part for part in path.split("/") if part not in ("", ".")][::-1]
+    done: list[str] = []
+    links = 0
+    while pending:
+        part = pending.pop()
+        if part == "..":
+            done = done[:-1]
+            continue
+        try:
+            link = os.readlink("/".join([root, *done, part]))
+        except OSError:
+            done.append(part)
+            continue
+        links += 1
+        if links > 40:
+            raise Refused("failed_precondition", f"too many symbolic links in {path}")
+        if link.startswith("/"):
+            done = []
+        pending += [piece for piece in link.split("/") if piece not in ("", ".")][::-1]
+    return "/" + "/".join(done)

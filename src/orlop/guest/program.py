@@ -1,0 +1,101 @@
+"""From a prepared place to a running program: the last steps of a container's or an exec's process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import termios
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orlop.guest import credentials, spawn, syscalls
+from orlop.guest.lookup import Root
+from orlop.guest.script import Script
+from orlop.guest.users import Identity, resolve
+from orlop.wire.values import Security
+
+DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_FREE = spawn.CONTROL + 1
+"""The descriptor that open returns in a child which has only its stdio and the control socket."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run, and as whom."""
+
+    args: tuple[str, ...]
+    env: Mapping[bytes, bytes]
+    cwd: str
+    security: Security
+    tty: bool = False
+    own_user_namespace: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was found out about a program before it runs."""
+
+    program: Program
+    identity: Identity
+    path: bytes
+    env: dict[bytes, bytes]
+
+
+def prepare(program: Program, root: Root) -> Prepared:
+    """Look up user and executable as the container sees them. Raises Refused."""
+    identity = resolve(program.security, root.read("/etc/passwd"), root.read("/etc/group"))
+    env = dict(program.env)
+    env.setdefault(b"PATH", DEFAULT_PATH)
+    env.setdefault(b"HOME", os.fsencode(identity.home))
+    if program.tty:
+        env.setdefault(b"TERM", b"xterm")
+    path = root.find_program(program.args[0], env[b"PATH"], program.cwd)
+    return Prepared(program, identity, path, env)
+
+
+def add_terminal(steps: Script, path: str, identity: Identity, *, console: bool) -> None:
+    """Make the terminal at ``path`` stdin, stdout, stderr and the session's own."""
+    if console:
+        steps.add("mknod", "/dev/console", 0o100620, 0, tolerate=(errno.EEXIST,), what="/dev/console")
+        steps.add("mount", path, "/dev/console", 0, syscalls.MS_BIND, what="/dev/console")
+    steps.add("open", path, os.O_RDWR | os.O_NOCTTY, what="open the terminal")
+    for number in (0, 1, 2):
+        steps.add("dup3", _FREE, number, 0, what="terminal")
+    steps.add("close", _FREE)
+    steps.add("fchown", 0, identity.uid, -1, tolerate=None)
+    steps.add("ioctl", 0, termios.TIOCSCTTY, 0, what="control the terminal")
+
+
+def add_program(steps: Script, prepared: Prepared, *, make_cwd: bool) -> None:
+    """All from the working directory to execve."""
+    program = prepared.program
+    security = program.security
+    if make_cwd:
+        _make_directories(steps, program.cwd)
+    where = f"chdir to cwd ({program.cwd!r})"
+    steps.add("chdir", program.cwd, what=where, code="exec_failed")
+    if not program.own_user_namespace:
+        score = str(security.oom_score_adj).encode()
+        steps.add("open", "/proc/self/oom_score_adj", os.O_WRONLY, what="oom_score_adj")
+        steps.add(
+            "write", _FREE, score, len(score), tolerate=(errno.EACCES, errno.EPERM), what="oom_score_adj"
+        )
+        steps.add("close", _FREE)
+    for number, name, soft, hard in credentials.rlimits(security.rlimits):
+        limit = struct.pack("=2Q", soft, hard)
+        steps.add("prlimit64", 0, number, limit, 0, what=f"limit {name}", code="invalid")
+    credentials.add_steps(steps, prepared.identity, security)
+    steps.add("chdir", program.cwd, what=where, code="exec_failed")  # again: as the user it is for
+    steps.add("umask", 0o022)
+    arguments = steps.array([os.fsencode(argument) for argument in program.args])
+    variables = steps.array([key + b"=" + value for key, value in prepared.env.items()])
+    steps.add(
+        "execve", prepared.path, arguments, variables, what=f'exec: "{program.args[0]}"', code="exec_failed"
+    )
+
+
+def _make_directories(steps: Script, path: str) -> None:
+    parts = path.strip("/").split("/")
+    for count in range(1, len(parts) + 1):
+        steps.add("mkdir", "/" + "/".join(parts[:count]), 0o755, tolerate=None)
