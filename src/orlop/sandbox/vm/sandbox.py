@@ -278,8 +278,8 @@ class VmSandbox:
             if self._torn_down:
                 return
             self._stopping = True
-            await self._power_off()
             self._watch.cancel()
+            await self._power_off()
             for container in self._containers.values():
                 if not container.exited.done():
                     container.lost("its pod was stopped")

@@ -1,0 +1,90 @@
+"""A container in a virtual machine, from nothing to nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from orlop.errors import InvalidArgument
+from orlop.sandbox.spec import ExecSpec, Mount
+from tests.e2e.vm_environment import (
+    Environment,
+    collected,
+    container_spec,
+    environment,
+    execute,
+    pod_spec,
+    until,
+)
+
+
+async def test_a_pod_from_nothing_to_nothing() -> None:
+    async with environment() as env:
+        pod = pod_spec()
+        sandbox = await env.run(pod)
+        assert sandbox.addresses[0].startswith("10.214.0.")
+        container = container_spec(
+            pod,
+            "sh",
+            "-c",
+            "echo out; echo err >&2; trap 'exit 5' TERM; sleep 1000 & wait",
+            log_path=env.log_path(),
+        )
+        await sandbox.create(container)
+        started = await sandbox.start(container.id)
+        assert abs(started - time.time_ns()) < 60_000_000_000
+        await until(lambda: len(env.log_of(container)) == 2)
+        assert sorted(env.log_of(container)) == ["stderr F err", "stdout F out"]
+        assert await execute(sandbox, container.id, "sh", "-c", "echo a; echo b >&2; exit 3") == (
+            b"a\n",
+            b"b\n",
+            3,
+        )
+        process = await sandbox.exec(container.id, ExecSpec(args=("cat",), stdin=True))
+        await process.write(b"through the guest\n")
+        await process.close_stdin()
+        assert await collected(process) == (b"through the guest\n", b"", 0)
+        with pytest.raises(InvalidArgument):
+            await sandbox.exec(container.id, ExecSpec(args=("/no/such/program",)))
+        await sandbox.signal(container.id, 15)
+        status = await asyncio.wait_for(sandbox.wait_container(container.id), 20)
+        assert status.code == 5
+        await sandbox.delete(container.id)
+        await sandbox.stop()
+        assert await sandbox.wait() == ""
+        await env.driver.discard(pod.id)
+
+
+async def test_volumes_and_exit_codes(tmp_path: object) -> None:
+    async with environment() as env:
+        await _volumes(env)
+
+
+async def _volumes(env: Environment) -> None:
+    volume = env.scratch / "volume"
+    volume.mkdir()
+    (volume / "in").write_text("from the host")
+    pod = pod_spec()
+    sandbox = await env.run(pod)
+    container = container_spec(
+        pod,
+        "sh",
+        "-c",
+        "cat /data/in; echo; cat /ro/in; echo; echo new > /data/out; echo x > /ro/no; exit 7",
+        mounts=(
+            Mount(container_path="/data", host_path=str(volume)),
+            Mount(container_path="/ro", host_path=str(volume), read_only=True),
+        ),
+        log_path=env.log_path(),
+    )
+    await sandbox.create(container)
+    await sandbox.start(container.id)
+    status = await asyncio.wait_for(sandbox.wait_container(container.id), 20)
+    assert status.code == 7
+    assert (volume / "out").read_text() == "new\n"
+    assert not (volume / "no").exists()
+    assert [line for line in env.log_of(container) if "host" in line] == ["stdout F from the host"] * 2
+    await sandbox.delete(container.id)
+    await sandbox.delete(container.id)

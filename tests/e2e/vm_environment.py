@@ -1,0 +1,195 @@
+"""A ``vm`` driver of one's own for tests: real QEMU, real guest, a bridge network, an image of busybox."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from orlop.config import Config, NetworkConfig, PoolConfig, VmConfig
+from orlop.guestos.build import GuestArtifacts, build
+from orlop.host import mounts, process
+from orlop.hypervisor.qemu import QemuHypervisor
+from orlop.net import conflist
+from orlop.net.network import PodNetwork
+from orlop.sandbox.base import ProcessIO
+from orlop.sandbox.spec import ContainerSpec, ExecSpec, PodSpec
+from orlop.sandbox.vm.driver import VmDriver
+from orlop.sandbox.vm.sandbox import VmSandbox
+from tests.conformance import tools
+
+BRIDGE = "orlvmtest0"
+SUBNET = "10.214.0.0/24"
+CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop"))
+
+
+@cache
+def busybox_layer() -> str:
+    """An EROFS layer with a busybox, its applets, and a few files."""
+    target = CACHE / "test-layers/busybox.erofs"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as work:
+            root = Path(work) / "root"
+            for name in ("bin", "etc", "tmp", "proc", "sys", "dev", "root"):
+                (root / name).mkdir(parents=True)
+            shutil.copy(tools.busybox(), root / "bin/busybox")
+            links = tools.busybox().with_name("busybox.links").read_text().split()
+            for link in links:
+                with suppress(FileExistsError):
+                    os.link(root / "bin/busybox", root / "bin" / Path(link).name)
+            (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n")
+            (root / "etc/group").write_text("root:x:0:\nweb:x:1000:\nextra:x:2000:web\n")
+            (root / "tmp").chmod(0o1777)
+            made = Path(work) / "busybox.erofs"
+            subprocess.run(["mkfs.erofs", "-T0", made, root], check=True, capture_output=True)
+            made.rename(target)
+    return os.fspath(target)
+
+
+def pod_spec(**changes: Any) -> PodSpec:
+    """A pod."""
+    values: dict[str, Any] = {
+        "id": secrets.token_hex(32),
+        "name": f"pod-{secrets.token_hex(3)}",
+        "namespace": "test",
+        "uid": secrets.token_hex(8),
+    }
+    return PodSpec(**(values | changes))
+
+
+def container_spec(pod: PodSpec, *args: str, **changes: Any) -> ContainerSpec:
+    """A container with busybox as its image."""
+    values: dict[str, Any] = {
+        "id": secrets.token_hex(32),
+        "pod_id": pod.id,
+        "name": f"c-{secrets.token_hex(3)}",
+        "image_id": "sha256:busybox",
+        "layers": (busybox_layer(),),
+        "args": args,
+        "env": (("PATH", b"/bin:/sbin"), ("HOME", b"/root")),
+    }
+    return ContainerSpec(**(values | changes))
+
+
+@dataclass
+class Environment:
+    """Where a driver keeps its things, and the driver."""
+
+    scratch: Path
+    config: Config
+    hypervisor: QemuHypervisor
+    network: PodNetwork
+    driver: VmDriver
+    sandboxes: list[VmSandbox] = field(default_factory=list)
+
+    async def run(self, spec: PodSpec) -> VmSandbox:
+        """Run a pod."""
+        sandbox = await self.driver.run(spec)
+        self.sandboxes.append(sandbox)
+        return sandbox
+
+    def log_of(self, spec: ContainerSpec) -> list[str]:
+        """The log's lines without their times."""
+        path = Path(spec.log_path)
+        return [line.split(" ", 1)[1] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def log_path(self) -> str:
+        """A path for a log."""
+        return os.fspath(self.scratch / "logs" / f"{secrets.token_hex(4)}.log")
+
+    def leaks(self) -> list[str]:
+        """What is left after all pods were discarded and the driver was closed."""
+        found = [str(path) for path in (self.config.state_dir / "vms").glob("*")]
+        found += [str(path) for path in (self.config.state_dir / "vm-pods").glob("*")]
+        found += [str(path) for path in (self.config.root_dir / "vm-scratch").glob("*")]
+        found += [str(path) for path in mounts.mounts_below(self.scratch)]
+        found += [path.name for path in (self.scratch / "leases").glob("*/10.*")]
+        return found
+
+    async def again(self) -> None:
+        """As after the daemon was killed: a new driver that knows only what is on disk."""
+        await self.driver.close()
+        self.hypervisor = QemuHypervisor(
+            self.config.vm, await guest(), root=self.config.root_dir / "hypervisor"
+        )
+        self.network = PodNetwork(self.config.network, self.config.root_dir / "net")
+        self.driver = VmDriver(self.config, self.network, hypervisor=self.hypervisor)
+        await self.driver.open()
+
+
+async def guest() -> GuestArtifacts:
+    """The guest, built from this checkout or, with ORLOP_TEST_AGENT, with the agent of another."""
+    other = os.environ.get("ORLOP_TEST_AGENT", "")
+    return await build(CACHE / "guest", package=Path(other) if other else None)
+
+
+@asynccontextmanager
+async def environment(*, pool: int = 0, **vm: Any) -> AsyncIterator[Environment]:
+    """A driver that is ready; all of its pods are gone afterwards, and nothing else is left."""
+    scratch = Path(tempfile.mkdtemp(prefix="orlvm-"))
+    root = CACHE / "test-root"  # the template in it serves all tests
+    (scratch / "net.d").mkdir()
+    document = json.loads(conflist.default_conflist([SUBNET], name="orlvmtest", bridge=BRIDGE))
+    document["plugins"][0]["ipam"]["dataDir"] = str(scratch / "leases")
+    document.pop("orlop.masquerade", None)
+    (scratch / "net.d/10-test.conflist").write_text(json.dumps(document))
+    config = Config(
+        root=str(root),
+        state=str(scratch / "state"),
+        network=NetworkConfig(conf_dir=str(scratch / "net.d")),
+        vm=VmConfig(pool=PoolConfig(size=pool), **vm),
+    )
+    hypervisor = QemuHypervisor(config.vm, await guest(), root=root / "hypervisor")
+    network = PodNetwork(config.network, root / "net")
+    driver = VmDriver(config, network, hypervisor=hypervisor)
+    env = Environment(scratch, config, hypervisor, network, driver)
+    try:
+        await driver.open()
+        await until(lambda: not driver._reason, 120)
+        yield env
+        for sandbox in env.sandboxes:
+            await env.driver.discard(sandbox.pod_id)
+        await env.driver.close()
+        leaks = env.leaks()
+        assert not leaks, leaks
+    finally:
+        for sandbox in env.sandboxes:
+            with suppress(Exception):
+                await env.driver.discard(sandbox.pod_id)
+        await env.driver.close()
+        await process.run(["ip", "link", "delete", BRIDGE], check=False)
+        mounts.unmount_below(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for something that sets no event."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def collected(process_io: ProcessIO) -> tuple[bytes, bytes, int]:
+    """Both outputs of a process and its exit code."""
+    parts: dict[int, bytes] = {1: b"", 2: b""}
+    async for number, data in process_io.output():
+        parts[number] += data
+    status = await process_io.wait()
+    await process_io.close()
+    return parts[1], parts[2], status.code
+
+
+async def execute(sandbox: VmSandbox, container_id: str, *args: str) -> tuple[bytes, bytes, int]:
+    """Run something in a container."""
+    return await collected(await sandbox.exec(container_id, ExecSpec(args=args)))
