@@ -108,7 +108,9 @@ class Node:
         return pid_alive(self.pid, self._start_time)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Send a signal and wait for the end."""
+        """Send a signal and wait for the end; nothing to do for one that has ended."""
+        if not self.alive():
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
         limit = time.monotonic() + STOP_TIMEOUT
@@ -399,6 +401,19 @@ def settings_for(
     )
 
 
+def _clear(one: Node, *, forgive: bool) -> None:
+    """Remove the pods and end the daemon; after a failed test its own failure counts, not this one's."""
+    try:
+        if not one.alive():
+            one.start()
+        one.remove_all()
+    except (AssertionError, subprocess.SubprocessError):
+        if not forgive:
+            raise
+    finally:
+        one.stop()
+
+
 @contextlib.contextmanager
 def node(
     registry: str,
@@ -410,14 +425,16 @@ def node(
     """A running node. At the end its pods are removed, and nothing of it may be left."""
     with scratch_directory(prefix) as scratch:
         one = Node(settings_for(scratch, registry, handler=handler, extra=extra))
-        one.start()
         try:
+            one.start()
             yield one
-            if one.alive():
-                one.remove_all()
+        except BaseException:
+            print(f"--- the daemon's log\n{one.settings.log_tail(60)}", file=sys.stderr)
+            _clear(one, forgive=True)
+            raise
+        else:
+            _clear(one, forgive=False)
         finally:
-            if one.alive():
-                one.stop()
             privatedaemon.give_back(one.settings)
             try:
                 # A template or a pool ends with the daemon; so does everything else.
