@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import peers
+from bench.client import Client
+from orlop.cri.api import runtime_v1_pb2 as pb
 
 CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
 SOURCE = Path(__file__).resolve().parent.parent / "src"
@@ -62,10 +64,15 @@ def _orlop(extra: str) -> Callable[[Path, str, str], list[str]]:
             f'[images]\nregistries_conf = "{directory}/registries.conf"\n'
             f'[network]\nconf_dir = "{directory}/cni"\n{extra}'
         )
-        guests = Path("/var/lib/orlop/guest")
-        (directory / "root").mkdir(exist_ok=True)
-        if guests.exists():
-            (directory / "root" / "guest").symlink_to(guests)
+        # What set-up has made is taken over: the guest image, the accelerator's probe, the template.
+        subprocess.run(
+            [sys.executable, "-m", "orlop.cli.main", "guest", "build"], check=True, capture_output=True
+        )
+        made, root = Path("/var/lib/orlop"), directory / "root"
+        root.mkdir(exist_ok=True)
+        (root / "guest").symlink_to(made / "guest")
+        if (made / "hypervisor").exists():
+            subprocess.run(["cp", "-a", "--sparse=always", made / "hypervisor", root], check=True)
         return [sys.executable, "-m", "orlop.daemon", "--config", f"{directory}/config.toml"]
 
     return prepare
@@ -169,6 +176,7 @@ def running(system: System, directory: Path, number: int, registry: str, conf: s
     socket_path = f"{directory}/cri.sock"
     try:
         _wait_for(system.name, process, socket_path, log)
+        _wait_until_ready(socket_path)
         yield Running(system, process.pid, socket_path)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -178,6 +186,23 @@ def running(system: System, directory: Path, number: int, registry: str, conf: s
             process.kill()
             process.wait()
         subprocess.run(["ip", "link", "delete", f"bench{number}"], capture_output=True, check=False)
+
+
+def _wait_until_ready(path: str) -> None:
+    """Wait until all conditions hold: Orlop may build a template first."""
+    client = Client(path)
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            conditions = client.call("Status", pb.StatusRequest()).status.conditions
+            bad = [one.message for one in conditions if not one.status and one.type.endswith("Ready")]
+            if not bad:
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"not ready: {'; '.join(bad)}")
+            time.sleep(0.5)
+    finally:
+        client.close()
 
 
 def _wait_for(name: str, process: subprocess.Popen[bytes], path: str, log: Path) -> None:
