@@ -36,6 +36,13 @@ Stream = Callable[[Any], AsyncIterator[Answer]]
 MAX_DETAILS = 4096
 """Longest error message sent: it travels in an HTTP/2 header, of which clients take 16 KiB."""
 
+_LEVELS = {
+    Code.INTERNAL: logging.ERROR,
+    Code.UNKNOWN: logging.ERROR,
+    Code.DATA_LOSS: logging.ERROR,
+    # Asking for what is gone is how callers learn that it is gone.
+    Code.NOT_FOUND: logging.DEBUG,
+}
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -137,7 +144,7 @@ def details(error: BaseException) -> str:
 
 
 async def _refuse(context: Context, name: str, error: OrlopError) -> NoReturn:
-    level = logging.ERROR if error.code in (Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS) else logging.INFO
+    level = _LEVELS.get(error.code, logging.INFO)
     log.log(level, "%s: %s", name, error, exc_info=error if level == logging.ERROR else None)
     await context.abort(_STATUS[int(error.code)], details(error))
 
