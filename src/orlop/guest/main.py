@@ -18,7 +18,7 @@ def main() -> None:
     syscalls.set_process_name("orlop-agent")
     syscalls.forbid_inspection()
     system.mount_all()
-    system.hush()
+    system.tune()
     cgroup.prepare()
     run(os.open(system.port(PORT), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
 
