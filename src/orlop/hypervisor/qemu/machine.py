@@ -344,6 +344,8 @@ class QemuMachine:
         return self._why or "it is not connected"
 
     async def _end(self) -> None:
+        if self._going_down is not None:
+            await asyncio.wait((self._going_down,))
         self._why = self._why or "it was stopped"
         if self._monitor is not None:
             await self._monitor.close()

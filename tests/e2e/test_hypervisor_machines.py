@@ -1,0 +1,357 @@
+"""Real machines: cold, saved, restored; their disks, size, end and recovery. Needs root and QEMU."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from orlop.config import GuestConfig, VmConfig
+from orlop.errors import AlreadyExists, DataLoss, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
+from orlop.guestos.build import GuestArtifacts, build, find
+from orlop.host import process
+from orlop.hypervisor.base import Disk, DiskFormat, Machine, MachineShape, Template
+from orlop.hypervisor.qemu import QemuHypervisor, templates
+from orlop.hypervisor.qemu.machine import QemuMachine
+from orlop.sandbox.vm.agent import AgentClient
+from orlop.wire.messages import MemoryReply, Online, Ping, Quiesce, Resume, Shutdown
+
+CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop"))
+CONFIG = VmConfig(accelerator="tcg", max_memory_mib=4096)
+
+
+async def settle(machine: Machine) -> None:
+    async with agent_of(machine) as agent:
+        await agent.call(Ping())
+        await agent.call(Quiesce())
+
+
+@asynccontextmanager
+async def agent_of(machine: Machine) -> AsyncIterator[AgentClient]:
+    agent = await AgentClient.connect(machine.agent_socket, name="test", timeout=60)
+    try:
+        await agent.call(Resume())
+        yield agent
+    finally:
+        await agent.close("done")
+
+
+async def reap(machine: QemuMachine) -> None:
+    """Do for a machine that was let go of what init does for one of a daemon that ended."""
+    assert machine._child is not None
+    await machine._child.wait()
+
+
+@pytest.fixture(scope="session")
+def guest() -> GuestArtifacts:
+    return asyncio.run(build(CACHE / "guest"))
+
+
+@pytest.fixture(scope="session")
+def saved(guest: GuestArtifacts) -> Iterator[Path]:
+    """A directory with a template in it."""
+    root = Path(tempfile.mkdtemp(prefix="orlop-hv-"))
+    asyncio.run(QemuHypervisor(CONFIG, guest, root).template(settle))
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="orlop-vm-"))
+    yield directory
+    left = subprocess.run(
+        ["pgrep", "-f", f"path={directory}/"], capture_output=True, text=True, check=False
+    ).stdout
+    shutil.rmtree(directory)
+    assert left == "", "a QEMU survived the test"
+
+
+async def never(machine: Machine) -> None:
+    raise AssertionError("the template was built again")
+
+
+@asynccontextmanager
+async def clone(
+    guest: GuestArtifacts, root: Path, place: Path
+) -> AsyncIterator[tuple[QemuHypervisor, QemuMachine]]:
+    hypervisor = QemuHypervisor(CONFIG, guest, root)
+    template = await hypervisor.template(never)
+    machine = await hypervisor.restore(
+        template, place / secrets.token_hex(3), tap_fd=None, share=place / "share"
+    )
+    try:
+        yield hypervisor, machine
+    finally:
+        await machine.stop()
+        await hypervisor.discard(machine.directory)
+        assert not machine.directory.exists()
+
+
+async def test_cold_start_answers_and_powers_off(guest: GuestArtifacts, place: Path) -> None:
+    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
+    machine = await hypervisor.start(
+        place / "m", MachineShape(memory_mib=256, vcpus=2), tap_fd=None, share=place / "share"
+    )
+    try:
+        await machine.wait_agent_port(90)
+        async with agent_of(machine) as agent:
+            reply = await agent.call(Online())
+            assert reply.cpus == 2
+            assert 150 << 20 < reply.total < 256 << 20
+            await agent.call(Shutdown())
+        await machine.stop(grace=20)
+        assert await machine.wait() == "the guest powered off"
+        assert "agent" in await machine.console_tail()
+    finally:
+        await machine.stop()
+        await hypervisor.discard(machine.directory)
+
+
+async def test_a_clone_answers_at_once(guest: GuestArtifacts, saved: Path, place: Path) -> None:
+    async with clone(guest, saved, place) as (_, machine), agent_of(machine) as agent:
+        assert (await agent.call(Ping())).uptime_ns > 0
+        use = await machine.memory()
+        assert use.private < 80 << 20
+
+
+async def test_clones_do_not_see_each_other(guest: GuestArtifacts, saved: Path, place: Path) -> None:
+    memory = next(saved.glob("template-*")) / templates.MEMORY
+    before = templates._digest(memory)
+    async with clone(guest, saved, place) as (_, one), clone(guest, saved, place) as (_, two):
+        for machine in (one, two):
+            async with agent_of(machine) as agent:
+                await agent.call(Ping())
+    assert templates._digest(memory) == before
+
+
+async def test_disks_come_and_go(guest: GuestArtifacts, saved: Path, place: Path) -> None:
+    raw = place / "disk,with=comma.raw"
+    raw.write_bytes(bytes(1 << 20))
+    vmdk = place / "image.vmdk"
+    vmdk.write_text(
+        '# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\n\n'
+        f'RW 2048 FLAT "{place}/extent" 0\n\nddb.adapterType = "ide"\nddb.geometry.sectors = "63"\n'
+        'ddb.geometry.heads = "16"\nddb.geometry.cylinders = "2"\n'
+    )
+    (place / "extent").write_bytes(bytes(1 << 20))
+    async with clone(guest, saved, place) as (_, machine):
+        slots = await machine.attach_disks(
+            [
+                Disk(id="raw", path=str(raw), read_only=False),
+                Disk(id="image", path=str(vmdk), format=DiskFormat.VMDK),
+            ]
+        )
+        assert len({slot.lun for slot in slots}) == 2
+        with pytest.raises(AlreadyExists):
+            await machine.attach_disk(Disk(id="raw", path=str(raw)))
+        with pytest.raises(NotFound):
+            await machine.attach_disk(Disk(id="other", path=str(place / "none")))
+        await asyncio.gather(*(machine.detach_disk(name) for name in ("raw", "image", "unknown")))
+        await machine.detach_disk("raw")
+        opened = [str(entry.readlink()) for entry in Path(f"/proc/{machine.pid}/fd").iterdir()]
+        assert not any(name.startswith(str(place / "disk")) for name in opened)
+        again = await asyncio.gather(
+            *(machine.attach_disk(Disk(id=f"d{number}", path=str(raw))) for number in range(8))
+        )
+        assert len({slot.lun for slot in [*slots, *again]}) == 10
+
+
+async def test_a_disk_that_qemu_refuses_leaves_no_trace(
+    guest: GuestArtifacts, saved: Path, place: Path
+) -> None:
+    bad = place / "bad.vmdk"
+    bad.write_text("not a disk at all")
+    good = place / "good"
+    good.write_bytes(bytes(1 << 20))
+    async with clone(guest, saved, place) as (_, machine):
+        with pytest.raises(Exception, match="refused blockdev-add"):
+            await machine.attach_disks(
+                [Disk(id="good", path=str(good)), Disk(id="bad", path=str(bad), format=DiskFormat.VMDK)]
+            )
+        await machine.attach_disks([Disk(id="good", path=str(good))])
+
+
+async def test_memory_grows_and_comes_back(guest: GuestArtifacts, saved: Path, place: Path) -> None:
+    async with clone(guest, saved, place) as (_, machine), agent_of(machine) as agent:
+        start = machine.shape.memory_mib
+        before: MemoryReply = await agent.call(Online())
+        assert (await machine.resize(MachineShape(memory_mib=start + 512))).memory_mib == start + 512
+        async with asyncio.timeout(10):
+            # The guest takes the last block into use a little after QEMU has given it.
+            while (await agent.call(Online())).total - before.total < 500 << 20:
+                await asyncio.sleep(0.05)
+        assert (await machine.resize(MachineShape(memory_mib=64))).memory_mib >= start
+        with pytest.raises(FailedPrecondition, match="max_memory_mib"):
+            await machine.resize(MachineShape(memory_mib=1 << 20))
+
+
+async def test_a_later_daemon_finds_the_machine(guest: GuestArtifacts, saved: Path, place: Path) -> None:
+    async with clone(guest, saved, place) as (hypervisor, machine):
+        slot = await machine.attach_disk(Disk(id="root2", path=str(guest.image)))
+        await machine.close()
+        found = await hypervisor.recover(machine.directory)
+        try:
+            assert (found.pid, found.start_time, found.shape) == (
+                machine.pid,
+                machine.start_time,
+                machine.shape,
+            )
+            async with agent_of(found) as agent:
+                await agent.call(Ping())
+            await found.detach_disk("root2")
+            assert (await found.attach_disk(Disk(id="new", path=str(guest.image)))).lun != slot.lun
+            await found.stop()
+            assert await found.wait() == "it was stopped"
+            await reap(machine)
+        finally:
+            await found.stop()
+        with pytest.raises(NotFound):
+            await hypervisor.recover(machine.directory)
+
+
+async def test_the_end_of_a_machine_is_told_with_its_reason(
+    guest: GuestArtifacts, saved: Path, place: Path
+) -> None:
+    async with clone(guest, saved, place) as (hypervisor, machine):
+        waiting = [asyncio.create_task(machine.wait()) for _ in range(3)]
+        os.kill(machine.pid, signal.SIGKILL)
+        assert {await task for task in waiting} == {"QEMU ended by signal 9"}
+        with pytest.raises(Unavailable, match="signal 9"):
+            await machine.attach_disk(Disk(id="d", path=str(guest.image)))
+        with pytest.raises(Unavailable):
+            await machine.memory()
+        await machine.detach_disk("d")
+        with pytest.raises(NotFound):
+            await hypervisor.recover(machine.directory)
+
+
+async def test_stop_that_is_cancelled_still_ends_the_machine(
+    guest: GuestArtifacts, saved: Path, place: Path
+) -> None:
+    async with clone(guest, saved, place) as (_, machine):
+        stopping = asyncio.create_task(machine.stop(grace=60))
+        await asyncio.sleep(0.1)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        assert not process.pid_alive(machine.pid, machine.start_time)
+
+
+async def test_a_restore_that_is_cancelled_leaves_nothing(
+    guest: GuestArtifacts, saved: Path, place: Path
+) -> None:
+    hypervisor = QemuHypervisor(CONFIG, guest, saved)
+    template = await hypervisor.template(never)
+    for delay in (0.0, 0.01, 0.03, 0.05):
+        restoring = asyncio.create_task(
+            hypervisor.restore(template, place / "m", tap_fd=None, share=place / "share")
+        )
+        await asyncio.sleep(delay)
+        if restoring.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await restoring
+        else:
+            await (await restoring).stop()
+            await hypervisor.discard(place / "m")
+        assert not (place / "m" / "machine.json").exists()
+
+
+async def test_a_machine_nobody_recorded_is_ended_too(
+    guest: GuestArtifacts, saved: Path, place: Path
+) -> None:
+    async with clone(guest, saved, place) as (hypervisor, machine):
+        await machine.close()
+        (machine.directory / "machine.json").unlink()
+        await hypervisor.discard(machine.directory)
+        await process.wait_pid(machine.pid)
+        await reap(machine)
+
+
+@pytest.mark.parametrize("name", [templates.MEMORY, templates.STATE])
+async def test_a_truncated_template_is_made_again(
+    guest: GuestArtifacts, saved: Path, place: Path, name: str
+) -> None:
+    shutil.copytree(saved, place / "root")
+    path = next((place / "root").glob("template-*")) / name
+    os.truncate(path, path.stat().st_size // 2)
+    built: list[str] = []
+
+    class Stop(Exception):
+        pass
+
+    async def refuse(machine: Machine) -> None:
+        built.append(machine.directory.name)
+        raise Stop
+
+    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
+    with pytest.raises(Stop):
+        await hypervisor.template(refuse)
+    assert built
+    assert not list((place / "root").glob("boot-*"))
+
+
+async def test_a_template_damaged_under_a_running_daemon(
+    guest: GuestArtifacts, saved: Path, place: Path
+) -> None:
+    shutil.copytree(saved, place / "root")
+    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
+    template = await hypervisor.template(never)
+    os.truncate(template.directory / templates.STATE, 1000)
+    with pytest.raises(DataLoss):
+        await hypervisor.restore(template, place / "m", tap_fd=None, share=place / "share")
+    assert not template.directory.exists()
+    assert not (place / "m").exists()
+
+
+async def test_qemu_says_why_it_does_not_accept_a_state(
+    guest: GuestArtifacts, saved: Path, place: Path
+) -> None:
+    shutil.copytree(saved, place / "root")
+    directory = next((place / "root").glob("template-*"))
+    (directory / templates.STATE).chmod(0o600)
+    (directory / templates.STATE).write_bytes(b"\0" * 1000)
+    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
+    template = Template(
+        key="k", directory=directory, shape=hypervisor.template_shape, accelerator=await hypervisor.probe()
+    )
+    hypervisor._template, hypervisor._stamp = template, templates.stamp(template)
+    with pytest.raises((DataLoss, Unavailable)):
+        await hypervisor.restore(template, place / "m", tap_fd=None, share=place / "share")
+
+
+async def test_a_guest_that_hangs_is_told_apart(guest: GuestArtifacts, place: Path) -> None:
+    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
+    machine = await hypervisor.start(
+        place / "m", MachineShape(memory_mib=256), tap_fd=None, share=place / "share"
+    )
+    try:
+        with pytest.raises(DeadlineExceeded, match="did not come up within 1 seconds"):
+            await machine.wait_agent_port(1)
+    finally:
+        await machine.stop()
+        await hypervisor.discard(machine.directory)
+
+
+async def test_missing_pieces_are_named(guest: GuestArtifacts, place: Path) -> None:
+    config = VmConfig(accelerator="tcg", qemu="no-such-qemu")
+    with pytest.raises(NotFound, match="no-such-qemu is not installed"):
+        await QemuHypervisor(config, guest, place).probe()
+    absent = GuestArtifacts(kernel=place / "none", initrd=guest.initrd, image=guest.image, digest="x", size=0)
+    with pytest.raises(NotFound, match="orlop guest build"):
+        await QemuHypervisor(CONFIG, absent, place).probe()
+
+
+async def test_the_guest_is_found_once_it_was_built() -> None:
+    made = await build(CACHE / "guest")
+    assert find(GuestConfig(), CACHE / "guest") == made
+    assert made.size < 64 << 20
