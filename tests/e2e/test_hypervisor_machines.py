@@ -188,7 +188,7 @@ async def test_memory_grows_and_comes_back(guest: GuestArtifacts, saved: Path, p
         assert (await machine.resize(MachineShape(memory_mib=start + 512))).memory_mib == start + 512
         async with asyncio.timeout(10):
             # The guest takes the last block into use a little after QEMU has given it.
-            while (await agent.call(Online())).total - before.total < 500 << 20:
+            while (await agent.call(Online())).total - before.total < 500 << 20:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert (await machine.resize(MachineShape(memory_mib=64))).memory_mib >= start
         with pytest.raises(FailedPrecondition, match="max_memory_mib"):
