@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -16,12 +17,33 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-guest_app = typer.Typer(help="The guest image that VMs start from.", no_args_is_help=True)
+guest_app = typer.Typer(
+    rich_markup_mode=None, help="The guest image that VMs start from.", no_args_is_help=True
+)
 app.add_typer(guest_app, name="guest")
 
 PASS_THROUGH = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
+
+Many = Optional[list[str]]  # noqa: UP045 - typer reads this at run time
+
+
+class Network(StrEnum):
+    """What `run --network` takes."""
+
+    pod = "pod"
+    host = "host"
+
+
+class Pull(StrEnum):
+    """What `run --pull` takes."""
+
+    missing = "missing"
+    always = "always"
+    never = "never"
+
 
 Socket = Annotated[
     str, typer.Option("--socket", help="The daemon's socket.", envvar="ORLOP_SOCKET", show_default=False)
@@ -39,20 +61,14 @@ Json = Annotated[bool, typer.Option("--json", help="The daemon's answer as JSON.
 @app.command(context_settings=PASS_THROUGH)
 def run(
     image: Annotated[str, typer.Argument(help="The image, for example docker.io/library/busybox.")],
-    command: Annotated[Optional[list[str]], typer.Argument(help="Instead of the image's own.")] = None,  # noqa: UP045
+    command: Annotated[Many, typer.Argument(help="Instead of the image's own.")] = None,
     interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Hand stdin through.")] = False,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
     remove: Annotated[bool, typer.Option("--rm", help="Remove everything when it ends.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it and return.")] = False,
-    publish: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--publish", "-p", help="[HOSTIP:]HOSTPORT:PORT[/udp]"),
-    ] = None,
-    volume: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--volume", "-v", help="HOSTPATH:/PATH/INSIDE[:ro]"),
-    ] = None,
-    env: Annotated[Optional[list[str]], typer.Option("--env", "-e", help="KEY=VALUE, or KEY")] = None,  # noqa: UP045
+    publish: Annotated[Many, typer.Option("--publish", "-p", help="[HOSTIP:]HOSTPORT:PORT[/udp]")] = None,
+    volume: Annotated[Many, typer.Option("--volume", "-v", help="HOSTPATH:/PATH/INSIDE[:ro]")] = None,
+    env: Annotated[Many, typer.Option("--env", "-e", help="KEY=VALUE, or KEY")] = None,
     memory: Annotated[str, typer.Option("--memory", "-m", help="Limit, for example 512m.")] = "",
     cpus: Annotated[float, typer.Option("--cpus", help="Limit, for example 1.5.", min=0.0)] = 0.0,
     name: Annotated[str, typer.Option("--name", help="Name and hostname of the pod.")] = "",
@@ -61,22 +77,17 @@ def run(
     user: Annotated[str, typer.Option("--user", "-u", help="NAME or UID[:GID]")] = "",
     entrypoint: Annotated[str, typer.Option("--entrypoint", help="Instead of the image's own.")] = "",
     network: Annotated[
-        str, typer.Option("--network", help="pod or host (host: only --handler process).")
-    ] = "pod",
+        Network, typer.Option("--network", help="host: with --handler process.")
+    ] = Network.pod,
     privileged: Annotated[bool, typer.Option("--privileged", help="All rights, inside its VM.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Forbid writing to the root.")] = False,
-    pull: Annotated[str, typer.Option("--pull", help="missing, always or never.")] = "missing",
+    pull: Annotated[Pull, typer.Option("--pull", help="When to fetch the image.")] = Pull.missing,
     socket: Socket = "",
 ) -> None:
     """Run a command in a new container, in a pod of its own. Its exit code becomes ours."""
     from orlop.cli import session
-    from orlop.cli.problems import CliError
     from orlop.cli.run import RunOptions, run_command
 
-    if pull not in ("missing", "always", "never"):
-        raise CliError(f"--pull {pull}: choose missing, always or never", exit_code=2)
-    if network not in ("pod", "host"):
-        raise CliError(f"--network {network}: choose pod or host", exit_code=2)
     options = RunOptions(
         image=image,
         command=tuple(command or ()),
@@ -94,10 +105,10 @@ def run(
         workdir=workdir,
         user=user,
         entrypoint=entrypoint,
-        host_network=network == "host",
+        host_network=network is Network.host,
         privileged=privileged,
         read_only=read_only,
-        pull=pull,
+        pull=pull.value,
     )
     raise typer.Exit(session.run_async(lambda: run_command(socket, options)))
 
