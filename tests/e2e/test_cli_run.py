@@ -1,0 +1,233 @@
+"""The command ``orlop`` against a real daemon: VMs, the terminal, exit codes, what it leaves."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.tools import free_port
+from tests.node import BUSYBOX, NGINX, Done, Node
+
+COMMAND = [sys.executable, "-m", "orlop.cli.main"]
+
+
+class Cli:
+    """Runs ``orlop`` against one node."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.env = {
+            **os.environ,
+            "ORLOP_SOCKET": node.socket,
+            "ORLOP_LOG_ROOT": os.fspath(node.scratch / "cli-logs"),
+        }
+
+    def __call__(self, *args: str, check: bool = True, stdin: bytes = b"", timeout: float = 120) -> Done:
+        argv = [*COMMAND, *args]
+        done = subprocess.run(
+            argv, input=stdin, capture_output=True, env=self.env, timeout=timeout, check=False
+        )
+        result = Done(argv, done)
+        if check and result.code != 0:
+            raise AssertionError(f"{result}\n{self.node.settings.log_tail()}")
+        return result
+
+    def start(self, *args: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*COMMAND, *args], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        )
+
+
+@pytest.fixture(scope="module")
+def cli(shared_node: Node) -> Cli:
+    return Cli(shared_node)
+
+
+def test_run_shows_output_and_passes_the_exit_code_on(cli: Cli) -> None:
+    cli("pull", "-q", BUSYBOX)
+    done = cli("run", "--rm", BUSYBOX, "sh", "-c", "echo out; echo err >&2; exit 42", check=False)
+    assert (done.out, done.err, done.code) == ("out\n", "err\n", 42)
+    assert cli("ps", "-a", "-q").out.strip() == ""
+    assert list((cli.node.scratch / "cli-logs").iterdir()) == []
+
+
+def test_stdin_goes_through(cli: Cli) -> None:
+    done = cli("run", "--rm", "-i", BUSYBOX, "sort", stdin=b"pear\napple\n")
+    assert done.out == "apple\npear\n"
+
+
+def test_options_reach_the_container(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("of the host\n")
+    options = [
+        "-e",
+        "A=1",
+        "-v",
+        f"{tmp_path}:/data:ro",
+        "-w",
+        "/data",
+        "-u",
+        "1000:1000",
+        "--name",
+        "thename",
+    ]
+    script = "hostname; pwd; id -u; id -g; echo $A; cat file"
+    done = cli("run", "--rm", *options, "--memory", "256m", "--cpus", "1", BUSYBOX, "sh", "-c", script)
+    assert done.out.split("\n")[:6] == ["thename", "/data", "1000", "1000", "1", "of the host"]
+
+
+def test_detached_container_from_birth_to_removal(cli: Cli) -> None:
+    port = free_port()
+    container = cli(
+        "run", "-d", "--name", "web", "-p", f"127.0.0.1:{port}:80", NGINX, timeout=200
+    ).out.strip()
+    listed = cli("ps").out
+    assert container[:13] in listed and "web" in listed and "vm" in listed and "running" in listed
+    address = re.search(r"\d+\.\d+\.\d+\.\d+", listed)
+    assert address is not None
+    assert b"Welcome" in _get(address[0], 80)
+    assert cli("exec", "web", "sh", "-c", "cat; exit 5", check=False).code == 5
+    assert cli("exec", "-i", "web", "cat", stdin=b"hello").raw == b"hello"
+    inspected = json.loads(cli("inspect", "web").out)
+    assert inspected["container"]["status"]["id"] == container
+    assert "MEMORY" in cli("stats", "--interval", "0.3").out
+    refused = cli("rm", "web", check=False)
+    assert refused.code == 1 and "--force" in refused.err
+    cli("stop", "web")
+    assert "exited" in cli("ps", "-a").out
+    cli("rm", "web")
+    assert cli("ps", "-a", "-q").out.strip() == ""
+    cli.node.wait_no_leaks_but_warm()
+
+
+def _get(address: str, port: int) -> bytes:
+    limit = time.monotonic() + 15
+    while True:
+        connection = http.client.HTTPConnection(address, port, timeout=5)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().read()
+        except OSError:
+            if time.monotonic() > limit:
+                raise
+            time.sleep(0.1)
+        finally:
+            connection.close()
+
+
+def test_logs_follow_to_the_end(cli: Cli) -> None:
+    script = "for i in 1 2 3 4 5; do echo line $i; sleep 0.3; done; exit 3"
+    name = cli("run", "-d", BUSYBOX, "sh", "-c", script).out.strip()
+    followed = cli("logs", "-f", name)
+    assert followed.out == "".join(f"line {number}\n" for number in range(1, 6))
+    assert cli("logs", "-n", "2", name).out == "line 4\nline 5\n"
+    assert re.match(r"\d{4}-\d\d-\d\dT[0-9:.]+Z line 1\n", cli("logs", "-t", name).out)
+    assert "exited (3)" in cli("ps", "-a").out
+    cli("rm", name)
+
+
+def test_interrupt_stops_the_container(cli: Cli) -> None:
+    script = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done"
+    process = cli.start("run", "--rm", BUSYBOX, "sh", "-c", script)
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130, process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    assert cli("ps", "-a", "-q").out.strip() == ""
+
+
+def test_terminal(cli: Cli) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(cli.env)
+        os.execv(sys.executable, [*COMMAND, "run", "--rm", "-it", BUSYBOX, "sh"])
+    try:
+        os.write(terminal, b"tty; stty size; echo $((6*7))x\n")
+        seen = _read_until(terminal, b"42x")
+        assert b"/dev/pts/" in seen or b"/dev/console" in seen
+        os.write(terminal, b"exit 9\n")
+        _read_until(terminal, None)
+        _, status = os.waitpid(pid, 0)
+        pid = 0
+        assert os.waitstatus_to_exitcode(status) == 9
+    finally:
+        os.close(terminal)
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _read_until(terminal: int, wanted: bytes | None, timeout: float = 60) -> bytes:
+    seen, limit = b"", time.monotonic() + timeout
+    while wanted is None or wanted not in seen:
+        assert time.monotonic() < limit, f"the terminal showed only {seen!r}"
+        if select.select([terminal], [], [], 1)[0]:
+            try:
+                data = os.read(terminal, 4096)
+            except OSError:  # EIO: the other end is closed
+                data = b""
+            if not data:
+                assert wanted is None, f"the terminal ended with {seen!r}"
+                return seen
+            seen += data
+    return seen
+
+
+def test_images_are_listed_and_removed(cli: Cli) -> None:
+    cli("pull", "registry.k8s.io/orlop-test/zstd:1")
+    assert re.search(
+        r"^registry.k8s.io/orlop-test/zstd +1 +[0-9a-f]{13} +\d", cli("images").out, re.MULTILINE
+    )
+    cli("rmi", "registry.k8s.io/orlop-test/zstd:1")
+    assert "orlop-test/zstd" not in cli("images").out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("run", "--rm", "registry.k8s.io/orlop-test/absent:1"), ("absent",)),
+        (("run", "--rm", "Not A Name"), ("Not A Name",)),
+        (("run", "--rm", BUSYBOX, "no-such-command"), ("no-such-command",)),
+        (("run", "--rm", "--network", "host", BUSYBOX, "true"), ("network", "process")),
+        (("run", "--rm", "-p", "http:80", BUSYBOX), ("http",)),
+        (("run", "--rm", "-v", "/no/such/place:/x", BUSYBOX), ("/no/such/place",)),
+        (("run", "--rm", "-m", "lots", BUSYBOX), ("lots", "512m")),
+        (("run", "--rm", "--handler", "other", BUSYBOX), ("other",)),
+        (("exec", "nobody", "true"), ("nobody", "orlop ps")),
+        (("logs", "nobody"), ("nobody",)),
+        (("inspect", "nobody"), ("nobody",)),
+        (("rmi", "nobody"), ("nobody",)),
+    ],
+)
+def test_bad_input_is_one_sentence(cli: Cli, args: tuple[str, ...], words: tuple[str, ...]) -> None:
+    done = cli(*args, check=False)
+    assert done.code not in (0, None)
+    message = done.err.strip().splitlines()[-1]
+    assert message.startswith("orlop: ") and "Traceback" not in done.err
+    for word in words:
+        assert word in message
+    assert cli("ps", "-a", "-q").out.strip() == ""
+
+
+def test_no_daemon() -> None:
+    done = subprocess.run(
+        [*COMMAND, "ps", "--socket", "/nowhere/orlop.sock"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("orlop: no daemon listens on /nowhere/orlop.sock")
