@@ -7,6 +7,7 @@ import json
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError
 from orlop.pods import capabilities, cdi, resolve
 from orlop.pods.requests import ContainerRequest, SecurityRequest
-from orlop.sandbox.spec import ContainerSpec
+from orlop.sandbox.spec import ContainerSpec, IdMapping, NamespaceMode, Namespaces, Seccomp, SeccompMode
 from tests.unit.pods_double import DoubleConfig
 
 
@@ -96,10 +97,24 @@ def test_security() -> None:
     assert resolve.known_user(plain) is None
     named = resolve.security(SecurityRequest(user_id=7, masked_paths=()), DoubleConfig(user="app:staff"))
     assert (named.user, named.group, named.masked_paths) == ("7", "", ())
-    privileged = resolve.security(SecurityRequest(privileged=True, apparmor="x"), DoubleConfig())
+    profile = Seccomp(mode=SeccompMode.LOCALHOST, path="/p")
+    privileged = resolve.security(
+        SecurityRequest(privileged=True, apparmor="x", seccomp=profile), DoubleConfig()
+    )
+    assert privileged.seccomp == Seccomp()
     assert (privileged.masked_paths, privileged.read_only_paths, privileged.apparmor) == ((), (), "")
     with pytest.raises(InvalidArgument, match="ambient"):
         resolve.security(SecurityRequest(ambient_capabilities=("SYS_ADMIN",)), DoubleConfig())
+
+
+def test_some_namespaces_are_always_the_pods() -> None:
+    host = Namespaces(network=NamespaceMode.NODE, ipc=NamespaceMode.NODE)
+    own = Namespaces()
+    assert resolve.shared_namespaces(own, host) == msgspec.structs.replace(host, pid=own.pid)
+    assert resolve.shared_namespaces(host, own) == host
+    user = Namespaces(user=NamespaceMode.POD, uid_mappings=(IdMapping(container_id=0, host_id=9, length=1),))
+    shared = resolve.shared_namespaces(own, user)
+    assert (shared.user, shared.uid_mappings) == (user.user, user.uid_mappings)
 
 
 SPECIFICATION = {

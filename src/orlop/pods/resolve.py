@@ -13,11 +13,23 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.pods import capabilities
 from orlop.pods.ports import ImageConfigLike, ImageLike
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
-from orlop.sandbox.spec import ContainerSpec, ImageVolume, Mount, NamespaceMode, PodSpec, Security, UserIds
+from orlop.sandbox.spec import (
+    ContainerSpec,
+    ImageVolume,
+    Mount,
+    NamespaceMode,
+    Namespaces,
+    PodSpec,
+    Seccomp,
+    Security,
+    UserIds,
+)
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -127,7 +139,7 @@ def security(request: SecurityRequest, config: ImageConfigLike) -> Security:
         read_only_root=request.read_only_root,
         masked_paths=() if privileged else masked,
         read_only_paths=() if privileged else read_only,
-        seccomp=request.seccomp,
+        seccomp=Seccomp() if privileged else request.seccomp,
         apparmor="" if privileged else request.apparmor,
         selinux_label=request.selinux_label,
     )
@@ -231,12 +243,28 @@ def _image_mount(request: MountRequest, lookup: ImageLookup) -> Mount:
     return Mount(container_path=request.container_path, image=volume, read_only=True)
 
 
+def shared_namespaces(asked: Namespaces, pod: Namespaces) -> Namespaces:
+    """The container's namespaces, those that are always its pod's filled in.
+
+    A wish for the host's network or IPC in a pod that has its own is left for the sandbox to refuse.
+    """
+    node = NamespaceMode.NODE
+    return msgspec.structs.replace(
+        asked,
+        network=asked.network if asked.network is node else pod.network,
+        ipc=asked.ipc if asked.ipc is node else pod.ipc,
+        user=pod.user,
+        uid_mappings=pod.uid_mappings,
+        gid_mappings=pod.gid_mappings,
+    )
+
+
 def container(
     request: ContainerRequest, container_id: str, pod: PodSpec, image: ImageLike, lookup: ImageLookup
 ) -> ContainerSpec:
     """Everything decided: what the sandbox is asked to create. Blocks on the disk."""
     config = image.config
-    namespaces = request.namespaces
+    namespaces = shared_namespaces(request.namespaces, pod.namespaces)
     if namespaces.pid is NamespaceMode.TARGET and not namespaces.target_container:
         raise InvalidArgument(f"container {request.name}: PID namespace of a target, but no target named")
     cwd = request.cwd or config.working_dir or "/"
