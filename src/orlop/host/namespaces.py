@@ -6,33 +6,39 @@ ends. Nothing is spawned, and no thread of the daemon stays in a foreign namespa
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from orlop.errors import NotFound
-from orlop.host import mounts, threads
+from orlop.host import mounts, process, threads
 from orlop.host import syscalls as sys
 
 T = TypeVar("T")
 
-KINDS = {"net": sys.CLONE_NEWNET, "ipc": sys.CLONE_NEWIPC, "uts": sys.CLONE_NEWUTS}
+KINDS = {"net": sys.CLONE_NEWNET, "ipc": sys.CLONE_NEWIPC, "uts": sys.CLONE_NEWUTS, "pid": sys.CLONE_NEWPID}
 
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
 
 
-async def create(paths: Mapping[str, Path], *, hostname: str = "") -> None:
-    """Make a new namespace for each kind ("net", "ipc", "uts") and pin it at the path given.
+async def create(
+    paths: Mapping[str, Path], *, hostname: str = "", first: Sequence[str] = ()
+) -> process.Detached | None:
+    """Make a new namespace for each kind ("net", "ipc", "uts", "pid") and pin it at the path given.
 
-    ``hostname`` is set in a new UTS namespace; a new network namespace has its
-    loopback up. A failure or cancellation leaves nothing behind. Raises OSError.
+    ``hostname`` is set in a new UTS namespace; a new network namespace has its loopback up. A PID
+    namespace needs a first process, which is the command ``first``; it is returned. A failure or
+    cancellation leaves nothing behind. Raises OSError.
     """
+    started: list[subprocess.Popen[bytes]] = []
 
     def make() -> None:
         for path in paths.values():
@@ -44,20 +50,29 @@ async def create(paths: Mapping[str, Path], *, hostname: str = "") -> None:
                 socket.sethostname(hostname)
             if "net" in paths:
                 _loopback_up()
+            if "pid" in paths:
+                # A child of this very thread, which alone makes its children in the new namespace.
+                started.append(process.popen(first))
             for kind, path in paths.items():
-                sys.mount(f"/proc/thread-self/ns/{kind}", path, "", sys.MS_BIND)
+                own = "pid_for_children" if kind == "pid" else kind
+                sys.mount(f"/proc/thread-self/ns/{own}", path, "", sys.MS_BIND)
         except BaseException:
-            for path in paths.values():
-                remove(path)
+            undo()
             raise
+
+    def undo() -> None:
+        for child in started:
+            child.kill()
+            child.wait()
+        for path in paths.values():
+            remove(path)
 
     try:
         await threads.in_own_thread(make, name="orlop-unshare")
-    except BaseException as error:
-        if not isinstance(error, FileExistsError):
-            for path in paths.values():
-                remove(path)
+    except asyncio.CancelledError:
+        undo()
         raise
+    return process.Detached(started[0]) if started else None
 
 
 def _loopback_up() -> None:

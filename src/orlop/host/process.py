@@ -133,6 +133,17 @@ class Detached:
         return status
 
 
+def popen(argv: Sequence[Argument]) -> subprocess.Popen[bytes]:
+    """Start a child without streams from the calling thread, for :class:`Detached`. Raises OSError."""
+    return subprocess.Popen(
+        [os.fspath(argument) for argument in argv],
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        stderr=DEVNULL,
+        start_new_session=True,
+    )
+
+
 async def spawn_detached(
     argv: Sequence[Argument],
     *,

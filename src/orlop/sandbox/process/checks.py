@@ -34,10 +34,6 @@ def check_container(spec: ContainerSpec, pod: PodSpec, runtime: Runtime) -> None
     container = f"container {spec.name}"
     if not spec.layers:
         raise InvalidArgument(f"{container}: its image has no layers")
-    if spec.namespaces.network is not pod.namespaces.network:
-        raise InvalidArgument(f"{container}: its network namespace is not that of its pod")
-    if spec.namespaces.ipc is not pod.namespaces.ipc:
-        raise InvalidArgument(f"{container}: its IPC namespace is not that of its pod")
     if spec.namespaces.pid is NamespaceMode.POD and pod.namespaces.pid is not NamespaceMode.POD:
         raise InvalidArgument(f"{container}: its pod was made without a PID namespace to share")
     for mount in spec.mounts:

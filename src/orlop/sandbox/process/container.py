@@ -19,12 +19,13 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.guest.users import Identity
 from orlop.host import cgroups, cgroupstats, mounts, process, threads
 from orlop.host.cgroups import Cgroup
 from orlop.sandbox.process import apparmor, conmon, identity, layout, oci, volumes
 from orlop.sandbox.process.layout import ContainerPaths, ContainerState, PodPaths
 from orlop.sandbox.process.runtime import Runtime
-from orlop.sandbox.spec import ContainerSpec, ExitStatus, PodSpec
+from orlop.sandbox.spec import ContainerSpec, ExitStatus, PodSpec, UserIds
 from orlop.storage import rootfs
 
 KILLED = 128 + signal.SIGKILL
@@ -59,10 +60,11 @@ class Container:
 
     async def create(
         self, pod: PodSpec, spec: ContainerSpec, paths: PodPaths, *, cgroup: str, target_pid: int = 0
-    ) -> None:
-        """Make the container, ready to start. What is left after a failure, :meth:`delete` removes.
+    ) -> UserIds:
+        """Make the container, ready to start; returns who it will run as.
 
-        Raises FailedPrecondition, InvalidArgument or NotFound with the reason.
+        What is left after a failure, :meth:`delete` removes. Raises FailedPrecondition,
+        InvalidArgument or NotFound with the reason.
         """
         bundle = self.paths.bundle
         await asyncio.to_thread(_make_directory, bundle)
@@ -70,13 +72,14 @@ class Container:
         mounted = await volumes.volume_mounts(spec, self.paths)
         profile = await apparmor.profile_of(spec.security)
 
-        def describe() -> None:
+        def describe() -> Identity:
+            who = identity.resolve(spec.security, root)
             inputs = oci.Inputs(
                 pod=pod,
                 spec=spec,
                 paths=paths,
                 rootfs=root,
-                identity=identity.resolve(spec.security, root),
+                identity=who,
                 mounts=mounted,
                 cgroup=self._cgroups_path(cgroup),
                 target_pid=target_pid,
@@ -85,8 +88,9 @@ class Container:
             (bundle / "config.json").write_bytes(msgspec.json.encode(oci.document(inputs)))
             if spec.log_path:
                 Path(spec.log_path).parent.mkdir(parents=True, exist_ok=True)
+            return who
 
-        await asyncio.to_thread(describe)
+        who = await asyncio.to_thread(describe)
         options = conmon.Options(
             tty=spec.tty, stdin=spec.stdin, stdin_once=spec.stdin_once, log_path=spec.log_path
         )
@@ -96,6 +100,7 @@ class Container:
         )
         self._record(state)
         self._watch(state)
+        return UserIds(uid=who.uid, gid=who.gid, groups=who.groups)
 
     def _cgroups_path(self, parent: str) -> str:
         if self._tools.runtime.systemd:

@@ -65,8 +65,18 @@ class ProcessDriver:
         if monitor is None:
             raise NotFound(f"{self._config.process.conmon} is not installed: install the package conmon")
         await conmon.find(monitor)
+        await asyncio.to_thread(self._link_pause)
         found = await runtime.find(self._config, self._config.state_dir / "oci")
         return Tools(runtime=found, conmon=monitor)
+
+    def _link_pause(self) -> None:
+        sleep = shutil.which("sleep")
+        if sleep is None:
+            raise NotFound("sleep is not installed: install the package coreutils")
+        pause = self._layout.pause
+        pause.parent.mkdir(mode=layout.PASSABLE, parents=True, exist_ok=True)
+        if not pause.is_symlink():
+            pause.symlink_to(sleep)
 
     async def close(self) -> None:
         """See ``SandboxDriver``."""
@@ -92,7 +102,11 @@ class ProcessDriver:
         paths = self._layout.pod(spec.id)
         try:
             state, holder = await pods.prepare(
-                spec, paths, self._network, pods.new_state(spec, self._default_parent(spec.id))
+                spec,
+                paths,
+                self._network,
+                pods.new_state(spec, self._default_parent(spec.id)),
+                self._layout.pause,
             )
         except BaseException:
             await threads.finish(asyncio.ensure_future(self._give_up(spec.id)))

@@ -6,6 +6,7 @@
                      /shm                 the pod's /dev/shm
                      /exits/CONTAINER     exit codes, written by conmon
                      /c/CONTAINER/        the OCI bundle, container.json, conmon's sockets, volumes
+                 /pause               sleep(1)
     ROOT/process/POD/CONTAINER/           the root file system and what was written to it
 
 ``state`` may be memory, ``root`` is a disk.
@@ -138,6 +139,11 @@ class Layout:
         if not pod_id or "/" in pod_id or pod_id.startswith("."):
             raise InvalidArgument(f"{pod_id[:80]!r} is no pod id")
         return PodPaths(self.state / pod_id, self.root / pod_id)
+
+    @property
+    def pause(self) -> Path:
+        """The program that a shared PID namespace begins with, by the name that users know."""
+        return self.state / "pause"
 
     def pods(self) -> list[str]:
         """Ids of all pods that have a directory of either kind."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orlop.errors import InvalidArgument
+from orlop.guest.credentials import CAPABILITIES
 from orlop.guest.users import Identity
 from orlop.host import cgroups
 from orlop.sandbox import seccomp
@@ -79,8 +81,8 @@ def document(inputs: Inputs) -> dict[str, Any]:
 def process(inputs: Inputs) -> dict[str, Any]:
     """The container's first process."""
     spec, security, identity = inputs.spec, inputs.spec.security, inputs.identity
-    granted = [f"CAP_{name}" for name in security.capabilities]
-    ambient = [f"CAP_{name}" for name in security.ambient]
+    granted = [f"CAP_{name}" for name in possible_capabilities(security.capabilities)]
+    ambient = [name for name in (f"CAP_{name}" for name in security.ambient) if name in granted]
     found: dict[str, Any] = {
         "terminal": spec.tty,
         "args": list(spec.args),
@@ -119,23 +121,32 @@ def _environment(spec: ContainerSpec, home: str) -> list[str]:
     return found
 
 
+def possible_capabilities(wanted: Collection[str]) -> list[str]:
+    """Those of ``wanted`` that this daemon has itself; more it cannot give, as in a container."""
+    own = _status("CapBnd")
+    return [name for number, name in enumerate(CAPABILITIES) if name in wanted and own & 1 << number]
+
+
+def _status(field: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1], 16)
+
+
 def possible_oom_score(wanted: int) -> int:
     """``wanted``, or as low as this daemon may go: without CAP_SYS_RESOURCE not below its own."""
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
-    if int(effective.split()[1], 16) & 1 << _SYS_RESOURCE:
+    if _status("CapEff") & 1 << _SYS_RESOURCE:
         return wanted
     return max(wanted, int(Path("/proc/self/oom_score_adj").read_text(encoding="ascii")))
 
 
 def namespaces(inputs: Inputs) -> list[dict[str, Any]]:
     """The namespaces to join, to make, or (left out) to share with the host."""
-    spec, paths = inputs.spec, inputs.paths
+    pod, spec, paths = inputs.pod, inputs.spec, inputs.paths
     found: list[dict[str, Any]] = [{"type": "mount"}]
-    if spec.namespaces.network is not NamespaceMode.NODE:
+    if pod.namespaces.network is not NamespaceMode.NODE:
         found.append({"type": "network", "path": os.fspath(paths.namespace("net"))})
         found.append({"type": "uts", "path": os.fspath(paths.namespace("uts"))})
-    if spec.namespaces.ipc is not NamespaceMode.NODE:
+    if pod.namespaces.ipc is not NamespaceMode.NODE:
         found.append({"type": "ipc", "path": os.fspath(paths.namespace("ipc"))})
     match spec.namespaces.pid:
         case NamespaceMode.NODE:
@@ -146,7 +157,7 @@ def namespaces(inputs: Inputs) -> list[dict[str, Any]]:
             found.append({"type": "pid", "path": f"/proc/{inputs.target_pid}/ns/pid"})
         case NamespaceMode.CONTAINER:
             found.append({"type": "pid"})
-    if inputs.pod.namespaces.user is NamespaceMode.POD:
+    if pod.namespaces.user is NamespaceMode.POD:
         found.append({"type": "user", "path": os.fspath(paths.namespace("user"))})
     if volumes.private_cgroups() and not spec.security.privileged:
         found.append({"type": "cgroup"})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +35,8 @@ ff00::0\tip6-mcastprefix
 ff02::1\tip6-allnodes
 ff02::2\tip6-allrouters
 """
-_SLEEP = "read line; trap '' CHLD; exec sleep 2147483647"
+_PAUSE = "trap '' CHLD; exec {} 2147483647"
+"""Nobody waits for what is left to the first process of a PID namespace: the kernel is to reap it."""
 
 
 def kinds(spec: PodSpec) -> list[str]:
@@ -65,49 +67,49 @@ def check_sysctls(spec: PodSpec) -> None:
             )
 
 
-async def make(spec: PodSpec, paths: PodPaths) -> process.Detached | None:
+async def make(spec: PodSpec, paths: PodPaths, pause: Path) -> process.Detached | None:
     """Make and pin the namespaces; returns the holder if one stays. Raises OSError, FailedPrecondition.
 
-    The caller removes what is left after a failure.
+    ``pause`` is the program that sleeps. The caller removes what is left after a failure.
     """
     own = kinds(spec)
-    with_user = spec.namespaces.user is NamespaceMode.POD
     with_pid = spec.namespaces.pid is NamespaceMode.POD
-    if not with_user and own:
-        await namespaces.create({kind: paths.namespace(kind) for kind in own}, hostname=spec.hostname)
-    if not with_user and not with_pid:
+    if spec.namespaces.user is NamespaceMode.POD:
+        return await _hold(spec, paths, own, pause, with_pid=with_pid)
+    if with_pid:
+        own.append("pid")
+    if not own:
         return None
-    return await _hold(spec, paths, own if with_user else [], with_user=with_user, with_pid=with_pid)
+    targets = {kind: paths.namespace(kind) for kind in own}
+    sleep = _PAUSE.format(shlex.quote(os.fspath(pause)))
+    return await namespaces.create(targets, hostname=spec.hostname, first=["sh", "-c", sleep])
 
 
 async def _hold(
-    spec: PodSpec, paths: PodPaths, own: list[str], *, with_user: bool, with_pid: bool
+    spec: PodSpec, paths: PodPaths, own: list[str], pause: Path, *, with_pid: bool
 ) -> process.Detached | None:
+    """The same inside a user namespace, which only a process without threads can make."""
     reading, ready = os.pipe2(os.O_CLOEXEC)
     waiting, go = os.pipe2(os.O_CLOEXEC)
-    command = ["unshare", *(f"--{kind}" for kind in own)]
-    if with_user:
-        command += ["--user", "--keep-caps"]
+    command = ["unshare", "--user", "--keep-caps", *(f"--{kind}" for kind in own)]
     if with_pid:
         command += ["--pid", "--fork", "--kill-child"]
-    become = "exec setpriv --reuid 0 --regid 0 --clear-groups sh -c" if with_user else "eval"
-    command += ["--", "sh", "-c", f'echo; read line; {become} "{_SLEEP}"']
+    sleep = shlex.quote(_PAUSE.format(shlex.quote(os.fspath(pause))))
+    become = f"exec setpriv --reuid 0 --regid 0 --clear-groups sh -c {sleep}"
+    command += ["--", "sh", "-c", f"echo; read line; {become}"]
     holder: process.Detached | None = None
     try:
         holder = await process.spawn_detached(command, stdin=waiting, stdout=ready)
         os.close(ready)
         ready = -1
         if not await _line(reading):
-            raise FailedPrecondition("namespaces for the pod cannot be made: unshare failed")
+            raise FailedPrecondition("a user namespace for the pod cannot be made: unshare failed")
         inner = _child_of(holder.pid) if with_pid else holder.pid
-        if with_user:
-            _map(inner, "uid", spec.namespaces.uid_mappings)
-            _map(inner, "gid", spec.namespaces.gid_mappings)
-        os.write(go, b"\n\n")
-        pinned = [*own, *(["user"] if with_user else []), *(["pid"] if with_pid else [])]
-        await asyncio.to_thread(_pin, inner, pinned, paths)
-        if with_user and own:
-            await _finish_own(spec, paths, own)
+        _map(inner, "uid", spec.namespaces.uid_mappings)
+        _map(inner, "gid", spec.namespaces.gid_mappings)
+        await asyncio.to_thread(_pin, inner, [*own, "user", *(["pid"] if with_pid else [])], paths)
+        os.write(go, b"\n")
+        await namespaces.prepare({kind: paths.namespace(kind) for kind in own}, hostname=spec.hostname)
         if with_pid:
             staying, holder = holder, None
             return staying
@@ -156,12 +158,6 @@ def _pin(pid: int, pinned: list[str], paths: PodPaths) -> None:
         path = paths.namespace(kind)
         path.touch(mode=0o444)
         mounts.mount(f"/proc/{pid}/ns/{kind}", path, "", flags=sys.MS_BIND)
-
-
-async def _finish_own(spec: PodSpec, paths: PodPaths, own: list[str]) -> None:
-    """What :func:`namespaces.create` does by itself: loopback up, the host name set."""
-    targets = {kind: paths.namespace(kind) for kind in own}
-    await namespaces.prepare(targets, hostname=spec.hostname)
 
 
 async def set_sysctls(spec: PodSpec, paths: PodPaths) -> None:

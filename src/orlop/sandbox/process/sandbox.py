@@ -25,6 +25,7 @@ from orlop.sandbox.spec import (
     PodSpec,
     PodStats,
     Resources,
+    UserIds,
 )
 
 
@@ -120,7 +121,7 @@ class ProcessSandbox:
         except KeyError as error:
             raise NotFound(f"container {container_id[:12]} is not in pod {self.pod_id[:12]}") from error
 
-    async def create(self, spec: ContainerSpec) -> None:
+    async def create(self, spec: ContainerSpec) -> UserIds:
         """See ``Sandbox``."""
         if self._stopped.is_set():
             raise FailedPrecondition(f"pod {self.pod_id[:12]} is stopped")
@@ -128,7 +129,7 @@ class ProcessSandbox:
         target = self._target(spec)
         container = self._add(spec.id, spec)
         try:
-            await container.create(
+            return await container.create(
                 self._spec, spec, self._paths, cgroup=self._state.cgroup, target_pid=target
             )
         except OSError as error:
@@ -284,7 +285,7 @@ def new_state(spec: PodSpec, default_parent: str) -> PodState:
 
 
 async def prepare(
-    spec: PodSpec, paths: PodPaths, network: PodNetwork, state: PodState
+    spec: PodSpec, paths: PodPaths, network: PodNetwork, state: PodState, pause: Path
 ) -> tuple[PodState, process.Detached | None]:
     """Make all that the pod's containers share, and record it.
 
@@ -292,7 +293,7 @@ async def prepare(
     """
     try:
         await asyncio.to_thread(_lay_out, spec, paths, state)
-        holder = await podns.make(spec, paths)
+        holder = await podns.make(spec, paths, pause)
         if holder is not None:
             state = PodState(
                 cgroup=state.cgroup, holder=layout.Process(pid=holder.pid, start_time=holder.start_time)

@@ -37,7 +37,7 @@ def system_mounts(pod: PodSpec, spec: ContainerSpec, paths: PodPaths) -> list[di
     """/proc, /dev, /sys and what belongs to the pod. A volume at the same place replaces one."""
     privileged = spec.security.privileged
     hidden = ["nosuid", "noexec", "nodev"]
-    host_ipc = spec.namespaces.ipc is NamespaceMode.NODE
+    host_ipc = pod.namespaces.ipc is NamespaceMode.NODE
     found = [
         _mount("proc", "/proc", hidden),
         _mount("tmpfs", "/dev", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -62,7 +62,7 @@ def _mqueue(*, host: bool) -> dict[str, Any]:
 
 
 def _sysfs(pod: PodSpec, spec: ContainerSpec) -> dict[str, Any]:
-    if pod.namespaces.user is NamespaceMode.POD and spec.namespaces.network is NamespaceMode.NODE:
+    if pod.namespaces.user is NamespaceMode.POD and pod.namespaces.network is NamespaceMode.NODE:
         # A user namespace may not mount the sysfs of a network namespace that is not its own.
         return {
             "destination": "/sys",
