@@ -109,22 +109,29 @@ def notify(state: str) -> None:
 
 
 def _drivers(config: Config, network: PodNetwork) -> tuple[dict[str, SandboxDriver], dict[str, str]]:
-    """The handlers there are; and those whose modules lack a package, with the reason."""
+    """The handlers there are; and those that lack a Python package, with the reason."""
     drivers: dict[str, SandboxDriver] = {}
     absent: dict[str, str] = {}
-    try:
-        from orlop.sandbox.vm.driver import VmDriver
-
-        drivers["vm"] = VmDriver(config, network)
-    except ImportError as error:
-        absent["vm"] = f"{error}; install it, then restart"
-    try:
-        from orlop.sandbox.process.driver import ProcessDriver
-
-        drivers["process"] = ProcessDriver(config, network)
-    except ImportError as error:
-        absent["process"] = f"{error}; install it, then restart"
+    for name, make in (("vm", _vm), ("process", _process)):
+        try:
+            drivers[name] = make(config, network)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "orlop":
+                raise
+            absent[name] = f"the Python package {error.name} is missing; install it, then restart"
     return drivers, absent
+
+
+def _vm(config: Config, network: PodNetwork) -> SandboxDriver:
+    from orlop.sandbox.vm.driver import VmDriver
+
+    return VmDriver(config, network)
+
+
+def _process(config: Config, network: PodNetwork) -> SandboxDriver:
+    from orlop.sandbox.process.driver import ProcessDriver
+
+    return ProcessDriver(config, network)
 
 
 def _gauges(drivers: Mapping[str, SandboxDriver]) -> dict[str, float]:
