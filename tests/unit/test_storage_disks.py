@@ -42,7 +42,7 @@ def partitions(disk: bytes, at: int) -> list[tuple[int, int]]:
     return found
 
 
-@given(sizes=st.lists(st.integers(1, 300).map(lambda n: 8 * n), min_size=1, max_size=120))
+@given(sizes=st.lists(st.integers(1, 300).map(lambda n: 8 * n), min_size=1, max_size=124))
 def test_both_tables_hold_every_layer(sizes: list[int]) -> None:
     table = partition_table(sizes, "img")
     head, tail = table[: 64 * 512], table[64 * 512 :]
@@ -55,7 +55,7 @@ def test_both_tables_hold_every_layer(sizes: list[int]) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("qemu-img"), reason="needs qemu-img")
-@pytest.mark.parametrize("count", [1, 3, 120])
+@pytest.mark.parametrize("count", [1, 3, 124])
 async def test_qemu_reads_the_layers_as_partitions(count: int, tmp_path: Path) -> None:
     layers = []
     for number in range(count):
@@ -85,7 +85,7 @@ async def test_what_cannot_be_a_disk(tmp_path: Path) -> None:
         ([os.fspath(tmp_path / "gone")], NotFound),
         ([os.fspath(odd)], FailedPrecondition),
         ([os.fspath(quoted)], FailedPrecondition),
-        ([os.fspath(good)] * 121, ResourceExhausted),
+        ([os.fspath(good)] * 125, ResourceExhausted),
     ):
         with pytest.raises(error):
             await image_disk(layers, tmp_path / "disks", "img")
@@ -105,6 +105,10 @@ async def test_scratch_disks_are_sound_sparse_and_apart(
         assert state.st_size == 1 << 30
         assert state.st_blocks * 512 < 1 << 20
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["0.img", "1.img", "2.img"]
+    for name in ("upper", "work"):
+        command = ["debugfs", "-R", f"stat /{name}", paths[0]]
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: ASYNC221
+        assert "Type: directory    Mode:  0755" in found
     command = ["dumpe2fs", paths[0]]
     described = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: ASYNC221
     assert "has_journal" not in described

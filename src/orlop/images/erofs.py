@@ -24,7 +24,7 @@ from orlop.images.tree import Node
 BLOCK = 4096
 MAGIC = 0xE0F5E1E2
 SUPERBLOCK_OFFSET = 1024
-INODE = struct.Struct("<HHHHQIIIIqII16x")
+INODE = struct.Struct("<HHHHQIIIIqII16s")
 DIRENT = struct.Struct("<QHBx")
 SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ24x")
 
@@ -36,6 +36,8 @@ PLAIN, INLINE, CHUNKED = 0, 2, 4
 HOLE = 0xFFFFFFFF
 MAX_CHUNKS = 1 << 20
 INLINE_FILE = 2048
+# In the reserved end of an inode, and as the name of the volume if there is any such inode.
+IMPLIED = b"implied"
 INLINE_TOTAL = 64 << 20
 
 _SLOT = 32
@@ -128,7 +130,10 @@ class ErofsWriter:
             count -= step
 
     def finish(self, root: Node, *, uuid: bytes) -> int:
-        """Write the metadata and the superblock; returns the size of the image in bytes."""
+        """Write the metadata and the superblock; returns the size of the image in bytes.
+
+        The format has no place for what :attr:`Node.implied` says: it stands in reserved bytes.
+        """
         layout = _Layout(self._block)
         layout.place(root)
         for data in layout.extra_blocks():
@@ -147,6 +152,7 @@ class ErofsWriter:
                 meta_block=meta_block,
                 root_nid=root.nid,
                 uuid=uuid,
+                name=IMPLIED if layout.implied else b"",
                 incompat=INCOMPAT_CHUNKED if self._chunked else 0,
             )
         )
@@ -180,6 +186,7 @@ class _Layout:
     def __init__(self, next_block: int) -> None:
         self.next_block = next_block
         self.inodes = 0
+        self.implied = False
         # Not at 0: an inode number of 0 means "no such entry" to readers of directories.
         self._position = 2 * _SLOT
         self._order: list[tuple[Node, int, int, bytes]] = []
@@ -235,6 +242,7 @@ class _Layout:
         node.nid = position // _SLOT
         self._order.append((node, layout, position, xattrs))
         self.inodes += 1
+        self.implied = self.implied or (node.implied and parent is not node)
         self._position = -(-(position + head + body) // _SLOT) * _SLOT
 
     def extra_blocks(self) -> Iterator[bytes]:
@@ -290,6 +298,7 @@ def _inode(node: Node, layout: int, xattrs: bytes, number: int) -> bytes:
         node.mtime,
         node.mtime_ns,
         node.nlink,
+        IMPLIED if node.implied else b"",
     )
 
 
@@ -352,7 +361,7 @@ def _xattr_area(xattrs: tuple[tuple[bytes, bytes], ...]) -> bytes:
 
 
 def _superblock(
-    *, inodes: int, blocks: int, meta_block: int, root_nid: int, uuid: bytes, incompat: int
+    *, inodes: int, blocks: int, meta_block: int, root_nid: int, uuid: bytes, name: bytes, incompat: int
 ) -> bytes:
     def pack(checksum: int) -> bytes:
         return SUPERBLOCK.pack(
@@ -369,7 +378,7 @@ def _superblock(
             meta_block,
             0,
             uuid,
-            b"",
+            name,
             incompat,
             0,
             0,

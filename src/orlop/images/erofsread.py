@@ -19,6 +19,7 @@ from orlop.images.erofs import (
     CHUNKED,
     DIRENT,
     HOLE,
+    IMPLIED,
     INLINE,
     INODE,
     MAGIC,
@@ -37,7 +38,10 @@ _PREFIXES = {
 
 
 class Inode(msgspec.Struct, frozen=True):
-    """One file. ``nid`` is its number; two names with the same one are hard links."""
+    """One file. ``nid`` is its number; two names with the same one are hard links.
+
+    ``implied`` marks a directory that no entry of the archive described.
+    """
 
     nid: int
     mode: int
@@ -50,6 +54,7 @@ class Inode(msgspec.Struct, frozen=True):
     layout: int
     place: int
     xattr_size: int
+    implied: bool
 
     @property
     def is_directory(self) -> bool:
@@ -77,6 +82,8 @@ class ErofsReader:
             os.close(self._descriptor)
             raise DataLoss(f"{path} is no EROFS image of ours")
         self._meta = fields[10] * BLOCK
+        #: Whether any directory but the root is there only because a file in it is.
+        self.has_implied = fields[13].startswith(IMPLIED)
         self.root = self.inode(fields[5])
 
     def __enter__(self) -> ErofsReader:
@@ -90,7 +97,7 @@ class ErofsReader:
     def inode(self, nid: int) -> Inode:
         """The inode of that number."""
         data = self._pread(INODE.size, self._meta + 32 * nid)
-        (shape, xattrs, mode, _, size, place, _, uid, gid, mtime, mtime_ns, nlink) = INODE.unpack(data)
+        (shape, xattrs, mode, _, size, place, _, uid, gid, mtime, mtime_ns, nlink, mark) = INODE.unpack(data)
         return Inode(
             nid=nid,
             mode=mode,
@@ -103,6 +110,7 @@ class ErofsReader:
             layout=shape >> 1,
             place=place,
             xattr_size=12 + 4 * (xattrs - 1) if xattrs else 0,
+            implied=mark.startswith(IMPLIED),
         )
 
     def read(self, inode: Inode) -> bytes:

@@ -12,7 +12,7 @@ import os
 import sys
 import uuid
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import orlop
 from orlop.errors import DataLoss, Internal, OrlopError, ResourceExhausted, Unavailable
 from orlop.host import process, threads
 from orlop.images.documents import Descriptor
+from orlop.images.repair import Repair
+from orlop.images.repair import name as repair_name
 
 STALL = 60.0
 ASK_AFTER = 5.0
@@ -124,6 +126,26 @@ class LayerStore:
                     child.kill()
                 await threads.finish(asyncio.ensure_future(child.wait()))
             partial.unlink(missing_ok=True)
+
+    def repair(self, diff_ids: Sequence[str]) -> str:
+        """The name of a layer that must stand on top of the others; made if need be. "" for almost all.
+
+        See :mod:`orlop.images.repair`. Synchronous. Raises OSError, or DataLoss for a damaged layer.
+        """
+        with Repair([self.path(diff_id) for diff_id in diff_ids]) as work:
+            directories = work.directories()
+            if not directories:
+                return ""
+            own = repair_name(diff_ids, directories)
+            if not self.path(own).exists():
+                partial = self.ingest / f"{uuid.uuid4().hex}.erofs"
+                try:
+                    with partial.open("xb") as output:
+                        work.build(directories, output)
+                    partial.rename(self.path(own))
+                finally:
+                    partial.unlink(missing_ok=True)
+        return own
 
     def _command(self, output: Path, layer: Descriptor, diff_id: str) -> list[str]:
         return [

@@ -135,9 +135,13 @@ class Puller:
                 self._hold(diff_ids)
                 try:
                     await self._fetch_all(name, proxy, handle, chosen, diff_ids, progress)
+                    top_layer = await asyncio.to_thread(self._layers.repair, diff_ids)
                 except BaseException:
                     self.release(diff_ids)
                     raise
+                if top_layer:
+                    self._hold((top_layer,))
+                    diff_ids = (*diff_ids, top_layer)
         return Pulled(id=chosen.config.digest, digest=digest, config=config, diff_ids=diff_ids)
 
     def _hold(self, diff_ids: tuple[str, ...]) -> None:

@@ -23,7 +23,11 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An image as it is kept. ``unsettled`` is the boot in which its layers were written, or ""."""
+    """An image as it is kept.
+
+    ``diff_ids`` are its layers, bottom first, with the one that repairs directories, if any, on top.
+    ``unsettled`` is the boot in which they were written, or "".
+    """
 
     id: str
     config: ImageConfigOci

@@ -187,14 +187,16 @@ class ImageStore:
     async def _pull(self, reference: Reference, auth: RegistryAuth | None, progress: Progress) -> Image:
         try:
             pulled = await self._puller.pull(reference, auth, progress)
-        except ResourceExhausted:
+            try:
+                record = await self._record(reference, pulled)
+            finally:
+                self._puller.release(pulled.diff_ids)
+        except (ResourceExhausted, OSError) as error:
             # Perhaps for lack of space: what is only kept in case of a retry makes room for it.
             await self.collect(unfinished_for=0)
-            raise
-        try:
-            record = await self._record(reference, pulled)
-        finally:
-            self._puller.release(pulled.diff_ids)
+            if isinstance(error, ResourceExhausted):
+                raise
+            raise ResourceExhausted(f"image {reference} cannot be stored: {error.strerror}") from error
         self._settle(record)
         await self.collect()
         return self._image(record)
@@ -222,9 +224,8 @@ class ImageStore:
                 changed.append(msgspec.structs.replace(other, tags=left))
         # The new holder of the name first: a crash in between leaves the name twice, and the later pull wins.
         for each in changed:
-            self._images[each.id] = each
-        for each in changed:
             await asyncio.to_thread(self._records.save_image, each)
+            self._images[each.id] = each
         return record
 
     def _settle(self, record: ImageRecord) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import struct
 import uuid
 import zlib
@@ -21,7 +22,7 @@ from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, Resource
 from orlop.host import process
 
 SECTOR = 512
-MAX_LAYERS = 120
+MAX_LAYERS = 124
 MIN_SCRATCH_MIB = 8
 
 _HEAD_SECTORS = 64
@@ -40,7 +41,7 @@ async def image_disk(layers: Sequence[str], directory: Path, disk_id: str) -> Pa
 
     The descriptor and the partition table go to ``directory`` under the name ``disk_id``; both are free
     to be removed once no VM uses them. Raises NotFound when a layer is missing, ResourceExhausted for
-    more than 120 of them.
+    more than 124 of them.
     """
     return await asyncio.to_thread(_image_disk, tuple(layers), directory, disk_id)
 
@@ -167,8 +168,9 @@ _TEMPLATES_KEPT = 8
 async def scratch_disk(path: Path, size_mib: int) -> Path:
     """A new disk image at ``path`` with an empty ext4 on it, of ``size_mib``; it takes space as it fills.
 
-    There is no journal: a writable layer ends with its VM. A file that stands at ``path`` is replaced.
-    Raises ResourceExhausted when the disk is full.
+    It holds the empty directories ``upper`` and ``work`` for an overlay. There is no journal, and there
+    are no checksums of metadata: a writable layer ends with its VM. A file that stands at ``path`` is
+    replaced. Raises ResourceExhausted when the disk is full.
     """
     if size_mib < MIN_SCRATCH_MIB:
         raise InvalidArgument(
@@ -186,8 +188,11 @@ async def scratch_disk(path: Path, size_mib: int) -> Path:
 
 async def _format(path: Path, size_mib: int) -> tuple[tuple[int, bytes], ...]:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    content = aside.with_suffix(".content")
     try:
         await asyncio.to_thread(_fill, aside, size_mib << 20, ())
+        for name in ("upper", "work"):
+            (content / name).mkdir(mode=0o755, parents=True)
         await process.run(
             [
                 "mke2fs",
@@ -195,14 +200,16 @@ async def _format(path: Path, size_mib: int) -> tuple[tuple[int, bytes], ...]:
                 "-F",
                 "-t", "ext4",
                 "-m", "0",
-                "-O", "^has_journal,^resize_inode",
+                "-O", "^has_journal,^resize_inode,^metadata_csum,uninit_bg",
                 "-E", "packed_meta_blocks=1,root_owner=0:0",
+                "-d", content,
                 aside,
             ]
         )  # fmt: skip
         parts = await asyncio.to_thread(_data_parts, aside)
     finally:
         aside.unlink(missing_ok=True)
+        shutil.rmtree(content, ignore_errors=True)
     while len(_templates) >= _TEMPLATES_KEPT:
         _templates.pop(next(iter(_templates)))
     _templates[size_mib] = parts
