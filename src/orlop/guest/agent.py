@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from orlop.guest import cgroup, connect, holder, memory, setup, spawn, stats, syscalls
+from orlop.guest import cgroup, connect, holder, memory, setup, spawn, stats, syscalls, warm
 from orlop.guest.container import Entry
 from orlop.guest.disks import Disks
 from orlop.guest.execs import Execs
@@ -50,9 +50,10 @@ class Agent:
         self.loop = loop
         self.streaming = streaming
         self.containers: dict[str, Entry] = {}
-        self.execs = Execs(self, streaming, emit)
+        self.execs = Execs(self, streaming, self.emit)
         self.disks = Disks()
         self.is_set_up = False
+        self.quiet = False
         self._emit = emit
         self._share = Share()
         self._oom = OomWatch(loop)
@@ -60,6 +61,10 @@ class Agent:
         self._pod_namespace = -1
         self._holder: spawn.Child | None = None
         loop.watch_children(self.reap)
+
+    def emit(self, event: messages.Event) -> bool:
+        """Send an event; whether it was sent. What ``quiet`` keeps back counts as sent."""
+        return self.quiet or self._emit(event)
 
     # Children
 
@@ -102,12 +107,12 @@ class Agent:
 
     def quiesce(self, request: messages.Quiesce, answer: Answer) -> None:
         """Get ready to be saved as a template."""
-        from orlop.guest import warm
 
-        warm.up()
-        memory.trim(compact=True)
-        memory.freeze()
-        answer.ok(Done())
+        def done() -> None:
+            memory.freeze()
+            answer.ok(Done())
+
+        warm.up(self, done)
 
     def online(self, request: messages.Online, answer: Answer) -> None:
         """Use what was hot-plugged."""
@@ -136,8 +141,11 @@ class Agent:
         spec = request.container
         if spec.id in self.containers:
             raise Refused("exists", f"container {spec.id} exists already")
-        entry = Entry(spec, self.streaming, self.disks)
-        self.containers[spec.id] = entry
+        self.bring_up(Entry(spec, self.streaming, self.disks), answer)
+
+    def bring_up(self, entry: Entry, answer: Answer) -> None:
+        """What :meth:`create` does, for an entry that was made."""
+        self.containers[entry.spec.id] = entry
         process = entry.process
 
         def on_ready() -> None:
@@ -375,10 +383,10 @@ class Agent:
         process.exit = Exit(code=code, finished_at=process.exit.finished_at, oom_killed=killed)
         if entry.status in ("running", "created"):
             entry.status = "stopped"
-            self._emit(messages.ContainerExited(id=entry.spec.id, exit=process.exit))
+            self.emit(messages.ContainerExited(id=entry.spec.id, exit=process.exit))
 
     def _on_memory_event(self, entry: Entry) -> None:
         kills = entry.cgroup.pairs("memory.events").get("oom_kill", 0)
         if kills > entry.oom_kills:
             entry.oom_kills = kills
-            self._emit(messages.OutOfMemory(id=entry.spec.id))
+            self.emit(messages.OutOfMemory(id=entry.spec.id))

@@ -14,7 +14,7 @@ from orlop.guest.lookup import Root
 from orlop.guest.mounts import Builder, Source, View
 from orlop.guest.process import Process, Streaming
 from orlop.guest.program import Program, add_program, add_terminal, prepare
-from orlop.guest.script import Script
+from orlop.guest.script import ANY, Script
 from orlop.guest.users import Identity
 from orlop.wire.messages import Refused
 from orlop.wire.values import Container, ContainerState, Disk, Mount, Resources
@@ -52,7 +52,7 @@ class Entry:
         """Mount the root file system and make the cgroup. ``share`` mounts the host's share on demand."""
         spec = self.spec
         os.makedirs(f"{self._directory}/root")
-        lower = self._lower(spec.lower)
+        lower = self.lower(spec.lower)
         upper = self._scratch()
         self._overlay(f"{self._directory}/root", lower, upper)
         self.cgroup.create()
@@ -88,7 +88,7 @@ class Entry:
             steps.add("unshare", unshared)
             steps.add("umask", 0)
             steps.add("setsid")
-            steps.add("keyctl", _JOIN_SESSION_KEYRING, b"orlop", tolerate=None)
+            steps.add("keyctl", _JOIN_SESSION_KEYRING, b"orlop", tolerate=ANY)
             builder.build()
             spawn.keep_only_control(steps, control.fileno())
             steps.gate(spawn.CONTROL)
@@ -188,7 +188,7 @@ class Entry:
                 os.rmdir(directory)
         return True
 
-    def _lower(self, disks: tuple[Disk, ...]) -> list[str]:
+    def lower(self, disks: tuple[Disk, ...]) -> list[str]:
         """Directories of all layers, bottom first."""
         found: list[str] = []
         for disk in disks:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import resource
 import struct
 from collections.abc import Iterator
 
 from orlop.guest import syscalls
-from orlop.guest.script import Script
+from orlop.guest.script import Script, errors
 from orlop.guest.users import Identity
 from orlop.wire.messages import Refused
 from orlop.wire.values import Rlimit, Security
@@ -56,12 +57,17 @@ def capability_words(effective: int, permitted: int, inheritable: int) -> bytes:
     return struct.pack("=6I", *(mask & low for mask in masks), *(mask >> high for mask in masks))
 
 
-def add_steps(steps: Script, identity: Identity, security: Security) -> None:
+@functools.lru_cache(maxsize=32)
+def steps_to_become(identity: Identity, security: Security) -> Script:
     """Become ``identity`` with the capabilities of ``security``. Raises Refused for what is not valid.
 
     Without no_new_privs a filter may only be installed by root, so it comes first; with it, last,
     so that it need not allow what happens here.
     """
+    steps = Script()
+    for number, name, soft, hard in rlimits(security.rlimits):
+        limit = struct.pack("=2Q", soft, hard)
+        steps.add("prlimit64", 0, number, limit, 0, what=f"limit {name}", code="invalid")
     bounding = capability_mask(security.bounding)
     effective = capability_mask(security.effective) & bounding
     ambient = capability_mask(security.ambient) & effective
@@ -71,7 +77,7 @@ def add_steps(steps: Script, identity: Identity, security: Security) -> None:
         if not bounding >> number & 1:
             # EINVAL: this kernel does not have the capability.
             steps.add(
-                "prctl", syscalls.PR_CAPBSET_DROP, number, tolerate=(errno.EINVAL,), what="bounding set"
+                "prctl", syscalls.PR_CAPBSET_DROP, number, tolerate=errors(errno.EINVAL), what="bounding set"
             )
     steps.add("prctl", syscalls.PR_SET_KEEPCAPS, 1)
     groups = struct.pack(f"={len(identity.groups)}I", *identity.groups)
@@ -80,15 +86,16 @@ def add_steps(steps: Script, identity: Identity, security: Security) -> None:
     steps.add("setresuid", identity.uid, identity.uid, identity.uid, what=f"become user {identity.uid}")
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     steps.add("capset", header, capability_words(effective, effective, ambient), what="set capabilities")
-    steps.add("prctl", syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    steps.add("prctl", syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
     for number in range(len(CAPABILITIES)):
         if ambient >> number & 1:
-            steps.add("prctl", syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, number, 0, 0)
+            steps.add("prctl", syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, number)
     steps.add("prctl", syscalls.PR_SET_KEEPCAPS, 0)
     if security.no_new_privs:
-        steps.add("prctl", syscalls.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        steps.add("prctl", syscalls.PR_SET_NO_NEW_PRIVS, 1)
         if security.seccomp:
             _add_filter(steps, security)
+    return steps
 
 
 def _add_filter(steps: Script, security: Security) -> None:

@@ -13,7 +13,7 @@ from orlop.guest.container import Entry, outer_id
 from orlop.guest.loop import Timer
 from orlop.guest.process import Process, Streaming
 from orlop.guest.program import Program, add_program, add_terminal, prepare
-from orlop.guest.script import Script
+from orlop.guest.script import ANY, Script
 from orlop.wire import messages
 from orlop.wire.messages import Refused
 from orlop.wire.values import ExecState
@@ -154,7 +154,7 @@ class Execs:
                 steps.add("setresgid", 0, 0, 0)
                 steps.add("setresuid", 0, 0, 0)
             steps.add("setsid")
-            steps.add("keyctl", _JOIN_SESSION_KEYRING, b"orlop", tolerate=None)
+            steps.add("keyctl", _JOIN_SESSION_KEYRING, b"orlop", tolerate=ANY)
             spawn.keep_only_control(steps, control.fileno())
             if request.tty:
                 add_terminal(steps, self._terminal(request, entry, process), prepared.identity, console=False)

@@ -49,6 +49,10 @@ def trim(*, compact: bool) -> MemoryReply:
 
 
 def freeze() -> None:
-    """Put all that lives now out of the collector's sight: forked children then share its pages."""
+    """Put all that lives now out of the collector's sight, so that it does not write to those pages.
+
+    Caches are not dropped: in clones of a template they are shared, and used.
+    """
+    os.sync()
     gc.collect()
     gc.freeze()

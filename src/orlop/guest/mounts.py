@@ -8,6 +8,7 @@ lead a mount anywhere else.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 import struct
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from orlop.guest import paths, syscalls
 from orlop.guest.lookup import resolve_target
-from orlop.guest.script import Script
+from orlop.guest.script import Script, errors
 from orlop.guest.syscalls import (
     AT_FDCWD,
     MNT_DETACH,
@@ -48,9 +49,10 @@ _LINKS = (
     ("/proc/self/fd/2", "/dev/stderr"),
     ("pts/ptmx", "/dev/ptmx"),
 )
-_MISSING = (errno.ENOENT, errno.ENOTDIR)
-_EXISTS = (errno.EEXIST,)
+_MISSING = errors(errno.ENOENT, errno.ENOTDIR)
+_EXISTS = errors(errno.EEXIST)
 _RECURSIVE = 0x8000
+_REPLACEABLE = {"/dev", "/dev/shm", "/sys", "/sys/fs/cgroup"}
 _MOVE_FLAGS = 0x4 | 0x10  # the source is the descriptor itself; follow a link at the target
 _OWN_DEVICES = frozenset(
     {*_NODES, "ptmx", "pts", "shm", "mqueue", "fd", "stdin", "stdout", "stderr", "console"}
@@ -78,6 +80,94 @@ class View:
     own_user_namespace: bool = False
 
 
+@functools.lru_cache(maxsize=16)
+def _common(without: frozenset[str], privileged: bool) -> Script:
+    """Own root, proc, /dev, /sys, in what is the same for all containers.
+
+    ``without`` are targets of volumes. Labels: ``root`` for its path, ``shm`` for a descriptor.
+    """
+    steps = Script()
+    read_only = 0 if privileged else MS_RDONLY
+    steps.label("root")
+    steps.add("chdir", "/", what="root")
+    steps.add("pivot_root", ".", ".")
+    _proc(steps)
+    if "/dev" not in without:
+        _dev(steps, "newinstance,ptmxmode=0666,mode=0620,gid=5")
+        _mount(steps, "mqueue", "/dev/mqueue", "mqueue", _SECURE)
+        if "/dev/shm" not in without:
+            steps.label("shm")
+            _move(steps, -1, "/dev/shm")
+        for name, (major, minor) in _NODES.items():
+            path = f"/dev/{name}"
+            steps.add(
+                "mknod", path, stat.S_IFCHR | 0o666, os.makedev(major, minor), tolerate=_EXISTS, what=path
+            )
+    if "/sys" not in without:
+        _directory(steps, "/sys")
+        _mount(steps, "sysfs", "/sys", "sysfs", _SECURE | read_only)
+        if "/sys/fs/cgroup" not in without:
+            _mount(steps, "cgroup", "/sys/fs/cgroup", "cgroup2", _SECURE | read_only)
+    return steps
+
+
+@functools.lru_cache(maxsize=16)
+def _hidden(read_only: tuple[str, ...], masked: tuple[str, ...]) -> Script:
+    """Masked and read-only paths; one that does not exist is no error."""
+    steps = Script()
+    for path in read_only:
+        steps.add("mount", path, path, 0, MS_BIND | MS_REC, tolerate=_MISSING, what=f"read-only {path}")
+        _make_read_only(steps, path, recursive=True, tolerate=_MISSING)
+    for path in masked:
+        # One of the two fits: the first for a file, the second for a directory.
+        steps.add("mount", "/dev/null", path, 0, MS_BIND, tolerate=_MISSING, what=f"mask {path}")
+        _mount(steps, "tmpfs", path, "tmpfs", MS_RDONLY, "nr_blocks=1,nr_inodes=1", tolerate=_MISSING)
+    return steps
+
+
+def _proc(steps: Script) -> None:
+    _directory(steps, "/proc")
+    _mount(steps, "proc", "/proc", "proc", _SECURE)
+    # The old root lies on top of the new one, where "." still is.
+    steps.add("umount2", ".", MNT_DETACH, what="old root")
+    steps.add("chdir", "/")
+
+
+def _dev(steps: Script, options: str) -> None:
+    _directory(steps, "/dev")
+    _mount(steps, "tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_STRICTATIME, "mode=755,size=65536k")
+    for name in ("pts", "shm", "mqueue"):
+        _directory(steps, f"/dev/{name}")
+    _mount(steps, "devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)
+    for target, link in _LINKS:
+        steps.add("symlink", target, link, what=link)
+
+
+def _directory(steps: Script, path: str) -> None:
+    steps.add("mkdir", path, 0o755, tolerate=_EXISTS, what=f"mount point {path}", code="invalid")
+
+
+def _mount(
+    steps: Script, source: str, target: str, kind: str, flags: int, options: str = "", tolerate: int = 0
+) -> None:
+    steps.add(
+        "mount", source, target, kind, flags, options, tolerate=tolerate, what=f"mount {kind} at {target}"
+    )
+
+
+def _move(steps: Script, fd: int, target: str) -> None:
+    steps.add("move_mount", fd, "", AT_FDCWD, target, _MOVE_FLAGS, what=f"mount at {target}", code="invalid")
+
+
+def _make_read_only(steps: Script, path: str, *, recursive: bool, tolerate: int) -> None:
+    attributes = struct.pack("=4Q", MOUNT_ATTR_RDONLY, 0, 0, 0)
+    flags = _RECURSIVE if recursive else 0
+    steps.add(
+        "mount_setattr", AT_FDCWD, path, flags, attributes, len(attributes), tolerate=tolerate,
+        what=f"make {path} read-only",
+    )  # fmt: skip
+
+
 class Builder:
     """Writes the steps of one view. :meth:`close` closes the sources, once the child has its copies."""
 
@@ -85,7 +175,7 @@ class Builder:
         self._view = view
         self._steps = steps
         self._fds: list[int] = []
-        self._made: set[str] = set()
+        self._made = {"/proc", "/dev", "/sys"}
         self._targets = {source.mount.target.rstrip("/") for source in view.sources}
 
     def close(self) -> None:
@@ -99,62 +189,47 @@ class Builder:
         # Nothing that happens in here shall happen in the guest as well.
         steps.add("mount", "", "/", 0, MS_SLAVE | MS_REC, what="own mount namespace")
         if view.own_user_namespace:
-            # What came from the namespace above is locked together; a copy is not.
-            steps.add("mount", view.root, view.root, 0, MS_BIND | MS_REC, what="root")
-        steps.add("chdir", view.root, what="root")
-        steps.add("pivot_root", ".", ".")
-        self._directory("/proc")
-        self._mount("proc", "/proc", "proc", _SECURE)
-        # The old root lies on top of the new one, where "." still is.
-        steps.add("umount2", ".", MNT_DETACH, what="old root")
-        steps.add("chdir", "/")
-        if "/dev" not in self._targets:
-            self._dev()
-        if "/sys" not in self._targets:
-            self._sys()
+            self._kernel_file_systems()
+        else:
+            steps.include(_common(frozenset(self._targets & _REPLACEABLE), view.security.privileged))
+            steps.patch("root", 0, view.root)
+            if not self._targets & {"/dev", "/dev/shm"}:
+                steps.patch("shm", 0, self._take(paths.SHM))
+            if view.security.privileged:
+                self._all_devices()
+        for device in view.devices:
+            self._device(device)
         for path, target in view.files:
             if target not in self._targets:
                 self._attach(self._take(path), self._resolved(target), directory=False)
         for source in view.sources:
             self._volume(source)
-        self._hide()
+        steps.include(_hidden(view.security.read_only_paths, view.security.masked_paths))
         if view.security.read_only_root:
-            self._read_only("/", recursive=False, tolerate=())
+            _make_read_only(steps, "/", recursive=False, tolerate=0)
 
-    def _dev(self) -> None:
-        steps, user_namespace = self._steps, self._view.own_user_namespace
-        self._directory("/dev")
-        self._mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_STRICTATIME, "mode=755,size=65536k")
-        for name in ("pts", "shm", "mqueue"):
-            self._directory(f"/dev/{name}")
-        options = "newinstance,ptmxmode=0666,mode=0620" + ("" if user_namespace else ",gid=5")
-        self._mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)
-        if "/dev/shm" not in self._targets:
-            self._move(self._take(paths.SHM), "/dev/shm")
-        if user_namespace:
-            self._move(self._take("/dev/mqueue"), "/dev/mqueue")
-        else:
-            self._mount("mqueue", "/dev/mqueue", "mqueue", _SECURE)
-        for target, link in _LINKS:
-            steps.add("symlink", target, link, what=link)
-        for name, (major, minor) in _NODES.items():
-            self._node(f"/dev/{name}", f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
-        if self._view.security.privileged and not user_namespace:
-            self._all_devices()
-        for device in self._view.devices:
-            self._device(device)
-
-    def _sys(self) -> None:
-        read_only = 0 if self._view.security.privileged else MS_RDONLY
-        self._directory("/sys")
-        if self._view.own_user_namespace:
+    def _kernel_file_systems(self) -> None:
+        """As :func:`_common`, for a user namespace, which may mount less: the rest are copies."""
+        view, steps = self._view, self._steps
+        # What came from the namespace above is locked together; a copy is not.
+        steps.add("mount", view.root, view.root, 0, MS_BIND | MS_REC, what="root")
+        steps.add("chdir", view.root, what="root")
+        steps.add("pivot_root", ".", ".")
+        _proc(steps)
+        if "/dev" not in self._targets:
+            _dev(steps, "newinstance,ptmxmode=0666,mode=0620")
+            if "/dev/shm" not in self._targets:
+                _move(steps, self._take(paths.SHM), "/dev/shm")
+            _move(steps, self._take("/dev/mqueue"), "/dev/mqueue")
+            for name in _NODES:
+                self._attach(self._take(f"/dev/{name}"), f"/dev/{name}", directory=False)
+        if "/sys" not in self._targets:
+            _directory(steps, "/sys")
             fd = self._take("/sys")
             syscalls.mount_setattr(fd, add=MOUNT_ATTR_RDONLY, recursive=True)
-            self._move(fd, "/sys")
-        else:
-            self._mount("sysfs", "/sys", "sysfs", _SECURE | read_only)
-        if "/sys/fs/cgroup" not in self._targets:
-            self._mount("cgroup", "/sys/fs/cgroup", "cgroup2", _SECURE | read_only)
+            _move(steps, fd, "/sys")
+            if "/sys/fs/cgroup" not in self._targets:
+                _mount(steps, "cgroup", "/sys/fs/cgroup", "cgroup2", _SECURE | MS_RDONLY)
 
     def _volume(self, source: Source) -> None:
         mount = source.mount
@@ -165,7 +240,7 @@ class Builder:
                 flags |= _FLAGS[name]
             size = f",size={mount.size}" if mount.size else ""
             self._directory(target)
-            self._mount("tmpfs", target, "tmpfs", flags, f"mode={mount.mode:o}{size}")
+            _mount(self._steps, "tmpfs", target, "tmpfs", flags, f"mode={mount.mode:o}{size}")
             return
         try:
             place = syscalls.open_below(source.root, source.path)
@@ -179,18 +254,6 @@ class Builder:
             os.close(place)
         _restrict(fd, mount)
         self._attach(fd, target, directory=directory)
-
-    def _hide(self) -> None:
-        """Masked and read-only paths; one that does not exist is no error."""
-        steps = self._steps
-        for path in self._view.security.read_only_paths:
-            steps.add("mount", path, path, 0, MS_BIND | MS_REC, tolerate=_MISSING, what=f"read-only {path}")
-            self._read_only(path, recursive=True, tolerate=_MISSING)
-        for path in self._view.security.masked_paths:
-            # One of the two fits: the first for a file, the second for a directory.
-            steps.add("mount", "/dev/null", path, 0, MS_BIND, tolerate=_MISSING, what=f"mask {path}")
-            options = "nr_blocks=1,nr_inodes=1"
-            self._mount("tmpfs", path, "tmpfs", MS_RDONLY, options, tolerate=_MISSING)
 
     def _all_devices(self) -> None:
         """What a privileged container gets: the guest's own nodes."""
@@ -241,12 +304,7 @@ class Builder:
                 "mknod", target, stat.S_IFREG | 0o644, 0, tolerate=_EXISTS,
                 what=f"mount point {target}", code="invalid",
             )  # fmt: skip
-        self._move(fd, target)
-
-    def _move(self, fd: int, target: str) -> None:
-        self._steps.add(
-            "move_mount", fd, "", AT_FDCWD, target, _MOVE_FLAGS, what=f"mount at {target}", code="invalid"
-        )
+        _move(self._steps, fd, target)
 
     def _directory(self, path: str) -> None:
         """Make a directory and those above it."""
@@ -255,30 +313,7 @@ class Builder:
             one = "/" + "/".join(parts[:count])
             if one not in self._made and one != "/":
                 self._made.add(one)
-                self._steps.add(
-                    "mkdir", one, 0o755, tolerate=_EXISTS, what=f"mount point {one}", code="invalid"
-                )
-
-    def _mount(
-        self,
-        source: str,
-        target: str,
-        kind: str,
-        flags: int,
-        options: str = "",
-        tolerate: tuple[int, ...] = (),
-    ) -> None:
-        self._steps.add(
-            "mount", source, target, kind, flags, options, tolerate=tolerate, what=f"mount {kind} at {target}"
-        )
-
-    def _read_only(self, path: str, *, recursive: bool, tolerate: tuple[int, ...]) -> None:
-        attributes = struct.pack("=4Q", MOUNT_ATTR_RDONLY, 0, 0, 0)
-        flags = _RECURSIVE if recursive else 0
-        self._steps.add(
-            "mount_setattr", AT_FDCWD, path, flags, attributes, len(attributes), tolerate=tolerate,
-            what=f"make {path} read-only",
-        )  # fmt: skip
+                _directory(self._steps, one)
 
 
 def _restrict(fd: int, mount: Mount) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import termios
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orlop.guest import credentials, spawn, syscalls
 from orlop.guest.lookup import Root
-from orlop.guest.script import Script
+from orlop.guest.script import ANY, Script, errors
 from orlop.guest.users import Identity, resolve
 from orlop.wire.values import Security
 
@@ -57,13 +56,13 @@ def prepare(program: Program, root: Root) -> Prepared:
 def add_terminal(steps: Script, path: str, identity: Identity, *, console: bool) -> None:
     """Make the terminal at ``path`` stdin, stdout, stderr and the session's own."""
     if console:
-        steps.add("mknod", "/dev/console", 0o100620, 0, tolerate=(errno.EEXIST,), what="/dev/console")
+        steps.add("mknod", "/dev/console", 0o100620, 0, tolerate=errors(errno.EEXIST), what="/dev/console")
         steps.add("mount", path, "/dev/console", 0, syscalls.MS_BIND, what="/dev/console")
     steps.add("open", path, os.O_RDWR | os.O_NOCTTY, what="open the terminal")
     for number in (0, 1, 2):
         steps.add("dup3", _FREE, number, 0, what="terminal")
     steps.add("close", _FREE)
-    steps.add("fchown", 0, identity.uid, -1, tolerate=None)
+    steps.add("fchown", 0, identity.uid, -1, tolerate=ANY)
     steps.add("ioctl", 0, termios.TIOCSCTTY, 0, what="control the terminal")
 
 
@@ -79,13 +78,15 @@ def add_program(steps: Script, prepared: Prepared, *, make_cwd: bool) -> None:
         score = str(security.oom_score_adj).encode()
         steps.add("open", "/proc/self/oom_score_adj", os.O_WRONLY, what="oom_score_adj")
         steps.add(
-            "write", _FREE, score, len(score), tolerate=(errno.EACCES, errno.EPERM), what="oom_score_adj"
+            "write",
+            _FREE,
+            score,
+            len(score),
+            tolerate=errors(errno.EACCES, errno.EPERM),
+            what="oom_score_adj",
         )
         steps.add("close", _FREE)
-    for number, name, soft, hard in credentials.rlimits(security.rlimits):
-        limit = struct.pack("=2Q", soft, hard)
-        steps.add("prlimit64", 0, number, limit, 0, what=f"limit {name}", code="invalid")
-    credentials.add_steps(steps, prepared.identity, security)
+    steps.include(credentials.steps_to_become(prepared.identity, security))
     steps.add("chdir", program.cwd, what=where, code="exec_failed")  # again: as the user it is for
     steps.add("umask", 0o022)
     arguments = steps.array([os.fsencode(argument) for argument in program.args])
@@ -98,4 +99,4 @@ def add_program(steps: Script, prepared: Prepared, *, make_cwd: bool) -> None:
 def _make_directories(steps: Script, path: str) -> None:
     parts = path.strip("/").split("/")
     for count in range(1, len(parts) + 1):
-        steps.add("mkdir", "/" + "/".join(parts[:count]), 0o755, tolerate=None)
+        steps.add("mkdir", "/" + "/".join(parts[:count]), 0o755, tolerate=ANY)

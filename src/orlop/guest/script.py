@@ -35,7 +35,13 @@ out before, and the last of them is execve. Five dozen bytes of machine code are
         mov rbx, [rbx + 72]
         jmp step
     good:
-        mov rbx, [rbx + 64]
+        mov rax, [rbx + 64]     ; a link to another chain?
+        test rax, rax
+        jnz link
+        add rbx, 88
+        jmp step
+    link:
+        mov rbx, rax
         jmp step
 
 The walker touches neither the stack nor thread-local data, so agent and child do not disturb each other.
@@ -50,15 +56,14 @@ import errno
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from orlop.wire.messages import Refused
 
 _WALKER = bytes.fromhex(
-    "b8b3010000 0f05 4885c0 7401 c3 4889d3"
-    "488b03 488b7b08 488b7310 488b5318 4c8b5320 4c8b4328 4c8b4b30 0f05 48894350"
-    "48f7d8 483dff0f0000 7718 4885c0 7413 4883f83f 7707 480fa34338 7206"
-    "488b5b48 ebbc 488b5b40 ebb6"
+    "b8b30100000f054885c07401c34889d3488b03488b7b08488b7310488b53184c8b53204c8b43284c8b4b300f"
+    "054889435048f7d8483dff0f000077184885c074134883f83f7707480fa343387206488b5b48ebbc488b4340"
+    "4885c075064883c358ebad4889c3eba8"
 )
 
 _NUMBERS = {
@@ -70,12 +75,23 @@ _NUMBERS = {
     "mount_setattr": 442,
 }  # fmt: skip
 
-_STEP = struct.Struct("=QQQQQQQQQQq")
-_NEXT, _RESULT = 64, 80
+# Number, six arguments, tolerated errors, link, what to do on failure, result.
+_STEP = struct.Struct("=7qQQQq")
+_LINK, _RESULT = 64, 80
 _PENDING = (1 << 63) - 1
-_ANY_ERRNO = (1 << 64) - 1
+
+ANY = (1 << 64) - 1
+"""Tolerate every error."""
 
 Argument = int | bytes | str
+
+
+def errors(*numbers: int) -> int:
+    """The mask of tolerated errors, for :meth:`Script.add`."""
+    mask = 0
+    for number in numbers:
+        mask |= 1 << number
+    return mask
 
 
 class _Walker:
@@ -110,64 +126,71 @@ def start(arguments: bytes, first: int) -> int:
     return pid
 
 
-class _Chain:
-    """Steps that were laid out in memory."""
+def _exit_step() -> ctypes.Array[ctypes.c_char]:
+    buffer = (ctypes.c_char * _STEP.size)()
+    address = ctypes.addressof(buffer)
+    _STEP.pack_into(buffer, 0, _NUMBERS["exit_group"], 127, 0, 0, 0, 0, 0, ANY, address, address, 0)
+    return buffer
 
-    def __init__(self, steps: Sequence[tuple[int, ...]], after: int, failed: int) -> None:
-        self._buffer = (ctypes.c_char * (_STEP.size * len(steps)))()
-        self.address = ctypes.addressof(self._buffer)
-        for index, (number, *arguments, tolerated) in enumerate(steps):
-            following = self.address + _STEP.size * (index + 1) if index + 1 < len(steps) else after
-            _STEP.pack_into(
-                self._buffer, _STEP.size * index, number, *arguments, tolerated, following, failed, _PENDING
-            )
 
-    def link(self, after: int) -> None:
-        """What comes after the last step."""
-        struct.pack_into("=Q", self._buffer, len(self._buffer) - _STEP.size + _NEXT, after)
-
-    def result(self, index: int) -> int | None:
-        """What a step returned, negative errno; None if it has not."""
-        value: int
-        (value,) = struct.unpack_from("=q", self._buffer, _STEP.size * index + _RESULT)
-        return None if value == _PENDING else value
+# Where every child ends that got no further. What it writes there nobody reads.
+_EXIT = _exit_step()
+_EXIT_ADDRESS = ctypes.addressof(_EXIT)
 
 
 class Script:
     """A chain under construction, and afterwards the record of how it went.
 
-    :meth:`add` names what fails when a step does, so that :meth:`problem` can say it.
+    :meth:`add` names what fails when a step does, so that :meth:`problem` can say it. Steps do not
+    depend on where they lie, so a script that was made before can be included in others.
     """
 
     def __init__(self) -> None:
-        self._steps: list[tuple[int, ...]] = []
+        self._code = bytearray()
         self._reasons: list[tuple[str, str, int]] = []
         self._kept: list[object] = []
-        self._chains: list[_Chain] = []
+        self._labels: dict[str, int] = {}
+        self._chains: list[ctypes.Array[ctypes.c_char]] = []
         self._laid = 0
         self._endless = False
-        self._exit = _Chain([(_NUMBERS["exit_group"], 127, 0, 0, 0, 0, 0, 0)], 0, 0)
-        self._exit.link(self._exit.address)
 
     def add(
         self,
         call: str,
-        *arguments: Argument,
-        tolerate: Iterable[int] | None = (),
+        a: Argument = 0,
+        b: Argument = 0,
+        c: Argument = 0,
+        d: Argument = 0,
+        e: Argument = 0,
+        *,
+        tolerate: int = 0,
         what: str = "",
         code: str = "internal",
     ) -> None:
-        """Append one step. ``tolerate`` None goes on after any error. bytes and str become pointers."""
-        mask = _ANY_ERRNO if tolerate is None else 0
-        for number in tolerate or ():
-            mask |= 1 << number
-        values = [argument if isinstance(argument, int) else self.pointer(argument) for argument in arguments]
-        values += [0] * (6 - len(values))
-        self._steps.append((_NUMBERS[call], *(value & (1 << 64) - 1 for value in values), mask))
-        self._reasons.append((what or call, code, mask))
+        """Append one step. ``tolerate`` is made by :func:`errors`; bytes and str become pointers."""
+        values = [value if type(value) is int else self.pointer(value) for value in (a, b, c, d, e)]  # type: ignore[arg-type]
+        self._code += _STEP.pack(_NUMBERS[call], *values, 0, tolerate, 0, _EXIT_ADDRESS, _PENDING)
+        self._reasons.append((what or call, code, tolerate))
+
+    def label(self, name: str) -> None:
+        """Give the step that comes next a name for :meth:`patch`."""
+        self._labels[name] = len(self._reasons)
+
+    def patch(self, name: str, argument: int, value: Argument) -> None:
+        """Set an argument of a step that has a label."""
+        number = value if isinstance(value, int) else self.pointer(value)
+        struct.pack_into("=q", self._code, self._labels[name] * _STEP.size + 8 * (argument + 1), number)
+
+    def include(self, other: Script) -> None:
+        """Append the steps of a script that was not laid; it keeps what they point to alive."""
+        base = len(self._reasons)
+        self._code += other._code
+        self._reasons += other._reasons
+        self._labels.update((name, base + index) for name, index in other._labels.items())
+        self._kept.append(other)
 
     def pointer(self, value: bytes | str) -> int:
-        """The address of a copy of ``value`` with a zero byte after it."""
+        """The address of ``value`` with a zero byte after it."""
         data = os.fsencode(value) if isinstance(value, str) else value
         self._kept.append(data)
         address = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value
@@ -188,46 +211,42 @@ class Script:
 
     def forever(self, call: str) -> None:
         """End with a step that repeats itself."""
-        self.add(call, tolerate=None)
+        self.add(call, tolerate=ANY)
         self._endless = True
 
     def lay(self) -> int:
         """Lay the steps added since the last time out in memory, linked to those before; their address."""
-        steps = self._steps[self._laid :]
-        chain = _Chain(steps, self._exit.address, self._exit.address)
-        if self._endless:
-            chain.link(chain.address + _STEP.size * (len(steps) - 1))
+        start = self._laid * _STEP.size
+        size = len(self._code) - start
+        chain = ctypes.create_string_buffer(bytes(memoryview(self._code)[start:]), size)
+        address = ctypes.addressof(chain)
+        after = address + size - _STEP.size if self._endless else _EXIT_ADDRESS
+        struct.pack_into("=Q", chain, size - _STEP.size + _LINK, after)
         if self._chains:
-            self._chains[-1].link(chain.address)
+            struct.pack_into("=Q", self._chains[-1], len(self._chains[-1]) - _STEP.size + _LINK, address)
         self._chains.append(chain)
-        self._laid = len(self._steps)
-        return chain.address
+        self._laid = len(self._reasons)
+        return address
 
     def problem(self) -> Refused | None:
         """The first step that failed, as a refusal; None when all that ran went well."""
-        for step, (what, code, mask) in enumerate(self._reasons[: self._laid]):
-            chain, offset = self._place(step)
-            result = chain.result(offset)
-            if result is None:
+        for result, (what, code, mask) in zip(self._results(), self._reasons, strict=False):
+            if result == _PENDING:
                 return None
             number = -result
             if 0 < number < 4096 and (number > 63 or not mask >> number & 1):
-                text = os.strerror(number).lower() if number != errno.E2BIG else "argument list too long"
+                text = "argument list too long" if number == errno.E2BIG else os.strerror(number).lower()
                 return Refused(code, f"{what}: {text}")
         return None
 
     @property
     def at_end(self) -> bool:
         """Whether every step but the last one has run: the program was reached."""
-        if self._laid < 2:
-            return False
-        chain, offset = self._place(self._laid - 2)
-        return chain.result(offset) is not None
+        results = list(self._results())
+        return len(results) > 1 and results[-2] != _PENDING
 
-    def _place(self, step: int) -> tuple[_Chain, int]:
+    def _results(self) -> Iterator[int]:
         for chain in self._chains:
-            count = len(chain._buffer) // _STEP.size
-            if step < count:
-                return chain, step
-            step -= count
-        raise IndexError(step)
+            for offset in range(0, len(chain), _STEP.size):
+                (value,) = struct.unpack_from("=q", chain, offset + _RESULT)
+                yield value

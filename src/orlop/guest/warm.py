@@ -1,36 +1,114 @@
-"""Walking the paths a first container will take, so that clones find code and pages ready."""
+"""Walking the paths a pod will take, so that clones of the template find code and pages ready.
+
+A whole container is run, from Create to Delete, with the guest's own root as its image and the agent's
+own interpreter as its program.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from orlop.guest import setup, stats
-from orlop.guest.cgroup import POD, Cgroup
+from orlop.guest import cgroup, setup, stats
+from orlop.guest.container import Entry
 from orlop.wire import messages
-from orlop.wire.messages import Refused
-from orlop.wire.values import Container, Disk, Mount
+from orlop.wire.values import Container, Disk, Mount, Resources, Security
+
+if TYPE_CHECKING:
+    from orlop.guest.agent import Agent
+
+_ID = "warm"
+_SLEEP = "import signal; signal.pause()"
+# What most containers ask for: these steps are kept and used again.
+_CAPABILITIES = (
+    "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE",
+    "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
+)  # fmt: skip
+_MASKED = (
+    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/sys/devices/virtual/powercap", "/sys/devices/system/cpu/cpu0/thermal_throttle",
+)  # fmt: skip
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
-def up() -> None:
-    """Import and run, without effect on the machine, what requests will need."""
-    request = messages.Create(
-        container=Container(
-            id="warm",
-            lower=(Disk(lun=0, partitions=1),),
-            args=("true",),
-            env=(("PATH", b"/bin"),),
-            mounts=(Mount(target="/warm", kind="share"),),
+class _Entry(Entry):
+    """A container whose image is the guest's root."""
+
+    def lower(self, disks: tuple[Disk, ...]) -> list[str]:
+        """No disk is plugged in a template."""
+        return ["/"]
+
+
+def up(agent: Agent, then: Callable[[], None]) -> None:
+    """Run it and call ``then``, however it went."""
+    _talk()
+    agent.quiet = True
+    request = _create()
+    entry = _Entry(request.container, agent.streaming, agent.disks)
+    steps = iter(
+        (
+            lambda step: agent.bring_up(entry, step),
+            lambda step: agent.start(messages.Start(id=_ID), step),
+            lambda step: agent.exec(_exec(), step),
+            lambda step: agent.stats(messages.Stats(filesystems=True), step),
+            lambda step: agent.delete(messages.Delete(id=_ID), step),
         )
     )
-    for one in (
-        request,
-        messages.Setup(hostname="warm"),
-        messages.Start(id="warm"),
-        messages.Delete(id="warm"),
-    ):
-        messages.unpack_request(messages.pack_request(one))
-    stats.usage(POD)
+
+    def following(payload: bytes) -> None:
+        from orlop.guest.agent import Answer
+
+        step = next(steps, None)
+        if step is None:
+            agent.quiet = False
+            then()
+            return
+        answer = Answer(following)
+        try:
+            step(answer)
+        except messages.Refused as refused:
+            answer.refuse(refused)
+
+    following(b"")
+
+
+def _create() -> messages.Create:
+    security = Security(
+        bounding=_CAPABILITIES,
+        effective=_CAPABILITIES,
+        masked_paths=_MASKED,
+        read_only_paths=_READ_ONLY,
+    )
+    container = Container(
+        id=_ID,
+        lower=(Disk(lun=0),),
+        args=(sys.executable or "/usr/bin/python3", "-S", "-E", "-c", _SLEEP),
+        env=(("PATH", b"/usr/bin:/bin"),),
+        hostname=_ID,
+        mounts=(
+            Mount(target="/warm", kind="guest", source="run", read_only=True),
+            Mount(target="/tmp", kind="tmpfs"),
+        ),
+        resources=Resources(cpu_weight=100, memory_max=-1, pids_max=-1),
+        security=security,
+    )
+    return messages.Create(container=container)
+
+
+def _exec() -> messages.Exec:
+    return messages.Exec(id=_ID, container_id=_ID, args=("python3", "-S", "-E", "-c", ""))
+
+
+def _talk() -> None:
+    """Encode and decode what will come."""
+    said: tuple[messages.Request[Any], ...] = (
+        _create(), _exec(), messages.Setup(hostname=_ID), messages.Start(id=_ID), messages.Delete(id=_ID),
+        messages.Signal(id=_ID, signal=15), messages.Resume(), messages.Dump(), messages.Stats(),
+    )  # fmt: skip
+    for request in said:
+        messages.unpack_request(messages.pack_request(request))
+    stats.usage(cgroup.POD)
     stats.interfaces()
     setup.memory()
-    with suppress(Refused, OSError):
-        Cgroup(POD.path).apply(request.container.resources)
