@@ -118,3 +118,20 @@ async def test_what_the_guest_puts_there_is_not_followed(share: Share, volume: P
     await share.remove("key")
     await share.release_all()
     assert outside.is_dir()
+
+
+async def test_a_guest_cannot_fill_the_directory_itself(share: Share, volume: Path, tmp_path: Path) -> None:
+    shown = tmp_path / "share"
+    for _ in range(2):
+        await share.protect()
+    assert share.make_point("warm") == shown / "warm"
+    await share.add(Asked(os.fspath(volume)), "key")
+    await share.add(Asked(os.fspath(volume / "file"), read_only=True), "file")
+    (shown / "key/new").write_text("volumes stay writable")
+    for path in (shown / "x", shown / "warm/x"):
+        with pytest.raises(OSError, match="Read-only"):
+            path.write_text("no")
+    await Share(shown).remove("key")
+    assert sorted(path.name for path in shown.iterdir()) == ["file", "warm"]
+    await share.release_all()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["share", "volume"]

@@ -1,7 +1,8 @@
 """Volumes from the host, as bind mounts below the one directory that a VM's 9p device serves.
 
-The guest may write into that directory, so nothing in it is believed: mount points are made here and
-nothing there is followed. Names come from the caller alone.
+The guest may write wherever that directory is writable, so nothing in it is believed: mount points are
+made here and nothing there is followed. Names come from the caller alone. :meth:`Share.protect` makes
+the directory itself read-only, so that a guest can fill its volumes but not the host's /run.
 """
 
 from __future__ import annotations
@@ -47,6 +48,21 @@ class Share:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        # Where the mount points are made, if ``directory`` is only a read-only view of them.
+        self._points = directory.with_name(f"{directory.name}.points")
+
+    async def protect(self) -> None:
+        """Make the directory, and make it read-only but for the volumes. Before QEMU opens it. Idempotent.
+
+        :meth:`release_all` takes the mount away again.
+        """
+        await asyncio.to_thread(self._protect)
+
+    def make_point(self, name: str) -> Path:
+        """An empty directory ``name`` in the share that is no volume; returns where it is. Idempotent."""
+        _check_key(name)
+        (self._place() / name).mkdir(mode=0o755, exist_ok=True)
+        return self._directory / name
 
     async def add(self, mount: HostMount, key: str) -> str:
         """Show a path of the host as ``key``; returns its path relative to the share's directory.
@@ -62,11 +78,20 @@ class Share:
     async def remove(self, key: str) -> None:
         """Take a volume away. Idempotent; what the host has below the path is never touched."""
         _check_key(key)
-        await asyncio.to_thread(self._remove, self._directory / key)
+        await asyncio.to_thread(self._remove, key)
 
     async def release_all(self) -> None:
         """Take all volumes away. Idempotent."""
         await asyncio.to_thread(self._release_all)
+
+    def _protect(self) -> None:
+        self._points.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o711, exist_ok=True)
+        if not mounts.is_mounted(self._directory):
+            mounts.bind(self._points, self._directory, read_only=True)
+
+    def _place(self) -> Path:
+        return self._points if self._points.is_dir() else self._directory
 
     def _add(self, mount: HostMount, key: str) -> None:
         source, target = mount.host_path, self._directory / key
@@ -83,9 +108,9 @@ class Share:
         except OSError as error:
             raise _unusable(source, error) from error
         self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self._remove(target)
+        self._remove(key)
         try:
-            _make_point(target, directory=directory)
+            _make_point(self._place() / key, directory=directory)
             # The target's last component is not followed, were the guest to put a link there just now.
             mounts.bind(
                 source,
@@ -96,19 +121,21 @@ class Share:
                 propagation=propagation,
             )
         except OSError as error:
-            self._remove(target)
+            self._remove(key)
             raise _unusable(source, error) from error
 
-    def _remove(self, target: Path) -> None:
-        mounts.unmount(target)
-        _remove_point(target)
+    def _remove(self, key: str) -> None:
+        mounts.unmount(self._directory / key)
+        _remove_point(self._place() / key)
 
     def _release_all(self) -> None:
         mounts.unmount_below(self._directory)
         with suppress(FileNotFoundError):
             # Only empty mount points go. Were a mount still there, rmdir and unlink would refuse.
-            for path in list(self._directory.iterdir()):
+            for path in list(self._place().iterdir()):
                 _remove_point(path)
+        with suppress(OSError):
+            self._points.rmdir()
 
 
 def _make_point(target: Path, *, directory: bool) -> None:
