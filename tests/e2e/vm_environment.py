@@ -124,7 +124,7 @@ class Environment:
             self.config.vm, await guest(), root=self.config.root_dir / "hypervisor"
         )
         self.network = PodNetwork(self.config.network, self.config.root_dir / "net")
-        self.driver = VmDriver(self.config, self.network, hypervisor=self.hypervisor)
+        self.driver = VmDriver(self.config, self.network, given=(self.hypervisor, await guest()))
         await self.driver.open()
 
 
@@ -150,9 +150,10 @@ async def environment(*, pool: int = 0, **vm: Any) -> AsyncIterator[Environment]
         network=NetworkConfig(conf_dir=str(scratch / "net.d")),
         vm=VmConfig(pool=PoolConfig(size=pool), **vm),
     )
-    hypervisor = QemuHypervisor(config.vm, await guest(), root=root / "hypervisor")
+    artifacts = await guest()
+    hypervisor = QemuHypervisor(config.vm, artifacts, root=root / "hypervisor")
     network = PodNetwork(config.network, root / "net")
-    driver = VmDriver(config, network, hypervisor=hypervisor)
+    driver = VmDriver(config, network, given=(hypervisor, artifacts))
     env = Environment(scratch, config, hypervisor, network, driver)
     try:
         await driver.open()

@@ -54,7 +54,7 @@ class FakeClone(Clone):
 
 class FakeCloner(Cloner):
     def __init__(self, state: Path) -> None:
-        super().__init__(VmConfig(default_memory_mib=256), cast(Any, None), state)
+        super().__init__(VmConfig(default_memory_mib=256), cast(Any, None), state, Path())
         self.alive: dict[str, FakeClone] = {}
         self.made = 0
         self.failure = ""
@@ -77,6 +77,9 @@ class FakeCloner(Cloner):
             await self.discard(clone.directory)
             raise
         return clone
+
+    async def warm_up(self, clone: Clone) -> None:
+        pass
 
     async def discard(self, directory: Path) -> None:
         self.alive.pop(directory.name, None)

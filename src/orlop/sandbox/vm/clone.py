@@ -21,6 +21,7 @@ from orlop.errors import OrlopError, Unavailable
 from orlop.host import mounts, netns, threads
 from orlop.hypervisor.base import Accelerator, Hypervisor, Machine, MachineShape, Template
 from orlop.net.tap import create_tap
+from orlop.sandbox.vm import warm
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.wire.messages import Online, Ping, Quiesce, Resume
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 TAP = "tap0"
 _ANSWER_TIMEOUT = 30.0
 _SETTLE_TIMEOUT = 60.0
+_WARM_ROUNDS = 2
 
 
 class Clone:
@@ -91,11 +93,12 @@ def machine_of(directory: Path) -> Path:
 
 
 class Cloner:
-    """Makes and removes clones below ``state``."""
+    """Makes and removes clones below ``state``. ``image`` is the guest's root disk."""
 
-    def __init__(self, config: VmConfig, hypervisor: Hypervisor, state: Path) -> None:
+    def __init__(self, config: VmConfig, hypervisor: Hypervisor, state: Path, image: Path) -> None:
         self._config = config
         self._hypervisor = hypervisor
+        self._image = image
         self.directory = state / "vms"
         self._template: Template | None = None
         self._building: asyncio.Task[Template] | None = None
@@ -129,7 +132,9 @@ class Cloner:
             return
         if self._building is None or self._building.done():
             self._building = asyncio.create_task(
-                self._hypervisor.template(_settle, progress=lambda step: log.info("VM template: %s", step)),
+                self._hypervisor.template(
+                    self._settle, progress=lambda step: log.info("VM template: %s", step)
+                ),
                 name="VM template",
             )
         self._template = await asyncio.shield(self._building)
@@ -167,6 +172,13 @@ class Cloner:
         except BaseException:
             await threads.finish(asyncio.ensure_future(self.discard(directory)))
             raise
+
+    async def warm_up(self, clone: Clone) -> None:
+        """Let the machine do once what a pod will ask of it."""
+        (clone.share / "warm").mkdir(exist_ok=True)
+        await warm.exercise(
+            clone.machine, clone.agent, self._image, clone.directory, share="warm", rounds=_WARM_ROUNDS
+        )
 
     async def recover(self, vm_id: str) -> Clone:
         """The clone that an earlier daemon made; its agent waits for a Resume.
@@ -226,17 +238,19 @@ class Cloner:
             raise Unavailable(f"{error}; last on its console: {tail!r}") from error
         return Clone(directory, machine, agent)
 
-
-async def _settle(machine: Machine) -> None:
-    """Bring a booted machine into the state that all clones start from."""
-    await machine.wait_agent_port(_SETTLE_TIMEOUT)
-    agent = await AgentClient.connect(machine.agent_socket, name="the VM template", timeout=_SETTLE_TIMEOUT)
-    try:
-        await agent.call(Resume())
-        await agent.call(Ping())
-        await agent.call(Quiesce(), timeout=_SETTLE_TIMEOUT)
-    finally:
-        await agent.close("the template is saved")
+    async def _settle(self, machine: Machine) -> None:
+        """Bring a booted machine into the state that all clones start from."""
+        await machine.wait_agent_port(_SETTLE_TIMEOUT)
+        agent = await AgentClient.connect(
+            machine.agent_socket, name="the VM template", timeout=_SETTLE_TIMEOUT
+        )
+        try:
+            await agent.call(Resume())
+            await agent.call(Ping())
+            await warm.exercise(machine, agent, self._image, machine.directory)
+            await agent.call(Quiesce(), timeout=_SETTLE_TIMEOUT)
+        finally:
+            await agent.close("the template is saved")
 
 
 def _remove(directory: Path) -> None:

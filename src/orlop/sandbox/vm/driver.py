@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from orlop import tracing
 from orlop.config import Config
 from orlop.errors import DataLoss, NotFound, OrlopError, Unavailable
-from orlop.guestos.build import find
+from orlop.guestos.build import GuestArtifacts, find
 from orlop.host import threads
 from orlop.hypervisor.base import Hypervisor, MachineShape
 from orlop.hypervisor.qemu import QemuHypervisor
@@ -55,10 +55,12 @@ _RESOLV_CONF = Path("/etc/resolv.conf")
 class VmDriver:
     """See :class:`orlop.sandbox.base.SandboxDriver`."""
 
-    def __init__(self, config: Config, network: PodNetwork, *, hypervisor: Hypervisor | None = None) -> None:
+    def __init__(
+        self, config: Config, network: PodNetwork, *, given: tuple[Hypervisor, GuestArtifacts] | None = None
+    ) -> None:
         self._config = config
         self._network = network
-        self._given = hypervisor
+        self._given = given
         self._cloner: Cloner | None = None
         self._pool: Pool | None = None
         self._sandboxes: dict[str, VmSandbox] = {}
@@ -90,15 +92,8 @@ class VmDriver:
 
     async def open(self) -> None:
         """See ``SandboxDriver``. The template is built in the background."""
-        hypervisor = self._given
-        if hypervisor is None:
-            try:
-                guest = await asyncio.to_thread(find, self._config.vm.guest, self._config.root_dir / "guest")
-            except OrlopError as error:
-                self._reason = str(error)
-                raise
-            hypervisor = QemuHypervisor(self._config.vm, guest, root=self._config.root_dir / "hypervisor")
-        self._cloner = Cloner(self._config.vm, hypervisor, self._config.state_dir)
+        hypervisor, guest = self._given or await self._find()
+        self._cloner = Cloner(self._config.vm, hypervisor, self._config.state_dir, guest.image)
         default = MachineShape(
             memory_mib=self._config.vm.default_memory_mib, vcpus=self._config.vm.default_vcpus
         )
@@ -167,6 +162,14 @@ class VmDriver:
         if sandbox is not None:
             await sandbox.stop()
         await self._clean_up(pod_id)
+
+    async def _find(self) -> tuple[Hypervisor, GuestArtifacts]:
+        try:
+            guest = await asyncio.to_thread(find, self._config.vm.guest, self._config.root_dir / "guest")
+        except OrlopError as error:
+            self._reason = str(error)
+            raise
+        return QemuHypervisor(self._config.vm, guest, root=self._config.root_dir / "hypervisor"), guest
 
     async def traces(self) -> list[str]:
         """See ``SandboxDriver``."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orlop.errors import NotFound
+from orlop.host import mounts
 from orlop.hypervisor.base import Disk, DiskFormat, Machine
 from orlop.sandbox.spec import ContainerSpec, Mount
 from orlop.sandbox.vm.files import ContainerFile, DiskUse
@@ -80,6 +82,7 @@ class Plugs:
             root=by_stack[spec.layers],
             scratch=scratch,
             shares=shares,
+            loose=await asyncio.to_thread(_with_mounts_below, spec.mounts),
             images={
                 mount.container_path: by_stack[mount.image.layers]
                 for mount in spec.mounts
@@ -168,6 +171,17 @@ class Plugs:
     async def _detach(self, disk_id: str) -> None:
         with suppress(NotFound):
             await self._machine.detach_disk(disk_id)
+
+
+def _with_mounts_below(volumes: tuple[Mount, ...]) -> frozenset[str]:
+    """Read-only volumes with writable mounts below them: only the host can tell the two apart."""
+    found = set()
+    for volume in volumes:
+        if volume.read_only and not volume.recursive_read_only and volume.host_path:
+            place = os.path.realpath(volume.host_path)
+            if any(os.fspath(point) != place for point in mounts.mounts_below(place)):
+                found.add(volume.container_path)
+    return frozenset(found)
 
 
 def image_disk_id(layers: tuple[str, ...]) -> str:

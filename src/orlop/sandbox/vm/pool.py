@@ -187,6 +187,7 @@ class Pool:
     async def _add(self, shape: MachineShape) -> None:
         clone = await self._cloner.make()
         try:
+            await self._cloner.warm_up(clone)
             if _fits(clone.machine.shape, shape):
                 await clone.resize(shape)
             use = await clone.machine.memory()

@@ -28,6 +28,7 @@ from orlop.sandbox.spec import (
     PodSpec,
     PodStats,
     Resources,
+    Security,
     UserIds,
 )
 from orlop.sandbox.vm import statistics, translate
@@ -149,9 +150,7 @@ class VmSandbox:
             self._files.write_container(plan)
             plugged, program, _ = await together(
                 self._plugs.plug(spec),
-                asyncio.to_thread(
-                    seccomp.compile_bpf, spec.security.seccomp, capabilities=spec.security.capabilities
-                ),
+                asyncio.to_thread(_filter, spec.security),
                 container.log.open(),
             )
             message = translate.container(
@@ -427,6 +426,13 @@ class VmSandbox:
     def _check_alive(self) -> None:
         if self._stopping or self._agent.closed:
             raise FailedPrecondition(f"pod {self.pod_id} does not run any more")
+
+
+def _filter(security: Security) -> seccomp.Filter:
+    """The system-call filter; a privileged container has none, whatever was asked for."""
+    if security.privileged:
+        return seccomp.Filter()
+    return seccomp.compile_bpf(security.seccomp, capabilities=security.capabilities)
 
 
 def _with_disks(plan: ContainerFile, plugs: Plugs, plugged: translate.Plugged) -> ContainerFile:

@@ -28,12 +28,16 @@ _WEIGHTS = (1, 10000)
 
 @dataclass(frozen=True)
 class Plugged:
-    """What was plugged for a container; ``mounts`` by the container's path."""
+    """What was plugged for a container; volumes by the container's path.
+
+    ``loose`` are read-only volumes with mounts below them that are not: the host sees to it.
+    """
 
     root: wire.Disk
     scratch: wire.Disk | None
     shares: dict[str, str] = field(default_factory=dict)
     images: dict[str, wire.Disk] = field(default_factory=dict)
+    loose: frozenset[str] = frozenset()
 
 
 def container(
@@ -159,7 +163,7 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.Mount:
         target=mount.container_path,
         kind="share",
         source=plugged.shares[mount.container_path],
-        read_only=mount.read_only,
+        read_only=mount.read_only and mount.container_path not in plugged.loose,
         recursive_read_only=mount.recursive_read_only,
         propagation="rslave" if mount.propagation is Propagation.HOST_TO_CONTAINER else "private",
     )

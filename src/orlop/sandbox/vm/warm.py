@@ -1,0 +1,101 @@
+"""Walk a machine through a container's whole life before a pod needs it.
+
+What runs for the first time is slow: the guest reads code from its disk, allocates, probes its first
+hot-plugged disk, and under emulation every instruction has to be translated once per machine. The
+template is walked through it so that its clones share the memory; a clone in the pool so that its own
+emulator knows the code. The container is made of the guest's own root image and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from orlop.hypervisor.base import Disk, DiskFormat, Machine
+from orlop.sandbox import seccomp
+from orlop.sandbox.spec import Seccomp, SeccompMode
+from orlop.sandbox.vm.agent import AgentClient
+from orlop.sandbox.vm.together import together
+from orlop.storage.disks import MIN_SCRATCH_MIB, scratch_disk
+from orlop.wire import values as wire
+from orlop.wire.messages import Create, Delete, Exec, Signal, Start, Stats
+
+_TIMEOUT = 60.0
+_ID = "warm"
+_SLEEP = ("/usr/bin/busybox", "sleep", "600")
+_NOTHING = ("/usr/bin/busybox", "true")
+_EXECS = 2
+_CAPABILITIES = ("CHOWN", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID")
+
+
+async def exercise(
+    machine: Machine, agent: AgentClient, image: Path, work: Path, *, share: str = "", rounds: int = 1
+) -> None:
+    """Run a container of the guest's root image ``image``; ``work`` is a directory for its scratch disk.
+
+    With ``share``, a directory of the machine's share, the share is mounted as well, for good.
+    """
+    filters = await asyncio.to_thread(
+        seccomp.compile_bpf, Seccomp(mode=SeccompMode.RUNTIME_DEFAULT), capabilities=_CAPABILITIES
+    )
+    scratch = work / f"{_ID}.img"
+    try:
+        for _ in range(rounds):
+            await scratch_disk(scratch, MIN_SCRATCH_MIB)
+            await _once(machine, agent, image, scratch, share, filters.program)
+    finally:
+        await asyncio.to_thread(scratch.unlink, missing_ok=True)
+
+
+async def _once(
+    machine: Machine, agent: AgentClient, image: Path, scratch: Path, share: str, program: bytes
+) -> None:
+    root, upper = await together(
+        machine.attach_disk(Disk(id=f"{_ID}-root", path=str(image))),
+        machine.attach_disk(Disk(id=f"{_ID}-rw", path=str(scratch), format=DiskFormat.RAW, read_only=False)),
+    )
+    streams = [agent.incoming(agent.new_stream()) for _ in range(2)]
+    container = wire.Container(
+        id=_ID,
+        lower=(wire.Disk(lun=root.lun),),
+        scratch=wire.Scratch(disk=wire.Disk(lun=upper.lun)),
+        args=_SLEEP,
+        mounts=(wire.Mount(target="/mnt", kind="share", source=share),) if share else (),
+        streams=wire.Streams(stdout=streams[0].stream, stderr=streams[1].stream),
+        security=wire.Security(
+            bounding=_CAPABILITIES,
+            effective=_CAPABILITIES,
+            seccomp=program,
+            masked_paths=("/proc/kcore", "/sys/firmware"),
+            read_only_paths=("/proc/sys",),
+        ),
+    )
+    await agent.call(Create(container=container), _TIMEOUT)
+    await agent.call(Start(id=_ID), _TIMEOUT)
+    for number in range(_EXECS):
+        await _exec(agent, f"{_ID}{number}")
+    await agent.call(Stats(filesystems=True), _TIMEOUT)
+    await agent.call(Signal(id=_ID, signal=9, all=True), _TIMEOUT)
+    for stream in streams:
+        while await stream.read():
+            pass
+        stream.end_consumed()
+    await agent.call(Delete(id=_ID), _TIMEOUT)
+    await together(machine.detach_disk(f"{_ID}-root"), machine.detach_disk(f"{_ID}-rw"))
+
+
+async def _exec(agent: AgentClient, exec_id: str) -> None:
+    streams = [agent.incoming(agent.new_stream()) for _ in range(2)]
+    await agent.call(
+        Exec(
+            id=exec_id,
+            container_id=_ID,
+            args=_NOTHING,
+            streams=wire.Streams(stdout=streams[0].stream, stderr=streams[1].stream),
+        ),
+        _TIMEOUT,
+    )
+    for stream in streams:
+        while await stream.read():
+            pass
+        stream.end_consumed()
