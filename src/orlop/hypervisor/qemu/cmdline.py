@@ -32,6 +32,12 @@ _KERNEL_ARGUMENTS = (
     "random.trust_cpu=on",
     "cgroup_no_v1=all",
     "psi=1",
+    # Nothing may wake a guest that has nothing to do: these would, several times a second.
+    "nowatchdog",
+    "sysctl.vm.compaction_proactiveness=0",
+    "sysctl.vm.stat_interval=60",
+    # A huge page that is touched once costs a clone all of it.
+    "transparent_hugepage=madvise",
     # Memory that could be plugged above 4 GiB would reserve 64 MiB of bounce buffers that no device needs.
     "swiotlb=noforce",
     # Plugged memory is used at once; most of it such that it can be taken away again.

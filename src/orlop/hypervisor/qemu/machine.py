@@ -98,9 +98,17 @@ class QemuMachine:
         """Connect to QEMU. ``agent_ready`` says that the agent's port was opened before."""
         if agent_ready:
             self._port_open.set()
-        self._monitor = await Monitor.connect(
-            self._directory.name, str(self._directory / MONITOR_SOCKET), self._on_event
-        )
+        try:
+            self._monitor = await Monitor.connect(
+                self._directory.name, str(self._directory / MONITOR_SOCKET), self._on_event
+            )
+        except Unavailable as error:
+            await asyncio.wait((self._ended,), timeout=_QUICK)
+            if not self._ended.done():
+                raise
+            raise Unavailable(
+                f"the machine {self._directory.name} did not start: {self._reason()}"
+            ) from error
 
     async def save_record(self) -> None:
         """Write down what is known, for :meth:`Hypervisor.recover`."""
