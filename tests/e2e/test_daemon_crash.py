@@ -20,7 +20,7 @@ DELAYS = (0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
 
 @pytest.fixture(scope="module", params=["process", "vm"])
 def own_node(registry: str, request: pytest.FixtureRequest) -> Iterator[Node]:
-    with node(registry, handler=request.param, extra={"vm.pool": {"size": 0}}) as one:
+    with node(registry, handler=request.param, extra={"vm": {"pool": {"size": 0}}}) as one:
         one.wait_ready()
         one.pull(BUSYBOX)
         yield one
@@ -141,8 +141,8 @@ def test_killed_in_stop_and_remove(own_node: Node, delay: float, command: str) -
     assert pods(one).get(pod_id, "gone") in ("SANDBOX_READY", "SANDBOX_NOTREADY", "gone")
     if pods(one).get(pod_id) == "SANDBOX_NOTREADY":
         assert containers(one)[container] == "CONTAINER_EXITED"
-    one.crictl("stopp", pod_id)
-    one.crictl("rmp", pod_id)
+    if pod_id in pods(one):
+        one.remove_pod(pod_id)
     assert (pods(one), containers(one)) == ({}, {})
     one.wait_no_leaks()
 
