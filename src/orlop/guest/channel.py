@@ -59,6 +59,7 @@ class Channel:
             self._loop.call_soon(self._flush)
 
     def _on_ready(self, events: int) -> None:
+        heard = False
         while True:
             try:
                 data = os.read(self._fd, _CHUNK)
@@ -70,8 +71,11 @@ class Channel:
                 self._lost()
                 return
             if not data:
-                self._lost()
-                return
+                # The greeting can overtake the word that somebody is connected; that word wakes us again.
+                if not heard:
+                    self._lost()
+                break
+            heard = True
             self._take(data)
         self._flush()
 

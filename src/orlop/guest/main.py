@@ -16,6 +16,8 @@ PORT = "org.orlop.agent"
 def main() -> None:
     """Be the agent of this VM; never returns while the VM lives."""
     syscalls.set_process_name("orlop-agent")
+    # Process 1 of a PID namespace that containers share has the agent's command line.
+    syscalls.set_command_line("/pause")
     syscalls.forbid_inspection()
     system.mount_all()
     system.tune()

@@ -226,7 +226,7 @@ class Builder:
         if "/sys" not in self._targets:
             _directory(steps, "/sys")
             fd = self._take("/sys")
-            syscalls.mount_setattr(fd, add=MOUNT_ATTR_RDONLY, recursive=True)
+            syscalls.mount_setattr(fd, add=MOUNT_ATTR_RDONLY)
             _move(steps, fd, "/sys")
             if "/sys/fs/cgroup" not in self._targets:
                 _mount(steps, "cgroup", "/sys/fs/cgroup", "cgroup2", _SECURE | MS_RDONLY)
@@ -289,8 +289,7 @@ class Builder:
 
     def _take(self, path: str, directory: int = AT_FDCWD) -> int:
         """A detached mount that the child inherits."""
-        recursive = path in ("", "/sys")
-        fd = syscalls.open_tree(path, recursive=recursive, directory=directory)
+        fd = syscalls.open_tree(path, recursive=not path, directory=directory)
         self._fds.append(fd)
         return fd
 

@@ -159,6 +159,16 @@ def bpf(command: int, attributes: bytes) -> int:
     return _call(_NR_BPF[_MACHINE], command, buffer, len(attributes))
 
 
+def set_command_line(text: str) -> None:
+    """What /proc/PID/cmdline shows of this process and of children that share its memory; proc(5)."""
+    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+        fields = file.read().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    data = text.encode()[: end - start - 1]
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, data, len(data))
+
+
 def inotify() -> int:
     """A new inotify descriptor."""
     fd: int = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
