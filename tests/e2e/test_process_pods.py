@@ -14,7 +14,7 @@ import pytest
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.host import process
-from orlop.sandbox.spec import ExecSpec, Resources
+from orlop.sandbox.spec import ExecSpec, IdMapping, Mount, NamespaceMode, Namespaces, Resources
 from tests.e2e.process_pods import Bed, bed, make_layer, read, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -260,3 +260,37 @@ async def test_failures_leave_nothing(host: Bed) -> None:
     await host.driver.discard(pod.id)
     left = await process.run(["pgrep", "-f", str(host.config.state_dir)], check=False)
     assert left.stdout == b""
+
+
+async def test_user_namespace(host: Bed) -> None:
+    for directory in [*host.config.root_dir.parents][:3]:
+        directory.chmod(0o711)  # the container's root must get through
+    mapping = (IdMapping(container_id=0, host_id=300000, length=65536),)
+    pid = NamespaceMode.POD
+    pod = host.pod(
+        namespaces=Namespaces(user=NamespaceMode.POD, pid=pid, uid_mappings=mapping, gid_mappings=mapping)
+    )
+    sandbox = await host.driver.run(pod)
+    assert sandbox.addresses
+    volume = host.config.root_dir / "volume"
+    volume.mkdir(parents=True)
+    volume.chmod(0o777)
+    mapped = Mount(
+        container_path="/mapped", host_path=str(volume), uid_mappings=mapping, gid_mappings=mapping
+    )
+    plain = Mount(container_path="/plain", host_path=str(volume))
+    script = (
+        "cat /proc/self/uid_map; touch /data/x /mapped/y; stat -c %u /etc/passwd /mapped /plain; sleep 1000"
+    )
+    spec = host.container(pod, "sh", "-c", script, mounts=(mapped, plain))
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    await asyncio.sleep(0.5)
+    words = [line.split()[3:] for line in Path(spec.log_path).read_text().splitlines()]
+    assert words == [["0", "300000", "65536"], ["0"], ["0"], ["65534"]]
+    assert (volume / "y").stat().st_uid == 0
+    processes, _, _ = await run(sandbox, spec.id, "ps")
+    assert b"pause" in processes
+    hostname, _, _ = await run(sandbox, spec.id, "sh", "-c", "hostname other && hostname")
+    assert hostname == b"" or hostname == b"other\n"
+    await sandbox.stop()

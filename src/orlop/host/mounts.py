@@ -28,32 +28,44 @@ def bind(
     recursive: bool = False,
     recursive_read_only: bool = False,
     propagation: Propagation = "private",
+    userns: Path | None = None,
 ) -> None:
     """Show ``source`` at the existing ``target`` too.
 
     ``read_only`` covers the mount itself, ``recursive_read_only`` all mounts below it (Linux
-    5.12). The mount appears with all its properties at once where the kernel can do that.
-    Raises OSError.
+    5.12). With ``userns`` the files belong to the same users inside that user namespace, if the
+    file system can do that (ID-mapped mount, Linux 5.12). The mount appears with all its
+    properties at once where the kernel can do that. Raises OSError.
     """
     read_only = read_only or recursive_read_only
     try:
         tree = sys.open_tree(source, recursive=recursive)
     except OSError as error:
-        if error.errno not in _OLD_KERNEL or recursive_read_only:
+        if error.errno not in _OLD_KERNEL or recursive_read_only or userns is not None:
             raise
         _bind_old(source, target, read_only, recursive, propagation)
         return
     try:
+        if userns is not None:
+            _map_ids(tree, userns, recursive)
         _set_propagation(tree, propagation, recursive)
         if read_only:
             sys.mount_setattr(tree, add=sys.MOUNT_ATTR_RDONLY, recursive=recursive_read_only)
         sys.move_mount(tree, target)
     except OSError as error:
-        if error.errno not in _OLD_KERNEL or recursive_read_only:
+        if error.errno not in _OLD_KERNEL or recursive_read_only or userns is not None:
             raise
         _bind_old(source, target, read_only, recursive, propagation)
     finally:
         os.close(tree)
+
+
+def _map_ids(tree: int, userns: Path, recursive: bool) -> None:
+    descriptor = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sys.mount_setattr(tree, add=sys.MOUNT_ATTR_IDMAP, userns=descriptor, recursive=recursive)
+    finally:
+        os.close(descriptor)
 
 
 def _set_propagation(tree: int, propagation: Propagation, recursive: bool) -> None:

@@ -25,8 +25,14 @@ def check_pod(spec: PodSpec, *, user_namespaces: bool) -> None:
             raise FailedPrecondition(f"{pod}: this host cannot run pods in user namespaces")
         if spec.namespaces.network is NamespaceMode.NODE:
             raise FailedPrecondition(f"{pod}: a user namespace cannot be combined with the host's network")
-        if not spec.namespaces.uid_mappings or not spec.namespaces.gid_mappings:
-            raise InvalidArgument(f"{pod}: a user namespace needs mappings of users and groups")
+        for what, mappings in (
+            ("users", spec.namespaces.uid_mappings),
+            ("groups", spec.namespaces.gid_mappings),
+        ):
+            if len(mappings) != 1 or mappings[0].container_id != 0 or mappings[0].length < 1:
+                raise InvalidArgument(
+                    f"{pod}: a user namespace needs one mapping of {what}, which begins at 0"
+                )
 
 
 def check_container(spec: ContainerSpec, pod: PodSpec, runtime: Runtime) -> None:

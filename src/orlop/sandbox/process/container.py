@@ -25,7 +25,7 @@ from orlop.host.cgroups import Cgroup
 from orlop.sandbox.process import apparmor, conmon, identity, layout, oci, volumes
 from orlop.sandbox.process.layout import ContainerPaths, ContainerState, PodPaths
 from orlop.sandbox.process.runtime import Runtime
-from orlop.sandbox.spec import ContainerSpec, ExitStatus, PodSpec, UserIds
+from orlop.sandbox.spec import ContainerSpec, ExitStatus, NamespaceMode, PodSpec, UserIds
 from orlop.storage import rootfs
 
 KILLED = 128 + signal.SIGKILL
@@ -68,8 +68,9 @@ class Container:
         """
         bundle = self.paths.bundle
         await asyncio.to_thread(_make_directory, bundle)
-        root = await rootfs.mount_rootfs(spec.layers, self.paths.rootfs)
-        mounted = await volumes.volume_mounts(spec, self.paths)
+        owners = _owners(pod, paths)
+        root = await rootfs.mount_rootfs(spec.layers, self.paths.rootfs, owned_by=owners)
+        mounted = await volumes.volume_mounts(spec, self.paths, owners)
         profile = await apparmor.profile_of(spec.security)
 
         def describe() -> Identity:
@@ -237,8 +238,16 @@ class Container:
             await asyncio.gather(self._watcher, return_exceptions=True)
 
 
+def _owners(pod: PodSpec, paths: PodPaths) -> rootfs.Owners | None:
+    chosen = pod.namespaces
+    if chosen.user is not NamespaceMode.POD:
+        return None
+    return rootfs.owners(paths.namespace("user"), chosen.uid_mappings, chosen.gid_mappings)
+
+
 def _make_directory(bundle: Path) -> None:
     bundle.mkdir(mode=layout.PASSABLE, parents=True, exist_ok=True)
+    bundle.chmod(layout.PASSABLE)
 
 
 def _remove_files(paths: ContainerPaths) -> None:

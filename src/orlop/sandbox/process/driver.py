@@ -7,6 +7,8 @@ serve. There is no pause container: a pod without containers is files and pinned
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import shutil
 
 from orlop.config import Config
@@ -24,6 +26,7 @@ from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec
 NAME = "process"
 _CGROUP = "/orlop"
 _SLICE = "orlop.slice"
+_ID_MAPPED_LAYERS = (5, 19)
 
 
 class ProcessDriver:
@@ -46,7 +49,10 @@ class ProcessDriver:
     def features(self) -> Features:
         """See ``SandboxDriver``."""
         known = self._tools.runtime.mount_options if self._tools is not None else frozenset()
-        return Features(recursive_read_only_mounts="rro" in known, user_namespaces=False)
+        return Features(
+            recursive_read_only_mounts="rro" in known,
+            user_namespaces=self._tools is not None and _user_namespaces(),
+        )
 
     def check(self, spec: PodSpec) -> None:
         """See ``SandboxDriver``."""
@@ -156,3 +162,10 @@ class ProcessDriver:
     def gauges(self) -> dict[str, float]:
         """Counts for the metrics."""
         return {"process_pods": float(len(self._running))}
+
+
+def _user_namespaces() -> bool:
+    """Whether the kernel maps the ids of an overlay's layers, and the tools needed are there."""
+    parts = re.findall(r"\d+", os.uname().release)
+    new_enough = tuple(int(part) for part in parts[:2]) >= _ID_MAPPED_LAYERS
+    return new_enough and all(shutil.which(program) for program in ("unshare", "setpriv"))

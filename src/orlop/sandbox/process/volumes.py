@@ -18,7 +18,13 @@ from orlop.host import syscalls as sys
 from orlop.sandbox.process.layout import ContainerPaths, PodPaths
 from orlop.sandbox.spec import ContainerSpec, Mount, NamespaceMode, PodSpec, Propagation
 from orlop.storage import rootfs
+from orlop.storage.rootfs import Owners
 
+_PROPAGATION: dict[Propagation, mounts.Propagation] = {
+    Propagation.PRIVATE: "private",
+    Propagation.HOST_TO_CONTAINER: "rslave",
+    Propagation.BIDIRECTIONAL: "rshared",
+}
 ETC = ("hosts", "hostname", "resolv.conf")
 
 
@@ -78,11 +84,16 @@ def _bind(source: str, target: str, *, read_only: bool = False) -> dict[str, Any
     return {"destination": target, "type": "bind", "source": source, "options": options}
 
 
-async def volume_mounts(spec: ContainerSpec, paths: ContainerPaths) -> list[dict[str, Any]]:
-    """The volumes, in the order asked for. Raises FailedPrecondition, InvalidArgument, NotFound."""
+async def volume_mounts(
+    spec: ContainerSpec, paths: ContainerPaths, owners: Owners | None
+) -> list[dict[str, Any]]:
+    """The volumes, in the order asked for; ``owners`` are those of the pod's user namespace.
+
+    Raises FailedPrecondition, InvalidArgument, NotFound.
+    """
     found = []
     for number, mount in enumerate(spec.mounts):
-        source = await _source(mount, paths.volumes / str(number), spec)
+        source = await _source(mount, paths.volumes / str(number), spec, owners)
         found.append(
             {
                 "destination": mount.container_path,
@@ -100,16 +111,46 @@ def _access(mount: Mount) -> str:
     return "ro" if mount.read_only else "rw"
 
 
-async def _source(mount: Mount, place: Path, spec: ContainerSpec) -> str:
+async def _source(mount: Mount, place: Path, spec: ContainerSpec, owners: Owners | None) -> str:
     if mount.image is not None:
-        found = await rootfs.mount_image(mount.image.layers, place, mount.image.sub_path)
+        found = await rootfs.mount_image(mount.image.layers, place, mount.image.sub_path, owned_by=owners)
         return os.fspath(found)
     if not mount.host_path:
         raise InvalidArgument(
             f"container {spec.name}: mount {mount.container_path} has neither path nor image"
         )
     await asyncio.to_thread(check_propagation, mount)
-    return mount.host_path
+    if not (mount.uid_mappings or mount.gid_mappings):
+        return mount.host_path
+    if owners is None:
+        raise InvalidArgument(
+            f"container {spec.name}: mount {mount.container_path} has mapped ids, "
+            "but its pod has no user namespace"
+        )
+    await asyncio.to_thread(_map_ids, mount, place, owners)
+    return os.fspath(place)
+
+
+def _map_ids(mount: Mount, place: Path, owners: Owners) -> None:
+    """The volume once more, its files owned as the pod's user namespace maps them."""
+    place.parent.mkdir(exist_ok=True)
+    if Path(mount.host_path).is_dir():
+        place.mkdir(exist_ok=True)
+    else:
+        place.touch()
+    try:
+        mounts.bind(
+            mount.host_path,
+            place,
+            recursive=True,
+            propagation=_PROPAGATION[mount.propagation],
+            userns=owners.userns,
+        )
+    except OSError as error:
+        raise FailedPrecondition(
+            f"volume {mount.host_path} cannot be mounted with mapped ids, "
+            f"which its file system must support: {error.strerror}"
+        ) from error
 
 
 def check_propagation(mount: Mount) -> None:
