@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from orlop.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from orlop.sandbox.vm import agent as agents
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.wire.flow import WINDOW
-from orlop.wire.framing import Kind, data_frames, frame
+from orlop.wire.framing import Frame, Kind, data_frames, frame
 from orlop.wire.messages import Event, Hello, OutOfMemory, Ping, Pong, Refused, Request, Trim
 from tests.unit.vm_peer import Peer
 
@@ -118,4 +119,22 @@ async def test_events_and_protocol_errors(tmp_path: Path) -> None:
         assert events == [OutOfMemory(id="c1")]
         peer.send(frame(Kind.EOF, 99, offset=0))
         assert "stream 99, which was not opened" in await client.wait_closed()
+        await client.close()
+
+
+async def test_a_lost_greeting_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "_GREETING", 0.05)
+    async with Peer(tmp_path / "s", answer) as peer:
+        take = peer._take
+        lost: list[Frame] = []
+
+        def forgetful(received: Frame) -> None:
+            if received.kind is Kind.SYNC and not lost:
+                lost.append(received)
+            else:
+                take(received)
+
+        monkeypatch.setattr(peer, "_take", forgetful)
+        client = await client_of(peer)
+        assert lost and await client.call(Ping()) == PONG
         await client.close()

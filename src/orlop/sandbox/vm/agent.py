@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _CHUNK = 256 << 10
+_GREETING = 2.0
 _ERRORS: dict[str, type[OrlopError]] = {
     "invalid": InvalidArgument,
     "not_found": NotFound,
@@ -89,26 +90,37 @@ class AgentClient:
         ``name`` says in messages whose agent it is. Raises DeadlineExceeded, or Unavailable when
         there is no such socket or the peer does not speak the protocol.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                reader, writer = await asyncio.open_unix_connection(path, limit=_CHUNK)
-                nonce = secrets.token_hex(NONCE_SIZE // 2).encode()
-                client = cls(name, reader, writer, nonce)
-                try:
-                    writer.write(
-                        preamble(nonce) + frame(Kind.HELLO, payload=pack_hello(Hello(agent="orlopd")))
-                    )
-                    await client._greet()
-                except BaseException:
-                    writer.close()
-                    raise
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"the agent of {name} did not answer within {timeout:g} seconds"
-            ) from error
-        except (OSError, ProtocolError) as error:
-            raise Unavailable(f"the agent of {name} cannot be reached: {error}") from error
+        end = asyncio.get_running_loop().time() + timeout
+        patience = _GREETING
+        while True:
+            left = end - asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(min(left, patience)):
+                    client = await cls._connect(path, name)
+                break
+            except TimeoutError as error:
+                # A greeting that the guest lost is not repeated by itself: greet it anew.
+                if left <= patience:
+                    raise DeadlineExceeded(
+                        f"the agent of {name} did not answer within {timeout:g} seconds"
+                    ) from error
+                patience *= 2
+            except (OSError, ProtocolError) as error:
+                raise Unavailable(f"the agent of {name} cannot be reached: {error}") from error
         client._task = asyncio.create_task(client._run(), name=f"agent {name}")
+        return client
+
+    @classmethod
+    async def _connect(cls, path: Path, name: str) -> AgentClient:
+        reader, writer = await asyncio.open_unix_connection(path, limit=_CHUNK)
+        nonce = secrets.token_hex(NONCE_SIZE // 2).encode()
+        client = cls(name, reader, writer, nonce)
+        try:
+            writer.write(preamble(nonce) + frame(Kind.HELLO, payload=pack_hello(Hello(agent="orlopd"))))
+            await client._greet()
+        except BaseException:
+            writer.close()
+            raise
         return client
 
     @property

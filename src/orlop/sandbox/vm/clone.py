@@ -23,6 +23,7 @@ from orlop.hypervisor.base import Accelerator, Hypervisor, Machine, MachineShape
 from orlop.net.tap import create_tap
 from orlop.sandbox.vm import warm
 from orlop.sandbox.vm.agent import AgentClient
+from orlop.storage.share import Share
 from orlop.wire.messages import Online, Ping, Quiesce, Resume
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class Cloner:
         directory = self.directory / secrets.token_hex(6)
         directory.mkdir(parents=True, mode=0o700)
         try:
-            (directory / "share").mkdir()
+            await Share(directory / "share").protect()
             await netns.create(netns_of(directory))
         except BaseException:
             await threads.finish(asyncio.ensure_future(self.discard(directory)))
@@ -175,7 +176,7 @@ class Cloner:
 
     async def warm_up(self, clone: Clone) -> None:
         """Let the machine do once what a pod will ask of it."""
-        (clone.share / "warm").mkdir(exist_ok=True)
+        Share(clone.share).make_point("warm")
         await warm.exercise(
             clone.machine, clone.agent, self._image, clone.directory, share="warm", rounds=_WARM_ROUNDS
         )
@@ -203,6 +204,7 @@ class Cloner:
         """
         await self._hypervisor.discard(machine_of(directory))
         await netns.delete(netns_of(directory))
+        await Share(directory / "share").release_all()
         await asyncio.to_thread(_remove, directory)
 
     async def sweep(self, keep: Callable[[str], bool]) -> None:
