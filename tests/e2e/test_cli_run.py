@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,11 @@ class Cli:
         )
 
 
-@pytest.fixture(scope="module")
-def cli(shared_node: Node) -> Cli:
-    return Cli(shared_node)
+@pytest.fixture
+def cli(shared_node: Node) -> Iterator[Cli]:
+    """What a failing test leaves must not fail the next one."""
+    yield Cli(shared_node)
+    shared_node.remove_all()
 
 
 def test_run_shows_output_and_passes_the_exit_code_on(cli: Cli) -> None:
@@ -69,6 +72,8 @@ def test_stdin_goes_through(cli: Cli) -> None:
 
 def test_options_reach_the_container(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("of the host\n")
+    for directory in (tmp_path, tmp_path.parent):
+        directory.chmod(0o755)
     options = [
         "-e",
         "A=1",

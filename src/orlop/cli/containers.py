@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 
@@ -24,12 +25,16 @@ STATES = {
 async def _pod_facts(client: CriClient, pod_id: str) -> tuple[str, str, str]:
     """Name, handler and address of a pod; dashes when it is just going away."""
     try:
-        answer = await client.runtime.pod_sandbox_status(pb.PodSandboxStatusRequest(pod_sandbox_id=pod_id))
+        answer = await client.runtime.pod_sandbox_status(
+            pb.PodSandboxStatusRequest(pod_sandbox_id=pod_id, verbose=True)
+        )
     except NotFound:
         return "-", "-", "-"
     status = answer.status
     name = f"{status.metadata.namespace}/{status.metadata.name}"
-    return name, status.runtime_handler or "-", status.network.ip or "-"
+    # The status has the handler that was asked for, "" for the node's default; the info the one it got.
+    info = json.loads(answer.info.get("info", "{}"))
+    return name, str(info.get("handler") or status.runtime_handler or "-"), status.network.ip or "-"
 
 
 async def _state(client: CriClient, one: pb.Container) -> str:

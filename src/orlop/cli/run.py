@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,8 +257,6 @@ class Run:
             logs.show(line)
         if channels is None:
             return
-        if not missed and terminal.is_terminal() and self._options.interactive:
-            sys.stderr.write("(press Enter if you see no prompt)\r\n")
         try:
             await streams.interact(channels, stdin=self._options.interactive, tty=True)
         finally:

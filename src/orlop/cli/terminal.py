@@ -35,7 +35,7 @@ def raw_mode() -> Iterator[None]:
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:
-        tty.setraw(descriptor)
+        tty.setraw(descriptor, termios.TCSADRAIN)  # keys typed ahead are kept
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
