@@ -18,6 +18,7 @@ from orlop.config import ImageConfig
 from orlop.errors import (
     DataLoss,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     OrlopError,
     PermissionDenied,
@@ -25,7 +26,7 @@ from orlop.errors import (
     Unauthenticated,
     Unavailable,
 )
-from orlop.host import mounts
+from orlop.host import mounts, process
 from orlop.images.erofsread import ErofsReader
 from orlop.images.model import PullProgress, RegistryAuth
 from orlop.images.store import ImageStore
@@ -291,8 +292,28 @@ async def test_a_layer_that_is_too_large(tmp_path: Path) -> None:
 
 async def test_a_policy_is_never_ignored(served: Registry, tmp_path: Path) -> None:
     policy = tmp_path / "policy.json"
-    policy.write_text(json.dumps({"default": [{"type": "reject"}]}))
+    accepted = {"docker": {f"{served.address}/app": [{"type": "insecureAcceptAnything"}]}}
+    policy.write_text(json.dumps({"default": [{"type": "reject"}], "transports": accepted}))
     async with opened(tmp_path / "a", served.conf, policy=os.fspath(policy)) as store:
-        with pytest.raises((PermissionDenied, FailedPrecondition), match="polic"):
+        with pytest.raises(PermissionDenied, match=r"^SignatureValidationFailed: .*polic"):
+            await store.pull(f"{served.address}/zstd:1")
+        assert store.list() == []
+        image = await store.pull(f"{served.address}/app:1")
+        assert len(image.layers) == 2
+        await store.remove(image.id)
+    async with opened(tmp_path / "a", served.conf, policy="/nowhere") as store:
+        with pytest.raises(InvalidArgument, match="/nowhere"):
             await store.pull(f"{served.address}/app:1")
+
+
+async def test_the_older_manifests_of_docker(served: Registry, tmp_path: Path) -> None:
+    address = served.address
+    copy = ["skopeo", "--insecure-policy", "copy", "--src-tls-verify=false", "--dest-tls-verify=false"]
+    await process.run([*copy, "--format", "v2s2", f"docker://{address}/app:1", f"docker://{address}/old:1"])
+    async with opened(tmp_path, served.conf) as store:
+        new, old = await store.pull(f"{address}/app:1"), await store.pull(f"{address}/old:1")
+        assert new.id == old.id, "the same configuration, whatever kind of manifest names it"
+        assert len(old.repo_digests) == 2
+        # One name takes all names of the image with it, in every repository.
+        await store.remove(f"{address}/app:1")
         assert store.list() == []

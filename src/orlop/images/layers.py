@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import sys
 import uuid
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ class LayerStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.ingest.mkdir(mode=0o700, exist_ok=True)
         for path in self.ingest.iterdir():
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def path(self, diff_id: str) -> Path:
         """Where the layer with that digest is, or will be."""
@@ -64,20 +68,26 @@ class LayerStore:
         except FileNotFoundError:
             return 0
 
-    def collect(self, keep: Collection[str], *, older_than: float) -> int:
-        """Remove the layers that are not in ``keep`` and were made before ``older_than``; the bytes freed."""
-        wanted = {self.path(diff_id).name for diff_id in keep}
-        freed = 0
+    def older(self, than: float) -> list[str]:
+        """The digests of the layers that were made before ``than``, in seconds since the epoch."""
+        found = []
         with os.scandir(self.directory) as entries:
             for entry in entries:
-                if entry.name in wanted:
-                    continue
                 with suppress(FileNotFoundError):
-                    found = entry.stat(follow_symlinks=False)
-                    if found.st_mtime < older_than:
-                        Path(entry.path).unlink()
-                        freed += found.st_blocks * 512
-        return freed
+                    if entry.stat(follow_symlinks=False).st_mtime < than:
+                        found.append("sha256:" + entry.name.removesuffix(".erofs"))
+        return found
+
+    def bury(self, diff_id: str) -> Path | None:
+        """Take a layer away at once; the file at the path returned is to be unlinked, which may take long.
+
+        None if it is not here. The caller makes sure, in the same breath, that nothing needs it.
+        """
+        grave = self.ingest / f"{uuid.uuid4().hex}.gone"
+        try:
+            return self.path(diff_id).rename(grave)
+        except FileNotFoundError:
+            return None
 
     def usage(self) -> tuple[int, int]:
         """Bytes and inodes that the layers take."""

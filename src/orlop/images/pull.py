@@ -17,7 +17,7 @@ import msgspec
 
 from orlop.config import ImageConfig
 from orlop.errors import OrlopError
-from orlop.images import documents, skopeo
+from orlop.images import documents, failures, skopeo
 from orlop.images.documents import Descriptor, Manifest
 from orlop.images.layers import LayerStore
 from orlop.images.model import ImageConfigOci, PullProgress, RegistryAuth
@@ -101,7 +101,7 @@ class Puller:
                 try:
                     return await self._attempt(reference, auth, progress)
                 except OrlopError as error:
-                    if attempt == ATTEMPTS or not skopeo.retryable(error):
+                    if attempt == ATTEMPTS or not failures.retryable(error):
                         raise
                     log.warning("pull of %s, attempt %d: %s", reference, attempt, error)
                     await asyncio.sleep(BACKOFF * 2 ** (attempt - 1))
@@ -128,13 +128,13 @@ class Puller:
                 chosen = documents.choose(inner, name, self._own)
                 if isinstance(chosen, Descriptor):
                     raise documents.nested(name)
-            async with tool.proxy() as proxy:
-                handle = await proxy.open(reference.at(exact))
-                data = await proxy.read(name, handle, chosen.config)
+            async with tool.blobs(self._scratch) as source:
+                handle = await source.open(reference.at(exact))
+                data = await source.read(name, handle, chosen.config)
                 config, diff_ids = documents.read_config(data, name, self._own, len(chosen.layers))
                 self._hold(diff_ids)
                 try:
-                    await self._fetch_all(name, proxy, handle, chosen, diff_ids, progress)
+                    await self._fetch_all(name, source, handle, chosen, diff_ids, progress)
                     top_layer = await asyncio.to_thread(self._layers.repair, diff_ids)
                 except BaseException:
                     self.release(diff_ids)
@@ -151,7 +151,7 @@ class Puller:
     async def _fetch_all(
         self,
         name: str,
-        proxy: skopeo.Proxy,
+        source: skopeo.BlobSource,
         handle: int,
         manifest: Manifest,
         diff_ids: tuple[str, ...],
@@ -164,7 +164,7 @@ class Puller:
             async with self._locks.setdefault(diff_id, asyncio.Lock()), streams:
                 if not self._layers.path(diff_id).exists():
                     async with self._conversions:
-                        await self._fetch(name, proxy, handle, layer, diff_id, progress)
+                        await self._fetch(name, source, handle, layer, diff_id, progress)
                 progress.done(layer)
 
         wanted = dict(zip(diff_ids, manifest.layers, strict=True))
@@ -183,18 +183,18 @@ class Puller:
     async def _fetch(
         self,
         name: str,
-        proxy: skopeo.Proxy,
+        source: skopeo.BlobSource,
         handle: int,
         layer: Descriptor,
         diff_id: str,
         progress: Progress,
     ) -> None:
-        blob = await proxy.blob(name, handle, layer)
+        blob = await source.blob(name, handle, layer)
         await self._layers.convert(
             blob.descriptor,
             layer,
             diff_id,
             name=name,
-            finish=lambda: asyncio.ensure_future(proxy.finish(name, blob)),
+            finish=lambda: asyncio.ensure_future(source.finish(name, blob)),
             on_read=lambda count: progress.read(layer, count),
         )

@@ -1,8 +1,8 @@
 """What is remembered about images, one JSON file each, and which containers use which layers.
 
 Files are written aside and renamed, so a reader never sees half of one. Layers are not forced to disk
-while a pull waits: a record says in which boot of the machine its layers were written, until a
-:meth:`Records.settle` has synced them. After a crash of the machine such an image is dropped and
+while a pull waits: a record says in which boot of the machine its layers were written, until they have been
+synced. After a crash of the machine such an image is dropped and
 pulled again, instead of being trusted with holes in it.
 """
 
@@ -117,9 +117,12 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def sync(paths: list[Path]) -> None:
-    """Force files to disk. Raises OSError."""
+    """Force files to disk; those that are gone meanwhile do not matter. Raises OSError."""
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
         try:
             os.fdatasync(descriptor)
         finally:

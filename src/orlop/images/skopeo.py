@@ -17,33 +17,30 @@ import os
 import socket
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from orlop.config import ImageConfig
 from orlop.errors import (
-    Code,
     DataLoss,
     FailedPrecondition,
     InvalidArgument,
-    NotFound,
-    OrlopError,
-    PermissionDenied,
     ResourceExhausted,
-    Unauthenticated,
     Unavailable,
 )
 from orlop.host import process, threads
+from orlop.images import policy
 from orlop.images.documents import MAX_DOCUMENT, Descriptor, digest_of
+from orlop.images.failures import failure, last_message
 from orlop.images.model import RegistryAuth
 from orlop.images.reference import Reference
 
 ANSWER_TIMEOUT = 60.0
-DEFAULT_POLICY = (Path("/etc/containers/policy.json"), Path.home() / ".config/containers/policy.json")
+COPY_TIMEOUT = 4 * 3600.0
 POLICY_VERSION = (0, 2, 6)
 
 _PACKET = 1 << 16
@@ -64,6 +61,22 @@ class Blob(msgspec.Struct, frozen=True):
     pipe: int
 
 
+class BlobSource(Protocol):
+    """Something that blobs of images come from."""
+
+    async def open(self, name: str) -> int:
+        """Open an image by its complete name; returns the handle for :meth:`blob`."""
+
+    async def blob(self, name: str, image: int, what: Descriptor) -> Blob:
+        """Begin to fetch a blob. The caller closes the descriptor and calls :meth:`finish`."""
+
+    async def finish(self, name: str, blob: Blob) -> None:
+        """Learn whether the blob came whole; returns only after its last byte was sent."""
+
+    async def read(self, name: str, image: int, what: Descriptor) -> bytes:
+        """A small blob at once, checked against its digest."""
+
+
 class Skopeo:
     """How skopeo is called for one image: options, and the credentials' file while it is needed."""
 
@@ -73,16 +86,19 @@ class Skopeo:
             self._base += ["--registries-conf", config.registries_conf]
         if config.policy:
             self._base += ["--policy", config.policy]
-        elif not any(path.exists() for path in DEFAULT_POLICY):
+        elif not any(path.exists() for path in policy.DEFAULT_FILES):
             # Without any policy file skopeo refuses all images; no file means that none were asked for.
             self._base += ["--insecure-policy"]
-        self.policy_asked = _restricts(config.policy)
+        self._policy_asked = policy.restricts(config.policy)
         self._options: list[str] = []
+        self._copy_options: list[str] = []
         file = os.fspath(auth_file) if auth_file is not None else config.auth_file
         if file:
             self._options += ["--authfile", file]
+            self._copy_options += ["--src-authfile", file]
         if token:
             self._options += ["--registry-token", token]
+            self._copy_options += ["--src-registry-token", token]
 
     async def manifest(self, name: str, expected: str, timeout: float = ANSWER_TIMEOUT) -> bytes:
         """The manifest or index that a name stands for, exactly as the registry has it.
@@ -92,7 +108,7 @@ class Skopeo:
         command = [*self._base, "inspect", "--raw", *self._options, f"docker://{name}"]
         done = await process.run(command, timeout=timeout, check=False, output_limit=MAX_DOCUMENT)
         if done.returncode != 0:
-            raise failure(name, _last_message(done.stderr.decode(errors="replace")))
+            raise failure(name, last_message(done.stderr.decode(errors="replace")))
         if expected and digest_of(done.stdout) != expected:
             raise DataLoss(
                 f"the registry sent a manifest of {name} that does not match its digest {expected}"
@@ -100,8 +116,22 @@ class Skopeo:
         return done.stdout
 
     @asynccontextmanager
-    async def proxy(self) -> AsyncIterator[Proxy]:
-        """A running proxy; it is dead and reaped when the context ends."""
+    async def blobs(self, scratch: Path) -> AsyncIterator[BlobSource]:
+        """Where the blobs of images come from; whatever runs for it is dead when the context ends.
+
+        Before version 0.2.6 the proxy does not look at signature policies (skopeo before 1.15). Where
+        one is asked for, the image is copied to ``scratch`` instead, which enforces it.
+        """
+        async with self._proxy() as proxy:
+            version = await proxy.initialize()
+            if version >= POLICY_VERSION or not self._policy_asked:
+                yield proxy
+                return
+        with tempfile.TemporaryDirectory(prefix="copy-", dir=scratch) as directory:
+            yield Copy([*self._base, "copy", "-q", *self._copy_options], Path(directory))
+
+    @asynccontextmanager
+    async def _proxy(self) -> AsyncIterator[Proxy]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -112,7 +142,6 @@ class Skopeo:
                 )
             proxy = Proxy(ours, child)
             try:
-                await proxy.initialize(self.policy_asked)
                 yield proxy
             finally:
                 await proxy.close()
@@ -131,8 +160,8 @@ class Proxy:
         self._errors = bytearray()
         self._listener = asyncio.ensure_future(self._listen())
 
-    async def initialize(self, policy_asked: bool) -> None:
-        """Shake hands. Raises FailedPrecondition when a policy is asked for that this skopeo ignores."""
+    async def initialize(self) -> tuple[int, ...]:
+        """Shake hands; returns the version of the protocol. Raises FailedPrecondition for an unknown one."""
         answer, _ = await self._call("skopeo", "Initialize")
         try:
             version = tuple(int(part) for part in str(answer.value).split("."))
@@ -140,11 +169,7 @@ class Proxy:
             version = ()
         if version[:2] != (0, 2):
             raise FailedPrecondition(f"skopeo speaks version {answer.value} of its protocol; 0.2 is needed")
-        if policy_asked and version < POLICY_VERSION:
-            raise FailedPrecondition(
-                "this skopeo does not check signature policies when it streams images; install skopeo 1.15 "
-                "or later, or accept every image in policy.json"
-            )
+        return version
 
     async def open(self, name: str) -> int:
         """Open an image by its complete name; returns the handle for :meth:`blob`."""
@@ -164,8 +189,7 @@ class Proxy:
 
     async def read(self, name: str, image: int, what: Descriptor) -> bytes:
         """A small blob at once, checked against its digest."""
-        if what.size > MAX_DOCUMENT:
-            raise ResourceExhausted(f"the configuration of {name} is larger than {MAX_DOCUMENT >> 20} MiB")
+        _check_size(name, what)
         blob = await self.blob(name, image, what)
         with os.fdopen(blob.descriptor, "rb") as pipe:
             # Both at once: if the blob breaks off, the pipe ends only when finish has learnt it.
@@ -176,9 +200,7 @@ class Proxy:
             if isinstance(error, BaseException):
                 raise error
         assert isinstance(data, bytes)
-        if digest_of(data) != what.digest:
-            raise DataLoss(f"the registry sent a configuration of {name} that does not match its digest")
-        return data
+        return _checked(name, data, what)
 
     async def close(self) -> None:
         """End the child, whatever it does."""
@@ -232,7 +254,52 @@ class Proxy:
                 loop.remove_reader(self._socket)
 
     def _last_error(self) -> str:
-        return _last_message(self._errors.decode(errors="replace")) or "no reason given"
+        return last_message(self._errors.decode(errors="replace")) or "no reason given"
+
+
+class Copy:
+    """One image, copied to a directory as skopeo's ``dir:`` transport lays it out."""
+
+    def __init__(self, command: Sequence[str], directory: Path) -> None:
+        self._command = command
+        self._directory = directory
+
+    async def open(self, name: str) -> int:
+        """Copy the image. Raises PermissionDenied when the policy forbids it."""
+        command = [*self._command, f"docker://{name}", f"dir:{self._directory}"]
+        done = await process.run(command, timeout=COPY_TIMEOUT, check=False)
+        if done.returncode != 0:
+            raise failure(name, last_message(done.stderr.decode(errors="replace")))
+        return 0
+
+    async def blob(self, name: str, image: int, what: Descriptor) -> Blob:
+        """The blob's file, open."""
+        path = self._directory / what.digest.removeprefix("sha256:")
+        try:
+            return Blob(os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0)
+        except FileNotFoundError as error:
+            raise DataLoss(f"the copy of {name} lacks the blob {what.digest}") from error
+
+    async def finish(self, name: str, blob: Blob) -> None:
+        """The blob has been whole from the beginning."""
+
+    async def read(self, name: str, image: int, what: Descriptor) -> bytes:
+        """A small blob, checked against its digest."""
+        _check_size(name, what)
+        blob = await self.blob(name, image, what)
+        with os.fdopen(blob.descriptor, "rb") as file:
+            return _checked(name, await asyncio.to_thread(file.read, what.size + 1), what)
+
+
+def _check_size(name: str, what: Descriptor) -> None:
+    if what.size > MAX_DOCUMENT:
+        raise ResourceExhausted(f"the configuration of {name} is larger than {MAX_DOCUMENT >> 20} MiB")
+
+
+def _checked(name: str, data: bytes, what: Descriptor) -> bytes:
+    if digest_of(data) != what.digest:
+        raise DataLoss(f"the registry sent a configuration of {name} that does not match its digest")
+    return data
 
 
 def _resolve(ready: asyncio.Future[None]) -> None:
@@ -255,26 +322,6 @@ async def _read_pipe(pipe: Any, size: int) -> bytes:
         return error.partial
     finally:
         transport.close()
-
-
-def _restricts(policy: str) -> bool:
-    """Whether a policy file asks for more than accepting everything."""
-    paths = (Path(policy),) if policy else DEFAULT_POLICY
-    for path in paths:
-        try:
-            document = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            if policy:
-                raise InvalidArgument(f"the policy file {policy} does not exist") from None
-            continue
-        except (OSError, ValueError) as error:
-            raise InvalidArgument(f"the policy file {path} cannot be read: {error}") from error
-        return '"insecureAcceptAnything"' not in json.dumps(document.get("default")) or any(
-            '"insecureAcceptAnything"' not in json.dumps(rule)
-            for scope in document.get("transports", {}).values()
-            for rule in scope.values()
-        )
-    return False
 
 
 @asynccontextmanager
@@ -329,72 +376,3 @@ def _auth_entry(auth: RegistryAuth) -> dict[str, str]:
         entry["identitytoken"] = auth.identity_token
         entry.setdefault("auth", base64.b64encode(b"<token>:").decode())
     return entry
-
-
-def _last_message(text: str) -> str:
-    """The message of the last log line; logrus writes ``time="..." level=fatal msg="..."``."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    if not lines:
-        return ""
-    line = lines[-1]
-    begin = line.find('msg="')
-    if begin < 0:
-        return line
-    with suppress(ValueError):
-        found = json.JSONDecoder().raw_decode(line[begin + 4 :])[0]
-        return str(found)
-    return line[begin + 5 :].rstrip('"')
-
-
-# What the text of an error tells, tried in order. Kubernetes looks for the first word of some messages.
-_MEANINGS: tuple[tuple[tuple[str, ...], type[OrlopError], str], ...] = (
-    (("no space left on device", "disk quota exceeded"), ResourceExhausted, "the disk is full"),
-    (
-        ("source image rejected", "signature"),
-        PermissionDenied,
-        "SignatureValidationFailed: the policy forbids it",
-    ),
-    (("toomanyrequests", "too many requests"), ResourceExhausted, "the registry allows no more requests now"),
-    (
-        ("http response to https client", "x509:", "tls:", "certificate"),
-        FailedPrecondition,
-        (
-            "RegistryUnavailable: no secure connection "
-            "(a plain-http registry must be marked insecure in registries.conf)"
-        ),
-    ),
-    (
-        ("invalid username/password", "authentication required", "unauthorized", "401"),
-        Unauthenticated,
-        "the registry wants other credentials",
-    ),
-    (
-        ("manifest unknown", "name unknown", "repository name not known", "not found", "404"),
-        NotFound,
-        "the registry does not have it",
-    ),
-    (("denied", "forbidden", "403"), PermissionDenied, "the registry forbids it"),
-    (("corrupted blob", "digest", "does not match"), DataLoss, "what came does not match its digest"),
-    (("",), Unavailable, "RegistryUnavailable: the registry cannot be reached"),
-)
-
-
-def failure(name: str, message: str) -> OrlopError:
-    """The error that a message of skopeo stands for."""
-    lowered = message.lower()
-    for words, kind, meaning in _MEANINGS:
-        if any(word in lowered for word in words):
-            label, colon, rest = meaning.partition(": ")
-            prefix = f"{label}: " if colon else ""
-            return kind(f"{prefix}image {name} cannot be pulled: {rest or label} ({_shorten(message)})")
-    raise AssertionError("the last meaning fits everything")
-
-
-def _shorten(message: str) -> str:
-    message = " ".join(message.split())
-    return message if len(message) <= 400 else "..." + message[-400:]
-
-
-def retryable(error: OrlopError) -> bool:
-    """Whether trying again soon may help."""
-    return error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)

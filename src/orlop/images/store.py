@@ -172,13 +172,21 @@ class ImageStore:
 
         What a pull that broke off has left stays for ``unfinished_for`` seconds, for the next try.
         """
-        limit = time.time() - unfinished_for
-        return await asyncio.to_thread(self._layers.collect, self._needed(), older_than=limit)
+        older = await asyncio.to_thread(self._layers.older, time.time() - unfinished_for)
+        return await self._discard(older)
 
-    async def _discard(self, diff_ids: Collection[str]) -> None:
-        for diff_id in set(diff_ids) - self._needed():
-            path = self._layers.path(diff_id)
-            await asyncio.to_thread(path.unlink, missing_ok=True)
+    async def _discard(self, diff_ids: Collection[str]) -> int:
+        """Remove those layers that nothing needs; returns the bytes freed."""
+        freed = 0
+        for diff_id in dict.fromkeys(diff_ids):
+            # No await between the question and the rename: a pull that just found the layer holds it.
+            if diff_id in self._needed():
+                continue
+            grave = self._layers.bury(diff_id)
+            if grave is not None:
+                freed += grave.stat().st_blocks * 512
+                await asyncio.to_thread(grave.unlink, missing_ok=True)
+        return freed
 
     def _needed(self) -> set[str]:
         users: list[ImageRecord | UseRecord] = [*self._images.values(), *self._uses.values()]
@@ -259,7 +267,10 @@ class ImageStore:
         self._drop_older_names()
         # Layers that were written before this boot and never settled cannot be trusted.
         started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        self._layers.collect(self._needed(), older_than=max(started, time.time() - UNFINISHED_KEPT))
+        needed = self._needed()
+        for diff_id in self._layers.older(max(started, time.time() - UNFINISHED_KEPT)):
+            if diff_id not in needed:
+                self._layers.path(diff_id).unlink()
 
     def _drop_older_names(self) -> None:
         holders: dict[str, ImageRecord] = {}
