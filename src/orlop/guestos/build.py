@@ -25,8 +25,6 @@ from orlop.guestos import packages, pythontree, rootfs
 
 Progress = Callable[[str], None]
 
-# Counts changes of what is made out of the same packages.
-RECIPE = 1
 _KEPT = 2
 _REMEDY = "run `orlop guest build`"
 
@@ -43,7 +41,7 @@ class GuestArtifacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    recipe: int
+    recipe: str
     agent: str
     kernel: str
     python: str
@@ -75,8 +73,9 @@ async def build(
 async def _build(
     cache: Path, sources: dict[str, Path], chosen: packages.PackageSet, say: Progress
 ) -> GuestArtifacts:
+    recipe = await asyncio.to_thread(_recipe)
     manifest = _Manifest(
-        recipe=RECIPE,
+        recipe=recipe,
         agent=await asyncio.to_thread(pythontree.agent_digest, sources),
         kernel=chosen.kernel,
         python=chosen.python,
@@ -86,7 +85,7 @@ async def _build(
     target = cache / digest
     if not _complete(target):
         await asyncio.to_thread(cache.mkdir, parents=True, exist_ok=True)
-        base = await _base(cache, chosen, say)
+        base = await _base(cache, recipe, chosen, say)
         say("compiling the agent")
         await _assemble(base, sources, manifest, target)
     await asyncio.to_thread(_make_current, cache, digest)
@@ -116,7 +115,7 @@ def find(guest: GuestConfig, cache: Path) -> GuestArtifacts:
         raise NotFound(f"the guest image in {target} is not complete: {_REMEDY}")
     manifest = msgspec.json.decode((target / "manifest.json").read_bytes(), type=_Manifest)
     agent = pythontree.agent_digest(pythontree.agent_sources())
-    if (manifest.recipe, manifest.agent) != (RECIPE, agent):
+    if (manifest.recipe, manifest.agent) != (_recipe(), agent):
         raise NotFound(f"the guest image in {target} belongs to another version of this program: {_REMEDY}")
     return _artifacts(target, digest)
 
@@ -132,6 +131,14 @@ def _named(kernel: Path, initrd: Path, image: Path) -> GuestArtifacts:
         except OSError as error:
             raise NotFound(f"the guest file {path} cannot be read: {error.strerror}") from error
     return GuestArtifacts(kernel=kernel, initrd=initrd, image=image, digest=digest.hexdigest(), size=size)
+
+
+def _recipe() -> str:
+    """A digest over this very recipe: the source of the package."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _digest(manifest: _Manifest) -> str:
@@ -155,9 +162,9 @@ def _complete(target: Path) -> bool:
         return False
 
 
-async def _base(cache: Path, chosen: packages.PackageSet, say: Progress) -> Path:
+async def _base(cache: Path, recipe: str, chosen: packages.PackageSet, say: Progress) -> Path:
     """The directory with ``vmlinuz``, ``initrd``, ``root/`` and ``unpacked/`` of these packages."""
-    key = hashlib.sha256(msgspec.json.encode((RECIPE, chosen))).hexdigest()[:16]
+    key = hashlib.sha256(msgspec.json.encode((recipe, chosen))).hexdigest()[:16]
     target = cache / f"base-{key}"
     if target.is_dir():
         return target

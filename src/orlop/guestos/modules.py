@@ -46,7 +46,6 @@ ON_DEMAND = (
     "kernel/drivers/net/wireguard/",
     "kernel/net/sched/",
     "kernel/net/sctp/",
-    "kernel/fs/nfs/",
     "kernel/fs/squashfs/",
     "kernel/fs/isofs/",
     "kernel/drivers/block/loop.",

@@ -31,6 +31,8 @@ async def make_base(interpreter: Interpreter, kernel: str, root: Path, initrd: P
     busybox = find_busybox(interpreter.unpacked)
     await asyncio.to_thread(_copy_modules, tree, root / "usr/lib/modules" / kernel)
     await process.run([busybox, "depmod", "-b", root / "usr", kernel], timeout=120)
+    for name in ("modules.order", "modules.symbols"):
+        (root / "usr/lib/modules" / kernel / name).unlink(missing_ok=True)
     await asyncio.to_thread(_write_initrd, tree, kernel, busybox, initrd)
 
 

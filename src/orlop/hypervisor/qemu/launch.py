@@ -22,6 +22,17 @@ _LOG_SHOWN = 2000
 # A clone touches some tens of MiB at once; below this the kernel would kill something.
 _MEMORY_NEEDED_KIB = 128 << 10
 
+# QEMU serves the pod's volumes with the owners that the guest gives its files, so it runs as root; these
+# are the capabilities that takes (capabilities(7)). What is not here is lost for good, exec or not.
+_CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid")
+_CONFINE = (
+    "setpriv",
+    *("--bounding-set", "-all," + ",".join(f"+{name}" for name in _CAPABILITIES)),
+    *("--inh-caps", "-all"),
+    "--no-new-privs",
+    "--",
+)
+
 Build = Callable[[Sockets, Network], Arguments]
 
 
@@ -40,7 +51,7 @@ async def launch(
         log = stack.enter_context((directory / ERROR_LOG).open("ab"))
         arguments = build(Sockets(monitor.fileno(), agent.fileno()), Network(tap_fd))
         return await process.spawn_detached(
-            render(arguments),
+            [*_CONFINE, *render(arguments)],
             stdout=log,
             stderr=log,
             env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},

@@ -25,6 +25,7 @@ from orlop.hypervisor.base import Disk, DiskFormat, MachineShape, MemoryUse, Slo
 from orlop.hypervisor.qemu import cmdline, memuse, record
 from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET, last_words
 from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
+from orlop.hypervisor.qemu.record import title
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +49,14 @@ class QemuMachine:
         self, directory: Path, known: record.MachineRecord, child: process.Detached | None = None
     ) -> None:
         self._directory = directory
+        self.name = title(directory)
         self._record = known
         self._child = child
         self._monitor: Monitor | None = None
         self._lock = asyncio.Lock()
         self._resizing = asyncio.Lock()
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._watch = asyncio.create_task(self._watch_process(), name=f"watch {directory.name}")
+        self._watch = asyncio.create_task(self._watch_process(), name=f"watch {self.name}")
         self._going_down: asyncio.Task[None] | None = None
         self._down = asyncio.Event()
         self._why = ""
@@ -91,7 +93,7 @@ class QemuMachine:
     def monitor(self) -> Monitor:
         """The connection to QEMU. Raises Unavailable when there is none."""
         if self._monitor is None or self._ended.done():
-            raise Unavailable(f"the machine {self._directory.name} has ended: {self._reason()}")
+            raise Unavailable(f"the machine {self.name} has ended: {self._reason()}")
         return self._monitor
 
     async def open(self, *, agent_ready: bool) -> None:
@@ -100,15 +102,13 @@ class QemuMachine:
             self._port_open.set()
         try:
             self._monitor = await Monitor.connect(
-                self._directory.name, str(self._directory / MONITOR_SOCKET), self._on_event
+                self.name, str(self._directory / MONITOR_SOCKET), self._on_event
             )
         except Unavailable as error:
             await asyncio.wait((self._ended,), timeout=_QUICK)
             if not self._ended.done():
                 raise
-            raise Unavailable(
-                f"the machine {self._directory.name} did not start: {self._reason()}"
-            ) from error
+            raise Unavailable(f"the machine {self.name} did not start: {self._reason()}") from error
 
     async def save_record(self) -> None:
         """Write down what is known, for :meth:`Hypervisor.recover`."""
@@ -154,11 +154,11 @@ class QemuMachine:
         slots = []
         for disk in disks:
             if disk.id in used:
-                raise AlreadyExists(f"the machine {self._directory.name} has a disk {disk.id} already")
+                raise AlreadyExists(f"the machine {self.name} has a disk {disk.id} already")
             if not Path(disk.path).exists():
                 raise NotFound(f"the file {disk.path} of disk {disk.id} does not exist")
             if len(taken) >= cmdline.MAX_LUN:
-                raise ResourceExhausted(f"the machine {self._directory.name} has no slot for another disk")
+                raise ResourceExhausted(f"the machine {self.name} has no slot for another disk")
             # Numbers are not used again soon: the guest may still be forgetting an old disk.
             while lun in taken or not 0 < lun <= cmdline.MAX_LUN:
                 lun = lun + 1 if lun < cmdline.MAX_LUN else 1
@@ -196,7 +196,7 @@ class QemuMachine:
             try:
                 await self.detach_disk(disk_id)
             except OrlopError as error:
-                log.warning("disk %s of %s is not unplugged: %s", disk_id, self._directory.name, error)
+                log.warning("disk %s of %s is not unplugged: %s", disk_id, self.name, error)
 
     async def _unplug(self, lun: int) -> None:
         device, node = f"lun{lun}", f"disk{lun}"
@@ -210,7 +210,7 @@ class QemuMachine:
                 raise
         except TimeoutError as error:
             raise DeadlineExceeded(
-                f"QEMU of {self._directory.name} did not let go of {device} in {_UNPLUG_TIMEOUT:g} seconds"
+                f"QEMU of {self.name} did not let go of {device} in {_UNPLUG_TIMEOUT:g} seconds"
             ) from error
         finally:
             self._unplugged.pop(device, None)
@@ -242,7 +242,7 @@ class QemuMachine:
         limit = self._record.max_memory_mib
         if memory_mib > limit:
             raise FailedPrecondition(
-                f"the machine {self._directory.name} can have {limit} MiB at most, not {memory_mib} MiB: "
+                f"the machine {self.name} can have {limit} MiB at most, not {memory_mib} MiB: "
                 "raise vm.max_memory_mib"
             )
         if limit <= base:
@@ -283,7 +283,7 @@ class QemuMachine:
     async def memory(self) -> MemoryUse:
         """What it costs the host; see :class:`orlop.hypervisor.base.Machine`."""
         if not process.pid_alive(self.pid, self.start_time):
-            raise Unavailable(f"the machine {self._directory.name} has ended: {self._reason()}")
+            raise Unavailable(f"the machine {self.name} has ended: {self._reason()}")
         return await asyncio.to_thread(memuse.of_process, self.pid)
 
     # Console and end
@@ -310,12 +310,8 @@ class QemuMachine:
         console = (await self.console_tail(600)).strip()
         said = f"; its console ends with: {console}" if console else ""
         if self._ended.done():
-            raise Unavailable(
-                f"the machine {self._directory.name} ended while it booted: {self._reason()}{said}"
-            )
-        raise DeadlineExceeded(
-            f"the agent of {self._directory.name} did not come up within {timeout:g} seconds{said}"
-        )
+            raise Unavailable(f"the machine {self.name} ended while it booted: {self._reason()}{said}")
+        raise DeadlineExceeded(f"the agent of {self.name} did not come up within {timeout:g} seconds{said}")
 
     async def stop(self, grace: float = 0.0) -> None:
         """End it; see :class:`orlop.hypervisor.base.Machine`."""

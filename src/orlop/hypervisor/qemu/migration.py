@@ -32,7 +32,7 @@ async def save(machine: QemuMachine, path: Path, *, timeout: float) -> None:
         await monitor.execute("getfd", {"fdname": "state"})
         await monitor.execute("migrate", {"uri": "fd:state"})
         if await _outcome(machine, timeout) != "completed":
-            raise Internal(f"the machine {machine.directory.name} could not be saved: {await _why(machine)}")
+            raise Internal(f"the machine {machine.name} could not be saved: {await _why(machine)}")
     finally:
         os.close(descriptor)
 
@@ -45,7 +45,7 @@ async def load(machine: QemuMachine, descriptor: int, *, timeout: float) -> None
     await monitor.execute("migrate-set-capabilities", _CAPABILITIES)
     await monitor.execute("migrate-incoming", {"uri": f"fd:{descriptor}"})
     if await _outcome(machine, timeout) != "completed":
-        raise DataLoss(f"the machine {machine.directory.name} does not accept the template's state")
+        raise DataLoss(f"the machine {machine.name} does not accept the template's state")
     await monitor.execute("cont")
 
 
@@ -60,14 +60,12 @@ async def _outcome(machine: QemuMachine, timeout: float) -> str:
                 finally:
                     status.cancel()
                 if ended.done():
-                    raise DataLoss(
-                        f"the machine {machine.directory.name} ended over its state: {ended.result()}"
-                    )
+                    raise DataLoss(f"the machine {machine.name} ended over its state: {ended.result()}")
                 if status.done() and status.result() in ("completed", "failed", "cancelled"):
                     return status.result()
     except TimeoutError as error:
         raise DeadlineExceeded(
-            f"the state of {machine.directory.name} did not move within {timeout:g} seconds"
+            f"the state of {machine.name} did not move within {timeout:g} seconds"
         ) from error
     finally:
         ended.cancel()

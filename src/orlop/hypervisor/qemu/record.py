@@ -24,6 +24,11 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     next_lun: int = 1
 
 
+def title(directory: Path) -> str:
+    """What the machine in ``directory`` is called in messages and by ps(1)."""
+    return "/".join(directory.parts[-2:])
+
+
 def save(directory: Path, record: MachineRecord) -> None:
     """Write it aside and rename. Raises OSError."""
     temporary = directory / f".{_NAME}"
