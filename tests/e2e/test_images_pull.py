@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import random
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -317,3 +318,57 @@ async def test_the_older_manifests_of_docker(served: Registry, tmp_path: Path) -
         # One name takes all names of the image with it, in every repository.
         await store.remove(f"{address}/app:1")
         assert store.list() == []
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from orlop.config import ImageConfig
+from orlop.images.store import ImageStore
+
+async def main():
+    store = ImageStore(Path(sys.argv[1]), ImageConfig(registries_conf=sys.argv[2]))
+    await store.open()
+    await store.pull(sys.argv[3])
+
+asyncio.run(main())
+"""
+
+
+async def test_a_daemon_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    with Registry(tmp_path / "registry") as registry:
+        registry.push("app", ["1"], Image((layer("small"), layer("big", 4_000_000)), SETTINGS))
+        async with wire(registry.address) as line:
+            conf = registry.allow(line.address)
+            name = f"{line.address}/app:1"
+            line.hold_after = 2_000_000
+            root = tmp_path / "a"
+            child = await process.spawn(
+                [sys.executable, "-c", KILLED, root, conf, name], env=dict(os.environ)
+            )
+            while line.received < line.hold_after:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.5)
+            descendants = [child.pid, *children_of(child.pid)]
+            assert len(descendants) >= 3, "skopeo and a conversion"
+            started = {pid: process.process_start_time(pid) for pid in descendants}
+            assert list((root / "ingest").iterdir())
+            child.kill()
+            await child.wait()
+            async with asyncio.timeout(10):
+                while any(process.pid_alive(*one) for one in started.items()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            line.hold_after = None
+            async with opened(root, conf) as store:
+                assert list((root / "ingest").iterdir()) == []
+                assert store.list() == []
+                line.received = 0
+                image = await store.pull(name)
+                assert len(image.layers) == 2
+                assert line.received < 4_100_000
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes below ``pid``."""
+    found = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [inner for one in found for inner in children_of(one)]

@@ -30,7 +30,7 @@ from orlop.images.tree import Tree
 KINDS = ("archive", "cut-off", "digest", "full", "too-large", "system")
 MAX_ENTRIES = 1_000_000
 MAX_MEMORY = 3 << 30
-NICE = 10
+NICE = 5
 
 _PIPE_SIZE = 1 << 20
 _WRITE_BUFFER = 1 << 20

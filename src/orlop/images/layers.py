@@ -26,7 +26,7 @@ from orlop.images.repair import Repair
 from orlop.images.repair import name as repair_name
 
 STALL = 60.0
-ASK_AFTER = 5.0
+ASK_AFTER = 3.0
 CONVERSION_STALL = 600.0
 
 _ERRORS: dict[str, type[OrlopError]] = {

@@ -105,7 +105,9 @@ class Skopeo:
 
         ``expected`` is its digest, or "" if not known. Raises what :func:`failure` makes of an error.
         """
-        command = [*self._base, "inspect", "--raw", *self._options, f"docker://{name}"]
+        # The time limit of its own is for the case that this daemon dies meanwhile.
+        limit = ["--command-timeout", f"{2 * timeout:g}s"]
+        command = [*self._base, *limit, "inspect", "--raw", *self._options, f"docker://{name}"]
         done = await process.run(command, timeout=timeout, check=False, output_limit=MAX_DOCUMENT)
         if done.returncode != 0:
             raise failure(name, last_message(done.stderr.decode(errors="replace")))
