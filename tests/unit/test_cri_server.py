@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import message_factory
+from google.protobuf.message import Message
 from grpc import aio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orlop.config import Config
 from orlop.cri.api import runtime_v1_pb2 as pb
@@ -23,6 +26,7 @@ from orlop.cri.rpc import method_name
 from orlop.cri.server import CriServer
 from orlop.cri.services import containers, images, node, pods, statistics, streams
 from orlop.errors import (
+    Code,
     FailedPrecondition,
     Internal,
     InvalidArgument,
@@ -33,7 +37,7 @@ from orlop.errors import (
     Unimplemented,
 )
 from orlop.pods.records import EventKind
-from tests.unit.cri_double import IMAGE, NOW, MemoryImages, MemoryPods, Output, Urls
+from tests.unit.cri_double import IMAGE, NOW, MemoryImages, MemoryPods, Output, Urls, messages
 
 
 @dataclass
@@ -436,6 +440,50 @@ async def test_ids_are_bounded(world: World, length: int) -> None:
             await call(request)
         assert len(str(caught.value)) < 200
     assert not world.pods.calls
+
+
+CALLS = [
+    (service, method)
+    for service, descriptor in pb.DESCRIPTOR.services_by_name.items()
+    for method in descriptor.methods
+    if method.name != "GetContainerEvents"
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_request_is_answered_or_refused(data: st.DataObject) -> None:
+    """Every call with any message of its type ends with an answer, or an error that is the caller's."""
+    service, method = data.draw(st.sampled_from(CALLS))
+    request = data.draw(messages(method.input_type, depth=4))
+    memory, store, pulls = MemoryPods(), MemoryImages(), images.Pulls()
+    made = {
+        "RuntimeService": (
+            node.NodeCalls(Config(), memory, pulls),
+            pods.PodCalls(memory, store),
+            containers.ContainerCalls(memory, store),
+            streams.StreamCalls(memory, Urls()),
+            statistics.StatisticsCalls(memory, store),
+        ),
+        "ImageService": (images.ImageCalls(store, memory, pulls),),
+    }
+    name = method_name(method.name)
+    (call,) = [getattr(servicer, name) for servicer in made[service] if hasattr(servicer, name)]
+
+    async def run() -> list[Message | bytes]:
+        if method.server_streaming:
+            return [item async for item in call(request)]
+        return [await call(request)]
+
+    try:
+        answers = asyncio.run(run())
+    except OrlopError as error:
+        assert error.code not in (Code.INTERNAL, Code.UNKNOWN)
+        return
+    kind = message_factory.GetMessageClass(method.output_type)
+    for answer in answers:
+        encoded = answer if isinstance(answer, bytes) else answer.SerializeToString()
+        assert kind.FromString(encoded) is not None
 
 
 async def test_text_that_is_not_utf8_is_an_invalid_argument(world: World) -> None:

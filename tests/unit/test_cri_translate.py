@@ -6,8 +6,6 @@ import re
 from typing import Any
 
 import pytest
-from google.protobuf import message_factory
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,59 +27,7 @@ from orlop.sandbox.spec import (
     Seccomp,
     SeccompMode,
 )
-
-TEXT = st.one_of(
-    st.text(max_size=12),
-    st.sampled_from(["/a", "/a/../b", "x" * 5000, "a\0b", "a\nb", "..", "1-3,5", "10.0.0.1", "2MB"]),
-)
-INTEGER = {
-    FieldDescriptor.CPPTYPE_INT32: st.integers(-(2**31), 2**31 - 1),
-    FieldDescriptor.CPPTYPE_INT64: st.integers(-(2**63), 2**63 - 1),
-    FieldDescriptor.CPPTYPE_UINT32: st.integers(0, 2**32 - 1),
-    FieldDescriptor.CPPTYPE_UINT64: st.integers(0, 2**64 - 1),
-}
-
-
-def values(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
-    kind = field.cpp_type
-    if kind == FieldDescriptor.CPPTYPE_MESSAGE:
-        assert field.message_type is not None
-        return messages(field.message_type, depth - 1)
-    if kind == FieldDescriptor.CPPTYPE_ENUM:
-        return st.integers(-3, 80)
-    if kind == FieldDescriptor.CPPTYPE_BOOL:
-        return st.booleans()
-    if kind == FieldDescriptor.CPPTYPE_STRING:
-        return st.binary(max_size=12) if field.type == FieldDescriptor.TYPE_BYTES else TEXT
-    if kind == FieldDescriptor.CPPTYPE_DOUBLE:
-        return st.floats(allow_nan=False)
-    return st.one_of(st.integers(0, 3), INTEGER[kind])
-
-
-@st.composite
-def messages(draw: st.DrawFn, descriptor: Descriptor, depth: int = 5) -> Message:
-    """Any message of a type, with some of its fields set to anything that protobuf allows."""
-    message: Message = message_factory.GetMessageClass(descriptor)()
-    for field in descriptor.fields:
-        if depth <= 0 and field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE:
-            continue
-        if not draw(st.booleans()):
-            continue
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            getattr(message, field.name).update(draw(st.dictionaries(TEXT, TEXT, max_size=2)))
-        elif field.is_repeated:
-            for value in draw(st.lists(values(field, depth), max_size=2)):
-                if isinstance(value, Message):
-                    getattr(message, field.name).add().CopyFrom(value)
-                else:
-                    getattr(message, field.name).append(value)
-        else:
-            value = draw(values(field, depth))
-            if isinstance(value, Message):
-                getattr(message, field.name).CopyFrom(value)
-            else:
-                setattr(message, field.name, value)
-    return message
+from tests.unit.cri_double import TEXT, messages
 
 
 def answer(call: Any, *args: Any) -> Any:

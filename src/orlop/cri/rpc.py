@@ -150,8 +150,5 @@ async def _refuse(context: Context, name: str, error: OrlopError) -> NoReturn:
 
 
 async def _fail(context: Context, name: str, error: Exception) -> NoReturn:
-    # abort() above ends the call by raising, which must pass.
-    if isinstance(error, aio.AbortError):
-        raise error
     log.error("%s failed unexpectedly", name, exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, f"{name}: {type(error).__name__}: {details(error)}")
