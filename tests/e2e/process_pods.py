@@ -85,6 +85,19 @@ class Bed:
         return msgspec.structs.replace(base, **changes)
 
 
+def crun_anywhere(directory: Path) -> str:
+    """crun as a command that works on hosts with both versions of control groups, too."""
+    if not Path("/sys/fs/cgroup/unified").exists():
+        return "crun"
+    script = directory / "crun-alone"
+    inner = 'mount --make-rprivate /sys/fs/cgroup && umount /sys/fs/cgroup/unified; exec crun "$@"'
+    script.write_text(
+        f"#!/bin/sh\nexec unshare --mount --propagation unchanged sh -c '{inner}' crun \"$@\"\n"
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
 def secure(**changes: Any) -> Security:
     """The usual security of a container."""
     base = Security(

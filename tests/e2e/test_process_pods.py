@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from orlop.config import ProcessConfig
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.host import process
 from orlop.sandbox.spec import ExecSpec, IdMapping, Mount, NamespaceMode, Namespaces, Resources
-from tests.e2e.process_pods import Bed, bed, make_layer, read, run
+from tests.e2e.process_pods import Bed, bed, crun_anywhere, make_layer, read, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -25,9 +26,10 @@ def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_layer(tmp_path_factory.mktemp("image"))
 
 
-@pytest.fixture
-async def host(tmp_path: Path, layer: Path) -> AsyncIterator[Bed]:
-    async with bed(tmp_path, layer) as found:
+@pytest.fixture(params=["runc", "crun"])
+async def host(tmp_path: Path, layer: Path, request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
+    runtime = "runc" if request.param == "runc" else crun_anywhere(tmp_path)
+    async with bed(tmp_path, layer, process=ProcessConfig(runtime=runtime)) as found:
         yield found
 
 

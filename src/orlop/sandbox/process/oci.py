@@ -13,7 +13,7 @@ from orlop.guest.credentials import CAPABILITIES
 from orlop.guest.users import Identity
 from orlop.host import cgroups
 from orlop.sandbox import seccomp
-from orlop.sandbox.process import devices, volumes
+from orlop.sandbox.process import devices, selinux, volumes
 from orlop.sandbox.process.layout import PodPaths
 from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec, Resources
 
@@ -54,8 +54,8 @@ def document(inputs: Inputs) -> dict[str, Any]:
     }
     if propagation := volumes.root_propagation(spec):
         linux["rootfsPropagation"] = propagation
-    if security.selinux_label and Path("/sys/fs/selinux/enforce").exists():
-        linux["mountLabel"] = security.selinux_label
+    if security.selinux_label and selinux.enabled():
+        linux["mountLabel"] = selinux.file_label(security.selinux_label)
     if pod.namespaces.user is NamespaceMode.POD:
         for name, mappings in (
             ("uidMappings", pod.namespaces.uid_mappings),
@@ -101,7 +101,7 @@ def process(inputs: Inputs) -> dict[str, Any]:
     }
     if inputs.apparmor:
         found["apparmorProfile"] = inputs.apparmor
-    if security.selinux_label and Path("/sys/fs/selinux/enforce").exists():
+    if security.selinux_label and selinux.enabled():
         found["selinuxLabel"] = security.selinux_label
     return found
 

@@ -83,18 +83,27 @@ class ExecProcess:
             os.close(slave)
         os.set_blocking(master, False)
         found = cls(child, directory, name, master)
+        try:
+            await found._join_terminal(master)
+        except BaseException:
+            await found.close()
+            raise
+        return found
+
+    async def _join_terminal(self, master: int) -> None:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=_CHUNK)
-        output = os.fdopen(os.dup(master), "rb", buffering=0)
-        incoming, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), output)
+        incoming, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(master), "rb", buffering=0)
+        )
+        self._transports.append(incoming)
         outgoing, protocol = await loop.connect_write_pipe(
             lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()),
             os.fdopen(os.dup(master), "wb", buffering=0),
         )
-        found._input = asyncio.StreamWriter(outgoing, protocol, None, loop)
-        found._readers = [(_STDOUT, reader)]
-        found._transports = [incoming, outgoing]
-        return found
+        self._transports.append(outgoing)
+        self._input = asyncio.StreamWriter(outgoing, protocol, None, loop)
+        self._readers = [(_STDOUT, reader)]
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
         """See ``ProcessIO``."""

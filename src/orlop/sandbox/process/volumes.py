@@ -15,6 +15,7 @@ from typing import Any
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.host import cgroups, mounts
 from orlop.host import syscalls as sys
+from orlop.sandbox.process import selinux
 from orlop.sandbox.process.layout import ContainerPaths, PodPaths
 from orlop.sandbox.spec import ContainerSpec, Mount, NamespaceMode, PodSpec, Propagation
 from orlop.storage import rootfs
@@ -120,6 +121,8 @@ async def _source(mount: Mount, place: Path, spec: ContainerSpec, owners: Owners
             f"container {spec.name}: mount {mount.container_path} has neither path nor image"
         )
     await asyncio.to_thread(check_propagation, mount)
+    if mount.selinux_relabel and spec.security.selinux_label:
+        await asyncio.to_thread(selinux.relabel, mount.host_path, spec.security.selinux_label)
     if not (mount.uid_mappings or mount.gid_mappings):
         return mount.host_path
     if owners is None:
