@@ -14,6 +14,7 @@ from orlop.guest.loop import Loop
 from orlop.guest.oom import OomWatch
 from orlop.guest.process import Process, Streaming
 from orlop.guest.system import Share
+from orlop.guest.userns import IdMaps
 from orlop.wire import messages
 from orlop.wire.messages import Done, Refused
 from orlop.wire.statistics import ContainerUsage
@@ -52,13 +53,13 @@ class Agent:
         self.containers: dict[str, Entry] = {}
         self.execs = Execs(self, streaming, self.emit)
         self.disks = Disks()
+        self.id_maps = IdMaps()
         self.is_set_up = False
         self.quiet = False
         self._emit = emit
         self._share = Share()
         self._oom = OomWatch(loop)
         self._children: dict[int, Process] = {}
-        self._pod_namespace = -1
         self._holder: spawn.Child | None = None
         loop.watch_children(self.reap)
 
@@ -100,8 +101,6 @@ class Agent:
         if self.is_set_up:
             raise Refused("failed_precondition", "this VM belongs to a pod already")
         reply = setup.apply(request)
-        if request.share_pid:
-            self._hold_pid_namespace()
         self.is_set_up = True
         answer.ok(reply)
 
@@ -141,7 +140,7 @@ class Agent:
         spec = request.container
         if spec.id in self.containers:
             raise Refused("exists", f"container {spec.id} exists already")
-        self.bring_up(Entry(spec, self.streaming, self.disks), answer)
+        self.bring_up(Entry(spec, self.streaming, self.disks, self.id_maps), answer)
 
     def bring_up(self, entry: Entry, answer: Answer) -> None:
         """What :meth:`create` does, for an entry that was made."""
@@ -175,7 +174,7 @@ class Agent:
         process.on_exit = lambda code: self._on_exit(entry, code)
         try:
             view = entry.prepare(self._share)
-            entry.spawn(view, self._pid_namespace_for(entry))
+            entry.spawn(view, self._namespace_owner(entry))
         except BaseException as error:
             self._abandon(entry, answer, error)
             return
@@ -331,23 +330,19 @@ class Agent:
             raise Refused("not_found", f"there is no container {id_} in this VM")
         return entry
 
-    def _pid_namespace_for(self, entry: Entry) -> int:
+    def _namespace_owner(self, entry: Entry) -> int:
+        """The process whose PID namespace (and user namespace) the container shares; 0 for one of its own."""
         wanted = entry.spec.namespaces
         if wanted.pid == "container":
-            return -1
+            return 0
         if wanted.pid == "pod":
-            self._hold_pid_namespace()
-            return self._pod_namespace
+            if self._holder is None:
+                self._holder = holder.start(wanted)
+            return self._holder.pid
         target = self._container(wanted.target)
         if target.status not in ("created", "running"):
             raise Refused("failed_precondition", f"container {wanted.target} is {target.status}, not running")
-        return target.pid_namespace
-
-    def _hold_pid_namespace(self) -> None:
-        """A process that is process 1 of the namespace all containers share."""
-        if self._pod_namespace >= 0:
-            return
-        self._holder, self._pod_namespace = holder.start()
+        return target.process.pid
 
     def _abandon(self, entry: Entry, answer: Answer, error: BaseException) -> None:
         """A container that did not come to be: kill, release, then say why."""

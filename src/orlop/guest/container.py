@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from orlop.guest import cgroup, paths, spawn, syscalls
 from orlop.guest.cgroup import Cgroup
@@ -13,8 +13,9 @@ from orlop.guest.disks import Disks
 from orlop.guest.lookup import Root
 from orlop.guest.mounts import Builder, Source, View
 from orlop.guest.process import Process, Streaming
-from orlop.guest.program import Program, add_program, add_terminal, prepare
+from orlop.guest.program import TTY_GROUP, Program, add_program, add_terminal, prepare
 from orlop.guest.script import ANY, Script
+from orlop.guest.userns import IdMaps, outer_id, write_maps
 from orlop.guest.users import Identity
 from orlop.wire.messages import Refused
 from orlop.wire.values import Container, ContainerState, Disk, Mount, Resources
@@ -25,7 +26,7 @@ _JOIN_SESSION_KEYRING = 1
 class Entry:
     """What the agent holds of a container. ``status``: creating, created, running, stopped, deleting."""
 
-    def __init__(self, spec: Container, streaming: Streaming, disks: Disks) -> None:
+    def __init__(self, spec: Container, streaming: Streaming, disks: Disks, id_maps: IdMaps) -> None:
         self.spec = spec
         self.status = "creating"
         self.process = Process(streaming, spec.streams, tty=spec.tty)
@@ -38,6 +39,7 @@ class Entry:
         self._maps_due = False
         self._streaming = streaming
         self._disks = disks
+        self._id_maps = id_maps
         self._directory = f"{paths.CONTAINERS}/{spec.id}"
         self._mounted: list[str] = []
 
@@ -52,7 +54,7 @@ class Entry:
         """Mount the root file system and make the cgroup. ``share`` mounts the host's share on demand."""
         spec = self.spec
         os.makedirs(f"{self._directory}/root")
-        lower = self.lower(spec.lower)
+        lower = self._mapped(self.lower(spec.lower))
         upper = self._scratch()
         self._overlay(f"{self._directory}/root", lower, upper)
         self.cgroup.create()
@@ -68,41 +70,52 @@ class Entry:
             own_user_namespace=bool(spec.namespaces.uid_mappings),
         )
 
-    def spawn(self, view: View, pid_namespace: int) -> None:
-        """Clone the first process; it builds its file system and waits for :meth:`make_ready`."""
+    def spawn(self, view: View, owner: int) -> None:
+        """Clone the first process; it builds its file system and waits for :meth:`make_ready`.
+
+        ``owner`` is the process whose PID namespace is joined, and with id mappings its user namespace.
+        """
         steps = Script()
         builder = Builder(view, steps)
-        group = self.cgroup.open()
+        with ExitStack() as stack:
+            group = _held(stack, self.cgroup.open())
+            pid_namespace = _held(stack, _open_namespace(owner, "pid")) if owner else -1
+            user_namespace = -1
+            if owner and view.own_user_namespace:
+                user_namespace = _held(stack, _open_namespace(owner, "user"))
+            stack.callback(builder.close)
 
-        def launch(stdio: tuple[int, int, int], control: socket.socket) -> spawn.Child:
-            spawn.set_stdio(steps, stdio)
-            flags = syscalls.CLONE_NEWPID if pid_namespace < 0 else 0
-            unshared = syscalls.CLONE_NEWCGROUP
-            if view.own_user_namespace:
-                flags |= syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS
-                steps.gate(control.fileno())
-                steps.add("setresgid", 0, 0, 0)
-                steps.add("setresuid", 0, 0, 0)
-            else:
-                unshared |= syscalls.CLONE_NEWNS
-            steps.add("unshare", unshared)
-            steps.add("umask", 0)
-            steps.add("setsid")
-            steps.add("keyctl", _JOIN_SESSION_KEYRING, b"orlop", tolerate=ANY)
-            builder.build()
-            spawn.keep_only_control(steps, control.fileno())
-            steps.gate(spawn.CONTROL)
-            return spawn.start(steps, flags=flags, cgroup=group, pid_namespace=pid_namespace)
+            def launch(stdio: tuple[int, int, int], control: socket.socket) -> spawn.Child:
+                spawn.set_stdio(steps, stdio)
+                self._enter_namespaces(steps, view, user_namespace, control.fileno())
+                builder.build()
+                spawn.keep_only_control(steps, control.fileno())
+                steps.gate(spawn.CONTROL)
+                flags = 0 if owner else syscalls.CLONE_NEWPID
+                if self._maps_due:
+                    flags |= syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS
+                return spawn.start(steps, flags=flags, cgroup=group, pid_namespace=pid_namespace)
 
-        try:
+            self._maps_due = view.own_user_namespace and not owner
             self.process.spawn(launch)
-        finally:
-            builder.close()
-            os.close(group)
-        child = self.process.child
-        assert child is not None
-        self.pid_namespace = os.open(f"/proc/{child.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        self._maps_due = view.own_user_namespace
+        self.pid_namespace = _open_namespace(self.process.pid, "pid")
+
+    def _enter_namespaces(self, steps: Script, view: View, user_namespace: int, control: int) -> None:
+        unshared = syscalls.CLONE_NEWCGROUP
+        if view.own_user_namespace:
+            if user_namespace >= 0:
+                steps.add("setns", user_namespace, syscalls.CLONE_NEWUSER, what="user namespace")
+                unshared |= syscalls.CLONE_NEWNS
+            else:
+                steps.gate(control)
+            steps.add("setresgid", 0, 0, 0)
+            steps.add("setresuid", 0, 0, 0)
+        else:
+            unshared |= syscalls.CLONE_NEWNS
+        steps.add("unshare", unshared)
+        steps.add("umask", 0)
+        steps.add("setsid")
+        steps.add("keyctl", _JOIN_SESSION_KEYRING, b"orlop", tolerate=ANY)
 
     def make_ready(self) -> Identity | None:
         """The child is at a gate: look up its program, and lay the steps that lead to it. Raises Refused.
@@ -113,7 +126,7 @@ class Entry:
         assert child is not None
         if self._maps_due:
             self._maps_due = False
-            write_id_maps(child.pid, self.spec)
+            write_maps(child.pid, self.spec.namespaces)
             child.go()
             return None
         spec = self.spec
@@ -125,13 +138,14 @@ class Entry:
         prepared = prepare(
             Program(spec.args, self.env, spec.cwd, spec.security, spec.tty, own_user_namespace), self.root
         )
+        owner = outer_id(prepared.identity.uid, spec.namespaces.uid_mappings)
         if spec.tty:
-            master, path = self.root.terminal()
+            master, path = self.root.terminal(owner, outer_id(TTY_GROUP, spec.namespaces.gid_mappings))
             self.process.adopt_terminal(master)
-            add_terminal(child.script, path, prepared.identity, console=True)
+            add_terminal(child.script, path, console=True)
         add_program(child.script, prepared, make_cwd=True)
         child.script.lay()
-        self.process.give_pipes(outer_id(prepared.identity.uid, spec))
+        self.process.give_pipes(owner)
         return prepared.identity
 
     def started(self) -> None:
@@ -195,6 +209,19 @@ class Entry:
             found += self._disks.mount(disk, self.spec.id).directories
         return found
 
+    def _mapped(self, layers: list[str]) -> list[str]:
+        """The layers as a user namespace's own root sees them, when there is one."""
+        namespaces = self.spec.namespaces
+        if not namespaces.uid_mappings:
+            return layers
+        found = []
+        for number, layer in enumerate(layers):
+            target = f"{self._directory}/mapped-{number}"
+            self._id_maps.mapped(layer, target, namespaces)
+            self._mounted.append(target)
+            found.append(target)
+        return found
+
     def _scratch(self) -> str:
         scratch = self.spec.scratch
         if scratch.disk is None:
@@ -209,6 +236,10 @@ class Entry:
             base = f"{base}/{scratch.directory}"
         os.makedirs(f"{base}/upper", 0o755, exist_ok=True)
         os.makedirs(f"{base}/work", 0o755, exist_ok=True)
+        if self.spec.namespaces.uid_mappings:
+            uid = outer_id(0, self.spec.namespaces.uid_mappings)
+            gid = outer_id(0, self.spec.namespaces.gid_mappings)
+            os.chown(f"{base}/upper", uid, gid)
         self._upper = f"{base}/upper"
         return base
 
@@ -265,22 +296,13 @@ def _own_files() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def write_id_maps(pid: int, spec: Container) -> None:
-    """Fill in the user namespace of ``pid``. user_namespaces(7)."""
-    for name, mappings in (
-        ("uid_map", spec.namespaces.uid_mappings),
-        ("gid_map", spec.namespaces.gid_mappings),
-    ):
-        text = "".join(f"{m.inner} {m.outer} {m.length}\n" for m in mappings)
-        try:
-            paths.write_text(f"/proc/{pid}/{name}", text)
-        except OSError as error:
-            raise Refused("invalid", f"the id mappings are not valid ({name}): {error.strerror}") from error
+def _open_namespace(pid: int, kind: str) -> int:
+    try:
+        return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused("failed_precondition", f"the container to join has ended: {error.strerror}") from error
 
 
-def outer_id(inner: int, spec: Container) -> int:
-    """The guest's own id of a container's user."""
-    for mapping in spec.namespaces.uid_mappings:
-        if mapping.inner <= inner < mapping.inner + mapping.length:
-            return mapping.outer + inner - mapping.inner
-    return inner
+def _held(stack: ExitStack, fd: int) -> int:
+    stack.callback(os.close, fd)
+    return fd

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orlop.guest import spawn, syscalls
-from orlop.guest.container import Entry, outer_id
+from orlop.guest.container import Entry
 from orlop.guest.loop import Timer
 from orlop.guest.process import Process, Streaming
-from orlop.guest.program import Program, add_program, add_terminal, prepare
+from orlop.guest.program import TTY_GROUP, Program, add_program, add_terminal, prepare
 from orlop.guest.script import ANY, Script
+from orlop.guest.userns import outer_id
 from orlop.wire import messages
 from orlop.wire.messages import Refused
 from orlop.wire.values import ExecState
@@ -139,6 +140,7 @@ class Execs:
         prepared = prepare(
             Program(request.args, env, cwd, spec.security, request.tty, own_user_namespace), entry.root
         )
+        owner = outer_id(prepared.identity.uid, spec.namespaces.uid_mappings)
         steps = Script()
         group = entry.cgroup.open()
 
@@ -157,12 +159,12 @@ class Execs:
             steps.add("keyctl", _JOIN_SESSION_KEYRING, b"orlop", tolerate=ANY)
             spawn.keep_only_control(steps, control.fileno())
             if request.tty:
-                add_terminal(steps, self._terminal(request, entry, process), prepared.identity, console=False)
+                add_terminal(steps, self._terminal(request, entry, process, owner), console=False)
             add_program(steps, prepared, make_cwd=False)
             return spawn.start(steps, cgroup=group, pid_namespace=entry.pid_namespace)
 
         try:
-            process.spawn(launch, owner=outer_id(prepared.identity.uid, spec))
+            process.spawn(launch, owner=owner)
         except OSError as error:
             raise Refused(
                 "failed_precondition", f"container {spec.id} has ended: {error.strerror}"
@@ -170,9 +172,10 @@ class Execs:
         finally:
             os.close(group)
 
-    def _terminal(self, request: messages.Exec, entry: Entry, process: Process) -> str:
+    def _terminal(self, request: messages.Exec, entry: Entry, process: Process, owner: int) -> str:
         assert entry.root is not None
-        master, path = entry.root.terminal()
+        group = outer_id(TTY_GROUP, entry.spec.namespaces.gid_mappings)
+        master, path = entry.root.terminal(owner, group)
         process.adopt_terminal(master)
         process.resize(request.width, request.height)
         return path

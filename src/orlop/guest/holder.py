@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-import os
 import struct
 
 from orlop.guest import spawn, syscalls
 from orlop.guest.script import Script
+from orlop.guest.userns import write_maps
+from orlop.wire.values import Namespaces
 
 _SIGCHLD = 17
 _SIG_IGN = 1
 
 
-def start() -> tuple[spawn.Child, int]:
-    """The holder and a descriptor of its PID namespace.
+def start(namespaces: Namespaces) -> spawn.Child:
+    """The holder. With id mappings the PID namespace belongs to a user namespace of that kind.
 
     It sleeps for ever; the kernel reaps the orphans, since their parent ignores SIGCHLD.
     """
+    ours, theirs = spawn.control_pair()
     steps = Script()
+    flags = syscalls.CLONE_NEWPID
+    if namespaces.uid_mappings:
+        flags |= syscalls.CLONE_NEWUSER
+        steps.gate(theirs.fileno())
+        steps.add("setresgid", 0, 0, 0)
+        steps.add("setresuid", 0, 0, 0)
     action = struct.pack("=4Q", _SIG_IGN, 0, 0, 0)
     steps.add("rt_sigaction", _SIGCHLD, action, 0, 8)
     steps.add("prctl", syscalls.PR_SET_NAME, b"pause")
     steps.add("setsid")
     steps.add("close_range", 0, 0xFFFFFFFF, 0)
     steps.forever("pause")
-    child = spawn.start(steps, flags=syscalls.CLONE_NEWPID)
-    return child, os.open(f"/proc/{child.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        child = spawn.start(steps, flags=flags)
+    finally:
+        theirs.close()
+    child.control = ours
+    if namespaces.uid_mappings:
+        write_maps(child.pid, namespaces)
+        child.go()
+    child.hang_up()
+    return child

@@ -62,22 +62,30 @@ class Root:
                 return candidate
         raise Refused("exec_failed", f'exec: "{name}": executable file not found in $PATH')
 
-    def terminal(self) -> tuple[int, str]:
-        """A new terminal of the container's own devpts: the master, and the slave's path inside."""
+    def terminal(self, owner: int, group: int) -> tuple[int, str]:
+        """A new terminal of the container's own devpts: the master, and the slave's path inside.
+
+        The slave belongs to ``owner`` and ``group``, as the guest counts them.
+        """
         try:
             master = syscalls.open_in_root(self._fd, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
         except OSError as error:
             raise Refused(
                 "failed_precondition", f"the container has no /dev/pts: {error.strerror}"
             ) from error
-        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-        (number,) = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, b"\0\0\0\0"))
-        return master, f"/dev/pts/{number}"
-
-    def is_directory(self, path: str) -> bool:
-        """Whether there is a directory at ``path``."""
-        mode = self._mode(path)
-        return mode is not None and stat.S_ISDIR(mode)
+        try:
+            fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+            (number,) = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, b"\0\0\0\0"))
+            path = f"/dev/pts/{number}"
+            slave = syscalls.open_in_root(self._fd, path, os.O_PATH)
+            try:
+                os.chown(f"/proc/self/fd/{slave}", owner, group)
+            finally:
+                os.close(slave)
+        except BaseException:
+            os.close(master)
+            raise
+        return master, path
 
     def _mode(self, path: str) -> int | None:
         try:

@@ -14,6 +14,9 @@ from orlop.guest.script import ANY, Script, errors
 from orlop.guest.users import Identity, resolve
 from orlop.wire.values import Security
 
+TTY_GROUP = 5
+"""The group that terminals belong to, by old custom."""
+
 DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FREE = spawn.CONTROL + 1
 """The descriptor that open returns in a child which has only its stdio and the control socket."""
@@ -53,7 +56,7 @@ def prepare(program: Program, root: Root) -> Prepared:
     return Prepared(program, identity, path, env)
 
 
-def add_terminal(steps: Script, path: str, identity: Identity, *, console: bool) -> None:
+def add_terminal(steps: Script, path: str, *, console: bool) -> None:
     """Make the terminal at ``path`` stdin, stdout, stderr and the session's own."""
     if console:
         steps.add("mknod", "/dev/console", 0o100620, 0, tolerate=errors(errno.EEXIST), what="/dev/console")
@@ -62,7 +65,6 @@ def add_terminal(steps: Script, path: str, identity: Identity, *, console: bool)
     for number in (0, 1, 2):
         steps.add("dup3", _FREE, number, 0, what="terminal")
     steps.add("close", _FREE)
-    steps.add("fchown", 0, identity.uid, -1, tolerate=ANY)
     steps.add("ioctl", 0, termios.TIOCSCTTY, 0, what="control the terminal")
 
 

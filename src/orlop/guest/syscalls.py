@@ -60,6 +60,7 @@ _IN_CLOEXEC = 0o2000000
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280}
 _NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 
@@ -131,6 +132,11 @@ def open_below(root: str, path: str) -> int:
         return open_in_root(fd, path, os.O_PATH)
     finally:
         os.close(fd)
+
+
+def move_mount(fd: int, target: str) -> None:
+    """Attach the detached mount ``fd`` at ``target``."""
+    _call(_NR_MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(target), 0x4)
 
 
 def mount_setattr(

@@ -46,7 +46,7 @@ def up(agent: Agent, then: Callable[[], None]) -> None:
     _talk()
     agent.quiet = True
     request = _create()
-    entry = _Entry(request.container, agent.streaming, agent.disks)
+    entry = _Entry(request.container, agent.streaming, agent.disks, agent.id_maps)
     steps = iter(
         (
             lambda step: agent.bring_up(entry, step),
