@@ -38,6 +38,7 @@ from orlop.hypervisor.qemu.accelerator import Finding
 from orlop.hypervisor.qemu.cmdline import Arguments, Boot, Memory, Network, Sockets, machine_key
 from orlop.hypervisor.qemu.launch import launch
 from orlop.hypervisor.qemu.machine import QemuMachine
+from orlop.hypervisor.qemu.record import title
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +232,7 @@ class QemuHypervisor:
     ) -> Arguments:
         return Arguments(
             program=self._config.qemu,
-            name=directory.name,
+            name=title(directory),
             machine=self._config.machine,
             accelerator=finding.accelerator.kind,
             cpu=finding.cpu,
