@@ -1,0 +1,182 @@
+"""What the store remembers, and what it makes of what a crash has left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from orlop.config import ImageConfig
+from orlop.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OrlopError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+from orlop.images.failures import failure, last_message, retryable
+from orlop.images.model import ImageConfigOci
+from orlop.images.records import ImageRecord, Records
+from orlop.images.store import ImageStore
+
+
+def digest(letter: str) -> str:
+    return "sha256:" + letter * 64
+
+
+def put(root: Path, letter: str, layers: str, *tags: str, pulled_at: int = 1, unsettled: str = "") -> None:
+    records = Records(root)
+    records.load()
+    (root / "layers").mkdir(exist_ok=True)
+    for layer in layers:
+        (root / "layers" / f"{layer * 64}.erofs").write_bytes(bytes(4096))
+    records.save_image(
+        ImageRecord(
+            id=digest(letter),
+            config=ImageConfigOci(user="1"),
+            diff_ids=tuple(digest(layer) for layer in layers),
+            tags=tags,
+            pulled_at=pulled_at,
+            unsettled=unsettled,
+        )
+    )
+
+
+@asynccontextmanager
+async def opened(root: Path) -> AsyncIterator[ImageStore]:
+    store = ImageStore(root, ImageConfig())
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def layers(root: Path) -> str:
+    return "".join(sorted(path.name[0] for path in (root / "layers").iterdir()))
+
+
+async def test_an_empty_store(tmp_path: Path) -> None:
+    async with opened(tmp_path / "new") as store:
+        assert store.list() == []
+        assert store.status("busybox") is None
+        await store.remove("busybox")
+        await store.release("nobody")
+        assert (await store.fs_info()).used_bytes == 0
+
+
+async def test_images_are_found_by_every_name(tmp_path: Path) -> None:
+    put(tmp_path, "a", "12", "docker.io/library/busybox:latest")
+    put(tmp_path, "b", "1", "x.y/z:1")
+    async with opened(tmp_path) as store:
+        for name in ("busybox", "docker.io/library/busybox:latest", digest("a"), "a" * 64, "aaaa"):
+            image = store.status(name)
+            assert image is not None, name
+            assert image.id == digest("a")
+        for name in ("busybox:1", "x.y/z", "c" * 64, "", "a", "../a", "aa aa"):
+            assert store.status(name) is None, name
+
+
+async def test_shared_layers_and_containers(tmp_path: Path) -> None:
+    put(tmp_path, "a", "12", "a.b/a:1")
+    put(tmp_path, "b", "13", "a.b/b:1")
+    async with opened(tmp_path) as store:
+        await store.use("a.b/a:1", "c1")
+        await store.use("a.b/b:1", "c1")
+        await store.use("a.b/a:1", "c2")
+        await store.remove("a.b/a:1")
+        with pytest.raises(NotFound, match="pull it first"):
+            await store.use(digest("a"), "c3")
+        with pytest.raises(InvalidArgument):
+            await store.use("a.b/b:1", "../c")
+        await store.remove("a.b/b:1")
+        assert layers(tmp_path) == "123"
+    async with opened(tmp_path) as store:
+        assert layers(tmp_path) == "123"
+        await store.reconcile(["c2"])
+        assert layers(tmp_path) == "12"
+        await store.release("c2")
+        assert layers(tmp_path) == ""
+
+
+async def test_what_a_crash_leaves(tmp_path: Path) -> None:
+    put(tmp_path, "a", "1", "a.b/whole:1")
+    put(tmp_path, "b", "2", "a.b/unsynced:1", unsettled="another-boot")
+    put(tmp_path, "c", "3", "a.b/lost:1")
+    (tmp_path / "layers" / f"{'3' * 64}.erofs").unlink()
+    (tmp_path / "images/damaged.json").write_text('{"id": ')
+    (tmp_path / "images/x.1.tmp").write_text("half")
+    (tmp_path / "ingest").mkdir()
+    (tmp_path / "ingest/half.erofs").write_text("half")
+    (tmp_path / "ingest/copy-1").mkdir()
+    (tmp_path / "ingest/copy-1/x").write_text("half")
+    async with opened(tmp_path) as store:
+        assert [image.id for image in store.list()] == [digest("a")]
+    assert [path.name for path in (tmp_path / "images").iterdir()] == [f"{'a' * 64}.json"]
+    assert list((tmp_path / "ingest").iterdir()) == []
+
+
+async def test_a_name_that_two_images_have_belongs_to_the_later(tmp_path: Path) -> None:
+    put(tmp_path, "a", "1", "a.b/c:1", "a.b/c:2", pulled_at=5)
+    put(tmp_path, "b", "2", "a.b/c:1", pulled_at=9)
+    for _ in range(2):
+        async with opened(tmp_path) as store:
+            found = store.status("a.b/c:1")
+            assert found is not None
+            assert found.id == digest("b")
+            older = store.status(digest("a"))
+            assert older is not None
+            assert older.repo_tags == ("a.b/c:2",)
+
+
+async def test_layers_of_broken_pulls_wait_for_the_next_try(tmp_path: Path) -> None:
+    put(tmp_path, "a", "1")
+    put(tmp_path, "b", "2")
+    Records(tmp_path).delete_image(digest("b"))
+    started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    async with opened(tmp_path) as store:
+        assert layers(tmp_path) == ("12" if started < time.time() - 1 else "1")
+        assert await store.collect() == 0
+        assert await store.collect(unfinished_for=0) > 0
+        assert layers(tmp_path) == "1"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("reading manifest 1 in a/b: manifest unknown: manifest unknown", NotFound),
+        ("reading manifest: name unknown: repository name not known to registry", NotFound),
+        ("Requesting bear token: invalid status code from registry 404 (Not Found)", NotFound),
+        ("unauthorized: authentication required", Unauthenticated),
+        ("unable to retrieve auth token: invalid username/password: unauthorized", Unauthenticated),
+        ("denied: requested access to the resource is denied", PermissionDenied),
+        ("dial tcp 1.2.3.4:443: connect: connection refused", Unavailable),
+        ("dial tcp: lookup x: no such host", Unavailable),
+        ("http: server gave HTTP response to HTTPS client", FailedPrecondition),
+        ("x509: certificate signed by unknown authority", FailedPrecondition),
+        ("toomanyrequests: You have reached your pull rate limit", ResourceExhausted),
+        ("write /var/tmp/x: no space left on device", ResourceExhausted),
+        ("corrupted blob, expecting sha256:1, got sha256:2", DataLoss),
+        ("Source image rejected: Running image x is rejected by policy.", PermissionDenied),
+        ("something never seen", Unavailable),
+    ],
+)
+def test_what_skopeo_says(message: str, kind: type[OrlopError]) -> None:
+    error = failure("some/image:1", message)
+    assert type(error) is kind
+    assert "some/image:1" in str(error)
+    assert retryable(error) == (kind is Unavailable)
+
+
+def test_the_message_in_a_log_line() -> None:
+    line = 'time="2026-01-01T00:00:00Z" level=fatal msg="it is \\"so\\"" x=1'
+    assert last_message(f"warning\n{line}\n") == 'it is "so"'
+    assert last_message("plain\n\n") == "plain"
+    assert last_message("") == ""
