@@ -35,8 +35,7 @@ ff00::0\tip6-mcastprefix
 ff02::1\tip6-allnodes
 ff02::2\tip6-allrouters
 """
-_PAUSE = "trap '' CHLD; exec {} 2147483647"
-"""Nobody waits for what is left to the first process of a PID namespace: the kernel is to reap it."""
+_FOREVER = "2147483647"
 
 
 def kinds(spec: PodSpec) -> list[str]:
@@ -81,8 +80,12 @@ async def make(spec: PodSpec, paths: PodPaths, pause: Path) -> process.Detached 
     if not own:
         return None
     targets = {kind: paths.namespace(kind) for kind in own}
-    sleep = _PAUSE.format(shlex.quote(os.fspath(pause)))
-    return await namespaces.create(targets, hostname=spec.hostname, first=["sh", "-c", sleep])
+    return await namespaces.create(targets, hostname=spec.hostname, first=_first(pause))
+
+
+def _first(pause: Path) -> list[str]:
+    """The first process of a PID namespace. It waits for nobody: the kernel is to reap what it inherits."""
+    return ["env", "--ignore-signal=CHLD", os.fspath(pause), _FOREVER]
 
 
 async def _hold(
@@ -94,8 +97,7 @@ async def _hold(
     command = ["unshare", "--user", "--keep-caps", *(f"--{kind}" for kind in own)]
     if with_pid:
         command += ["--pid", "--fork", "--kill-child"]
-    sleep = shlex.quote(_PAUSE.format(shlex.quote(os.fspath(pause))))
-    become = f"exec setpriv --reuid 0 --regid 0 --clear-groups sh -c {sleep}"
+    become = f"exec setpriv --reuid 0 --regid 0 --clear-groups {shlex.join(_first(pause))}"
     command += ["--", "sh", "-c", f"echo; read line; {become}"]
     holder: process.Detached | None = None
     try:

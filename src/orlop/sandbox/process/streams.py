@@ -22,6 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from orlop.errors import FailedPrecondition
 from orlop.host import namespaces, process, threads
 from orlop.sandbox.process import conmon
@@ -34,6 +36,10 @@ _QUEUE = 4
 _STDOUT, _STDERR = 1, 2
 _ATTACH_STREAMS = {2: _STDOUT, 3: _STDERR}
 _CONNECT_TIME = 10.0
+
+
+class _Bundle(msgspec.Struct):
+    process: dict[str, Any]
 
 
 class ExecProcess:
@@ -53,12 +59,15 @@ class ExecProcess:
     async def start(
         cls, runtime: Runtime, container_id: str, spec: ExecSpec, directory: Path, name: str
     ) -> ExecProcess:
-        """Run the runtime's exec; ``directory`` is for its files and is removed in the end."""
-        directory.mkdir(mode=0o700, parents=True)
-        options = ["--pid-file", os.fspath(directory / "pid")]
+        """Run the runtime's exec; ``directory`` is for its files and is removed in the end.
+
+        It lies in the container's bundle, whose first process the new one is like.
+        """
+        options = ["--pid-file", os.fspath(directory / "pid"), "--process", os.fspath(directory / "process")]
         argv = runtime.command(directory / "log", "exec", *options, *(["--tty"] if spec.tty else []))
-        argv += [container_id, *spec.args]
+        argv.append(container_id)
         try:
+            await asyncio.to_thread(_describe, directory, spec)
             if spec.tty:
                 return await cls._on_terminal(argv, directory, name)
             stdin = PIPE if spec.stdin else asyncio.subprocess.DEVNULL
@@ -198,8 +207,15 @@ async def merged(readers: list[tuple[int, Read]]) -> AsyncIterator[tuple[int, by
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _describe(directory: Path, spec: ExecSpec) -> None:
+    bundle = msgspec.json.decode((directory.parent / "config.json").read_bytes(), type=_Bundle)
+    document = {**bundle.process, "args": spec.args, "terminal": spec.tty}
+    directory.mkdir(mode=0o700)
+    (directory / "process").write_bytes(msgspec.json.encode(document))
+
+
 def _remove(directory: Path) -> None:
-    for name in ("pid", "log", ".pid"):
+    for name in ("pid", "log", "process", ".pid"):
         (directory / name).unlink(missing_ok=True)
     with suppress(OSError):
         directory.rmdir()
