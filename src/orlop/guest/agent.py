@@ -366,6 +366,8 @@ class Agent:
             del self.containers[entry.spec.id]
         self._oom.remove(entry.watch)
         then()
+        # After the answer has left.
+        self.loop.call_soon(self.disks.forget_devices)
 
     def _on_exit(self, entry: Entry, code: int) -> None:
         """The first process ended: so does everything else of the container."""
