@@ -13,7 +13,7 @@ import pytest
 
 from orlop.cli.imagewriter import Image, LayerWriter, Pusher
 from tests.conformance import images, tools
-from tests.node import BUSYBOX, OWN, Done, Node
+from tests.node import BUSYBOX, NGINX, OWN, Done, Node
 from tests.node import node as new_node
 
 HANDLERS = ("vm", "process")
@@ -126,11 +126,11 @@ def test_wrong_digest(tmp_path: Path) -> None:
 def test_full_disk(registry: str, tmp_path: Path) -> None:
     place = tmp_path / "small"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", place], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", place], check=True)
     try:
         with new_node(registry, handler="process", extra={"top": {"root": os.fspath(place)}}) as node:
-            code, sentence = refused(node.crictl("pull", BUSYBOX, check=False))
-            assert code == "ResourceExhausted" and "busybox" in sentence
+            code, sentence = refused(node.crictl("pull", NGINX, check=False))
+            assert code == "ResourceExhausted" and "nginx" in sentence
             assert node.crictl("images", "-q").out.strip() == ""
     finally:
         subprocess.run(["umount", place], check=True)
