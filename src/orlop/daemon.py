@@ -152,7 +152,7 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         images = ImageStore(config.root_dir / "images", config.images)
         await images.open()
         stack.push_async_callback(images.close)
-        network = PodNetwork(config.network, config.state_dir / "network")
+        network = PodNetwork(config.network, config.root_dir / "network")
         drivers, absent = _drivers(config, network)
         pods = PodService(config, images, drivers, absent=absent, network=network.ready)
         stack.push_async_callback(pods.close)
