@@ -28,7 +28,9 @@ for option; do
     esac
 done
 
-say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
+bold='' plain=''
+[ ! -t 1 ] || { bold=$(printf '\033[1m') && plain=$(printf '\033[0m'); }
+say() { printf '%s==> %s%s\n' "$bold" "$*" "$plain"; }
 die() {
     printf 'setup: %s\n' "$*" >&2
     exit 1

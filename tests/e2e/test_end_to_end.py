@@ -133,7 +133,7 @@ def test_volumes_environment_and_user(shared_node: Node, handler: str, tmp_path:
         {"container_path": "/rw", "host_path": os.fspath(writable)},
         {"container_path": "/ro", "host_path": os.fspath(fixed), "readonly": True},
     ]
-    script = "cat /rw/there; echo $A; pwd; id -u; echo back >/rw/made; touch /ro/made || echo refused; echo end"
+    script = "cat /rw/there; echo $A; pwd; id -u; echo back >/rw/made; touch /ro/a || echo refused; echo end"
     pod_id, container = node.run(
         BUSYBOX,
         "sh",
@@ -149,7 +149,7 @@ def test_volumes_environment_and_user(shared_node: Node, handler: str, tmp_path:
     for expected in ("from the host", "from the pod", "/tmp", "1234", "refused"):
         assert expected in log
     assert (writable / "made").read_text() == "back\n"
-    assert not (fixed / "made").exists()
+    assert not (fixed / "a").exists()
     node.remove_pod(pod_id)
 
 
