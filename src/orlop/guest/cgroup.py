@@ -54,14 +54,14 @@ class Cgroup:
     def number(self, name: str) -> int:
         """A file that holds one number; 0 for "max" and when there is no such file."""
         text = self.read(name).strip()
-        return int(text) if text.isdigit() else 0
+        return int(text) if text.isdecimal() else 0
 
     def pairs(self, name: str) -> dict[str, int]:
         """A file of "key number" lines."""
         result = {}
         for line in self.read(name).splitlines():
             key, _, value = line.partition(" ")
-            if value.isdigit():
+            if value.isdecimal():
                 result[key] = int(value)
         return result
 

@@ -138,6 +138,11 @@ _EXIT = _exit_step()
 _EXIT_ADDRESS = ctypes.addressof(_EXIT)
 
 
+def _failed(result: int, tolerated: int) -> bool:
+    number = -result
+    return 0 < number < 4096 and (number > 63 or not tolerated >> number & 1)
+
+
 class Script:
     """A chain under construction, and afterwards the record of how it went.
 
@@ -233,17 +238,19 @@ class Script:
         for result, (what, code, mask) in zip(self._results(), self._reasons, strict=False):
             if result == _PENDING:
                 return None
-            number = -result
-            if 0 < number < 4096 and (number > 63 or not mask >> number & 1):
+            if _failed(result, mask):
+                number = -result
                 text = "argument list too long" if number == errno.E2BIG else os.strerror(number).lower()
                 return Refused(code, f"{what}: {text}")
         return None
 
     @property
     def at_end(self) -> bool:
-        """Whether every step but the last one has run: the program was reached."""
+        """Whether the last step was reached, which is the program."""
         results = list(self._results())
-        return len(results) > 1 and results[-2] != _PENDING
+        if len(results) < 2 or results[-2] == _PENDING:
+            return False
+        return not _failed(results[-2], self._reasons[len(results) - 2][2])
 
     def _results(self) -> Iterator[int]:
         for chain in self._chains:

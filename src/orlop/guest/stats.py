@@ -15,7 +15,7 @@ def parse_pressure(text: str) -> Pressure | None:
     """A PSI file (Documentation/accounting/psi.rst); None when the kernel keeps none."""
     values: dict[str, float] = {}
     for line in text.splitlines():
-        kind, *words = line.split()
+        kind, *words = line.split() or [""]
         if kind not in ("some", "full"):
             continue
         for word in words:
@@ -44,7 +44,7 @@ def parse_io(text: str) -> tuple[int, int, int, int]:
     for line in text.splitlines():
         for word in line.split()[1:]:
             key, _, value = word.partition("=")
-            if key in sums and value.isdigit():
+            if key in sums and value.isdecimal():
                 sums[key] += int(value)
     return sums["rbytes"], sums["wbytes"], sums["rios"], sums["wios"]
 
@@ -55,7 +55,7 @@ def parse_interfaces(text: str) -> tuple[InterfaceCounters, ...]:
     for line in text.splitlines()[2:]:
         name, _, rest = line.partition(":")
         fields = rest.split()
-        if name.strip() == "lo" or len(fields) < 12 or not all(field.isdigit() for field in fields[:12]):
+        if name.strip() == "lo" or len(fields) < 12 or not all(field.isdecimal() for field in fields[:12]):
             continue
         numbers = [int(field) for field in fields]
         found.append(

@@ -1,0 +1,138 @@
+"""Small translations of the agent: kernel files, paths, limits, capability masks."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orlop.guest import cgroup, credentials, netlink, setup, stats
+from orlop.guest.lookup import resolve_target
+from orlop.guest.userns import outer_id
+from orlop.wire.messages import Refused
+from orlop.wire.values import IdMapping, Resources, Rlimit
+
+
+def test_pressure() -> None:
+    found = stats.parse_pressure(
+        "some avg10=1.50 avg60=0.20 avg300=0.00 total=12345\n"
+        "full avg10=0.50 avg60=0.00 avg300=0.00 total=99\n"
+    )
+    assert found is not None
+    assert (found.some_avg10, found.some_total, found.full_avg10, found.full_total) == (1.5, 12345, 0.5, 99)
+
+
+@given(st.text(max_size=200))
+def test_odd_kernel_files_do_not_break_it(text: str) -> None:
+    stats.parse_pressure(text)
+    stats.parse_io(text)
+    stats.parse_interfaces(text)
+
+
+def test_io_is_summed_over_devices() -> None:
+    text = "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0\n8:16 rbytes=5 wbytes=0 rios=1 wios=0\n"
+    assert stats.parse_io(text) == (15, 20, 2, 2)
+
+
+def test_interfaces_without_the_loopback() -> None:
+    text = "Inter-| Receive\n face |bytes\n" + "".join(
+        f"  {name}: 100 1 0 2 0 0 0 0 200 3 0 4 0 0 0 0\n" for name in ("lo", "eth0")
+    )
+    (found,) = stats.parse_interfaces(text)
+    assert (found.name, found.rx_bytes, found.rx_dropped, found.tx_bytes, found.tx_dropped) == (
+        "eth0", 100, 2, 200, 4,
+    )  # fmt: skip
+
+
+def test_hard_links_count_once(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 8192)
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "s").symlink_to("/nowhere")
+    size, inodes = stats.walk(str(tmp_path))
+    assert size >= 8192
+    assert size < 16384 + 4096
+    assert inodes == 3
+
+
+def test_limits_become_cgroup_files() -> None:
+    found = cgroup.settings(
+        Resources(
+            cpu_weight=39,
+            cpu_quota_us=50000,
+            cpu_period_us=100000,
+            memory_max=1 << 20,
+            pids_max=-1,
+            unified=(("memory.high", "5"), ("../escape", "1")),
+        )
+    )
+    assert found == [
+        ("cpu.weight", "39"),
+        ("cpu.max", "50000 100000"),
+        ("memory.max", "1048576"),
+        ("pids.max", "max"),
+        ("memory.high", "5"),
+    ]
+
+
+def test_nothing_asked_for_sets_nothing() -> None:
+    assert cgroup.settings(Resources()) == []
+
+
+def test_capability_masks() -> None:
+    assert credentials.capability_mask(("CHOWN", "CAP_KILL", "net_raw")) == 1 | 1 << 5 | 1 << 13
+    with pytest.raises(Refused):
+        credentials.capability_mask(("FLY",))
+
+
+def test_rlimits() -> None:
+    assert list(credentials.rlimits((Rlimit(name="NOFILE", soft=10, hard=-1),))) == [
+        (7, "NOFILE", 10, (1 << 64) - 1)
+    ]
+    with pytest.raises(Refused):
+        list(credentials.rlimits((Rlimit(name="FANCY", soft=1, hard=1),)))
+
+
+def test_attributes_are_padded_to_four_bytes() -> None:
+    assert netlink.attribute(3, b"eth0\0") == b"\x09\0\x03\0eth0\0\0\0\0"
+
+
+@pytest.mark.parametrize("text", ["", "aa:bb", "aa:bb:cc:dd:ee:ff:00", "zz:bb:cc:dd:ee:ff"])
+def test_a_bad_mac_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        netlink.mac_bytes(text)
+
+
+@pytest.mark.parametrize("name", ["", "net", "../etc/passwd", "net/../../x", "/net/x", "net..x"])
+def test_only_names_of_sysctls_are_written(name: str) -> None:
+    with pytest.raises(Refused):
+        setup.set_sysctl(name, "1")
+
+
+def test_ids_are_looked_up_in_mappings() -> None:
+    mappings = (IdMapping(inner=0, outer=100000, length=10), IdMapping(inner=50, outer=7, length=1))
+    assert [outer_id(number, mappings) for number in (0, 9, 50, 60)] == [100000, 100009, 7, 60]
+    assert outer_id(5, ()) == 5
+
+
+def test_links_of_an_image_stay_within_it(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/resolv.conf").symlink_to("../run/resolve/stub.conf")
+    (root / "etc/hosts").symlink_to("../../../../../../etc/passwd")
+    (root / "var").mkdir()
+    (root / "var/run").symlink_to("/run")
+    (root / "loop").symlink_to("/loop")
+    found = {
+        path: resolve_target(str(root), path)
+        for path in ("/etc/resolv.conf", "/etc/hosts", "/var/run/x", "/plain/../y", "/")
+    }
+    assert found == {
+        "/etc/resolv.conf": "/run/resolve/stub.conf",
+        "/etc/hosts": "/etc/passwd",
+        "/var/run/x": "/run/x",
+        "/plain/../y": "/y",
+        "/": "/",
+    }
+    with pytest.raises(Refused):
+        resolve_target(str(root), "/loop/x")
