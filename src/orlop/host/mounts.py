@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from orlop.host import syscalls as sys
+
+MOUNTINFO = Path("/proc/self/mountinfo")
 
 Propagation = Literal["private", "rslave", "rshared", "unchanged"]
 
@@ -29,19 +33,22 @@ def bind(
     recursive_read_only: bool = False,
     propagation: Propagation = "private",
     userns: Path | None = None,
+    namespace: Path | None = None,
 ) -> None:
     """Show ``source`` at the existing ``target`` too.
 
     ``read_only`` covers the mount itself, ``recursive_read_only`` all mounts below it (Linux
     5.12). With ``userns`` the files belong to the same users inside that user namespace, if the
-    file system can do that (ID-mapped mount, Linux 5.12). The mount appears with all its
+    file system can do that (ID-mapped mount, Linux 5.12). With ``namespace`` the mount appears in that
+    mount namespace alone, where ``target`` is looked up (Linux 5.12). The mount appears with all its
     properties at once where the kernel can do that. Raises OSError.
     """
     read_only = read_only or recursive_read_only
+    modern = recursive_read_only or userns is not None or namespace is not None
     try:
         tree = sys.open_tree(source, recursive=recursive)
     except OSError as error:
-        if error.errno not in _OLD_KERNEL or recursive_read_only or userns is not None:
+        if error.errno not in _OLD_KERNEL or modern:
             raise
         _bind_old(source, target, read_only, recursive, propagation)
         return
@@ -51,9 +58,9 @@ def bind(
         _set_propagation(tree, propagation, recursive)
         if read_only:
             sys.mount_setattr(tree, add=sys.MOUNT_ATTR_RDONLY, recursive=recursive_read_only)
-        sys.move_mount(tree, target)
+        inside(namespace, lambda: sys.move_mount(tree, target))
     except OSError as error:
-        if error.errno not in _OLD_KERNEL or recursive_read_only or userns is not None:
+        if error.errno not in _OLD_KERNEL or modern:
             raise
         _bind_old(source, target, read_only, recursive, propagation)
     finally:
@@ -114,6 +121,35 @@ def set_propagation(target: str | Path, propagation: Propagation, *, recursive: 
         sys.mount("", target, "", _PROPAGATION[propagation] | rec)
 
 
+def inside(namespace: Path | None, function: Callable[[], None]) -> None:
+    """Call ``function`` in the mount namespace at ``namespace``, or with None right here.
+
+    It runs on a thread of its own, which no other work ever sees. Raises what it raises, and OSError.
+    """
+    if namespace is None:
+        function()
+        return
+    failures: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                sys.unshare(sys.CLONE_FS)
+                sys.setns(descriptor, sys.CLONE_NEWNS)
+            finally:
+                os.close(descriptor)
+            function()
+        except BaseException as error:  # raised again in the calling thread
+            failures.append(error)
+
+    thread = threading.Thread(target=body, name="orlop-mount", daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
 def unmount(target: str | Path, *, lazy: bool = True) -> None:
     """Take away whatever is mounted at ``target``, all of it if mounts are stacked there.
 
@@ -139,9 +175,9 @@ def mounts_below(path: str | Path) -> list[Path]:
     return [Path(point) for point in found]
 
 
-def is_mounted(path: str | Path) -> bool:
-    """Whether ``path`` itself is a mount point in this mount namespace."""
-    return (os.fspath(path).rstrip("/") or "/") in _mount_points()
+def is_mounted(path: str | Path, mountinfo: Path = MOUNTINFO) -> bool:
+    """Whether ``path`` itself is a mount point in this mount namespace, or in that of ``mountinfo``."""
+    return (os.fspath(path).rstrip("/") or "/") in _mount_points(mountinfo)
 
 
 def propagation_of(path: str | Path) -> tuple[Path, bool, bool]:
@@ -168,9 +204,9 @@ def unmount_below(path: str | Path) -> None:
         unmount(point)
 
 
-def _mount_points() -> list[str]:
+def _mount_points(mountinfo: Path = MOUNTINFO) -> list[str]:
     points = []
-    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
+    with mountinfo.open(encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             fields = line.split(" ", 5)
             points.append(_unescape(fields[4]))

@@ -44,10 +44,16 @@ class HostMount(Protocol):
 
 
 class Share:
-    """The volumes below ``directory``. All methods may be repeated, also by a later daemon."""
+    """The volumes below ``directory``. All methods may be repeated, also by a later daemon.
 
-    def __init__(self, directory: Path) -> None:
+    With ``process`` the volumes are mounted in that process' mount namespace alone, and end with it: what
+    the host unmounts and removes is not held by them.
+    """
+
+    def __init__(self, directory: Path, *, process: int = 0) -> None:
         self._directory = directory
+        self._namespace = Path(f"/proc/{process}/ns/mnt") if process else None
+        self._mountinfo = Path(f"/proc/{process}/mountinfo") if process else mounts.MOUNTINFO
         # Where the mount points are made, if ``directory`` is only a read-only view of them.
         self._points = directory.with_name(f"{directory.name}.points")
 
@@ -101,7 +107,7 @@ class Share:
                 f"volume {source}: mounts made in a VM cannot appear on the host "
                 f"(propagation {mount.propagation})"
             )
-        if mounts.is_mounted(target):
+        if self._is_mounted(target):
             return
         try:
             directory = stat.S_ISDIR(Path(source).stat().st_mode)
@@ -119,13 +125,23 @@ class Share:
                 recursive=True,
                 recursive_read_only=mount.recursive_read_only,
                 propagation=propagation,
+                namespace=self._namespace,
             )
         except OSError as error:
             self._remove(key)
             raise _unusable(source, error) from error
 
+    def _is_mounted(self, target: Path) -> bool:
+        try:
+            return mounts.is_mounted(target, self._mountinfo)
+        except OSError:  # the process has ended, and its mounts with it
+            return False
+
     def _remove(self, key: str) -> None:
-        mounts.unmount(self._directory / key)
+        target = self._directory / key
+        if self._is_mounted(target):
+            with suppress(FileNotFoundError):  # the process has just ended, and its mounts with it
+                mounts.inside(self._namespace, lambda: mounts.unmount(target))
         _remove_point(self._place() / key)
 
     def _release_all(self) -> None:

@@ -22,6 +22,9 @@ _LOG_SHOWN = 2000
 # A clone touches some tens of MiB at once; below this the kernel would kill something.
 _MEMORY_NEEDED_KIB = 128 << 10
 
+# The pod's volumes are mounted in QEMU's own mount namespace: they end with it, and hold nothing on the host.
+_APART = ("unshare", "--mount", "--propagation", "slave", "--")
+
 # QEMU serves the pod's volumes with the owners that the guest gives its files, so it runs as root; these
 # are the capabilities that takes (capabilities(7)). What is not here is lost for good, exec or not.
 _CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid")
@@ -51,7 +54,7 @@ async def launch(
         log = stack.enter_context((directory / ERROR_LOG).open("ab"))
         arguments = build(Sockets(monitor.fileno(), agent.fileno()), Network(tap_fd))
         return await process.spawn_detached(
-            [*_CONFINE, *render(arguments)],
+            [*_APART, *_CONFINE, *render(arguments)],
             stdout=log,
             stderr=log,
             env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},

@@ -48,7 +48,7 @@ class Plugs:
         scratch_mib: int,
     ) -> None:
         self._machine = machine
-        self._share = Share(share)
+        self._share = Share(share, process=machine.pid)
         self._disk_directory = disk_directory
         self._scratch_directory = scratch_directory
         self._scratch_mib = scratch_mib
