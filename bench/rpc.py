@@ -99,6 +99,9 @@ def with_records(system: systems.System, count: int) -> systems.System:
 
     def prepare(directory: Path, registry: str, registries_conf: str) -> list[str]:
         command = system.prepare(directory, registry, registries_conf)
+        # No pod is run, so that no virtual machine need be made ready.
+        config = directory / "config.toml"
+        config.write_text(f'default_handler = "process"\n{config.read_text()}')
         asyncio.run(write_journal(directory / "root" / "journal.db", count))
         return command
 
