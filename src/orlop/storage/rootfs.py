@@ -67,8 +67,8 @@ def _root(mappings: Sequence[Mapping]) -> int:
 async def mount_rootfs(layers: Sequence[str], directory: Path, *, owned_by: Owners | None = None) -> Path:
     """A writable root file system of ``layers``, bottom first, at ``directory/rootfs``. Idempotent.
 
-    What is written stands in ``directory/upper``. With ``owned_by`` the files of the image belong to
-    the same users inside that user namespace (Linux 5.19). Raises NotFound for a layer that is gone,
+    What is written stands in ``directory/upper``; of an earlier boot nothing is kept. With ``owned_by``
+    the files of the image belong to the same users inside that user namespace (Linux 5.19). Raises NotFound for a layer that is gone,
     FailedPrecondition when the kernel cannot mount them.
     """
     return await _mount(layers, directory, writable=True, owned_by=owned_by)
@@ -102,6 +102,7 @@ async def _mount(layers: Sequence[str], directory: Path, *, writable: bool, owne
         raise InvalidArgument(f"{directory} is to be mounted without layers")
     if await asyncio.to_thread(mounts.is_mounted, target):
         return target
+    await asyncio.to_thread(_unmount, directory)
     points = [directory / _BELOW / str(number) for number in range(len(layers))]
     try:
         for path in (target, *points, *((directory / "upper", directory / "work") if writable else ())):
@@ -159,7 +160,8 @@ def _overlay(points: Sequence[Path], directory: Path, target: Path, writable: bo
         # Overlayfs counts from the top.
         options = "lowerdir=" + ":".join(short(point) for point in reversed(points))
         if writable:
-            options += f",upperdir={short(directory / 'upper')},workdir={short(directory / 'work')}"
+            # Nothing written here outlives the container: spare it and its end the syncs of the disk.
+            options += f",upperdir={short(directory / 'upper')},workdir={short(directory / 'work')},volatile"
         mounts.mount("overlay", target, "overlay", flags=0 if writable else sys.MS_RDONLY, options=options)
 
 
