@@ -68,8 +68,8 @@ async def mount_rootfs(layers: Sequence[str], directory: Path, *, owned_by: Owne
     """A writable root file system of ``layers``, bottom first, at ``directory/rootfs``. Idempotent.
 
     What is written stands in ``directory/upper``; of an earlier boot nothing is kept. With ``owned_by``
-    the files of the image belong to the same users inside that user namespace (Linux 5.19). Raises NotFound for a layer that is gone,
-    FailedPrecondition when the kernel cannot mount them.
+    the files of the image belong to the same users inside that user namespace (Linux 5.19). Raises
+    NotFound for a layer that is gone, FailedPrecondition when the kernel cannot mount them.
     """
     return await _mount(layers, directory, writable=True, owned_by=owned_by)
 
