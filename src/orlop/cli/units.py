@@ -45,7 +45,7 @@ def show_age(then_ns: int) -> str:
 
 
 def _port(text: str, whole: str, lowest: int) -> int:
-    if not text.isdecimal() or not lowest <= int(text) <= 65535:
+    if not (text.isascii() and text.isdecimal()) or not lowest <= int(text) <= 65535:
         raise CliError(f"{whole}: {text or 'nothing'} is not a port number", exit_code=2)
     return int(text)
 

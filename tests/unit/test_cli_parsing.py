@@ -1,0 +1,126 @@
+"""What people write on the command line, and the log files the commands read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orlop.cli import logs, units
+from orlop.cli.problems import CliError
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.sandbox import crilog
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1", 1),
+        ("512m", 512 << 20),
+        ("1.5g", 3 << 29),
+        ("2GiB", 2 << 30),
+        ("64 kb", 64 << 10),
+        ("1T", 1 << 40),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert units.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "m", "-1m", "1x", "1mm", "lots"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(CliError, match="is not a size") as caught:
+        units.parse_size(text)
+    assert caught.value.exit_code == 2
+
+
+def test_ports() -> None:
+    plain = units.parse_port("8080:80")
+    assert (plain.host_ip, plain.host_port, plain.container_port, plain.protocol) == ("", 8080, 80, pb.TCP)
+    bound = units.parse_port("127.0.0.1:53:5353/udp")
+    assert (bound.host_ip, bound.host_port, bound.container_port) == ("127.0.0.1", 53, 5353)
+    assert bound.protocol == pb.UDP
+    assert units.parse_port("[::1]:1:2").host_ip == "::1"
+
+
+@pytest.mark.parametrize("text", ["80", "a:80", "80:", ":80", "0:80", "80:65536", "1:2/icmp", "80:٣"])
+def test_what_is_no_port(text: str) -> None:
+    with pytest.raises(CliError):
+        units.parse_port(text)
+
+
+def test_volumes(tmp_path: Path) -> None:
+    mount = units.parse_volume(f"{tmp_path}:/data:ro")
+    assert (mount.host_path, mount.container_path, mount.readonly) == (str(tmp_path), "/data", True)
+    assert not units.parse_volume(f"{tmp_path}:/data").readonly
+    for wrong in (
+        f"{tmp_path}",
+        f"{tmp_path}:data",
+        f"{tmp_path}:/data:rx",
+        ":/data",
+        f"{tmp_path}/none:/data",
+    ):
+        with pytest.raises(CliError):
+            units.parse_volume(wrong)
+
+
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROM_HERE", "yes")
+    assert units.parse_environment("A=b=c") == pb.KeyValue(key="A", value=b"b=c")
+    assert units.parse_environment("FROM_HERE").value == b"yes"
+    with pytest.raises(CliError):
+        units.parse_environment("=x")
+
+
+def test_sizes_are_shown_short() -> None:
+    shown = [units.show_size(size) for size in (0, 1023, 1024, 1536, 150 << 20, 5 << 40)]
+    assert shown == ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "150 MiB", "5.0 TiB"]
+
+
+@given(st.lists(st.binary(max_size=40000).filter(lambda line: b"\n" not in line), max_size=5))
+def test_a_log_reads_as_it_was_written(lines: list[bytes]) -> None:
+    text = b"".join(line + b"\n" for line in lines)
+    raw = crilog.format_lines(crilog.STDERR, text, 1_700_000_000_000_000_001)
+    found = [logs.parse(one) for one in raw.split(b"\n") if one]
+    assert b"".join(one.content for one in found if one) == text
+    assert all(one and one.stream == "stderr" and one.time.endswith("000000001Z") for one in found)
+
+
+@given(st.binary(max_size=200).filter(lambda line: b"\n" not in line))
+def test_no_bytes_break_the_reader(raw: bytes) -> None:
+    line = logs.parse(raw)
+    assert line is None or line.stream in ("stdout", "stderr")
+
+
+async def test_a_growing_and_rotated_log_is_followed(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    rounds = 0
+
+    def entry(text: str) -> bytes:
+        return crilog.format_lines(crilog.STDOUT, text.encode(), 1)
+
+    async def ended() -> bool:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 2:
+            path.write_bytes(entry("one\n") + entry("two\n")[:10])
+        elif rounds == 3:
+            with path.open("ab") as file:
+                file.write(entry("two\n")[10:])
+        elif rounds == 4:
+            path.rename(tmp_path / "log.1")
+            path.write_bytes(entry("three\n"))
+        return rounds >= 6
+
+    seen = [line.content async for line in logs.follow(path, ended)]
+    assert seen == [b"one\n", b"two\n", b"three\n"]
+
+
+def test_help_does_not_wait_for_grpc() -> None:
+    code = "import sys, orlop.cli.main; print({'grpc', 'rich', 'msgspec'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "grpc" not in done.stdout and "msgspec" not in done.stdout
