@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.conformance import tools
+
 from bench import peers
 from bench.client import Client
 from orlop.cri.api import runtime_v1_pb2 as pb
@@ -56,6 +58,28 @@ def write_network(directory: Path, name: str, number: int) -> None:
     (directory / "10-bench.conflist").write_text(json.dumps(conflist))
 
 
+def borrow(root: Path) -> None:
+    """Let a daemon below ``root`` start from the benchmark's own guest image and template."""
+    made = tools.cache_dir() / "bench"
+    made.mkdir(exist_ok=True)
+    config = made / "config.toml"
+    config.write_text(f'root = "{made}"\n')
+    build = [sys.executable, "-m", "orlop.cli.main", "guest", "build", "--config", config]
+    subprocess.run(build, check=True, capture_output=True)
+    root.mkdir(exist_ok=True)
+    (root / "guest").symlink_to(made / "guest")
+    if (made / "hypervisor").exists():
+        subprocess.run(["cp", "-a", "--sparse=always", made / "hypervisor", root], check=True)
+
+
+def keep(root: Path) -> None:
+    """Keep the template that a daemon below ``root`` has built for the next one."""
+    kept = tools.cache_dir() / "bench" / "hypervisor"
+    if (root / "hypervisor").exists():
+        subprocess.run(["rm", "-rf", kept], check=True)
+        subprocess.run(["cp", "-a", "--sparse=always", root / "hypervisor", kept], check=True)
+
+
 def _orlop(extra: str) -> Callable[[Path, str, str], list[str]]:
     def prepare(directory: Path, registry: str, registries_conf: str) -> list[str]:
         (directory / "registries.conf").write_text(registries_conf)
@@ -64,15 +88,7 @@ def _orlop(extra: str) -> Callable[[Path, str, str], list[str]]:
             f'[images]\nregistries_conf = "{directory}/registries.conf"\n'
             f'[network]\nconf_dir = "{directory}/cni"\n{extra}'
         )
-        # What set-up has made is taken over: the guest image, the accelerator's probe, the template.
-        subprocess.run(
-            [sys.executable, "-m", "orlop.cli.main", "guest", "build"], check=True, capture_output=True
-        )
-        made, root = Path("/var/lib/orlop"), directory / "root"
-        root.mkdir(exist_ok=True)
-        (root / "guest").symlink_to(made / "guest")
-        if (made / "hypervisor").exists():
-            subprocess.run(["cp", "-a", "--sparse=always", made / "hypervisor", root], check=True)
+        borrow(directory / "root")
         return [sys.executable, "-m", "orlop.daemon", "--config", f"{directory}/config.toml"]
 
     return prepare
@@ -177,6 +193,8 @@ def running(system: System, directory: Path, number: int, registry: str, conf: s
     try:
         _wait_for(system.name, process, socket_path, log)
         _wait_until_ready(socket_path)
+        if "cold" not in system.name:
+            keep(directory / "root")
         yield Running(system, process.pid, socket_path)
     finally:
         process.send_signal(signal.SIGTERM)
