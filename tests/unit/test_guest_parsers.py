@@ -136,3 +136,28 @@ def test_links_of_an_image_stay_within_it(tmp_path: Path) -> None:
     }
     with pytest.raises(Refused):
         resolve_target(str(root), "/loop/x")
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "first", "last"),
+    [
+        ("10.1.2.3/24", 24, "10.1.2.0", "10.1.2.255"),
+        ("10.1.2.3", 32, "10.1.2.3", "10.1.2.3"),
+        ("0.0.0.0/0", 0, "0.0.0.0", "255.255.255.255"),
+        ("fd00::5/64", 64, "fd00::", "fd00::ffff:ffff:ffff:ffff"),
+    ],
+)
+def test_networks(text: str, length: int, first: str, last: str) -> None:
+    family, packed, found = netlink.network_bytes(text)
+    assert found == length
+    assert netlink.masked(packed, length) == netlink.address_bytes(first)[1]
+    assert netlink.masked(packed, length, fill=True) == netlink.address_bytes(last)[1]
+    assert family == netlink.address_bytes(first)[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10.0.0.1/33", "10.0.0.1/", "10.0.0.1/-1", "fd00::1/129", "host/8", "1.2/8"]
+)
+def test_what_is_no_network_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an address"):
+        netlink.network_bytes(text)

@@ -55,6 +55,7 @@ class Agent:
         self.disks = Disks()
         self.id_maps = IdMaps()
         self.is_set_up = False
+        self._identity = setup.Identity()
         self.quiet = False
         self._emit = emit
         self._share = Share()
@@ -97,10 +98,10 @@ class Agent:
         answer.ok(messages.Pong(uptime_ns=time.monotonic_ns(), clock=time.time_ns()))
 
     def setup(self, request: messages.Setup, answer: Answer) -> None:
-        """Make this clone one pod's own."""
-        if self.is_set_up:
-            raise Refused("failed_precondition", "this VM belongs to a pod already")
-        reply = setup.apply(request)
+        """Make this clone one pod's own. While it has no containers this can be repeated."""
+        if self.containers:
+            raise Refused("failed_precondition", "this VM belongs to a pod with containers already")
+        reply = self._identity.apply(request)
         self.is_set_up = True
         answer.ok(reply)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import suppress
 
 _REQUEST, _ACK, _CREATE, _REPLACE = 0x1, 0x4, 0x400, 0x100
-_NEWLINK, _NEWADDR, _NEWROUTE, _NEWNEIGH = 16, 20, 24, 28
-_NLMSG_ERROR = 2
+_DUMP = 0x300
+_NEWLINK, _NEWADDR, _DELADDR, _GETADDR, _NEWROUTE, _NEWNEIGH = 16, 20, 21, 22, 24, 28
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
@@ -20,16 +22,37 @@ _NUD_PERMANENT = 0x80
 _RTNH_F_ONLINK = 4
 _IFF_UP = 1
 
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-
 
 def attribute(kind: int, value: bytes) -> bytes:
     """One ``struct rtattr`` with its padding."""
     return struct.pack("=HH", len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
 
 
-def _family(version: int) -> int:
-    return socket.AF_INET if version == 4 else socket.AF_INET6
+def address_bytes(text: str) -> tuple[int, bytes]:
+    """Family and bytes of an address; ValueError for anything else. (ipaddress would cost more to load.)"""
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    try:
+        return family, socket.inet_pton(family, text)
+    except (OSError, ValueError):
+        raise ValueError(f"{text!r} is not an address") from None
+
+
+def network_bytes(text: str) -> tuple[int, bytes, int]:
+    """Family, bytes and prefix length of "address/length", or of an address alone."""
+    address, slash, length = text.partition("/")
+    family, packed = address_bytes(address)
+    bits = len(packed) * 8
+    if slash and not (length.isascii() and length.isdecimal() and int(length) <= bits):
+        raise ValueError(f"{text!r} is not an address with the length of its prefix")
+    return family, packed, int(length) if slash else bits
+
+
+def masked(packed: bytes, length: int, *, fill: bool = False) -> bytes:
+    """The first address of a network, or with ``fill`` the last."""
+    bits = len(packed) * 8
+    host = (1 << bits - length) - 1
+    value = int.from_bytes(packed, "big")
+    return (value | host if fill else value & ~host).to_bytes(len(packed), "big")
 
 
 def mac_bytes(text: str) -> bytes:
@@ -70,12 +93,12 @@ class Netlink:
 
     def add_address(self, index: int, address: str) -> None:
         """Add an address in CIDR form; one that is there already is no error."""
-        parsed: Interface = ipaddress.ip_interface(address)
-        flags = _IFA_F_PERMANENT | (_IFA_F_NODAD if parsed.version == 6 else 0)
-        body = struct.pack("=BBBBi", _family(parsed.version), parsed.network.prefixlen, flags, 0, index)
-        body += attribute(_IFA_LOCAL, parsed.ip.packed) + attribute(_IFA_ADDRESS, parsed.ip.packed)
-        if parsed.version == 4 and parsed.network.prefixlen < 31:
-            body += attribute(_IFA_BROADCAST, parsed.network.broadcast_address.packed)
+        family, packed, length = network_bytes(address)
+        flags = _IFA_F_PERMANENT | (_IFA_F_NODAD if family == socket.AF_INET6 else 0)
+        body = struct.pack("=BBBBi", family, length, flags, 0, index)
+        body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+        if family == socket.AF_INET and length < 31:
+            body += attribute(_IFA_BROADCAST, masked(packed, length, fill=True))
         self._request(_NEWADDR, _CREATE | _REPLACE, body)
 
     def add_route(
@@ -89,17 +112,16 @@ class Netlink:
         metric: int = 0,
     ) -> None:
         """Add or replace a route."""
-        network = ipaddress.ip_network(destination, strict=False)
+        family, packed, length = network_bytes(destination)
         scope = 0 if gateway else 253  # universe, link
         flags = _RTNH_F_ONLINK if on_link and gateway else 0
-        family = _family(network.version)
-        body = struct.pack("=BBBBBBBBI", family, network.prefixlen, 0, 0, 254, 4, scope, 1, flags)
-        if network.prefixlen:
-            body += attribute(_RTA_DST, network.network_address.packed)
+        body = struct.pack("=BBBBBBBBI", family, length, 0, 0, 254, 4, scope, 1, flags)
+        if length:
+            body += attribute(_RTA_DST, masked(packed, length))
         if gateway:
-            body += attribute(_RTA_GATEWAY, ipaddress.ip_address(gateway).packed)
+            body += attribute(_RTA_GATEWAY, address_bytes(gateway)[1])
         if source:
-            body += attribute(_RTA_PREFSRC, ipaddress.ip_address(source).packed)
+            body += attribute(_RTA_PREFSRC, address_bytes(source)[1])
         if metric:
             body += attribute(_RTA_PRIORITY, struct.pack("=I", metric))
         body += attribute(_RTA_OIF, struct.pack("=i", index))
@@ -107,15 +129,42 @@ class Netlink:
 
     def add_neighbour(self, index: int, address: str, mac: str) -> None:
         """Add a permanent neighbour."""
-        parsed = ipaddress.ip_address(address)
-        body = struct.pack("=BxHiHBB", _family(parsed.version), 0, index, _NUD_PERMANENT, 0, 1)
-        body += attribute(_NDA_DST, parsed.packed) + attribute(_NDA_LLADDR, mac_bytes(mac))
+        family, packed = address_bytes(address)
+        body = struct.pack("=BxHiHBB", family, 0, index, _NUD_PERMANENT, 0, 1)
+        body += attribute(_NDA_DST, packed) + attribute(_NDA_LLADDR, mac_bytes(mac))
         self._request(_NEWNEIGH, _CREATE | _REPLACE, body)
 
-    def _request(self, kind: int, flags: int, body: bytes) -> None:
+    def remove_addresses(self, index: int) -> None:
+        """Remove all IPv4 addresses of a link. (IPv6 addresses go when it goes down.)"""
+        found = []
+        for message in self._dump(_GETADDR, struct.pack("=BBBBi", socket.AF_INET, 0, 0, 0, 0)):
+            owner = struct.unpack_from("=BBBBi", message)[4]
+            if owner == index:
+                found.append(message)
+        for message in found:
+            with suppress(OSError):
+                self._request(_DELADDR, 0, message)
+
+    def _dump(self, kind: int, body: bytes) -> Iterator[bytes]:
+        """The bodies of all messages that answer a dump."""
+        self._send(kind, _DUMP, body)
+        while True:
+            data = self._socket.recv(1 << 20)
+            position = 0
+            while position + 16 <= len(data):
+                length, answered, _, _, _ = struct.unpack_from("=IHHII", data, position)
+                if answered in (_NLMSG_DONE, _NLMSG_ERROR) or length < 16:
+                    return
+                yield data[position + 16 : position + length]
+                position += length + 3 & ~3
+
+    def _send(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence += 1
-        header = struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | _ACK | flags, self._sequence, 0)
+        header = struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | flags, self._sequence, 0)
         self._socket.send(header + body)
+
+    def _request(self, kind: int, flags: int, body: bytes) -> None:
+        self._send(kind, _ACK | flags, body)
         while True:
             answer = self._socket.recv(65536)
             _, answered, _, sequence, _ = struct.unpack_from("=IHHII", answer)

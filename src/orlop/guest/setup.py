@@ -28,28 +28,72 @@ _DEFAULT_SYSCTLS = {
 }
 
 
-def apply(setup: Setup) -> SetupReply:
-    """Do all of it; Refused for what cannot be."""
-    if setup.clock:
-        time.clock_settime_ns(time.CLOCK_REALTIME, setup.clock)
-    if setup.entropy:
-        _seed(setup.entropy)
-    socket.sethostname(setup.hostname)
-    _identity(setup)
-    _network(setup.interfaces)
-    for name, value in {**_DEFAULT_SYSCTLS, **dict(setup.sysctls)}.items():
-        set_sysctl(name, value)
-    size = setup.shm_size or _DEFAULT_SHM
-    syscalls.mount(
-        "shm",
-        paths.SHM,
-        "tmpfs",
-        syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC,
-        f"mode=1777,size={size}",
-    )
-    if setup.resources != NO_LIMITS:
-        cgroup.POD.apply(setup.resources)
-    return SetupReply(kernel=os.uname().release, cpus=os.cpu_count() or 1, memory=memory()[0])
+class Identity:
+    """What makes this VM one pod's. May be set again as a whole, as long as nothing depends on it."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._bound: set[str] = set()
+
+    def apply(self, setup: Setup) -> SetupReply:
+        """Do all of it; Refused for what cannot be."""
+        if setup.clock:
+            time.clock_settime_ns(time.CLOCK_REALTIME, setup.clock)
+        if setup.entropy:
+            _seed(setup.entropy)
+        socket.sethostname(setup.hostname)
+        self._files(setup)
+        self._network(setup.interfaces)
+        for name, value in {**_DEFAULT_SYSCTLS, **dict(setup.sysctls)}.items():
+            set_sysctl(name, value)
+        self._shared_memory(setup.shm_size or _DEFAULT_SHM)
+        if setup.resources != NO_LIMITS:
+            cgroup.POD.apply(setup.resources)
+        return SetupReply(kernel=os.uname().release, cpus=os.cpu_count() or 1, memory=memory()[0])
+
+    def _files(self, setup: Setup) -> None:
+        if setup.machine_id:
+            create_text(f"{paths.ETC}/machine-id", setup.machine_id + "\n", 0o444)
+            if os.path.exists("/etc/machine-id"):
+                self._bind(f"{paths.ETC}/machine-id", "/etc/machine-id")
+        if setup.boot_id:
+            create_text(paths.BOOT_ID, setup.boot_id + "\n", 0o444)
+            self._bind(paths.BOOT_ID, "/proc/sys/kernel/random/boot_id")
+        own = f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{setup.hostname}\n"
+        for name, text in (
+            ("hostname", setup.hostname + "\n"),
+            ("resolv.conf", setup.resolv_conf),
+            ("hosts", setup.hosts or own),
+        ):
+            if text:
+                create_text(f"{paths.ETC}/{name}", text)
+
+    def _bind(self, source: str, target: str) -> None:
+        if target not in self._bound:
+            syscalls.mount(source, target, "", syscalls.MS_BIND)
+            self._bound.add(target)
+
+    def _shared_memory(self, size: int) -> None:
+        if paths.SHM in self._bound:
+            syscalls.umount(paths.SHM, syscalls.MNT_DETACH)
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        syscalls.mount("shm", paths.SHM, "tmpfs", flags, f"mode=1777,size={size}")
+        self._bound.add(paths.SHM)
+
+    def _network(self, interfaces: tuple[Interface, ...]) -> None:
+        with Netlink() as netlink:
+            netlink.set_link(socket.if_nametoindex("lo"), up=True)
+            for device, name in self._names.items():
+                # Routes and neighbours go with the link that goes down.
+                index = socket.if_nametoindex(name)
+                netlink.set_link(index, up=False)
+                netlink.remove_addresses(index)
+                if name != device:
+                    netlink.set_link(index, name=device)
+            self._names = {}
+            for interface in interfaces:
+                self._names[interface.device] = interface.name
+                _interface(netlink, interface)
 
 
 def set_sysctl(name: str, value: str) -> None:
@@ -84,30 +128,6 @@ def _seed(entropy: bytes) -> None:
         fcntl.ioctl(fd, _RNDRESEEDCRNG)
     finally:
         os.close(fd)
-
-
-def _identity(setup: Setup) -> None:
-    if setup.machine_id:
-        create_text(f"{paths.ETC}/machine-id", setup.machine_id + "\n", 0o444)
-        if os.path.exists("/etc/machine-id"):
-            syscalls.mount(f"{paths.ETC}/machine-id", "/etc/machine-id", "", syscalls.MS_BIND)
-    if setup.boot_id:
-        create_text(paths.BOOT_ID, setup.boot_id + "\n", 0o444)
-        syscalls.mount(paths.BOOT_ID, "/proc/sys/kernel/random/boot_id", "", syscalls.MS_BIND)
-    create_text(f"{paths.ETC}/hostname", setup.hostname + "\n")
-    if setup.resolv_conf:
-        create_text(f"{paths.ETC}/resolv.conf", setup.resolv_conf)
-    create_text(
-        f"{paths.ETC}/hosts",
-        setup.hosts or f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{setup.hostname}\n",
-    )
-
-
-def _network(interfaces: tuple[Interface, ...]) -> None:
-    with Netlink() as netlink:
-        netlink.set_link(socket.if_nametoindex("lo"), up=True)
-        for interface in interfaces:
-            _interface(netlink, interface)
 
 
 def _interface(netlink: Netlink, interface: Interface) -> None:

@@ -109,7 +109,7 @@ class SetupReply:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup(Request[SetupReply]):
-    """Make this clone one pod's own. Sent once, before any container.
+    """Make this clone one pod's own. While there is no container, it may be sent again and replaces all.
 
     ``clock`` is the wall clock to set; ``entropy`` seeds the random number generator;
     ``machine_id`` (32 hex digits) and ``boot_id`` (a UUID) replace the template's.
