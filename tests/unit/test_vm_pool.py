@@ -54,7 +54,8 @@ class FakeClone(Clone):
 
 class FakeCloner(Cloner):
     def __init__(self, state: Path) -> None:
-        super().__init__(VmConfig(default_memory_mib=256), cast(Any, None), state, Path())
+        config = VmConfig(default_memory_mib=256)
+        super().__init__(config, cast(Any, None), state=state, scratch=state, image=Path())
         self.alive: dict[str, FakeClone] = {}
         self.made = 0
         self.failure = ""
@@ -79,6 +80,9 @@ class FakeCloner(Cloner):
         return clone
 
     async def warm_up(self, clone: Clone) -> None:
+        pass
+
+    async def add_spare(self, clone: Clone) -> None:
         pass
 
     async def discard(self, directory: Path) -> None:

@@ -19,16 +19,27 @@ from pathlib import Path
 from orlop.config import VmConfig
 from orlop.errors import OrlopError, Unavailable
 from orlop.host import mounts, netns, threads
-from orlop.hypervisor.base import Accelerator, Hypervisor, Machine, MachineShape, Template
+from orlop.hypervisor.base import (
+    Accelerator,
+    Disk,
+    DiskFormat,
+    Hypervisor,
+    Machine,
+    MachineShape,
+    Template,
+)
 from orlop.net.tap import create_tap
 from orlop.sandbox.vm import warm
 from orlop.sandbox.vm.agent import AgentClient
+from orlop.sandbox.vm.files import DiskUse
+from orlop.storage.disks import scratch_disk
 from orlop.storage.share import Share
 from orlop.wire.messages import Online, Ping, Quiesce, Resume
 
 log = logging.getLogger(__name__)
 
 TAP = "tap0"
+SPARE = "rw-spare"
 _ANSWER_TIMEOUT = 30.0
 _SETTLE_TIMEOUT = 60.0
 _WARM_ROUNDS = 2
@@ -42,6 +53,8 @@ class Clone:
         self.machine = machine
         self.agent = agent
         self.made_in_ms = 0.0
+        self.spare: DiskUse | None = None
+        """A scratch disk that is plugged already, for the first container."""
 
     @property
     def id(self) -> str:
@@ -94,13 +107,19 @@ def machine_of(directory: Path) -> Path:
 
 
 class Cloner:
-    """Makes and removes clones below ``state``. ``image`` is the guest's root disk."""
+    """Makes and removes clones below ``state``; ``image`` is the guest's root disk.
 
-    def __init__(self, config: VmConfig, hypervisor: Hypervisor, state: Path, image: Path) -> None:
+    Below ``scratch``, which is on disk, each VM has a directory for the writable layers of its containers.
+    """
+
+    def __init__(
+        self, config: VmConfig, hypervisor: Hypervisor, *, state: Path, scratch: Path, image: Path
+    ) -> None:
         self._config = config
         self._hypervisor = hypervisor
         self._image = image
         self.directory = state / "vms"
+        self._scratch = scratch
         self._template: Template | None = None
         self._building: asyncio.Task[Template] | None = None
 
@@ -176,10 +195,24 @@ class Cloner:
 
     async def warm_up(self, clone: Clone) -> None:
         """Let the machine do once what a pod will ask of it."""
+        await warm.rehearse(clone.agent)
         Share(clone.share).make_point("warm")
         await warm.exercise(
             clone.machine, clone.agent, self._image, clone.directory, share="warm", rounds=_WARM_ROUNDS
         )
+
+    async def add_spare(self, clone: Clone) -> None:
+        """Plug a scratch disk before any container asks for one."""
+        path = self.scratch_of(clone.id) / "spare.img"
+        await scratch_disk(path, self._config.scratch_mib)
+        slot = await clone.machine.attach_disk(
+            Disk(id=SPARE, path=str(path), format=DiskFormat.RAW, read_only=False)
+        )
+        clone.spare = DiskUse(id=SPARE, lun=slot.lun, path=str(path))
+
+    def scratch_of(self, vm_id: str) -> Path:
+        """Where the writable layers of a VM's containers are."""
+        return self._scratch / vm_id
 
     async def recover(self, vm_id: str) -> Clone:
         """The clone that an earlier daemon made; its agent waits for a Resume.
@@ -206,15 +239,15 @@ class Cloner:
         await netns.delete(netns_of(directory))
         await Share(directory / "share").release_all()
         await asyncio.to_thread(_remove, directory)
+        await asyncio.to_thread(shutil.rmtree, self.scratch_of(directory.name), ignore_errors=True)
 
     async def sweep(self, keep: Callable[[str], bool]) -> None:
         """Remove clones of an earlier daemon that no pod owns."""
-        if not self.directory.is_dir():
-            return
-        for directory in sorted(self.directory.iterdir()):
-            if not keep(directory.name):
-                log.info("removing VM %s, which belongs to no pod", directory.name)
-                await self.discard(directory)
+        for place in (self.directory, self._scratch):
+            for found in sorted(place.iterdir()) if place.is_dir() else ():
+                if not keep(found.name):
+                    log.info("removing VM %s, which belongs to no pod", found.name)
+                    await self.discard(self.directory / found.name)
 
     async def close(self) -> None:
         """Stop building."""

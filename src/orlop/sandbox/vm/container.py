@@ -31,6 +31,7 @@ class Container:
         self.log = log
         self.running = False
         self.oom = False
+        self.cpuset = spec.resources.cpuset_cpus
         self.exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._agent = agent
         self._wake = asyncio.Event()

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import secrets
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Coroutine
@@ -31,7 +30,7 @@ from orlop.net.network import PodNetwork
 from orlop.net.tap import join_tap
 from orlop.sandbox.base import Features
 from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec
-from orlop.sandbox.vm import translate
+from orlop.sandbox.vm import hostgroup, translate
 from orlop.sandbox.vm.checks import check_pod
 from orlop.sandbox.vm.clone import TAP, Clone, Cloner, netns_of
 from orlop.sandbox.vm.files import PodFile, PodFiles, owned_vms, pods_on_disk
@@ -49,6 +48,8 @@ T = TypeVar("T")
 NAME = "vm"
 _SETUP_TIMEOUT = 30.0
 _ENTROPY = 256
+_LOOK_AGAIN = 10.0
+_NO_GUEST = GuestArtifacts(kernel=Path(), initrd=Path(), image=Path(), digest="", size=0)
 _RESOLV_CONF = Path("/etc/resolv.conf")
 
 
@@ -63,6 +64,7 @@ class VmDriver:
         self._given = given
         self._cloner: Cloner | None = None
         self._pool: Pool | None = None
+        self._guestless = True
         self._sandboxes: dict[str, VmSandbox] = {}
         self._preparing: asyncio.Task[None] | None = None
         self._reason = "the handler vm is not open"
@@ -91,16 +93,21 @@ class VmDriver:
         check_pod(spec, self._config.vm)
 
     async def open(self) -> None:
-        """See ``SandboxDriver``. The template is built in the background."""
-        hypervisor, guest = self._given or await self._find()
-        self._cloner = Cloner(self._config.vm, hypervisor, self._config.state_dir, guest.image)
-        default = MachineShape(
-            memory_mib=self._config.vm.default_memory_mib, vcpus=self._config.vm.default_vcpus
-        )
-        self._pool = Pool(self._config.vm.pool, self._cloner, default)
-        await self._cloner.sweep(owned_vms(self._config.state_dir).__contains__)
-        self._reason = "the VM template is being made"
-        self._preparing = asyncio.create_task(self._prepare(self._cloner, self._pool), name="VM driver")
+        """See ``SandboxDriver``. The template is built in the background.
+
+        Without a guest image pods that run can be recovered and removed all the same; the image is
+        looked for again until there is one.
+        """
+        try:
+            hypervisor, guest = self._given or await self._find()
+        except OrlopError as error:
+            self._reason = str(error)
+            log.error("pods cannot run in VMs: %s", error)
+            guest = _NO_GUEST
+            hypervisor = self._hypervisor(guest)
+        self._use(hypervisor, guest)
+        await self._opened().sweep(owned_vms(self._config.state_dir).__contains__)
+        self._preparing = asyncio.create_task(self._prepare(hypervisor, guest), name="VM driver")
 
     async def close(self) -> None:
         """See ``SandboxDriver``."""
@@ -122,7 +129,9 @@ class VmDriver:
     async def run(self, spec: PodSpec) -> VmSandbox:
         """See ``SandboxDriver``."""
         self.check(spec)
-        cloner, pool = self._opened()
+        cloner, pool = self._opened(), self._pool
+        if pool is None or self._guestless:
+            raise Unavailable(f"pods cannot run in VMs now: {self._reason}")
         begun = time.monotonic()
         files = PodFiles(self._config.state_dir, spec.id)
         files.write(PodFile(pod_id=spec.id))
@@ -138,7 +147,7 @@ class VmDriver:
 
     async def recover(self, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> VmSandbox:
         """See ``SandboxDriver``."""
-        cloner, _ = self._opened()
+        cloner = self._opened()
         files = PodFiles(self._config.state_dir, spec.id)
         pod = files.read()
         if pod is None or not pod.set_up:
@@ -163,59 +172,82 @@ class VmDriver:
             await sandbox.stop()
         await self._clean_up(pod_id)
 
-    async def _find(self) -> tuple[Hypervisor, GuestArtifacts]:
-        try:
-            guest = await asyncio.to_thread(find, self._config.vm.guest, self._config.root_dir / "guest")
-        except OrlopError as error:
-            self._reason = str(error)
-            raise
-        return QemuHypervisor(self._config.vm, guest, root=self._config.root_dir / "hypervisor"), guest
-
     async def traces(self) -> list[str]:
         """See ``SandboxDriver``."""
         return await asyncio.to_thread(pods_on_disk, self._config.state_dir)
 
-    def _opened(self) -> tuple[Cloner, Pool]:
-        if self._cloner is None or self._pool is None:
-            raise Unavailable(f"pods cannot run in VMs now: {self._reason}")
-        return self._cloner, self._pool
+    async def _find(self) -> tuple[Hypervisor, GuestArtifacts]:
+        guest = await asyncio.to_thread(find, self._config.vm.guest, self._config.root_dir / "guest")
+        return self._hypervisor(guest), guest
 
-    async def _prepare(self, cloner: Cloner, pool: Pool) -> None:
-        try:
-            accelerator = await cloner.accelerator()
-            log.info("VMs run with %s: %s", accelerator.kind, accelerator.reason)
-            await cloner.prepare()
-        except OrlopError as error:
-            self._reason = str(error)
-            log.error("pods cannot run in VMs: %s", error)
-            return
+    def _hypervisor(self, guest: GuestArtifacts) -> Hypervisor:
+        return QemuHypervisor(self._config.vm, guest, root=self._config.root_dir / "hypervisor")
+
+    def _use(self, hypervisor: Hypervisor, guest: GuestArtifacts) -> None:
+        vm = self._config.vm
+        self._guestless = guest is _NO_GUEST
+        self._cloner = Cloner(
+            vm,
+            hypervisor,
+            state=self._config.state_dir,
+            scratch=self._config.root_dir / "vm-scratch",
+            image=guest.image,
+        )
+        default = MachineShape(memory_mib=vm.default_memory_mib, vcpus=vm.default_vcpus)
+        self._pool = Pool(vm.pool, self._cloner, default)
+
+    def _opened(self) -> Cloner:
+        if self._cloner is None:
+            raise Unavailable(f"pods cannot run in VMs now: {self._reason}")
+        return self._cloner
+
+    async def _prepare(self, hypervisor: Hypervisor, guest: GuestArtifacts) -> None:
+        """Get to the point where pods can be run, however often it takes."""
+        while True:
+            try:
+                if guest is _NO_GUEST:
+                    hypervisor, guest = await self._find()
+                    self._use(hypervisor, guest)
+                self._reason = "the VM template is being made"
+                accelerator = await hypervisor.probe()
+                log.info("VMs run with %s: %s", accelerator.kind, accelerator.reason)
+                await self._opened().prepare()
+                break
+            except OrlopError as error:
+                if str(error) != self._reason:
+                    log.error("pods cannot run in VMs: %s", error)
+                self._reason = str(error)
+            await asyncio.sleep(_LOOK_AGAIN)
         self._reason = ""
-        pool.open()
+        if self._pool is not None:
+            self._pool.open()
 
     async def _start(self, spec: PodSpec, cloner: Cloner, pool: Pool, files: PodFiles) -> VmSandbox:
         """Get a VM and a network, and bring them together."""
         timings: dict[str, float] = {}
         shape = cloner.at_least(shape_of(spec, self._config.vm))
+        cgroup = hostgroup.path_of(spec.cgroup_parent, spec.id)
         ready = pool.claim(shape)
         if ready is not None:
             clone = ready
-            files.write(PodFile(pod_id=spec.id, vm_id=clone.id))
+            files.write(PodFile(pod_id=spec.id, vm_id=clone.id, cgroup=cgroup))
             await together(
                 _timed(timings, "network", partial(self._attach, spec, netns_of(clone.directory))),
-                _timed(timings, "resize", partial(_fit, clone, shape)),
+                _timed(timings, "fit", partial(_fit, clone, shape, cgroup)),
             )
         else:
             directory = await cloner.begin()
-            files.write(PodFile(pod_id=spec.id, vm_id=directory.name))
+            files.write(PodFile(pod_id=spec.id, vm_id=directory.name, cgroup=cgroup))
             _, clone = await together(
                 _timed(timings, "network", partial(self._attach, spec, netns_of(directory))),
-                _timed(timings, "machine", partial(self._made, cloner, directory, shape)),
+                _timed(timings, "machine", partial(self._made, cloner, directory, shape, cgroup)),
             )
         reply = await _timed(timings, "setup", partial(self._set_up, spec, clone))
         result = self._network.result(spec.id)
         pod = PodFile(
             pod_id=spec.id,
             vm_id=clone.id,
+            cgroup=cgroup,
             set_up=True,
             addresses=result.ips if result is not None else (),
             kernel=reply.kernel,
@@ -226,9 +258,9 @@ class VmDriver:
         sandbox.timings.update(timings)
         return sandbox
 
-    async def _made(self, cloner: Cloner, directory: Path, shape: MachineShape) -> Clone:
+    async def _made(self, cloner: Cloner, directory: Path, shape: MachineShape, cgroup: str) -> Clone:
         clone = await cloner.finish(directory)
-        await _fit(clone, shape)
+        await _fit(clone, shape, cgroup)
         return clone
 
     async def _attach(self, spec: PodSpec, netns: Path) -> None:
@@ -273,8 +305,9 @@ class VmDriver:
             clone.machine,
             clone.share,
             disk_directory=clone.directory,
-            scratch_directory=self._scratch(spec.id),
+            scratch_directory=cloner.scratch_of(clone.id),
             scratch_mib=self._config.vm.scratch_mib,
+            spare=clone.spare,
         )
         return VmSandbox(
             spec, self._config.vm, clone, files, pod, plugs, partial(self._tear_down, spec.id, cloner, clone)
@@ -287,7 +320,7 @@ class VmDriver:
 
     async def _clean_up(self, pod_id: str) -> None:
         """Remove all that bears the pod's name, whether it was ever complete or not."""
-        cloner, _ = self._opened()
+        cloner = self._opened()
         files = PodFiles(self._config.state_dir, pod_id)
         try:
             pod = files.read()
@@ -298,11 +331,8 @@ class VmDriver:
         await self._network.detach(pod_id, netns_of(directory or cloner.directory / "none"))
         if directory is not None:
             await cloner.discard(directory)
-        await asyncio.to_thread(shutil.rmtree, self._scratch(pod_id), ignore_errors=True)
+        await hostgroup.leave(pod.cgroup if pod is not None else "")
         files.remove()
-
-    def _scratch(self, pod_id: str) -> Path:
-        return self._config.root_dir / "vm-scratch" / pod_id
 
 
 async def _timed(timings: dict[str, float], step: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -317,7 +347,10 @@ def _since(begun: float) -> float:
     return round((time.monotonic() - begun) * 1000, 1)
 
 
-async def _fit(clone: Clone, shape: MachineShape) -> None:
+async def _fit(clone: Clone, shape: MachineShape, cgroup: str) -> None:
+    """Bring the VM to its size, in the place where what it uses is the pod's."""
+    if cgroup:
+        await hostgroup.enter(cgroup, clone.machine.pid)
     got = await clone.resize(shape)
     if got.memory_mib < shape.memory_mib or got.vcpus < shape.vcpus:
         log.warning(

@@ -25,10 +25,14 @@ _POD = "pod.json"
 
 
 class PodFile(Value, frozen=True):
-    """A pod's VM. ``vm_id`` is "" until one was claimed; ``set_up`` once the pod ran."""
+    """A pod's VM. ``vm_id`` is "" until one was claimed; ``set_up`` once the pod ran.
+
+    ``cgroup`` is the control group that the VM's process is in.
+    """
 
     pod_id: str
     vm_id: str = ""
+    cgroup: str = ""
     set_up: bool = False
     addresses: tuple[str, ...] = ()
     kernel: str = ""

@@ -46,12 +46,14 @@ class Plugs:
         disk_directory: Path,
         scratch_directory: Path,
         scratch_mib: int,
+        spare: DiskUse | None = None,
     ) -> None:
         self._machine = machine
         self._share = Share(share, process=machine.pid)
         self._disk_directory = disk_directory
         self._scratch_directory = scratch_directory
         self._scratch_mib = scratch_mib
+        self._spare = spare
         self._images: dict[str, _Shared] = {}
 
     def plan(self, spec: ContainerSpec) -> ContainerFile:
@@ -61,20 +63,23 @@ class Plugs:
             DiskUse(id=image_disk_id(layers), lun=-1, path="", partitions=len(layers))
             for layers in dict.fromkeys(stacks)
         )
-        scratch = self._scratch_directory / f"{spec.id}.img"
+        path = self._scratch_directory / f"{spec.id}.img"
+        fresh = DiskUse(id=_scratch_id(spec.id), lun=-1, path=str(path))
+        spare, self._spare = self._spare, None
+        scratch = spare or fresh
         return ContainerFile(
             id=spec.id,
-            disks=(*images, DiskUse(id=_scratch_id(spec.id), lun=-1, path=str(scratch))),
+            disks=(*images, scratch),
             shares=tuple(_share_key(spec.id, index) for index in range(len(spec.mounts))),
-            scratch=str(scratch),
+            scratch=scratch.path,
         )
 
-    async def plug(self, spec: ContainerSpec) -> Plugged:
+    async def plug(self, spec: ContainerSpec, plan: ContainerFile) -> Plugged:
         """Plug all that the container needs. A failure leaves plugs behind for :meth:`unplug`."""
         stacks = dict.fromkeys([spec.layers, *(mount.image.layers for mount in spec.mounts if mount.image)])
         images, scratch, shares = await together(
             together(*(self._image(spec.id, layers) for layers in stacks)),
-            self._scratch(spec.id),
+            self._scratch(plan.disks[-1]),
             self._shares(spec),
         )
         by_stack = dict(zip(stacks, images, strict=True))
@@ -137,11 +142,12 @@ class Plugs:
                 shared.use = DiskUse(id=disk_id, lun=slot.lun, path=str(path), partitions=len(layers))
             return wire.Disk(lun=shared.use.lun, partitions=len(layers))
 
-    async def _scratch(self, container_id: str) -> wire.Disk:
-        path = self._scratch_directory / f"{container_id}.img"
-        await disks.scratch_disk(path, self._scratch_mib)
+    async def _scratch(self, disk: DiskUse) -> wire.Disk:
+        if disk.lun >= 0:
+            return wire.Disk(lun=disk.lun)
+        await disks.scratch_disk(Path(disk.path), self._scratch_mib)
         slot = await self._machine.attach_disk(
-            Disk(id=_scratch_id(container_id), path=str(path), format=DiskFormat.RAW, read_only=False)
+            Disk(id=disk.id, path=disk.path, format=DiskFormat.RAW, read_only=False)
         )
         return wire.Disk(lun=slot.lun)
 

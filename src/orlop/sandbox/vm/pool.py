@@ -188,6 +188,7 @@ class Pool:
         clone = await self._cloner.make()
         try:
             await self._cloner.warm_up(clone)
+            await self._cloner.add_spare(clone)
             if _fits(clone.machine.shape, shape):
                 await clone.resize(shape)
             use = await clone.machine.memory()

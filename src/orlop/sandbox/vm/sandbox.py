@@ -31,7 +31,7 @@ from orlop.sandbox.spec import (
     Security,
     UserIds,
 )
-from orlop.sandbox.vm import statistics, translate
+from orlop.sandbox.vm import hostgroup, statistics, translate
 from orlop.sandbox.vm.checks import check_container
 from orlop.sandbox.vm.clone import Clone
 from orlop.sandbox.vm.container import Container, Execs
@@ -64,7 +64,6 @@ log = logging.getLogger(__name__)
 
 _STEP_TIMEOUT = 60.0
 _SHUTDOWN_TIMEOUT = 5.0
-_GONE_TIMEOUT = 5.0
 
 Teardown = Callable[[], Awaitable[None]]
 
@@ -149,7 +148,7 @@ class VmSandbox:
         try:
             self._files.write_container(plan)
             plugged, program, _ = await together(
-                self._plugs.plug(spec),
+                self._plugs.plug(spec, plan),
                 asyncio.to_thread(_filter, spec.security),
                 container.log.open(),
             )
@@ -163,6 +162,7 @@ class VmSandbox:
             container.held = _with_disks(plan, self._plugs, plugged)
             self._files.write_container(await container.remember_log())
             made = await self._agent.call(Create(container=message), _STEP_TIMEOUT)
+            await self._pin(self._cpusets())
         except BaseException:
             await threads.finish(asyncio.ensure_future(self._undo_create(container)))
             raise
@@ -194,10 +194,6 @@ class VmSandbox:
             return
         if not self._agent.closed:
             await self._agent.call(Delete(id=container_id), _STEP_TIMEOUT)
-            if container.running:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_GONE_TIMEOUT):
-                        await container.wait()
         container.lost("it was deleted while it ran")
         await container.drop()
         await self._plugs.unplug(container.held, running=not self._agent.closed)
@@ -207,7 +203,10 @@ class VmSandbox:
 
     async def update(self, container_id: str, resources: Resources) -> None:
         """See ``Sandbox``."""
-        self._container(container_id)
+        container = self._container(container_id)
+        if resources.cpuset_cpus:
+            await self._pin({**self._cpusets(), container_id: resources.cpuset_cpus})
+            container.cpuset = resources.cpuset_cpus
         await self._agent.call(Update(id=container_id, resources=translate.resources(resources)))
 
     async def resize(self, overhead: Resources, resources: Resources) -> None:
@@ -404,6 +403,13 @@ class VmSandbox:
             container.oom = True
         elif isinstance(event, ContainerExited):
             self._spawn(container.finish(event.exit))
+
+    def _cpusets(self) -> dict[str, str]:
+        return {container_id: container.cpuset for container_id, container in self._containers.items()}
+
+    async def _pin(self, sets: dict[str, str]) -> None:
+        if self._pod.cgroup:
+            await hostgroup.pin(self._pod.cgroup, sets.values())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

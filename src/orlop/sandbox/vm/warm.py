@@ -9,6 +9,10 @@ emulator knows the code. The container is made of the guest's own root image and
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
+import time
+import uuid
 from pathlib import Path
 
 from orlop.hypervisor.base import Disk, DiskFormat, Machine
@@ -18,13 +22,14 @@ from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.together import together
 from orlop.storage.disks import MIN_SCRATCH_MIB, scratch_disk
 from orlop.wire import values as wire
-from orlop.wire.messages import Create, Delete, Exec, Signal, Start, Stats
+from orlop.wire.messages import Create, Delete, Exec, Setup, Signal, Start, Stats
 
 _TIMEOUT = 60.0
 _ID = "warm"
 _SLEEP = ("/usr/bin/busybox", "sleep", "600")
 _NOTHING = ("/usr/bin/busybox", "true")
 _EXECS = 2
+_REHEARSALS = 3
 _CAPABILITIES = ("CHOWN", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID")
 
 
@@ -45,6 +50,30 @@ async def exercise(
             await _once(machine, agent, image, scratch, share, filters.program)
     finally:
         await asyncio.to_thread(scratch.unlink, missing_ok=True)
+
+
+async def rehearse(agent: AgentClient) -> None:
+    """Set the guest up for pods that do not exist; the pod's own Setup replaces all of it."""
+    for number in range(_REHEARSALS):
+        interface = wire.Interface(
+            mac=f"02:00:00:00:00:{number + 1:02x}",
+            mtu=1500,
+            addresses=(f"192.0.2.{number + 2}/24",),  # RFC 5737, RFC 3849: never anybody's
+            routes=(wire.Route(destination="0.0.0.0/0", gateway="192.0.2.1"),),
+        )
+        await agent.call(
+            Setup(
+                hostname=f"{_ID}-{number}",
+                clock=time.time_ns(),
+                entropy=os.urandom(64),
+                machine_id=secrets.token_hex(16),
+                boot_id=str(uuid.uuid4()),
+                interfaces=(interface,),
+                resolv_conf="nameserver 192.0.2.1\n",
+                hosts="127.0.0.1 localhost\n",
+            ),
+            _TIMEOUT,
+        )
 
 
 async def _once(

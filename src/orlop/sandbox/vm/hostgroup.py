@@ -1,0 +1,57 @@
+"""The control group of a VM's process, below the pod's own group that the kubelet made.
+
+What the pod is allowed is set there, by the kubelet; here the VM only has to be in it. Processor
+sets, which CRI gives per container, hold for the VM as a whole: the union of its containers' sets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from orlop.errors import FailedPrecondition
+from orlop.host import cgroups
+
+_PREFIX = "orlop-vm-"
+
+
+def path_of(parent: str, pod_id: str) -> str:
+    """The group's path below the cgroup root, or "" for a pod that names no parent."""
+    if not parent:
+        return ""
+    return f"{cgroups.expand(parent).rstrip('/')}/{_PREFIX}{pod_id[:32]}"
+
+
+async def enter(path: str, pid: int) -> None:
+    """Make the group and move the VM into it. Raises FailedPrecondition: outside it the pod had no limits."""
+
+    def move() -> None:
+        group = cgroups.Cgroup(path)
+        group.create()
+        group.add(pid)
+
+    try:
+        await asyncio.to_thread(move)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"the VM cannot be moved to the control group {path}: {error.strerror}"
+        ) from error
+
+
+async def pin(path: str, sets: Iterable[str]) -> None:
+    """Let the VM run on the union of these processor sets ("0-3,7"); none at all changes nothing."""
+    union = ",".join(dict.fromkeys(one for one in sets if one))
+    if not union:
+        return
+    try:
+        await asyncio.to_thread(cgroups.Cgroup(path).set, cgroups.Limits(cpuset_cpus=union))
+    except OSError as error:
+        raise FailedPrecondition(
+            f"the VM cannot be pinned to processors {union}: {error.strerror}"
+        ) from error
+
+
+async def leave(path: str) -> None:
+    """Remove the group. Idempotent."""
+    if path:
+        await cgroups.destroy(cgroups.Cgroup(path))
