@@ -212,8 +212,15 @@ class Containers:
                 status = ExitStatus(code=CODE_KILLED, finished_at=now(), message=reason_of(error))
                 await self._exited(container_id, status, REASON_UNKNOWN)
                 return
-            except OrlopError as error:
-                log.info("container %s: its exit is not known yet: %s", container_id[:12], error)
+            except Exception as error:
+                expected = isinstance(error, OrlopError)
+                log.log(
+                    logging.INFO if expected else logging.ERROR,
+                    "container %s: its exit is not known yet: %s",
+                    container_id[:12],
+                    reason_of(error),
+                    exc_info=None if expected else error,
+                )
                 await asyncio.sleep(WATCH_INTERVAL)
             else:
                 await self._exited(container_id, status)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
-from orlop.errors import Unavailable
+from orlop.errors import OrlopError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,12 @@ class Tasks:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, OrlopError):
             log.debug("%s failed: %s", task.get_name(), error)
+        else:
+            log.error("%s failed unexpectedly", task.get_name(), exc_info=error)
 
     async def close(self) -> None:
         """Cancel what still runs and wait until all of it has cleaned up."""
