@@ -110,7 +110,6 @@ async def image_checks(config: Config) -> list[Check]:
     area = "images"
     return [
         await _tool(area, "skopeo", "skopeo"),
-        await _tool(area, "mkfs.erofs", "erofs-utils", "-V"),
         await _tool(area, "mkfs.ext4", "e2fsprogs", "-V"),
     ]
 
@@ -154,7 +153,11 @@ async def vm_checks(config: Config, level: Level) -> list[Check]:
     from orlop.guestos import build as guestos
 
     area = "handler vm"
-    checks = [await _tool(area, config.vm.qemu, "qemu-system-x86", level=level)]
+    checks = [
+        await _tool(area, config.vm.qemu, "qemu-system-x86", level=level),
+        # Only `orlop guest build` needs it.
+        await _tool(area, "mkfs.erofs", "erofs-utils", "-V", level="warning"),
+    ]
     try:
         guest = guestos.find(config.vm.guest, cache_of(config))
     except OrlopError as error:
