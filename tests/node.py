@@ -378,6 +378,8 @@ def _remove_cgroups(mark: str) -> None:
 def scratch_directory(prefix: str) -> Iterator[Path]:
     """A short directory below /tmp, removed afterwards without crossing into what is mounted there."""
     directory = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    # The root of a pod in a user namespace is nobody here, and must pass through.
+    directory.chmod(0o711)
     try:
         yield directory
     finally:

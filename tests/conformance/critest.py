@@ -185,7 +185,7 @@ def lines(result: Result) -> Iterable[str]:
     counts = ", ".join(
         f"{len(result.of(outcome))} {outcome}"
         for outcome in ("passed", "failed", "refused", "unavailable", "skipped")
-        if outcome in ("passed", "failed", "skipped") or result.of(outcome)
+        if outcome in ("passed", "failed") or result.of(outcome)
     )
     yield f"handler {result.handler}, {result.transport}: {counts} ({result.seconds:.0f} s)"
     for outcome in ("failed", "refused", "unavailable"):
@@ -194,7 +194,7 @@ def lines(result: Result) -> Iterable[str]:
             yield f"      {spec.reason}"
     reasons: dict[str, list[str]] = {}
     for spec in result.of("skipped"):
-        if spec.reason != "filtered" or not result.focus:
+        if not result.focus or spec.reason not in ("filtered", "skipped"):
             reasons.setdefault(spec.reason, []).append(spec.name)
     for reason, names in sorted(reasons.items()):
         yield f"  skipped {len(names)}: {reason}"

@@ -120,6 +120,10 @@ async def test_a_repeated_run_is_the_same_pod_and_another_wish_is_refused(caller
     pod_id, config = await caller.pod("twice")
     request = pb.RunPodSandboxRequest(config=config, runtime_handler=handler)
     assert (await runtime.run_pod_sandbox(request)).pod_sandbox_id == pod_id
+    container_id = await caller.container((pod_id, config))
+    assert await caller.container((pod_id, config)) == container_id
+    with pytest.raises(OrlopError):
+        await caller.container((pod_id, config), "another", "command")
     request.config.labels["other"] = "wish"
     with pytest.raises(OrlopError):
         await runtime.run_pod_sandbox(request)

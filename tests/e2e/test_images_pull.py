@@ -28,6 +28,7 @@ from orlop.errors import (
     Unavailable,
 )
 from orlop.host import mounts, process
+from orlop.images import layers, pull, skopeo
 from orlop.images.erofsread import ErofsReader
 from orlop.images.model import PullProgress, RegistryAuth
 from orlop.images.store import ImageStore
@@ -214,6 +215,20 @@ async def test_a_cancelled_pull_leaves_nothing(served: Registry, tmp_path: Path)
             assert list((tmp_path / "ingest").iterdir()) == []
         line.hold_after = None
         await store.pull(f"{line.address}/app:1")
+
+
+@pytest.mark.parametrize("answers", [0, 600, 1300, 2600])
+async def test_a_registry_that_falls_silent(
+    answers: int, served: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skopeo, "ANSWER_TIMEOUT", 0.4)
+    monkeypatch.setattr(pull, "ATTEMPTS", 1)
+    monkeypatch.setattr(layers, "ASK_AFTER", 0.2)
+    monkeypatch.setattr(layers, "STALL", 0.4)
+    async with wire(served.address) as line, opened(tmp_path, served.allow(line.address)) as store:
+        line.hold_after = answers
+        with pytest.raises(Unavailable, match=f"RegistryUnavailable: image {line.address}/multi:1"):
+            await store.pull(f"{line.address}/multi:1")
 
 
 async def test_pulls_of_the_same_name_join(tmp_path: Path) -> None:

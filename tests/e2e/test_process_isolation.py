@@ -244,7 +244,8 @@ async def test_volumes_devices_and_files(host: Bed, tmp_path: Path) -> None:
     found = await _sh(
         sandbox,
         spec,
-        "cat /image/group | head -1; touch /image/x; cat /etc/hosts /etc/resolv.conf; ls -l /dev/mine | cut -c1; "
+        "cat /image/group | head -1; touch /image/x; cat /etc/hosts /etc/resolv.conf; "
+        "ls -l /dev/mine | cut -c1; "
         "df -m /dev/shm | tail -1; dd if=/dev/mine count=0 2>&1 | head -1; mknod /tmp/n c 1 11; cat /tmp/n",
     )
     assert "root:x:0:" in found

@@ -117,8 +117,22 @@ class Environment:
         found += [path.name for path in (self.scratch / "leases").glob("*/10.*")]
         return found
 
+    async def crash(self) -> None:
+        """Leave the driver as SIGKILL does: nothing is flushed, nothing is told to anybody."""
+        driver = self.driver
+        for sandbox in driver._sandboxes.values():
+            sandbox._watch.cancel()
+            for container in sandbox._containers.values():
+                await container.close()
+            sandbox._agent._writer.transport.abort()
+            await sandbox._agent.close()
+            await sandbox._clone.machine.close()
+        driver._sandboxes.clear()
+        self.sandboxes.clear()
+        await driver.close()
+
     async def again(self) -> None:
-        """As after the daemon was killed: a new driver that knows only what is on disk."""
+        """A new driver that knows only what is on disk."""
         await self.driver.close()
         self.hypervisor = QemuHypervisor(
             self.config.vm, await guest(), root=self.config.root_dir / "hypervisor"
@@ -126,6 +140,13 @@ class Environment:
         self.network = PodNetwork(self.config.network, self.config.root_dir / "net")
         self.driver = VmDriver(self.config, self.network, given=(self.hypervisor, await guest()))
         await self.driver.open()
+        await until(lambda: not self.driver._reason, 120)
+
+    async def recover(self, pod: PodSpec, *containers: ContainerSpec) -> VmSandbox:
+        """Find a pod again."""
+        sandbox = await self.driver.recover(pod, containers)
+        self.sandboxes.append(sandbox)
+        return sandbox
 
 
 async def guest() -> GuestArtifacts:

@@ -19,7 +19,7 @@ from grpc import aio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orlop.config import Config
+from orlop.config import Config, MetricsConfig
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.cri.client import CriClient
 from orlop.cri.rpc import method_name
@@ -534,6 +534,30 @@ async def test_a_cancelled_call_cancels_the_work(world: World) -> None:
     with pytest.raises(asyncio.CancelledError):
         await call
     await world.client.runtime.version(pb.VersionRequest())
+
+
+async def test_a_callers_trace_goes_on(tmp_path: Path) -> None:
+    trace = pytest.importorskip("opentelemetry.trace")
+    seen: list[str] = []
+
+    class Spans(Measure):
+        @contextmanager
+        def rpc(self, name: str) -> Iterator[None]:
+            seen.append(f"{trace.get_current_span().get_span_context().trace_id:032x}")
+            yield
+
+    config = Config(
+        socket=str(tmp_path / "s.sock"), metrics=MetricsConfig(otlp_endpoint="http://127.0.0.1:4317")
+    )
+    server = CriServer(config, MemoryPods(), MemoryImages(), Urls(), metrics=Spans())
+    await server.start()
+    async with aio.insecure_channel(f"unix:{config.socket}") as channel:
+        call = channel.unary_unary("/runtime.v1.RuntimeService/Version", None, None)
+        for value in (f"00-{'ab' * 16}-{'cd' * 8}-01", "nonsense", "00-zz"):
+            await call(b"", metadata=(("traceparent", value),))
+        await call(b"")
+    await server.stop(0)
+    assert seen == ["ab" * 16, "0" * 32, "0" * 32, "0" * 32]
 
 
 async def test_the_socket(world: World, tmp_path: Path) -> None:
