@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
 from orlop.cri.backend import Metrics
+from orlop.cri.tracecontext import CallerTrace
 from orlop.errors import Code, Internal, InvalidArgument, OrlopError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,9 @@ def method_name(rpc: str) -> str:
 class Router:
     """Makes gRPC handlers of servicers."""
 
-    def __init__(self, metrics: Metrics | None = None) -> None:
+    def __init__(self, metrics: Metrics | None = None, *, traced: bool = False) -> None:
         self._metrics = metrics
+        self._trace = CallerTrace(traced)
         self._streams: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -91,7 +93,7 @@ class Router:
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def serve(data: bytes, context: Context) -> bytes:
             try:
-                with self._measure(name):
+                with self._trace.of(context.invocation_metadata), self._measure(name):
                     return _encoded(await call(_parsed(name, parse, data)))
             except OrlopError as error:
                 await _refuse(context, name, error)

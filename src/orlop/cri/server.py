@@ -55,7 +55,7 @@ class CriServer:
         metrics: Metrics | None = None,
     ) -> None:
         self._path = Path(config.socket)
-        self._router = Router(metrics)
+        self._router = Router(metrics, traced=bool(config.metrics.otlp_endpoint))
         self._server: aio.Server | None = None
         pulls = Pulls()
         services = pb.DESCRIPTOR.services_by_name
