@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orlop.config import VmConfig
-from orlop.errors import OrlopError, Unavailable
+from orlop.errors import DataLoss, OrlopError, Unavailable
 from orlop.host import mounts, netns, threads
 from orlop.hypervisor.base import (
     Accelerator,
@@ -146,10 +146,10 @@ class Cloner:
             memory_mib=max(shape.memory_mib, least.memory_mib), vcpus=max(shape.vcpus, least.vcpus)
         )
 
-    async def prepare(self) -> None:
+    async def prepare(self) -> Template | None:
         """Build the template, or join its building. A cancellation does not stop the building."""
         if not self.templated or self._template is not None:
-            return
+            return self._template
         if self._building is None or self._building.done():
             self._building = asyncio.create_task(
                 self._hypervisor.template(
@@ -158,6 +158,7 @@ class Cloner:
                 name="VM template",
             )
         self._template = await asyncio.shield(self._building)
+        return self._template
 
     async def begin(self) -> Path:
         """A new clone's directory with its network namespace; :meth:`discard` it if nothing comes of it."""
@@ -258,7 +259,14 @@ class Cloner:
     async def _machine(self, directory: Path, tap: int) -> Machine:
         where, share = machine_of(directory), directory / "share"
         if self._template is not None:
-            return await self._hypervisor.restore(self._template, where, tap_fd=tap, share=share)
+            try:
+                return await self._hypervisor.restore(self._template, where, tap_fd=tap, share=share)
+            except DataLoss as error:
+                log.warning("%s; another template is being made", error)
+                self._template = None
+                again = await self.prepare()
+                assert again is not None
+                return await self._hypervisor.restore(again, where, tap_fd=tap, share=share)
         machine = await self._hypervisor.start(where, self.shape, tap_fd=tap, share=share)
         await machine.wait_agent_port(self._config.boot_timeout)
         return machine

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +52,24 @@ _ENTROPY = 256
 _LOOK_AGAIN = 10.0
 _NO_GUEST = GuestArtifacts(kernel=Path(), initrd=Path(), image=Path(), digest="", size=0)
 _RESOLV_CONF = Path("/etc/resolv.conf")
+
+
+@dataclass(frozen=True)
+class _Teardown:
+    """Takes back what a pod was given."""
+
+    pod_id: str
+    clone: Clone
+    cloner: Cloner
+    network: PodNetwork
+
+    async def detach(self) -> None:
+        """See ``Teardown``."""
+        await self.network.detach(self.pod_id, self.clone.netns)
+
+    async def discard(self) -> None:
+        """See ``Teardown``."""
+        await self.cloner.discard(self.clone.directory)
 
 
 class VmDriver:
@@ -309,14 +328,8 @@ class VmDriver:
             scratch_mib=self._config.vm.scratch_mib,
             spare=clone.spare,
         )
-        return VmSandbox(
-            spec, self._config.vm, clone, files, pod, plugs, partial(self._tear_down, spec.id, cloner, clone)
-        )
-
-    async def _tear_down(self, pod_id: str, cloner: Cloner, clone: Clone) -> None:
-        """The VM has ended: give back the network and the machine's directory."""
-        await self._network.detach(pod_id, clone.netns)
-        await cloner.discard(clone.directory)
+        teardown = _Teardown(spec.id, clone, cloner, self._network)
+        return VmSandbox(spec, self._config.vm, clone, files, pod, plugs, teardown)
 
     async def _clean_up(self, pod_id: str) -> None:
         """Remove all that bears the pod's name, whether it was ever complete or not."""

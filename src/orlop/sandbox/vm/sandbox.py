@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from orlop.config import VmConfig
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, OrlopError
@@ -52,7 +52,6 @@ from orlop.wire.messages import (
     Log,
     OutOfMemory,
     Resume,
-    Shutdown,
     Signal,
     Start,
     State,
@@ -63,9 +62,17 @@ from orlop.wire.messages import (
 log = logging.getLogger(__name__)
 
 _STEP_TIMEOUT = 60.0
-_SHUTDOWN_TIMEOUT = 5.0
+_KILL_TIMEOUT = 5.0
 
-Teardown = Callable[[], Awaitable[None]]
+
+class Teardown(Protocol):
+    """What the driver gave the pod and takes back. Both are idempotent."""
+
+    async def detach(self) -> None:
+        """Give back the network, while its namespace is still there."""
+
+    async def discard(self) -> None:
+        """Remove the VM, which has ended."""
 
 
 class VmSandbox:
@@ -277,7 +284,7 @@ class VmSandbox:
                 return
             self._stopping = True
             self._watch.cancel()
-            await self._power_off()
+            await together(self._power_off(), self._teardown.detach())
             for container in self._containers.values():
                 if not container.exited.done():
                     container.lost("its pod was stopped")
@@ -285,7 +292,7 @@ class VmSandbox:
             self._execs.lost("the pod was stopped")
             await self._agent.close("the pod was stopped")
             await self._plugs.release()
-            await self._teardown()
+            await self._teardown.discard()
             self._torn_down = True
             self._end("")
 
@@ -367,12 +374,21 @@ class VmSandbox:
         self._containers.pop(spec.id, None)
 
     async def _power_off(self) -> None:
-        """Give what runs the chance to write out its data, then pull the plug."""
-        grace = 0.0
-        if self._containers and not self._agent.closed:
-            with suppress(OrlopError):
-                await self._agent.call(Shutdown(), _SHUTDOWN_TIMEOUT)
-        await self._clone.machine.stop(grace)
+        """Kill what runs, and when it is dead, pull the plug.
+
+        A dead process has no written pages left that its volumes do not have: the guest writes
+        them out when the process lets go of its mappings.
+        """
+        running = [container for container in self._containers.values() if container.running]
+        if running and not self._agent.closed:
+            with suppress(OrlopError, TimeoutError):
+                async with asyncio.timeout(_KILL_TIMEOUT):
+                    await together(*(self._kill(container) for container in running))
+        await self._clone.machine.stop()
+
+    async def _kill(self, container: Container) -> None:
+        await self._agent.call(Signal(id=container.spec.id, signal=SIGKILL, all=True))
+        await container.wait()
 
     async def _watch_machine(self) -> None:
         reason = await self._clone.wait()

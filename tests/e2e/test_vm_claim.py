@@ -1,0 +1,99 @@
+"""Clones of one template are not alike, and the pool copes with what happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+from orlop.hypervisor.base import MachineShape
+from orlop.sandbox.spec import ContainerSpec, PodSpec, Resources
+from orlop.sandbox.vm.sandbox import VmSandbox
+from tests.e2e.vm_environment import Environment, container_spec, environment, execute, pod_spec, until
+
+MIB = 1 << 20
+IDENTITY = (
+    "cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | hexdump -C; "
+    "cat /sys/class/net/eth0/address; hostname; cat /etc/hostname"
+)
+
+
+async def shell(sandbox: VmSandbox, container: ContainerSpec, script: str) -> str:
+    """The output of a script in a container."""
+    out, err, code = await execute(sandbox, container.id, "sh", "-c", script)
+    assert code == 0, err
+    return out.decode()
+
+
+async def running(env: Environment, pod: PodSpec) -> tuple[VmSandbox, ContainerSpec]:
+    """A pod with a container that sleeps."""
+    sandbox = await env.run(pod)
+    container = container_spec(pod, "sleep", "600")
+    await sandbox.create(container)
+    await sandbox.start(container.id)
+    return sandbox, container
+
+
+async def test_two_clones_differ_and_know_the_time() -> None:
+    async with environment(pool=2) as env:
+        pool = env.driver._pool
+        assert pool is not None
+        await until(lambda: pool.size == 2, 60)
+        await asyncio.sleep(1)
+        pods = [await running(env, pod_spec()) for _ in range(2)]
+        seen = []
+        for sandbox, container in pods:
+            lines = (await shell(sandbox, container, IDENTITY)).splitlines()
+            seen.append(lines)
+            now = int(await shell(sandbox, container, "date +%s"))
+            assert abs(now - time.time()) < 5
+        for first, second in zip(*seen, strict=True):
+            if not first.startswith("00000010"):
+                assert first != second
+        assert seen[0][-1] == seen[0][-2]
+
+
+async def test_a_dead_clone_in_the_pool_is_replaced() -> None:
+    async with environment(pool=1) as env:
+        pool = env.driver._pool
+        assert pool is not None
+        await until(lambda: pool.size == 1, 60)
+        (clone,) = pool._ready
+        os.kill(clone.machine.pid, signal.SIGKILL)
+        await until(lambda: clone not in pool._ready)
+        sandbox, container = await running(env, pod_spec())
+        assert (await execute(sandbox, container.id, "true"))[2] == 0
+        await until(lambda: pool.size == 1, 60)
+        assert not clone.directory.exists()
+
+
+async def test_a_pod_gets_the_size_it_asks_for() -> None:
+    async with environment(pool=1) as env:
+        pool = env.driver._pool
+        assert pool is not None
+        await until(lambda: pool.size == 1, 60)
+        big = Resources(memory_limit=1024 * MIB, cpu_quota=200_000, cpu_period=100_000)
+        sandbox, container = await running(env, pod_spec(resources=big))
+        total = int((await shell(sandbox, container, "grep MemTotal /proc/meminfo")).split()[1])
+        assert total > 1024 * 1024
+        assert (await shell(sandbox, container, "nproc")).strip() == "2"
+        bigger = Resources(memory_limit=1536 * MIB, cpu_quota=300_000, cpu_period=100_000)
+        await sandbox.resize(Resources(), bigger)
+        total = int((await shell(sandbox, container, "grep MemTotal /proc/meminfo")).split()[1])
+        assert total > 1536 * 1024
+        assert (await shell(sandbox, container, "nproc")).strip() == "3"
+        assert isinstance(sandbox._clone.machine.shape, MachineShape)
+
+
+async def test_a_damaged_template_is_made_again() -> None:
+    async with environment() as env:
+        cloner = env.driver._cloner
+        assert cloner is not None
+        template = await cloner.prepare()
+        assert template is not None
+        state = template.directory / "state"
+        with state.open("r+b") as file:
+            file.truncate(state.stat().st_size // 2)
+        sandbox, container = await running(env, pod_spec())
+        assert (await execute(sandbox, container.id, "true"))[2] == 0
