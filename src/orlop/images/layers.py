@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import sys
 import uuid
 from asyncio.subprocess import PIPE, Process
@@ -132,8 +133,9 @@ class LayerStore:
             partial.rename(self.path(diff_id))
         finally:
             if child is not None:
-                with suppress(ProcessLookupError):
-                    child.kill()
+                if child.returncode is None:
+                    with suppress(ProcessLookupError):
+                        os.killpg(child.pid, signal.SIGKILL)
                 await threads.finish(asyncio.ensure_future(child.wait()))
             partial.unlink(missing_ok=True)
 
@@ -205,6 +207,7 @@ class _Conversion:
             if self._sent is None:
                 self._sent = self._finish()
             await self._sent
+            await self._child.wait()
         finally:
             complaints.cancel()
             if self._sent is not None:

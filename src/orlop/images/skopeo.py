@@ -14,6 +14,7 @@ import base64
 import binascii
 import json
 import os
+import signal
 import socket
 import tempfile
 from asyncio.subprocess import PIPE, Process
@@ -27,6 +28,7 @@ import msgspec
 from orlop.config import ImageConfig
 from orlop.errors import (
     DataLoss,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     ResourceExhausted,
@@ -100,15 +102,18 @@ class Skopeo:
             self._options += ["--registry-token", token]
             self._copy_options += ["--src-registry-token", token]
 
-    async def manifest(self, name: str, expected: str, timeout: float = ANSWER_TIMEOUT) -> bytes:
+    async def manifest(self, name: str, expected: str) -> bytes:
         """The manifest or index that a name stands for, exactly as the registry has it.
 
         ``expected`` is its digest, or "" if not known. Raises what :func:`failure` makes of an error.
         """
         # The time limit of its own is for the case that this daemon dies meanwhile.
-        limit = ["--command-timeout", f"{2 * timeout:g}s"]
+        limit = ["--command-timeout", f"{2 * ANSWER_TIMEOUT:g}s"]
         command = [*self._base, *limit, "inspect", "--raw", *self._options, f"docker://{name}"]
-        done = await process.run(command, timeout=timeout, check=False, output_limit=MAX_DOCUMENT)
+        try:
+            done = await process.run(command, timeout=ANSWER_TIMEOUT, check=False, output_limit=MAX_DOCUMENT)
+        except DeadlineExceeded as error:
+            raise _silent(name) from error
         if done.returncode != 0:
             raise failure(name, last_message(done.stderr.decode(errors="replace")))
         if expected and digest_of(done.stdout) != expected:
@@ -195,19 +200,24 @@ class Proxy:
         blob = await self.blob(name, image, what)
         with os.fdopen(blob.descriptor, "rb") as pipe:
             # Both at once: if the blob breaks off, the pipe ends only when finish has learnt it.
-            data, failed = await asyncio.gather(
-                _read_pipe(pipe, what.size), self.finish(name, blob), return_exceptions=True
-            )
-        for error in (failed, data):
-            if isinstance(error, BaseException):
-                raise error
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    data, failed = await asyncio.gather(
+                        _read_pipe(pipe, what.size), self.finish(name, blob), return_exceptions=True
+                    )
+            except TimeoutError as error:
+                raise _silent(name) from error
+        for result in (failed, data):
+            if isinstance(result, BaseException):
+                raise result
         assert isinstance(data, bytes)
         return _checked(name, data, what)
 
     async def close(self) -> None:
         """End the child, whatever it does."""
-        with suppress(ProcessLookupError):
-            self._child.kill()
+        if self._child.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
         await threads.finish(asyncio.ensure_future(self._child.wait()))
         self._listener.cancel()
 
@@ -218,12 +228,17 @@ class Proxy:
             del self._errors[:-_STDERR_KEPT]
 
     async def _call(self, name: str, method: str, *arguments: object) -> tuple[_Answer, int | None]:
+        # A blob may take its time; that it goes on coming is watched by who reads it.
+        limit = None if method == "FinishPipe" else ANSWER_TIMEOUT
         async with self._turn:
             request = json.dumps({"method": method, "args": arguments}).encode()
             loop = asyncio.get_running_loop()
             try:
-                await loop.sock_sendall(self._socket, request)
-                data, received = await self._receive()
+                async with asyncio.timeout(limit):
+                    await loop.sock_sendall(self._socket, request)
+                    data, received = await self._receive()
+            except TimeoutError as error:
+                raise _silent(name) from error
             except OSError as error:
                 raise Unavailable(f"skopeo ended while it fetched {name}: {error.strerror}") from error
         try:
@@ -291,6 +306,13 @@ class Copy:
         blob = await self.blob(name, image, what)
         with os.fdopen(blob.descriptor, "rb") as file:
             return _checked(name, await asyncio.to_thread(file.read, what.size + 1), what)
+
+
+def _silent(name: str) -> Unavailable:
+    return Unavailable(
+        f"RegistryUnavailable: image {name} cannot be pulled: the registry did not answer within "
+        f"{ANSWER_TIMEOUT:g} seconds"
+    )
 
 
 def _check_size(name: str, what: Descriptor) -> None:
