@@ -29,6 +29,7 @@ from orlop.sandbox.vm.sandbox import VmSandbox
 from tests.conformance import tools
 
 BRIDGE = "orlvmtest0"
+ACCELERATOR = os.environ.get("ORLOP_TEST_ACCELERATOR", "auto")
 SUBNET = "10.214.0.0/24"
 CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop"))
 
@@ -169,7 +170,7 @@ async def environment(*, pool: int = 0, **vm: Any) -> AsyncIterator[Environment]
         root=str(root),
         state=str(scratch / "state"),
         network=NetworkConfig(conf_dir=str(scratch / "net.d")),
-        vm=VmConfig(pool=PoolConfig(size=pool), **vm),
+        vm=VmConfig(pool=PoolConfig(size=pool), **({"accelerator": ACCELERATOR} | vm)),
     )
     artifacts = await guest()
     hypervisor = QemuHypervisor(config.vm, artifacts, root=root / "hypervisor")

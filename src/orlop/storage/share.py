@@ -70,15 +70,17 @@ class Share:
         (self._place() / name).mkdir(mode=0o755, exist_ok=True)
         return self._directory / name
 
-    async def add(self, mount: HostMount, key: str) -> str:
+    async def add(self, mount: HostMount, key: str, *, userns: Path | None = None) -> str:
         """Show a path of the host as ``key``; returns its path relative to the share's directory.
+
+        With ``userns`` its files belong to the same users inside that user namespace.
 
         Raises NotFound when the path does not exist (CRI: a missing host path is an error),
         FailedPrecondition for a propagation that cannot cross into a VM or a kernel that cannot make
         mounts recursively read-only.
         """
         _check_key(key)
-        await asyncio.to_thread(self._add, mount, key)
+        await asyncio.to_thread(self._add, mount, key, userns)
         return key
 
     async def remove(self, key: str) -> None:
@@ -99,7 +101,7 @@ class Share:
     def _place(self) -> Path:
         return self._points if self._points.is_dir() else self._directory
 
-    def _add(self, mount: HostMount, key: str) -> None:
+    def _add(self, mount: HostMount, key: str, userns: Path | None) -> None:
         source, target = mount.host_path, self._directory / key
         propagation = _PROPAGATION.get(str(mount.propagation))
         if propagation is None:
@@ -125,6 +127,7 @@ class Share:
                 recursive=True,
                 recursive_read_only=mount.recursive_read_only,
                 propagation=propagation,
+                userns=userns,
                 namespace=self._namespace,
             )
         except OSError as error:

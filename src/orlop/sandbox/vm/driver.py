@@ -96,7 +96,7 @@ class VmDriver:
     @property
     def features(self) -> Features:
         """See ``SandboxDriver``."""
-        return Features(recursive_read_only_mounts=True)
+        return Features(recursive_read_only_mounts=True, user_namespaces=True)
 
     def gauges(self) -> dict[str, float]:
         """What there is to count."""

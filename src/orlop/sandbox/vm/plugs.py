@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orlop.errors import NotFound
 from orlop.host import mounts
 from orlop.hypervisor.base import Disk, DiskFormat, Machine
-from orlop.sandbox.spec import ContainerSpec, Mount
+from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount
 from orlop.sandbox.vm.files import ContainerFile, DiskUse
+from orlop.sandbox.vm.idmaps import user_namespace
 from orlop.sandbox.vm.together import together
 from orlop.sandbox.vm.translate import Plugged
 from orlop.storage import disks
@@ -153,13 +154,17 @@ class Plugs:
 
     async def _shares(self, spec: ContainerSpec) -> dict[str, str]:
         shares = {}
-        for index, mount in enumerate(spec.mounts):
-            if mount.image is None:
-                shares[mount.container_path] = await self._volume(_share_key(spec.id, index), mount)
+        async with AsyncExitStack() as stack:
+            namespaces: dict[tuple[tuple[IdMapping, ...], ...], Path] = {}
+            for index, mount in enumerate(spec.mounts):
+                if mount.image is not None:
+                    continue
+                maps = (mount.uid_mappings, mount.gid_mappings)
+                if any(maps) and maps not in namespaces:
+                    namespaces[maps] = await stack.enter_async_context(user_namespace(*maps))
+                key = _share_key(spec.id, index)
+                shares[mount.container_path] = await self._share.add(mount, key, userns=namespaces.get(maps))
         return shares
-
-    async def _volume(self, key: str, mount: Mount) -> str:
-        return str(await self._share.add(mount, key))
 
     async def _unplug_disk(self, container_id: str, disk: DiskUse, *, running: bool) -> None:
         shared = self._images.get(disk.id)

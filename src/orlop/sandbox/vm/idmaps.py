@@ -1,0 +1,62 @@
+"""Volumes whose owners are mapped, for pods in user namespaces.
+
+The guest's 9p client cannot map ids, so the host does: the volume is mounted for the VM through a
+user namespace with the pod's mappings. QEMU makes a file as root and then gives it to the
+guest's user; root itself is therefore mapped too, to an id that no file has but for that moment.
+"""
+
+from __future__ import annotations
+
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.host import process
+from orlop.sandbox.spec import IdMapping
+
+_PASSING = 4294967293
+_LIMIT = 340
+_WAIT = ("unshare", "--user", "--", "sh", "-c", "echo; read line")
+
+
+@asynccontextmanager
+async def user_namespace(
+    uid_mappings: Sequence[IdMapping], gid_mappings: Sequence[IdMapping]
+) -> AsyncIterator[Path]:
+    """A user namespace with these mappings, as a path that is good inside the block.
+
+    Raises InvalidArgument for mappings the kernel does not take.
+    """
+    child = await process.spawn(_WAIT, stdin=PIPE, stdout=PIPE)
+    try:
+        assert child.stdin is not None and child.stdout is not None
+        if not await child.stdout.readline():
+            raise FailedPrecondition("this host does not allow user namespaces")
+        for kind, mappings in (("uid", uid_mappings), ("gid", gid_mappings)):
+            _write(Path(f"/proc/{child.pid}/{kind}_map"), lines(mappings))
+        yield Path(f"/proc/{child.pid}/ns/user")
+    finally:
+        if child.stdin is not None:
+            child.stdin.close()
+        await child.wait()
+
+
+def lines(mappings: Sequence[IdMapping]) -> str:
+    """The text of a ``uid_map``: the mappings, and root's own passage where they leave room for it."""
+    if not 0 < len(mappings) <= _LIMIT:
+        raise InvalidArgument(f"{len(mappings)} id mappings; there must be between 1 and {_LIMIT}")
+    entries = [(entry.container_id, entry.host_id, entry.length) for entry in mappings]
+    root_is_mapped = any(outer == 0 for _, outer, _ in entries)
+    taken = any(inner <= _PASSING < inner + length for inner, _, length in entries)
+    if not root_is_mapped and not taken and len(entries) < _LIMIT:
+        entries.append((_PASSING, 0, 1))
+    return "".join(f"{inner} {outer} {length}\n" for inner, outer, length in entries)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="ascii")  # one write(2), as the kernel demands
+    except OSError as error:
+        raise InvalidArgument(f"the id mappings are not valid: {error.strerror}") from error
