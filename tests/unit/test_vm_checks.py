@@ -126,3 +126,13 @@ def test_shape_is_bounded() -> None:
     assert size(Resources(), many, CONFIG, who="pod").vcpus == CONFIG.max_vcpus
     with pytest.raises(InvalidArgument, match="max_memory_mib is 16384"):
         check_pod(pod(resources=Resources(memory_limit=17 << 30)), CONFIG)
+
+
+def test_huge_pages_are_refused_and_a_limit_of_none_is_not() -> None:
+    def asking(limit: int) -> ContainerSpec:
+        limits = Resources(hugepage_limits=(("2Mi", limit),))
+        return ContainerSpec(id="c", pod_id="p1", name="c", args=("x",), resources=limits)
+
+    check_container(asking(0), ())
+    with pytest.raises(FailedPrecondition, match="huge pages"):
+        check_container(asking(1 << 21), ())

@@ -62,6 +62,11 @@ def check_container(spec: ContainerSpec, known: Collection[str]) -> None:
             )
     for device in spec.devices:
         _check_device(container, device)
+    for size, limit in spec.resources.hugepage_limits:
+        if limit > 0:
+            raise FailedPrecondition(
+                f"{container} asks for huge pages of {size}, which a VM does not have; {_REMEDY}"
+            )
 
 
 def _check_namespaces(who: str, namespaces: Namespaces) -> None:

@@ -275,7 +275,11 @@ class Cloner:
         name = f"VM {directory.name}"
         try:
             agent = await AgentClient.connect(machine.agent_socket, name=name, timeout=_ANSWER_TIMEOUT)
-            await agent.call(Resume())
+            try:
+                await agent.call(Resume())
+            except BaseException:
+                await agent.close("it did not answer")
+                raise
         except OrlopError as error:
             tail = (await machine.console_tail(400)).strip()
             raise Unavailable(f"{error}; last on its console: {tail!r}") from error

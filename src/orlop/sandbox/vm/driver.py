@@ -135,10 +135,10 @@ class VmDriver:
             await asyncio.wait((self._preparing,))
         if self._pool is not None:
             await self._pool.close()
-        for sandbox in list(self._sandboxes.values()):
-            await sandbox.release()
-        self._sandboxes.clear()
         if self._cloner is not None:
+            for sandbox in list(self._sandboxes.values()):
+                await sandbox.release(self._cloner)
+            self._sandboxes.clear()
             await self._cloner.close()
 
     async def ready(self) -> str:
@@ -179,7 +179,7 @@ class VmDriver:
         try:
             await sandbox.adopt(containers)
         except BaseException:
-            await threads.finish(asyncio.ensure_future(sandbox.release()))
+            await threads.finish(asyncio.ensure_future(sandbox.release(cloner)))
             raise
         self._sandboxes[spec.id] = sandbox
         return sandbox
@@ -250,10 +250,14 @@ class VmDriver:
         if ready is not None:
             clone = ready
             files.write(PodFile(pod_id=spec.id, vm_id=clone.id, cgroup=cgroup))
-            await together(
-                _timed(timings, "network", partial(self._attach, spec, netns_of(clone.directory))),
-                _timed(timings, "fit", partial(_fit, clone, shape, cgroup)),
-            )
+            try:
+                await together(
+                    _timed(timings, "network", partial(self._attach, spec, netns_of(clone.directory))),
+                    _timed(timings, "fit", partial(_fit, clone, shape, cgroup)),
+                )
+            except BaseException:
+                await clone.agent.close("the pod could not be started")
+                raise
         else:
             directory = await cloner.begin()
             files.write(PodFile(pod_id=spec.id, vm_id=directory.name, cgroup=cgroup))
@@ -261,7 +265,11 @@ class VmDriver:
                 _timed(timings, "network", partial(self._attach, spec, netns_of(directory))),
                 _timed(timings, "machine", partial(self._made, cloner, directory, shape, cgroup)),
             )
-        reply = await _timed(timings, "setup", partial(self._set_up, spec, clone))
+        try:
+            reply = await _timed(timings, "setup", partial(self._set_up, spec, clone))
+        except BaseException:
+            await clone.agent.close("the pod could not be set up")
+            raise
         result = self._network.result(spec.id)
         pod = PodFile(
             pod_id=spec.id,

@@ -33,7 +33,7 @@ from orlop.sandbox.spec import (
 )
 from orlop.sandbox.vm import hostgroup, statistics, translate
 from orlop.sandbox.vm.checks import check_container
-from orlop.sandbox.vm.clone import Clone
+from orlop.sandbox.vm.clone import Clone, Cloner
 from orlop.sandbox.vm.container import Container, Execs
 from orlop.sandbox.vm.files import ContainerFile, PodFile, PodFiles
 from orlop.sandbox.vm.plugs import Plugs
@@ -63,6 +63,7 @@ log = logging.getLogger(__name__)
 
 _STEP_TIMEOUT = 60.0
 _KILL_TIMEOUT = 5.0
+_GUEST_LINES = 1000
 
 
 class Teardown(Protocol):
@@ -103,6 +104,7 @@ class VmSandbox:
         self._stopping = False
         self._stopped = asyncio.Lock()
         self._torn_down = False
+        self._guest_lines = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.timings: dict[str, float] = {}
         """Milliseconds that the steps of the pod's start took."""
@@ -296,13 +298,14 @@ class VmSandbox:
             self._torn_down = True
             self._end("")
 
-    async def release(self) -> None:
+    async def release(self, cloner: Cloner) -> None:
         """Let the pod run on without this daemon; its output waits in the guest."""
         self._watch.cancel()
         for container in self._containers.values():
             await container.close()
         for task in list(self._tasks):
             task.cancel()
+        await cloner.release(self._clone)
 
     async def adopt(self, specs: tuple[ContainerSpec, ...]) -> None:
         """Take over what an earlier daemon left: called once, before anything else."""
@@ -409,6 +412,9 @@ class VmSandbox:
             self._execs.exited(event.id, event.exit)
             return
         if isinstance(event, Log):
+            self._guest_lines += 1
+            if self._guest_lines > _GUEST_LINES:
+                return  # what a guest says is not to fill the host's disk
             level = {"debug": logging.DEBUG, "info": logging.DEBUG, "warning": logging.WARNING}
             log.log(level.get(event.level, logging.ERROR), "guest of pod %s: %s", self.pod_id, event.text)
             return

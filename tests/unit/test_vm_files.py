@@ -1,0 +1,84 @@
+"""What is remembered of pods and containers on disk, and figures made of counters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orlop.errors import DataLoss, InvalidArgument
+from orlop.sandbox.vm.files import (
+    ContainerFile,
+    DiskUse,
+    PodFile,
+    PodFiles,
+    directory,
+    owned_vms,
+    pods_on_disk,
+)
+from orlop.sandbox.vm.statistics import Rates, pod_stats
+from orlop.wire.messages import StatsReply
+from orlop.wire.statistics import ContainerUsage, Usage
+
+SECOND = 1_000_000_000
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    files = PodFiles(tmp_path, "p1")
+    assert files.read() is None
+    pod = PodFile(pod_id="p1", vm_id="abc", set_up=True, addresses=("10.0.0.2",))
+    files.write(pod)
+    container = ContainerFile(id="c1", disks=(DiskUse(id="d", lun=3, path="/x", partitions=2),))
+    files.write_container(container)
+    assert files.read() == pod
+    assert files.containers() == [container]
+    assert owned_vms(tmp_path) == {"abc"}
+    assert pods_on_disk(tmp_path) == ["p1"]
+    files.remove_container("c1")
+    files.remove_container("c1")
+    files.remove()
+    files.remove()
+    assert pods_on_disk(tmp_path) == []
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    files = PodFiles(tmp_path, "p1")
+    files.write(PodFile(pod_id="p1"))
+    files.write_container(ContainerFile(id="c1"))
+    (files.directory / "c1.json").write_text("{")
+    assert files.containers() == []
+    (files.directory / "pod.json").write_text('{"pod_id": 7}')
+    with pytest.raises(DataLoss, match=r"pod\.json"):
+        files.read()
+    assert directory(tmp_path) == tmp_path / "vm-pods"
+
+
+@given(st.text(max_size=200))
+def test_ids_never_lead_out_of_the_directory(name: str) -> None:
+    try:
+        files = PodFiles(Path("/state"), name)
+    except InvalidArgument:
+        return
+    assert files.directory.parent == Path("/state/vm-pods")
+    assert ".." not in files.directory.parts
+
+
+def test_rates() -> None:
+    rates = Rates()
+    assert rates.rate("a", SECOND, 0) == 0
+    assert rates.rate("a", 2 * SECOND, SECOND // 2) == SECOND // 2
+    assert rates.rate("a", 2 * SECOND + 1, SECOND) == SECOND // 2  # too soon to tell
+    rates.forget("a")
+    assert rates.rate("a", 3 * SECOND, SECOND) == 0
+
+
+def test_a_pods_memory_counts_the_vm_once() -> None:
+    usage = Usage(timestamp=1, memory=50, working_set=40, rss=30)
+    reply = StatsReply(pod=usage, containers=(ContainerUsage(id="c", usage=usage),))
+    found = pod_stats("p", reply, (), cpu_ns=7, resident=80, rates=Rates())
+    assert found.memory.usage == 80
+    assert found.overhead_memory == 30
+    assert found.containers[0].memory.usage == 50
+    assert found.cpu.usage_ns == 7
