@@ -281,6 +281,28 @@ async def test_names_move_and_layers_go(tmp_path: Path) -> None:
             assert list((tmp_path / "a/layers").iterdir()) == []
 
 
+async def test_pulls_and_removals_at_once(served: Registry, tmp_path: Path) -> None:
+    async with opened(tmp_path, served.conf) as store:
+        names = [f"{served.address}/{name}" for name in ("app:1", "app:same", "multi:1", "zstd:1")]
+
+        async def pulls(name: str) -> None:
+            for _ in range(5):
+                await store.pull(name)
+
+        async def removals() -> None:
+            for number in range(40):
+                await store.remove(names[number % 4])
+                for image in store.list():
+                    assert all(Path(path).exists() for path in image.layers), "a listed image is whole"
+                await asyncio.sleep(0.02)
+
+        await asyncio.gather(*map(pulls, names), removals())
+        for image in store.list():
+            assert all(Path(path).exists() for path in image.layers)
+            await store.remove(image.id)
+        assert list((tmp_path / "layers").iterdir()) == []
+
+
 async def test_a_full_disk(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
