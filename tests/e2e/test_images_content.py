@@ -50,6 +50,7 @@ def file(name: str, data: bytes = b"x", **fields: Any) -> dict[str, Any]:
 
 
 LOWER = archive(
+    directory("./", mode=0o711, gid=3),
     directory("bin"),
     directory("etc"),
     directory("tmp", mode=0o1777),
@@ -166,6 +167,8 @@ async def test_the_same_as_umoci_unpacks(layers: tuple[Layer, ...], tmp_path: Pa
             for found in (actual, expected):
                 if name in found:
                     found[name] = (*found[name][:2], *found[name][3:])
+        for one in (root, tmp_path / "unpacked/rootfs"):
+            assert (stat.S_IMODE(one.stat().st_mode), one.stat().st_gid) == (0o711, 3)
         wrong = {name: (actual[name], expected[name]) for name in expected if actual[name] != expected[name]}
         assert wrong == {}
         volume = await rootfs.mount_image(image.layers, tmp_path / "volume", "many")

@@ -82,6 +82,19 @@ def test_what_is_gone_does_not_come_back(tmp_path: Path) -> None:
     assert repaired(tmp_path, lower, Archive().add("a/x"), Archive().add(".wh.a")) == {}
 
 
+def test_the_root_too(tmp_path: Path) -> None:
+    paths = [tmp_path / "0", tmp_path / "1"]
+    run(Archive().add("./", tarfile.DIRTYPE, mode=0o711, uid=7).done(), paths[0])
+    run(Archive().add("x").done(), paths[1])
+    with Repair(paths) as work:
+        assert list(work.directories()) == [b""]
+        buffer = io.BytesIO()
+        work.build(work.directories(), buffer)
+    (tmp_path / "top").write_bytes(buffer.getvalue())
+    with ErofsReader(tmp_path / "top") as reader:
+        assert (stat.S_IMODE(reader.root.mode), reader.root.uid) == (0o711, 7)
+
+
 def test_the_name_depends_on_everything() -> None:
     one = {b"tmp": (0o1777, 0, 0, 0, 0, ())}
     other = {b"tmp": (0o777, 0, 0, 0, 0, ())}

@@ -42,19 +42,21 @@ class Repair:
         self._stack.close()
 
     def directories(self) -> dict[bytes, _Attributes]:
-        """The directories to be set right, by path. Empty for almost every image."""
+        """The directories to be set right, by path (b"" is the root). Empty for almost every image."""
         found: dict[bytes, _Attributes] = {}
         for number, layer in enumerate(self._layers):
             if number and layer.has_implied:
                 for path in _implied(layer):
                     if path not in found and (right := self._differs(path)) is not None:
                         found[path] = right
+        if (right := self._differs(b"")) is not None:
+            found[b""] = right
         return found
 
     def build(self, directories: dict[bytes, _Attributes], output: BinaryIO) -> None:
         """Write the layer."""
-        root = _directory(self._attributes(self._layers[-1], self._layers[-1].root))
-        for path in sorted(directories):
+        root = _directory(directories.get(b"") or self._shown(b""))
+        for path in sorted(filter(None, directories)):
             here, parts = root, path.split(b"/")
             for depth, part in enumerate(parts, 1):
                 assert here.children is not None
@@ -105,7 +107,7 @@ def _walk(layer: ErofsReader, path: bytes) -> tuple[Inode | None, bool]:
     """The directory ``path`` of a layer, and whether the layer hides what lower ones have there."""
     inode = layer.root
     covered = False
-    for part in path.split(b"/"):
+    for part in path.split(b"/") if path else ():
         nid = layer.children(inode).get(part)
         if nid is None:
             return None, covered

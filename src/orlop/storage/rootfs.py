@@ -111,9 +111,8 @@ async def _mount(layers: Sequence[str], directory: Path, *, writable: bool, owne
             await _mount_layer(layer, point)
             if owned_by is not None:
                 await asyncio.to_thread(_map_owners, point, owned_by.userns)
-        if writable and owned_by is not None:
-            for path in (directory / "upper", directory / "work"):
-                os.chown(path, owned_by.uid, owned_by.gid)
+        if writable:
+            await asyncio.to_thread(_prepare_upper, points[-1], directory, owned_by)
         await asyncio.to_thread(_overlay, points, directory, target, writable)
     except OSError as error:
         raise FailedPrecondition(f"the layers for {directory} cannot be mounted: {error.strerror}") from error
@@ -143,6 +142,15 @@ def _map_owners(point: Path, userns: Path) -> None:
         stack.callback(os.close, tree)
         sys.mount_setattr(tree, add=sys.MOUNT_ATTR_IDMAP, userns=namespace)
         sys.move_mount(tree, point)
+
+
+def _prepare_upper(top: Path, directory: Path, owned_by: Owners | None) -> None:
+    """The root is of the mode and owner that the image's topmost layer says."""
+    if owned_by is not None:
+        os.chown(directory / "work", owned_by.uid, owned_by.gid)
+    found = top.stat()
+    os.chown(directory / "upper", found.st_uid, found.st_gid)
+    (directory / "upper").chmod(stat.S_IMODE(found.st_mode))
 
 
 def _overlay(points: Sequence[Path], directory: Path, target: Path, writable: bool) -> None:
