@@ -110,8 +110,8 @@ def _digest(path: Path) -> str:
         size = os.fstat(descriptor).st_size
         place = 0
         while (place := _next_data(descriptor, place, size)) < size:
+            end = os.lseek(descriptor, place, os.SEEK_HOLE)  # from the data: before it may be a hole
             place -= place % _CHUNK
-            end = os.lseek(descriptor, place, os.SEEK_HOLE)
             while place < end:
                 chunk = os.pread(descriptor, _CHUNK, place)
                 if chunk.count(0) != len(chunk):
