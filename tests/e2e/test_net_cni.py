@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -195,3 +196,31 @@ async def _frames(descriptor: int) -> list[bytes]:
         with contextlib.suppress(BlockingIOError):
             found.append(os.read(descriptor, 4096))
     return found
+
+
+_CLOSED_HOST = """
+import asyncio, subprocess, sys
+from orlop.net import masquerade
+
+def iptables(*arguments: str) -> str:
+    return subprocess.run(["iptables", *arguments], check=True, capture_output=True, text=True).stdout
+
+async def main() -> None:
+    iptables("-P", "FORWARD", "DROP")
+    sys.stdout.reconfigure(line_buffering=True)
+    for _ in range(2):
+        await masquerade.apply("n", ["10.1.0.0/16"])
+    print(iptables("-S", "FORWARD"))
+    subprocess.run(["nft", "list", "table", "inet", "orlop_n"], check=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_pods_get_through_a_host_that_is_closed_for_forwarding() -> None:
+    done = await process.run(["unshare", "--net", sys.executable, "-c", _CLOSED_HOST], env=dict(os.environ))
+    rules = done.stdout.decode()
+    assert rules.count("-s 10.1.0.0/16") == 1
+    assert rules.count("-d 10.1.0.0/16") == 1
+    assert "ip saddr 10.1.0.0/16" in rules
+    assert "masquerade" in rules

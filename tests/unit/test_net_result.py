@@ -99,7 +99,8 @@ def test_any_quantity_is_a_number_or_refused(text: str) -> None:
 
 
 def test_masquerade_rules_cover_both_families() -> None:
-    text = masquerade.ruleset(["10.88.0.0/16", "fd88::/64"])
+    text = masquerade.ruleset("orlop_a", ["10.88.0.0/16", "fd88::/64"])
     assert "ip saddr 10.88.0.0/16 ip daddr != { 10.88.0.0/16, 224.0.0.0/4 } masquerade" in text
     assert "ip6 saddr fd88::/64" in text
-    assert masquerade.ruleset([]).strip().endswith("delete table inet orlop")
+    assert masquerade.ruleset("orlop_a", []).strip().endswith("delete table inet orlop_a")
+    assert masquerade.table("my net!") == "orlop_my_net_"

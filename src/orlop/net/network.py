@@ -156,7 +156,7 @@ class PodNetwork:
                 raise Unavailable(f"no network is configured: {self._directory} has no CNI configuration")
             if self._masqueraded != self._network.masquerade:
                 if self._network.masquerade or self._masqueraded:
-                    await masquerade.apply(self._network.masquerade)
+                    await masquerade.apply(self._network.name, self._network.masquerade)
                 self._masqueraded = self._network.masquerade
             return self._network
 
