@@ -98,6 +98,9 @@ async def test_stop_and_remove_are_idempotent(caller: Caller) -> None:
     pod = await caller.pod("idempotent")
     container_id = await caller.container(pod)
     await caller.start(container_id)
+    # Only once it says so has the shell set its trap.
+    log = Path((await caller.status(container_id)).log_path)
+    await until(lambda: log.exists() and b"begun" in log.read_bytes())
     stop = pb.StopContainerRequest(container_id=container_id, timeout=10)
     for _ in range(2):
         await runtime.stop_container(stop)
