@@ -25,6 +25,8 @@ HUGE = MachineShape(memory_mib=4096, vcpus=4)
 
 
 class FakeMachine:
+    pid = 0
+
     def __init__(self, shape: MachineShape) -> None:
         self.shape = shape
 

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from orlop.config import VmConfig
@@ -84,6 +85,12 @@ class Clone:
         finally:
             ended.cancel()
             lost.cancel()
+
+    def be_nice(self, level: int) -> None:
+        """Give way to others (10) while nobody waits for this VM, or not (0)."""
+        for task in Path(f"/proc/{self.machine.pid}/task").glob("*"):
+            with suppress(OSError):  # a thread that has just ended, or no right to go back
+                os.setpriority(os.PRIO_PROCESS, int(task.name), level)
 
     async def resize(self, shape: MachineShape) -> MachineShape:
         """Bring the machine towards ``shape``, and what is new into the guest's use."""

@@ -14,7 +14,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -336,8 +336,16 @@ class VmDriver:
             scratch_mib=self._config.vm.scratch_mib,
             spare=clone.spare,
         )
-        teardown = _Teardown(spec.id, clone, cloner, self._network)
-        return VmSandbox(spec, self._config.vm, clone, files, pod, plugs, teardown)
+        return VmSandbox(
+            spec,
+            self._config.vm,
+            clone,
+            files,
+            pod,
+            plugs,
+            _Teardown(spec.id, clone, cloner, self._network),
+            busy=self._pool.busy if self._pool is not None else nullcontext,
+        )
 
     async def _clean_up(self, pod_id: str) -> None:
         """Remove all that bears the pod's name, whether it was ever complete or not."""

@@ -118,12 +118,13 @@ def pods_on_disk(state: Path) -> list[str]:
 
 
 def owned_vms(state: Path) -> set[str]:
-    """Ids of the VMs that belong to a pod."""
+    """Ids of the VMs that belong to a pod. One whose pod's file is damaged belongs to nobody any more."""
     owned = set()
     for path in directory(state).glob(f"*/{_POD}"):
-        pod = _read(path, PodFile)
-        if pod is not None:
-            owned.add(pod.vm_id)
+        with suppress(DataLoss):
+            pod = _read(path, PodFile)
+            if pod is not None:
+                owned.add(pod.vm_id)
     return owned
 
 

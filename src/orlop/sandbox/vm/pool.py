@@ -25,7 +25,8 @@ from orlop.sandbox.vm.pressure import memory_pressure
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
-_QUIET = 0.3
+_QUIET = 1.0
+_NICE = 10
 _CHECK_EVERY = 5.0
 _RETRY_AFTER = 15.0
 _FADE = 0.9
@@ -120,7 +121,7 @@ class Pool:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """While a pod is being started no clone is made."""
+        """While a pod or container is being started no clone is made, nor just after it."""
         self._busy += 1
         try:
             yield
@@ -187,10 +188,12 @@ class Pool:
     async def _add(self, shape: MachineShape) -> None:
         clone = await self._cloner.make()
         try:
+            clone.be_nice(_NICE)
             await self._cloner.warm_up(clone)
             await self._cloner.add_spare(clone)
             if _fits(clone.machine.shape, shape):
                 await clone.resize(shape)
+            clone.be_nice(0)
             use = await clone.machine.memory()
         except BaseException:
             await threads.finish(asyncio.ensure_future(self._end(clone)))

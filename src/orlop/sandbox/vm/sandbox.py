@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Protocol
 
 from orlop.config import VmConfig
@@ -88,6 +88,8 @@ class VmSandbox:
         pod: PodFile,
         plugs: Plugs,
         teardown: Teardown,
+        *,
+        busy: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._spec = spec
         self._config = config
@@ -97,6 +99,7 @@ class VmSandbox:
         self._pod = pod
         self._plugs = plugs
         self._teardown = teardown
+        self._busy = busy
         self._containers: dict[str, Container] = {}
         self._execs = Execs(clone.agent)
         self._rates = statistics.Rates()
@@ -154,6 +157,10 @@ class VmSandbox:
         plan = self._plugs.plan(spec)
         container = Container.fresh(spec, self._agent, plan, CriLog(spec.log_path))
         self._containers[spec.id] = container
+        with self._busy():
+            return await self._create(spec, container, plan)
+
+    async def _create(self, spec: ContainerSpec, container: Container, plan: ContainerFile) -> UserIds:
         try:
             self._files.write_container(plan)
             plugged, program, _ = await together(
@@ -183,7 +190,8 @@ class VmSandbox:
         container = self._container(container_id)
         if container.running or container.exited.done():
             raise FailedPrecondition(f"container {container_id} was started before")
-        await self._agent.call(Start(id=container_id), _STEP_TIMEOUT)
+        with self._busy():
+            await self._agent.call(Start(id=container_id), _STEP_TIMEOUT)
         container.running = not container.exited.done()
         return time.time_ns()
 
