@@ -295,4 +295,23 @@ async def test_user_namespace(host: Bed) -> None:
     assert b"pause" in processes
     hostname, _, _ = await run(sandbox, spec.id, "sh", "-c", "hostname other && hostname")
     assert hostname == b"" or hostname == b"other\n"
+    holder = sandbox.info["holder_pid"]
+    assert isinstance(holder, int)
     await sandbox.stop()
+    assert not Path(f"/proc/{holder}").exists()
+
+
+async def test_a_holder_that_no_record_names_is_found(host: Bed) -> None:
+    pod = host.pod(namespaces=Namespaces(pid=NamespaceMode.POD))
+    sandbox = await host.driver.run(pod)
+    holder = sandbox.info["holder_pid"]
+    assert isinstance(holder, int)
+    started = process.process_start_time(holder)
+    await host.driver.close()
+    record = host.config.state_dir / "process" / pod.id / "pod.json"
+    record.unlink()
+    later = type(host.driver)(host.config, host.network)
+    await later.open()
+    await later.discard(pod.id)
+    assert not process.pid_alive(holder, started)
+    await later.close()

@@ -30,13 +30,13 @@ _IFF_UP = 1
 
 
 async def create(
-    paths: Mapping[str, Path], *, hostname: str = "", first: Sequence[str] = ()
+    paths: Mapping[str, Path], *, hostname: str = "", first: Sequence[str] = (), cwd: Path | None = None
 ) -> process.Detached | None:
     """Make a new namespace for each kind ("net", "ipc", "uts", "pid") and pin it at the path given.
 
     ``hostname`` is set in a new UTS namespace; a new network namespace has its loopback up. A PID
-    namespace needs a first process, which is the command ``first``; it is returned. A failure or
-    cancellation leaves nothing behind. Raises OSError.
+    namespace needs a first process, which is the command ``first`` in the directory ``cwd``; it is
+    returned. A failure or cancellation leaves nothing behind. Raises OSError.
     """
     started: list[subprocess.Popen[bytes]] = []
 
@@ -52,7 +52,7 @@ async def create(
                 _loopback_up()
             if "pid" in paths:
                 # A child of this very thread, which alone makes its children in the new namespace.
-                started.append(process.popen(first))
+                started.append(process.popen(first, cwd))
             for kind, path in paths.items():
                 own = "pid_for_children" if kind == "pid" else kind
                 sys.mount(f"/proc/thread-self/ns/{own}", path, "", sys.MS_BIND)

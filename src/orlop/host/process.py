@@ -133,10 +133,11 @@ class Detached:
         return status
 
 
-def popen(argv: Sequence[Argument]) -> subprocess.Popen[bytes]:
+def popen(argv: Sequence[Argument], cwd: Path | None = None) -> subprocess.Popen[bytes]:
     """Start a child without streams from the calling thread, for :class:`Detached`. Raises OSError."""
     return subprocess.Popen(
         [os.fspath(argument) for argument in argv],
+        cwd=cwd,
         stdin=DEVNULL,
         stdout=DEVNULL,
         stderr=DEVNULL,
@@ -306,12 +307,21 @@ def _kill_group(child: Process) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
+def signal_child(child: Process, number: int) -> None:
+    """Send a signal to a child of :func:`spawn` that has not ended.
+
+    asyncio's own way polls first, and takes the exit status away from the one who waits for it.
+    """
+    if child.returncode is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(child.pid, number)
+
+
 async def _reap(child: Process) -> None:
     """Kill the child's process group if the child still runs and wait for it, even when cancelled."""
     if child.returncode is None:
         _kill_group(child)
-        with suppress(ProcessLookupError):
-            child.kill()
+        signal_child(child, signal.SIGKILL)
     await threads.finish(asyncio.ensure_future(child.wait()))
 
 
@@ -366,6 +376,18 @@ async def _readable(descriptor: int) -> None:
         await ended
     finally:
         loop.remove_reader(descriptor)
+
+
+def working_in(directory: Path) -> list[int]:
+    """The processes whose working directory is ``directory``: a mark that outlives who made it."""
+    wanted = os.fspath(directory)
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if os.fspath(Path(entry.path, "cwd").readlink()) == wanted:
+                    found.append(int(entry.name))
+    return found
 
 
 def send_signal(pid: int, start_time: int, number: int) -> bool:

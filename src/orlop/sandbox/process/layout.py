@@ -82,6 +82,11 @@ class PodPaths:
         return self.state / "ns" / kind
 
     @property
+    def holder(self) -> Path:
+        """There from before a holder is started: one may run that the record does not name yet."""
+        return self.state / "holder"
+
+    @property
     def etc(self) -> Path:
         """The files that containers see in /etc."""
         return self.state / "etc"

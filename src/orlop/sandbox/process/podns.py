@@ -12,9 +12,10 @@ import os
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
+from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.host import mounts, namespaces, process, threads
 from orlop.host import syscalls as sys
 from orlop.sandbox.process import volumes
@@ -66,13 +67,24 @@ def check_sysctls(spec: PodSpec) -> None:
             )
 
 
-async def make(spec: PodSpec, paths: PodPaths, pause: Path) -> process.Detached | None:
+@dataclass(frozen=True)
+class Holder:
+    """The first process of a shared PID namespace, and the child of ours to wait for when it has ended."""
+
+    first: Process
+    child: process.Detached
+
+
+async def make(spec: PodSpec, paths: PodPaths, pause: Path) -> Holder | None:
     """Make and pin the namespaces; returns the holder if one stays. Raises OSError, FailedPrecondition.
 
-    ``pause`` is the program that sleeps. The caller removes what is left after a failure.
+    ``pause`` is the program that sleeps; it works in the pod's directory, by which it is found if
+    the daemon dies before it is recorded. The caller removes what is left after a failure.
     """
     own = kinds(spec)
     with_pid = spec.namespaces.pid is NamespaceMode.POD
+    if with_pid or spec.namespaces.user is NamespaceMode.POD:
+        paths.holder.touch()
     if spec.namespaces.user is NamespaceMode.POD:
         return await _hold(spec, paths, own, pause, with_pid=with_pid)
     if with_pid:
@@ -80,7 +92,8 @@ async def make(spec: PodSpec, paths: PodPaths, pause: Path) -> process.Detached 
     if not own:
         return None
     targets = {kind: paths.namespace(kind) for kind in own}
-    return await namespaces.create(targets, hostname=spec.hostname, first=_first(pause))
+    child = await namespaces.create(targets, hostname=spec.hostname, first=_first(pause), cwd=paths.state)
+    return None if child is None else Holder(Process(pid=child.pid, start_time=child.start_time), child)
 
 
 def _first(pause: Path) -> list[str]:
@@ -90,7 +103,7 @@ def _first(pause: Path) -> list[str]:
 
 async def _hold(
     spec: PodSpec, paths: PodPaths, own: list[str], pause: Path, *, with_pid: bool
-) -> process.Detached | None:
+) -> Holder | None:
     """The same inside a user namespace, which only a process without threads can make."""
     reading, ready = os.pipe2(os.O_CLOEXEC)
     waiting, go = os.pipe2(os.O_CLOEXEC)
@@ -101,7 +114,7 @@ async def _hold(
     command += ["--", "sh", "-c", f"echo; read line; {become}"]
     holder: process.Detached | None = None
     try:
-        holder = await process.spawn_detached(command, stdin=waiting, stdout=ready)
+        holder = await process.spawn_detached(command, cwd=paths.state, stdin=waiting, stdout=ready)
         os.close(ready)
         ready = -1
         if not await _line(reading):
@@ -113,7 +126,8 @@ async def _hold(
         os.write(go, b"\n")
         await namespaces.prepare({kind: paths.namespace(kind) for kind in own}, hostname=spec.hostname)
         if with_pid:
-            staying, holder = holder, None
+            first = Process(pid=inner, start_time=process.process_start_time(inner))
+            staying, holder = Holder(first, holder), None
             return staying
         return None
     finally:
@@ -238,9 +252,16 @@ def share_shm(spec: PodSpec, paths: PodPaths) -> None:
 async def release(paths: PodPaths, holder: Process) -> None:
     """End the holder, unpin the namespaces, unmount /dev/shm. Idempotent. Raises OSError."""
     if holder.pid:
-        with suppress(OrlopError):
-            await process.kill_pid(holder.pid, holder.start_time)
+        await process.kill_pid(holder.pid, holder.start_time)
+    else:
+        for pid in await asyncio.to_thread(_unrecorded, paths):
+            await process.kill_pid(pid, process.process_start_time(pid))
     await asyncio.to_thread(_unpin, paths)
+
+
+def _unrecorded(paths: PodPaths) -> list[int]:
+    """Holders that were started just before an earlier daemon died."""
+    return process.working_in(paths.state) if paths.holder.exists() else []
 
 
 def _unpin(paths: PodPaths) -> None:

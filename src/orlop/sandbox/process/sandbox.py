@@ -39,7 +39,7 @@ class ProcessSandbox:
         spec: PodSpec,
         paths: PodPaths,
         state: PodState,
-        holder: process.Detached | None = None,
+        holder: podns.Holder | None = None,
     ) -> None:
         self._tools = tools
         self._network = network
@@ -256,7 +256,7 @@ class ProcessSandbox:
             )
             await podns.release(self._paths, self._state.holder)
             if self._holder is not None:
-                await self._holder.wait()
+                await self._holder.child.wait()
             self._stopped.set()
 
     async def _detach(self) -> None:
@@ -286,7 +286,7 @@ def new_state(spec: PodSpec, default_parent: str) -> PodState:
 
 async def prepare(
     spec: PodSpec, paths: PodPaths, network: PodNetwork, state: PodState, pause: Path
-) -> tuple[PodState, process.Detached | None]:
+) -> tuple[PodState, podns.Holder | None]:
     """Make all that the pod's containers share, and record it.
 
     Raises OrlopError with the reason; the caller removes what is left.
@@ -295,9 +295,7 @@ async def prepare(
         await asyncio.to_thread(_lay_out, spec, paths, state)
         holder = await podns.make(spec, paths, pause)
         if holder is not None:
-            state = PodState(
-                cgroup=state.cgroup, holder=layout.Process(pid=holder.pid, start_time=holder.start_time)
-            )
+            state = PodState(cgroup=state.cgroup, holder=holder.first)
             await asyncio.to_thread(layout.save, paths.record, state)
         addresses: tuple[str, ...] = ()
         if spec.namespaces.network is not NamespaceMode.NODE:

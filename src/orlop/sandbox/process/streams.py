@@ -138,8 +138,7 @@ class ExecProcess:
         if self._terminal < 0:
             return
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("=HHHH", height, width, 0, 0))
-        with suppress(ProcessLookupError):
-            self._child.send_signal(signal.SIGWINCH)
+        process.signal_child(self._child, signal.SIGWINCH)
 
     async def wait(self) -> ExitStatus:
         """The exit. Raises FailedPrecondition when the command could not be run at all."""
@@ -167,8 +166,7 @@ class ExecProcess:
                     async with asyncio.timeout(2):
                         await self._child.wait()
             if self._child.returncode is None:
-                with suppress(ProcessLookupError):
-                    self._child.kill()
+                process.signal_child(self._child, signal.SIGKILL)
                 await self._child.wait()
         for transport in self._transports:
             transport.close()
