@@ -210,3 +210,17 @@ async def test_a_line_cut_short_is_removed(tmp_path: Path) -> None:
     path.write_bytes(whole + b"2026-01-01T00:00:00.000000000Z stdout F cut sho")
     assert settled_since(str(path), position) == (6, 0)
     assert path.read_bytes() == whole
+
+
+async def test_a_crash_just_after_the_log_was_reopened(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    log = CriLog(str(path))
+    await log.open()
+    position = await log.position()
+    assert position is not None
+    await log.write(STDOUT, b"one\n")
+    path.rename(tmp_path / "0.log.20260101-000000")
+    await log.reopen()
+    await log.write(STDOUT, b"second\n")
+    await log.close()
+    assert settled_since(str(path), position) == (11, 0)

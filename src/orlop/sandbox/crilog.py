@@ -83,18 +83,25 @@ def settled_since(path: str, position: LogPosition) -> tuple[int, int]:
     counts = {b"stdout": position.stdout, b"stderr": position.stderr}
     found = _find(path, position)
     if found is not None:
-        with found.open("r+b") as file:
-            file.seek(position.size)
-            whole = position.size
-            for line in file:
-                if not line.endswith(b"\n"):
-                    file.truncate(whole)
-                    break
-                whole += len(line)
-                parts = line.split(b" ", 3)
-                if len(parts) == 4 and parts[1] in counts:
-                    counts[parts[1]] += len(parts[3]) - (parts[2] == b"P")
+        _count(found, position.size, counts)
+        if found != Path(path) and Path(path).exists():
+            _count(Path(path), 0, counts)  # the crash came just after the log was reopened
     return counts[b"stdout"], counts[b"stderr"]
+
+
+def _count(path: Path, start: int, counts: dict[bytes, int]) -> None:
+    """Add the bytes that the lines of a log file stand for, from ``start`` on."""
+    with path.open("r+b") as file:
+        file.seek(start)
+        whole = start
+        for line in file:
+            if not line.endswith(b"\n"):
+                file.truncate(whole)
+                break
+            whole += len(line)
+            parts = line.split(b" ", 3)
+            if len(parts) == 4 and parts[1] in counts:
+                counts[parts[1]] += len(parts[3]) - (parts[2] == b"P")
 
 
 def _find(path: str, position: LogPosition) -> Path | None:
