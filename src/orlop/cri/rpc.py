@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any, NoReturn
 
 import grpc
@@ -32,10 +32,11 @@ log = logging.getLogger(__name__)
 Answer = Message | bytes
 Context = aio.ServicerContext[bytes, bytes]
 Unary = Callable[[Any], Awaitable[Answer]]
-Stream = Callable[[Any], AsyncIterator[Answer]]
+Stream = Callable[[Any], AsyncGenerator[Answer, None]]
 
-MAX_DETAILS = 4096
-"""Longest error message sent: it travels in an HTTP/2 header, of which clients take 16 KiB."""
+MAX_DETAILS = 2048
+"""Most bytes of an error message sent. It travels in an HTTP/2 header, where each byte that is not
+ASCII takes three, and of which some clients take no more than 8 KiB."""
 
 _LEVELS = {
     Code.INTERNAL: logging.ERROR,
@@ -112,8 +113,9 @@ class Router:
             assert task is not None
             self._streams.add(task)
             try:
-                async for message in call(_parsed(name, parse, data)):
-                    yield _encoded(message)
+                async with aclosing(call(_parsed(name, parse, data))) as messages:
+                    async for message in messages:
+                        yield _encoded(message)
             except OrlopError as error:
                 await _refuse(context, name, error)
             except asyncio.CancelledError:
@@ -140,9 +142,12 @@ def _encoded(answer: Answer) -> bytes:
 
 
 def details(error: BaseException) -> str:
-    """The error's message as it may travel: one line, bounded."""
+    """The error's message as it may travel: one line of valid UTF-8, bounded."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= MAX_DETAILS else f"{text[: MAX_DETAILS - 3]}..."
+    data = text.encode("utf-8", "replace")
+    if len(data) > MAX_DETAILS:
+        data = data[: MAX_DETAILS - 3] + b"..."
+    return data.decode(errors="ignore")
 
 
 async def _refuse(context: Context, name: str, error: OrlopError) -> NoReturn:
