@@ -20,7 +20,7 @@ from orlop.errors import AlreadyExists, DataLoss, DeadlineExceeded, FailedPrecon
 from orlop.guestos.build import GuestArtifacts, build, find
 from orlop.host import process
 from orlop.hypervisor.base import Disk, DiskFormat, Machine, MachineShape, Template
-from orlop.hypervisor.qemu import QemuHypervisor, templates
+from orlop.hypervisor.qemu import QemuHypervisor, accelerator, templates
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.wire.messages import MemoryReply, Online, Ping, Quiesce, Resume, Shutdown
@@ -112,6 +112,21 @@ async def test_cold_start_answers_and_powers_off(guest: GuestArtifacts, place: P
         await machine.stop(grace=20)
         assert await machine.wait() == "the guest powered off"
         assert "agent" in await machine.console_tail()
+    finally:
+        await machine.stop()
+        await hypervisor.discard(machine.directory)
+
+
+async def test_a_guest_on_trial_is_believed_when_it_came_up(guest: GuestArtifacts, place: Path) -> None:
+    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
+    finding = await hypervisor._find_accelerator()
+    machine = await hypervisor._boot(
+        place / "m", MachineShape(memory_mib=256), finding, None, place / "share", verbose=True
+    )
+    try:
+        await accelerator.came_up(machine, 90)
+        with pytest.raises(DeadlineExceeded):
+            await accelerator.came_up(machine, 0)
     finally:
         await machine.stop()
         await hypervisor.discard(machine.directory)

@@ -120,3 +120,9 @@ def test_devices_have_addresses_of_their_own() -> None:
     ]
     assert len(addresses) == len(set(addresses)) == 6
     assert cmdline.AGENT_PORT_NAME == "org.orlop.agent"
+
+
+def test_a_kernel_on_trial_tells_its_progress() -> None:
+    for verbose in (False, True):
+        (words,) = option(render(change(boot=Boot(Path("/k"), Path("/i"), verbose))), "-append")
+        assert ("quiet" in words.split()) is not verbose

@@ -6,6 +6,7 @@ tried with a whole boot, once per kernel, QEMU and guest; what came out is writt
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import platform
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import msgspec
 
-from orlop.hypervisor.base import Accelerator
+from orlop.errors import DeadlineExceeded
+from orlop.hypervisor.base import Accelerator, Machine
 
 _NAME = "accelerator.json"
 _KVM = Path("/dev/kvm")
+_KERNEL_SPEAKS = "Linux version"
+_CONSOLE = 64 << 10
 
 # What the guest sees. Without five-level page tables (la57) every miss of an emulated TLB is a step shorter.
 TCG_CPU = "max,-la57"
@@ -57,6 +61,19 @@ def inputs(qemu: str, guest: str) -> str:
             break
     parts = (qemu, guest, platform.release(), platform.version(), model)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+async def came_up(machine: Machine, timeout: float) -> None:
+    """Return when the guest's agent has opened its port.
+
+    Raises DeadlineExceeded: after ``timeout`` seconds, or a third of them without a word of the kernel."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    while _KERNEL_SPEAKS not in await machine.console_tail(_CONSOLE):
+        if loop.time() - begun > timeout / 3:
+            raise DeadlineExceeded(f"the kernel said nothing within {timeout / 3:.0f} seconds")
+        await asyncio.sleep(0.2)
+    await machine.wait_agent_port(timeout - (loop.time() - begun))
 
 
 def remembered(root: Path, wanted: str) -> Finding | None:

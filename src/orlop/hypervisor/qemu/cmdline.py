@@ -25,7 +25,6 @@ MEMORY_DEVICE = "vmem0"
 
 _KERNEL_ARGUMENTS = (
     "console=ttyS0",
-    "quiet",
     "panic=-1",
     "tsc=reliable",
     "no_timer_check",
@@ -70,10 +69,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Boot(msgspec.Struct, frozen=True):
-    """What a machine that is not restored boots."""
+    """What a machine that is not restored boots. ``verbose`` has the kernel tell its progress."""
 
     kernel: Path
     initrd: Path
+    verbose: bool = False
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,10 +221,11 @@ def _small_devices() -> Sequence[str]:
 
 
 def _boot(boot: Boot) -> Sequence[str]:
+    words = _KERNEL_ARGUMENTS if boot.verbose else (*_KERNEL_ARGUMENTS, "quiet")
     return (
         *("-kernel", str(boot.kernel)),
         *("-initrd", str(boot.initrd)),
-        *("-append", " ".join(_KERNEL_ARGUMENTS)),
+        *("-append", " ".join(words)),
     )
 
 

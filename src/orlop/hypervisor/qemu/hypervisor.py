@@ -129,16 +129,16 @@ class QemuHypervisor:
             finding = Finding(Accelerator(kind="kvm", reason="a guest came up under KVM"), cpu, inputs)
             try:
                 async with self._scratch() as work:
-                    machine = await self._boot(work, self.template_shape, finding, None, work / "share")
+                    machine = await self._boot(
+                        work, self.template_shape, finding, None, work / "share", verbose=True
+                    )
                     try:
-                        await machine.wait_agent_port(self._config.kvm_probe_timeout)
+                        await accelerator.came_up(machine, self._config.kvm_probe_timeout)
                     finally:
                         await machine.stop()
                 return finding
-            except DeadlineExceeded:
-                reasons.append(
-                    f"a guest did not come up within {self._config.kvm_probe_timeout:g} seconds under KVM"
-                )
+            except DeadlineExceeded as error:
+                reasons.append(f"a guest does not come up under KVM: {error}")
                 # The other processor models differ in what QEMU refuses at once, not in what hangs.
                 break
             except Unavailable as error:
@@ -172,9 +172,11 @@ class QemuHypervisor:
         tap_fd: int | None,
         share: Path,
         memory: Memory | None = None,
+        *,
+        verbose: bool = False,
     ) -> QemuMachine:
         memory = memory or Memory(size_mib=shape.memory_mib, max_mib=self._config.max_memory_mib)
-        boot = Boot(self._guest.kernel, self._guest.initrd)
+        boot = Boot(self._guest.kernel, self._guest.initrd, verbose)
         return await self._launch(directory, shape, finding, tap_fd, share, memory, boot)
 
     async def _launch(

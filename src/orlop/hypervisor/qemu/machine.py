@@ -187,6 +187,9 @@ class QemuMachine:
             "lun": lun,
             "drive": f"disk{lun}",
             "rotation_rate": 1,
+            # A full host disk is an I/O error of that container's, not a halt of the whole pod.
+            "werror": "report",
+            "rerror": "report",
         }
         await self.monitor.execute("blockdev-add", node)
         await self.monitor.execute("device_add", device)
