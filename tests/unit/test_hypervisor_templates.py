@@ -1,6 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orlop.errors import DataLoss
 from orlop.hypervisor.base import Accelerator, MachineShape, Template
@@ -83,3 +86,32 @@ def test_remove_is_idempotent(tmp_path: Path) -> None:
     templates.remove(tmp_path)
     templates.remove(tmp_path)
     assert not template.directory.exists()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 100), st.integers(1, 20), st.booleans()), max_size=6),
+    st.integers(0, 4096),
+)
+def test_the_digest_does_not_depend_on_holes(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, int, bool]], tail: int
+) -> None:
+    directory = tmp_path_factory.mktemp("digest")
+    sparse, full = directory / "sparse", directory / "full"
+    with sparse.open("wb") as file:
+        for page, pages, zero in pieces:
+            file.seek(page * 4096)
+            file.write((b"\0" if zero else b"x") * (pages * 4096))
+        file.truncate(130 * 4096 + tail)
+    full.write_bytes(sparse.read_bytes())
+    assert templates._digest(sparse) == templates._digest(full)
+    with full.open("r+b") as file:
+        file.seek(125 * 4096)
+        file.write(b"y")
+    assert templates._digest(sparse) != templates._digest(full)
+
+
+def test_the_digest_of_a_hole_and_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "hole").touch()
+    os.truncate(tmp_path / "hole", 1 << 30)
+    assert templates._digest(tmp_path / "empty") == templates._digest(tmp_path / "hole")
