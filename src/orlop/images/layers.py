@@ -133,9 +133,7 @@ class LayerStore:
             partial.rename(self.path(diff_id))
         finally:
             if child is not None:
-                if child.returncode is None:
-                    with suppress(ProcessLookupError):
-                        os.killpg(child.pid, signal.SIGKILL)
+                process.signal_child(child, signal.SIGKILL)
                 await threads.finish(asyncio.ensure_future(child.wait()))
             partial.unlink(missing_ok=True)
 

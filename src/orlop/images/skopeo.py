@@ -19,7 +19,7 @@ import socket
 import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -215,9 +215,7 @@ class Proxy:
 
     async def close(self) -> None:
         """End the child, whatever it does."""
-        if self._child.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._child.pid, signal.SIGKILL)
+        process.signal_child(self._child, signal.SIGKILL)
         await threads.finish(asyncio.ensure_future(self._child.wait()))
         self._listener.cancel()
 
