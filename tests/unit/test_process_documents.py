@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -261,3 +262,18 @@ async def test_apparmor_is_asked_for_only_where_it_is(monkeypatch: pytest.Monkey
     assert await apparmor.profile_of(Security(apparmor="runtime/default")) == ""
     with pytest.raises(FailedPrecondition, match="not enabled"):
         await apparmor.profile_of(Security(apparmor="localhost/mine"))
+
+
+def test_user_database_of_a_hostile_image(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (tmp_path / "outside").write_text("evil:x:7:7::/:\n")
+    (root / "etc" / "passwd").symlink_to("../../outside")
+    os.mkfifo(root / "etc" / "group")
+    with pytest.raises(InvalidArgument, match="evil"):
+        identity.resolve(Security(user="evil"), root)
+    (root / "real").write_text("good:x:8:9::/srv:\n")
+    (root / "etc" / "passwd").unlink()
+    (root / "etc" / "passwd").symlink_to("/real")
+    found = identity.resolve(Security(user="good"), root)
+    assert (found.uid, found.gid, found.home) == (8, 9, "/srv")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 from orlop.errors import InvalidArgument, OrlopError
@@ -27,9 +29,15 @@ def resolve(security: Security, rootfs: Path) -> users.Identity:
 
 
 def _read(rootfs: Path, path: str) -> str:
-    """A file of the container; its symbolic links lead nowhere else."""
+    """A file of the container; its symbolic links lead nowhere else. "" when there is none."""
     try:
-        found = resolve_in(rootfs, path)
-    except OrlopError:
+        # Not to be held up by a FIFO or a device that stands where the file should be.
+        descriptor = os.open(
+            resolve_in(rootfs, path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
+    except (OrlopError, OSError):
         return ""
-    return users.read_database(str(found)) if found.is_file() else ""
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return ""
+        return file.read(users.MAX_FILE).decode(errors="replace")
