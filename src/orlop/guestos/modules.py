@@ -15,7 +15,9 @@ from pathlib import Path
 from orlop.errors import NotFound
 
 # To reach the root disk.
-EARLY = ("virtio_pci", "virtio_scsi", "sd_mod", "crc32c_generic", "erofs")
+EARLY = ("virtio_pci", "virtio_scsi", "sd_mod", "erofs")
+# What file systems need and no module says; later kernels have it built in.
+EARLY_OPTIONAL = ("crc32c_generic",)
 # Before the agent starts, in the order of need.
 LATE = (
     "virtio_console",
@@ -86,9 +88,9 @@ class ModuleTree:
         except KeyError:
             raise NotFound(f"the kernel in {self.directory} has no module {name}") from None
 
-    def has(self, name: str) -> bool:
-        """Whether there is such a module as a file."""
-        return name in self._paths
+    def present(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that are there as files."""
+        return [name for name in names if name in self._paths]
 
     def relative(self, name: str) -> Path:
         """The uncompressed module's path below the directory. Raises NotFound."""

@@ -86,7 +86,7 @@ def _install(source: Path, target: Path) -> None:
 
 
 def _copy_modules(tree: modules.ModuleTree, target: Path) -> None:
-    present = [name for name in modules.OPTIONAL if tree.has(name)]
+    present = tree.present(modules.OPTIONAL)
     names = tree.load_order([*modules.LATE, *present, *tree.below(modules.ON_DEMAND)])
     for name in names:
         path = tree.relative(name)
@@ -97,8 +97,8 @@ def _copy_modules(tree: modules.ModuleTree, target: Path) -> None:
 
 
 def _write_initrd(tree: modules.ModuleTree, kernel: str, busybox: Path, initrd: Path) -> None:
-    early = tree.load_order(modules.EARLY)
-    present = [name for name in modules.OPTIONAL if tree.has(name)]
+    early = tree.load_order([*tree.present(modules.EARLY_OPTIONAL), *modules.EARLY])
+    present = tree.present(modules.OPTIONAL)
     late = [name for name in tree.load_order([*present, *modules.LATE]) if name not in early]
     text = init.script(
         kernel,
