@@ -19,7 +19,8 @@ from tests.e2e.vm_environment import (
     until,
 )
 
-COUNT = "i=0; while [ $i -lt {} ]; do i=$((i+1)); echo line $i; echo err $i >&2; done; {}"
+TOTAL = 500
+COUNT = "i=0; while [ $i -lt {} ]; do i=$((i+1)); echo line $i; echo err $i >&2; sleep 0.005; done; {}"
 
 
 def numbers(lines: list[str], stream: str) -> list[int]:
@@ -36,7 +37,7 @@ async def test_no_line_is_lost_or_doubled_over_crashes() -> None:
     async with environment() as env:
         pod = pod_spec()
         sandbox = await env.run(pod)
-        script = COUNT.format(3000, "printf unfinished; exit 9")
+        script = COUNT.format(TOTAL, "printf unfinished; exit 9")
         container = container_spec(pod, "sh", "-c", script, log_path=env.log_path())
         await sandbox.create(container)
         await sandbox.start(container.id)
@@ -51,8 +52,8 @@ async def test_no_line_is_lost_or_doubled_over_crashes() -> None:
         lines = env.log_of(container)
         assert lines[-1] == "stdout F unfinished" or "stdout F unfinished" in lines[-2:]
         lines.remove("stdout F unfinished")
-        assert numbers(lines, "stdout") == list(range(1, 3001))
-        assert numbers(lines, "stderr") == list(range(1, 3001))
+        assert numbers(lines, "stdout") == list(range(1, TOTAL + 1))
+        assert numbers(lines, "stderr") == list(range(1, TOTAL + 1))
 
 
 async def test_what_happens_while_no_daemon_runs_is_known_afterwards() -> None:

@@ -77,8 +77,9 @@ def test_rates() -> None:
 def test_a_pods_memory_counts_the_vm_once() -> None:
     usage = Usage(timestamp=1, memory=50, working_set=40, rss=30)
     reply = StatsReply(pod=usage, containers=(ContainerUsage(id="c", usage=usage),))
-    found = pod_stats("p", reply, (), cpu_ns=7, resident=80, rates=Rates())
+    found = pod_stats("p", reply, (), cpu_ns=7, resident=80, rates=Rates(), mountpoint="/s")
     assert found.memory.usage == 80
     assert found.overhead_memory == 30
     assert found.containers[0].memory.usage == 50
     assert found.cpu.usage_ns == 7
+    assert found.containers[0].filesystem.mountpoint == "/s"

@@ -55,7 +55,13 @@ class Plugs:
         self._scratch_directory = scratch_directory
         self._scratch_mib = scratch_mib
         self._spare = spare
+        scratch_directory.mkdir(parents=True, exist_ok=True)
         self._images: dict[str, _Shared] = {}
+
+    @property
+    def scratch(self) -> str:
+        """The directory of the writable layers."""
+        return os.fspath(self._scratch_directory)
 
     def plan(self, spec: ContainerSpec) -> ContainerFile:
         """What :meth:`plug` is going to do, to be on disk before it does it."""

@@ -267,7 +267,7 @@ class VmSandbox:
         reply = await self._agent.call(Stats(containers=(container_id,), filesystems=True))
         for use in reply.containers:
             if use.id == container_id:
-                return statistics.container_stats(use, self._rates)
+                return statistics.container_stats(use, self._rates, self._plugs.scratch)
         raise NotFound(f"container {container_id} does not run")
 
     async def stats(self) -> PodStats:
@@ -285,6 +285,7 @@ class VmSandbox:
             cpu_ns=statistics.process_cpu_ns(pid),
             resident=memory.pss,
             rates=self._rates,
+            mountpoint=self._plugs.scratch,
         )
 
     async def stop(self) -> None:

@@ -48,8 +48,8 @@ class Rates:
         self._last.pop(key, None)
 
 
-def container_stats(use: ContainerUsage, rates: Rates) -> ContainerStats:
-    """One container's figures."""
+def container_stats(use: ContainerUsage, rates: Rates, mountpoint: str) -> ContainerStats:
+    """One container's figures. ``mountpoint`` is where the host keeps its writable layer."""
     usage = use.usage
     return ContainerStats(
         container_id=use.id,
@@ -60,7 +60,7 @@ def container_stats(use: ContainerUsage, rates: Rates) -> ContainerStats:
         ),
         memory=_memory(usage),
         filesystem=FilesystemStats(
-            timestamp=usage.timestamp, mountpoint="/", used=use.fs_used, inodes=use.fs_inodes
+            timestamp=usage.timestamp, mountpoint=mountpoint, used=use.fs_used, inodes=use.fs_inodes
         ),
         io=_io(usage),
         processes=usage.pids,
@@ -79,6 +79,7 @@ def pod_stats(
     cpu_ns: int,
     resident: int,
     rates: Rates,
+    mountpoint: str,
 ) -> PodStats:
     """The pod's figures: processor time and memory are the VM process's, which include the guest's.
 
@@ -101,7 +102,7 @@ def pod_stats(
         ),
         interfaces=tuple(_interface(counters) for counters in interfaces),
         processes=reply.pod.pids,
-        containers=tuple(container_stats(use, rates) for use in reply.containers),
+        containers=tuple(container_stats(use, rates, mountpoint) for use in reply.containers),
         overhead_memory=overhead,
         io=_io(reply.pod),
         cpu_pressure=_pressure(reply.pod.cpu_pressure),
