@@ -1,6 +1,8 @@
 # `make test` is the README's second command. Everything runs from .venv, which ./setup.sh makes.
 
 PYTHON := .venv/bin/python
+# Where pip puts a Go when the machine has none.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 HANDLER ?= process
 TRANSPORT ?= spdy
 FOCUS ?=
