@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -131,6 +132,8 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown systems: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     chosen = [known[name] for name in options.systems.split(",")]
+    # So that the daemons end as well when the benchmark is told to.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = Report()
     scratch = Path(tempfile.mkdtemp(prefix="orlop-bench-", dir="/var/tmp"))
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -134,6 +135,7 @@ def main() -> int:
     parser.add_argument("--systems", default="orlop-vm-pool,orlop-process,containerd-runc,containerd-gvisor")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results: dict[str, dict[str, list[float]]] = {}
     scratch = Path(tempfile.mkdtemp(prefix="orlop-bench-", dir="/var/tmp"))
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -197,7 +196,7 @@ def running(system: System, directory: Path, number: int, registry: str, conf: s
             keep(directory / "root")
         yield Running(system, process.pid, socket_path)
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
