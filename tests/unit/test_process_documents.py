@@ -18,6 +18,7 @@ from orlop.sandbox.process import (
     checks,
     conmon,
     devices,
+    identity,
     layout,
     oci,
     podns,
