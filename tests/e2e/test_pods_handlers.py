@@ -93,7 +93,7 @@ def test_a_device_by_name(auto_node: Node) -> None:
         for handler in ("process", "vm"):
             config = one.pod_config()
             pod_id = one.run_pod(config, handler)
-            wish = {"CDI_devices": [{"name": "orlop.example/test=one"}]}
+            wish: dict[str, Any] = {"CDI_devices": [{"name": "orlop.example/test=one"}]}
             made_one = one.try_create(
                 pod_id, config, BUSYBOX, "sh", "-c", "echo $FROM_CDI; ls -l /dev/named", **wish
             )
@@ -103,7 +103,7 @@ def test_a_device_by_name(auto_node: Node) -> None:
                 container = made_one.out.strip().splitlines()[-1]
                 one.crictl("start", container)
                 assert "yes" in one.wait_log(container, "/dev/named")
-            unknown = {"CDI_devices": [{"name": "orlop.example/test=two"}]}
+            unknown: dict[str, Any] = {"CDI_devices": [{"name": "orlop.example/test=two"}]}
             refused = one.try_create(pod_id, config, BUSYBOX, "true", **unknown)
             assert refused.code != 0 and "orlop.example/test=two" in refused.err
             one.remove_pod(pod_id)

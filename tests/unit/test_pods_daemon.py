@@ -153,7 +153,7 @@ async def test_spans_reach_a_collector(tmp_path: Path) -> None:
             return messages.ExportTraceServiceResponse()
 
     server = grpc.server(ThreadPoolExecutor(1))
-    services.add_TraceServiceServicer_to_server(Collector(), server)
+    services.add_TraceServiceServicer_to_server(Collector(), server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     tracing.configure(f"http://127.0.0.1:{port}")
