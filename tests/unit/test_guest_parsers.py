@@ -1,16 +1,17 @@
 """Small translations of the agent: kernel files, paths, limits, capability masks."""
 
+import struct
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orlop.guest import cgroup, credentials, netlink, setup, stats
+from orlop.guest import cgroup, credentials, devicefilter, netlink, setup, stats
 from orlop.guest.lookup import resolve_target
 from orlop.guest.userns import outer_id
 from orlop.wire.messages import Refused
-from orlop.wire.values import IdMapping, Resources, Rlimit
+from orlop.wire.values import Device, IdMapping, Resources, Rlimit
 
 
 def test_pressure() -> None:
@@ -161,3 +162,63 @@ def test_networks(text: str, length: int, first: str, last: str) -> None:
 def test_what_is_no_network_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="is not an address"):
         netlink.network_bytes(text)
+
+
+def decide(program: bytes, kind: int, access: int, major: int, minor: int) -> int:
+    """Interpret the few BPF instructions that the device filter is made of."""
+    registers = [0] * 11
+    words = {0: access << 16 | kind, 4: major, 8: minor}
+    position = 0
+    while True:
+        code, both, offset, value = struct.unpack_from("=BBhi", program, position * 8)
+        target, source = both & 15, both >> 4
+        position += 1
+        if code == 0x61:
+            registers[target] = words[offset]
+        elif code == 0xBC:
+            registers[target] = registers[source]
+        elif code == 0xB4:
+            registers[target] = value
+        elif code == 0x54:
+            registers[target] &= value
+        elif code == 0x74:
+            registers[target] >>= value
+        elif code == 0x55:
+            position += offset if registers[target] != value else 0
+        elif code == 0x5D:
+            position += offset if registers[target] != registers[source] else 0
+        else:
+            assert code == 0x95
+            return registers[0]
+
+
+MKNOD, READ, WRITE = 1, 2, 4
+BLOCK, CHARACTER = 1, 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "access", "major", "minor", "allowed"),
+    [
+        (CHARACTER, READ | WRITE, 1, 3, 1),
+        (CHARACTER, READ | WRITE, 1, 1, 0),
+        (CHARACTER, WRITE, 136, 77, 1),
+        (BLOCK, MKNOD, 8, 0, 1),
+        (BLOCK, READ, 8, 0, 0),
+        (BLOCK, MKNOD | READ, 8, 0, 0),
+        (BLOCK, READ, 7, 1, 1),
+        (BLOCK, READ | WRITE, 7, 1, 0),
+        (CHARACTER, READ, 7, 1, 0),
+    ],
+)
+def test_devices(kind: int, access: int, major: int, minor: int, allowed: int) -> None:
+    program = devicefilter.assemble((*devicefilter.DEFAULT, devicefilter.Rule(BLOCK, 7, 1, READ)))
+    assert decide(program, kind, access, major, minor) == allowed
+
+
+def test_accesses_are_letters() -> None:
+    rule = devicefilter.rule_of(Device(path="/dev/null", source="/dev/null", access="rw"))
+    assert rule == devicefilter.Rule(CHARACTER, 1, 3, READ | WRITE)
+    with pytest.raises(Refused):
+        devicefilter.rule_of(Device(path="/dev/null", source="/dev/null", access="rx"))
+    with pytest.raises(Refused):
+        devicefilter.rule_of(Device(path="/dev/null", source="/dev/nowhere"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
-from orlop.guest import cgroup, paths, spawn, syscalls
+from orlop.guest import cgroup, devicefilter, paths, spawn, syscalls
 from orlop.guest.cgroup import Cgroup
 from orlop.guest.disks import Disks
 from orlop.guest.lookup import Root
@@ -79,6 +80,8 @@ class Entry:
         builder = Builder(view, steps)
         with ExitStack() as stack:
             group = _held(stack, self.cgroup.open())
+            if not self.spec.security.privileged:
+                devicefilter.restrict(group, self.spec.devices)
             pid_namespace = _held(stack, _open_namespace(owner, "pid")) if owner else -1
             user_namespace = -1
             if owner and view.own_user_namespace:
@@ -236,14 +239,14 @@ class Entry:
             base = f"{base}/{scratch.directory}"
         os.makedirs(f"{base}/upper", 0o755, exist_ok=True)
         os.makedirs(f"{base}/work", 0o755, exist_ok=True)
-        if self.spec.namespaces.uid_mappings:
-            uid = outer_id(0, self.spec.namespaces.uid_mappings)
-            gid = outer_id(0, self.spec.namespaces.gid_mappings)
-            os.chown(f"{base}/upper", uid, gid)
         self._upper = f"{base}/upper"
         return base
 
     def _overlay(self, target: str, lower: list[str], upper: str) -> None:
+        # The root directory itself is the upper one; it shall look like the topmost layer's.
+        status = os.stat(lower[-1])
+        os.chown(f"{upper}/upper", status.st_uid, status.st_gid)
+        os.chmod(f"{upper}/upper", stat.S_IMODE(status.st_mode))
         layers = ":".join(reversed(lower))
         options = f"lowerdir={layers},upperdir={upper}/upper,workdir={upper}/work,volatile"
         if len(options) > 4095:

@@ -40,9 +40,10 @@ class Root:
         except OSError:
             return ""
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
                 return ""
-            return os.read(fd, MAX_FILE).decode(errors="replace")
+            return os.read(fd, min(status.st_size, MAX_FILE)).decode(errors="replace")
         except OSError:
             return ""
         finally:

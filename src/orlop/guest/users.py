@@ -6,12 +6,14 @@ The files come from an image and are hostile: what does not parse is skipped, an
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from orlop.wire.messages import Refused
 from orlop.wire.values import Security
 
 MAX_FILE = 4 << 20
+_KEPT_TEXT = 64 << 10
 MAX_ID = (1 << 32) - 2
 
 
@@ -79,16 +81,22 @@ def parse_group(text: str) -> list[GroupEntry]:
     return found
 
 
-def read_database(path: str) -> str:
-    """The text of a user database; "" when there is none that can be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(MAX_FILE).decode(errors="replace")
-    except OSError:
-        return ""
-
-
 def resolve(security: Security, passwd: str, group: str) -> Identity:
+    """Find the identity that ``security`` asks for, or recall it: each exec asks the same again.
+
+    See :func:`find`.
+    """
+    if len(passwd) + len(group) > _KEPT_TEXT:
+        return find(security, passwd, group)
+    return _recall(security, passwd, group)
+
+
+@functools.lru_cache(maxsize=16)
+def _recall(security: Security, passwd: str, group: str) -> Identity:
+    return find(security, passwd, group)
+
+
+def find(security: Security, passwd: str, group: str) -> Identity:
     """Find the identity that ``security`` asks for; ``invalid`` for a name that does not exist.
 
     A numeric user need not exist. Unless ``strict_groups``, the groups that /etc/group lists for

@@ -57,12 +57,19 @@ def up(agent: Agent, then: Callable[[], None]) -> None:
         )
     )
 
+    problems: list[str] = []
+
     def following(payload: bytes) -> None:
         from orlop.guest.agent import Answer
 
+        if b'"error"' in payload[:10]:
+            problems.append(payload.decode())
         step = next(steps, None)
         if step is None:
             agent.quiet = False
+            if problems:
+                text = f"the warm-up failed: {'; '.join(problems)}"
+                agent.emit(messages.Log(level="warning", text=text[:8192]))
             then()
             return
         answer = Answer(following)

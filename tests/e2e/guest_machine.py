@@ -1,0 +1,195 @@
+"""A clone with nobody but the test to talk to its agent."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orlop.config import VmConfig
+from orlop.guestos.build import GuestArtifacts
+from orlop.hypervisor.base import Disk as HostDisk
+from orlop.hypervisor.base import DiskFormat, Machine
+from orlop.hypervisor.qemu import QemuHypervisor
+from orlop.hypervisor.qemu.machine import QemuMachine
+from orlop.sandbox.vm.agent import AgentClient
+from orlop.sandbox.vm.streams import Incoming, Outgoing
+from orlop.storage import disks
+from orlop.wire import messages, values
+from orlop.wire.values import Container, Disk, Exit, Scratch, Security, Streams
+from tests.e2e.vm_environment import busybox_layer
+
+CONFIG = VmConfig(accelerator="tcg")
+CAPABILITIES = (
+    "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE",
+    "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
+)  # fmt: skip
+TIMEOUT = 60.0
+
+
+def security(**changes: Any) -> Security:
+    """What an ordinary container may do."""
+    ordinary: dict[str, Any] = {
+        "bounding": CAPABILITIES,
+        "effective": CAPABILITIES,
+        "masked_paths": ("/proc/kcore", "/proc/acpi", "/sys/firmware"),
+        "read_only_paths": ("/proc/sys", "/proc/bus"),
+    }
+    return Security(**(ordinary | changes))
+
+
+async def settle(machine: Machine) -> None:
+    """What is done to a machine before it is saved."""
+    agent = await AgentClient.connect(machine.agent_socket, name="template", timeout=TIMEOUT)
+    await agent.call(messages.Resume())
+    await agent.call(messages.Quiesce(), TIMEOUT)
+    await agent.close()
+
+
+@dataclass
+class Finished:
+    """A process that has ended."""
+
+    exit: Exit
+    out: str
+    err: str = ""
+
+
+@dataclass
+class Guest:
+    """One clone."""
+
+    machine: QemuMachine
+    agent: AgentClient
+    place: Path
+    events: list[messages.Event] = field(default_factory=list)
+    root: Disk = field(default_factory=lambda: Disk(lun=0))
+    streams: dict[str, tuple[Outgoing | None, Incoming, Incoming | None]] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def on_event(self, event: messages.Event) -> None:
+        self.events.append(event)
+        self.changed.set()
+
+    async def plug(self, path: Path | str, *, read_only: bool = True, partitions: int = 0) -> Disk:
+        kind = DiskFormat.VMDK if str(path).endswith(".vmdk") else DiskFormat.RAW
+        name = f"d{secrets.token_hex(4)}"
+        slot = await self.machine.attach_disk(
+            HostDisk(id=name, path=str(path), format=kind, read_only=read_only)
+        )
+        return Disk(lun=slot.lun, partitions=partitions)
+
+    async def image(self, *layers: str) -> Disk:
+        path = await disks.image_disk(layers, self.place, secrets.token_hex(4))
+        return await self.plug(path, partitions=len(layers))
+
+    async def create(self, name: str, *args: str, stdin: bool = False, **changes: Any) -> messages.Created:
+        scratch = await disks.scratch_disk(self.place / f"{name}.ext4", 64)
+        streams = self._streams(name, stdin=stdin, tty=changes.get("tty", False))
+        ordinary: dict[str, Any] = {
+            "lower": (self.root,),
+            "scratch": Scratch(disk=await self.plug(scratch, read_only=False)),
+            "security": security(),
+            "streams": streams,
+        }
+        container = Container(id=name, args=args, **(ordinary | changes))
+        return await self.agent.call(messages.Create(container=container), TIMEOUT)
+
+    async def start(self, name: str) -> None:
+        await self.agent.call(messages.Start(id=name), TIMEOUT)
+
+    async def delete(self, name: str) -> None:
+        await self.agent.call(messages.Delete(id=name), TIMEOUT)
+
+    async def run(self, name: str, *args: str, **changes: Any) -> Finished:
+        """From Create to Delete."""
+        await self.create(name, *args, **changes)
+        await self.start(name)
+        finished = await self.finish(name)
+        await self.delete(name)
+        return finished
+
+    async def exec(self, container: str, *args: str, **changes: Any) -> Finished:
+        name = f"x{secrets.token_hex(4)}"
+        streams = self._streams(name, stdin=False, tty=changes.get("tty", False))
+        request = messages.Exec(id=name, container_id=container, args=args, streams=streams, **changes)
+        await self.agent.call(request, TIMEOUT)
+        return await self.finish(name)
+
+    async def finish(self, name: str) -> Finished:
+        _, out, err = self.streams[name]
+        texts = [await read_all(stream) if stream else "" for stream in (out, err)]
+        return Finished(await self.exit_of(name), *texts)
+
+    async def exit_of(self, name: str) -> Exit:
+        kinds = (messages.ContainerExited, messages.ExecExited)
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                self.changed.clear()
+                for event in self.events:
+                    if isinstance(event, kinds) and event.id == name:
+                        return event.exit
+                await self.changed.wait()
+
+    async def reconnect(self) -> None:
+        """As a daemon that was killed and started again: nothing but the socket is left."""
+        await self.agent.close()
+        self.agent = await AgentClient.connect(self.machine.agent_socket, name="again", timeout=TIMEOUT)
+        self.agent.on_event = self.on_event
+
+    def _streams(self, name: str, *, stdin: bool, tty: bool) -> Streams:
+        into = self.agent.outgoing(self.agent.new_stream()) if stdin else None
+        out = self.agent.incoming(self.agent.new_stream())
+        err = None if tty else self.agent.incoming(self.agent.new_stream())
+        self.streams[name] = (into, out, err)
+        return Streams(stdin=into.stream if into else 0, stdout=out.stream, stderr=err.stream if err else 0)
+
+
+async def read_all(stream: Incoming) -> str:
+    data = b""
+    async with asyncio.timeout(TIMEOUT):
+        while chunk := await stream.read():
+            data += chunk
+            stream.consumed(len(chunk))
+    stream.end_consumed()
+    return data.decode(errors="replace")
+
+
+@asynccontextmanager
+async def fresh_guest(
+    artifacts: GuestArtifacts, templates: Path, place: Path, **setup: Any
+) -> AsyncIterator[Guest]:
+    """A clone that was set up, with a root image plugged; ``templates`` keeps the template between tests."""
+    hypervisor = QemuHypervisor(CONFIG, artifacts, templates)
+    template = await hypervisor.template(settle)
+    (place / "share").mkdir(exist_ok=True)
+    machine = await hypervisor.restore(template, place / "vm", tap_fd=None, share=place / "share")
+    try:
+        agent = await AgentClient.connect(machine.agent_socket, name="test", timeout=TIMEOUT)
+        guest = Guest(machine, agent, place)
+        agent.on_event = guest.on_event
+        await agent.call(messages.Resume())
+        identity: dict[str, Any] = {
+            "hostname": "pod",
+            "clock": time.time_ns(),
+            "entropy": secrets.token_bytes(64),
+            "resolv_conf": "nameserver 192.0.2.53\n",
+        }
+        await agent.call(messages.Setup(**(identity | setup)), TIMEOUT)
+        guest.root = await guest.image(busybox_layer())
+        yield guest
+        with suppress(Exception):
+            await guest.agent.close()
+    finally:
+        await machine.stop()
+        await hypervisor.discard(machine.directory)
+
+
+Scenario = Callable[[Guest], Awaitable[None]]
+
+__all__ = ["CAPABILITIES", "Finished", "Guest", "fresh_guest", "read_all", "security", "settle", "values"]
