@@ -6,7 +6,6 @@ See the kernel's Documentation/admin-guide/cgroup-v2.rst.
 from __future__ import annotations
 
 import os
-import time
 
 from orlop.guest import paths
 from orlop.guest.paths import read_text, write_text
@@ -96,15 +95,6 @@ class Cgroup:
             return True
         except OSError:
             return False
-        return True
-
-    def remove_patiently(self, seconds: float = 2.0) -> bool:
-        """Like :meth:`remove`, but wait for the processes to die."""
-        deadline = time.monotonic() + seconds
-        while not self.remove():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.002)
         return True
 
     def apply(self, resources: Resources, *, memory: bool = True) -> None:

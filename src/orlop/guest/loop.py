@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
-PRIORITY = select.EPOLLPRI
 EDGE = select.EPOLLET
 
 Callback = Callable[[int], None]

@@ -1,9 +1,8 @@
-"""The agent's start: as process 1 of a VM, or on a socket for tests."""
+"""The agent's start: as process 1 of a VM."""
 
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
 from orlop.guest import cgroup, syscalls, system
@@ -23,15 +22,6 @@ def main() -> None:
     system.tune()
     cgroup.prepare()
     run(os.open(system.port(PORT), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-
-
-def serve_socket(path: str) -> None:
-    """Listen on a Unix socket and serve one connection, in namespaces of the caller's making."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(1)
-        connection, _ = listener.accept()
-    run(connection.detach())
 
 
 def run(fd: int) -> None:

@@ -26,7 +26,6 @@ MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
-MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 MNT_DETACH = 2
 
@@ -199,16 +198,3 @@ def inotify_unwatch(fd: int, watch: int) -> None:
 def power_off() -> None:
     """Switch the machine off, at once."""
     _libc.reboot(ctypes.c_int(0x4321FEDC))
-
-
-def sync_file_system(fd: int) -> None:
-    """syncfs(2)."""
-    if _libc.syncfs(fd) < 0:
-        raise _raise()
-
-
-def set_domain_name(name: str) -> None:
-    """setdomainname(2)."""
-    encoded = name.encode()
-    if _libc.setdomainname(encoded, ctypes.c_size_t(len(encoded))) < 0:
-        raise _raise()

@@ -126,7 +126,6 @@ class Setup(Request[SetupReply]):
     resolv_conf: Text = ""
     hosts: Text = ""
     sysctls: Annotated[tuple[tuple[Name, Annotated[str, Length(0, 4096)]], ...], Length(0, 256)] = ()
-    share_pid: bool = False
     shm_size: Annotated[int, Range(0, 1 << 50)] = 0
     resources: Resources = NO_LIMITS
 

@@ -222,7 +222,6 @@ class Container:
     mounts: Annotated[tuple[Mount, ...], Length(0, 1024)] = ()
     devices: Annotated[tuple[Device, ...], Length(0, 256)] = ()
     tty: bool = False
-    stdin_once: bool = False
     streams: Streams = NO_STREAMS
     resources: Resources = NO_LIMITS
     security: Security = Security()

@@ -30,7 +30,7 @@ from orlop.hypervisor.qemu import QemuHypervisor
 from orlop.net.network import PodNetwork
 from orlop.net.tap import join_tap
 from orlop.sandbox.base import Features
-from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec
+from orlop.sandbox.spec import ContainerSpec, PodSpec
 from orlop.sandbox.vm import hostgroup, translate
 from orlop.sandbox.vm.checks import check_pod
 from orlop.sandbox.vm.clone import TAP, Clone, Cloner, netns_of
@@ -320,7 +320,6 @@ class VmDriver:
                 resolv_conf=translate.resolv_conf(spec.dns, node),
                 hosts=translate.hosts(hostname, addresses),
                 sysctls=tuple(spec.sysctls.items()),
-                share_pid=spec.namespaces.pid is NamespaceMode.POD,
             ),
             timeout=_SETUP_TIMEOUT,
         )

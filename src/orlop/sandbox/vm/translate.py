@@ -58,7 +58,6 @@ def container(
             for device in spec.devices
         ),
         tty=spec.tty,
-        stdin_once=spec.stdin_once,
         streams=streams,
         resources=resources(spec.resources),
         security=_security(spec.security, spec.resources, seccomp, seccomp_flags),
