@@ -377,6 +377,7 @@ async def test_nothing_is_lost_while_no_daemon_runs(guest: Guest) -> None:
     await guest.agent.call(messages.Resume(streams=((stream, len(text)), (container.streams.stderr, 0))))
     text += (await read_all(again)).encode()
     assert text.decode() == "".join(f"line {number}\n" for number in range(3000))
+    assert (await guest.exit_of("one")).code == 5
     state = await guest.agent.call(messages.Dump())
     (container,) = state.containers
     assert container.exit is not None
