@@ -194,6 +194,14 @@ async def environment(*, pool: int = 0, **vm: Any) -> AsyncIterator[Environment]
         await process.run(["ip", "link", "delete", BRIDGE], check=False)
         mounts.unmount_below(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
+        _reap()
+
+
+def _reap() -> None:
+    """A VM that was recovered is still this process' child, and its first owner forgot it."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:

@@ -44,6 +44,7 @@ SPARE = "rw-spare"
 _ANSWER_TIMEOUT = 30.0
 _SETTLE_TIMEOUT = 60.0
 _WARM_ROUNDS = 2
+_ONLINE_TIME = 5.0
 
 
 class Clone:
@@ -99,8 +100,19 @@ class Clone:
         before = self.machine.shape
         now = await self.machine.resize(shape)
         if now != before:
-            await self.agent.call(Online())
+            await self._bring_online(now.vcpus)
         return now
+
+    async def _bring_online(self, vcpus: int) -> None:
+        """The guest's kernel takes a moment to find a new processor; only then can it be put to use."""
+        end = time.monotonic() + _ONLINE_TIME
+        pause = 0.01
+        while (await self.agent.call(Online())).cpus < vcpus:
+            if time.monotonic() > end:
+                log.warning("VM %s does not use all of its %d processors", self.id, vcpus)
+                return
+            await asyncio.sleep(pause)
+            pause *= 2
 
 
 def netns_of(directory: Path) -> Path:
