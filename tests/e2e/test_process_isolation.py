@@ -269,6 +269,12 @@ async def test_cgroup_parent_is_the_one_asked_for(host: Bed) -> None:
         await host.driver.discard(pod.id)
         assert parent.exists()
         assert not Cgroup(f"{parent.path}/{spec.id}").exists()
+        own = host.pod()
+        sandbox, _ = await _run(host, own)
+        await sandbox.stop()
+        await host.driver.discard(own.id)
+        left = list(Path("/sys/fs/cgroup").glob(f"**/{own.id}"))
+        assert left == []
     finally:
         parent.remove()
         Cgroup(str(Path(parent.path).parent)).remove()

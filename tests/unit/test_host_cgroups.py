@@ -63,11 +63,13 @@ def test_the_version_with_the_controllers_is_found(tmp_path: Path) -> None:
         tmp_path,
         ("cgroup", "/c/cpu,cpuacct", "rw,cpu,cpuacct"),
         ("cgroup", "/c/memory", "rw,memory"),
+        ("cgroup", "/c/systemd", "rw,xattr,name=systemd"),
         ("cgroup2", str(tmp_path), "rw"),
     )
     found = cgroups.detect(mountinfo=mixed)
     assert found.version == 1
     assert found.controllers["cpuacct"] == Path("/c/cpu,cpuacct")
+    assert found.others == (Path("/c/systemd"), tmp_path)
     pure = cgroups.detect(mountinfo=_mountinfo(tmp_path, ("cgroup2", str(tmp_path), "rw")))
     assert (pure.version, set(pure.controllers)) == (2, {"cpu", "io", "memory", "pids"})
     with pytest.raises(FailedPrecondition):

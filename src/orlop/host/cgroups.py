@@ -47,16 +47,22 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hierarchy(msgspec.Struct, frozen=True):
-    """The host's control groups: version 2 at ``root``, or version 1 with a directory per controller."""
+    """The host's control groups: version 2 at ``root``, or version 1 with a directory per controller.
+
+    ``others`` are hierarchies without controllers beside those of version 1 (systemd's own, an
+    empty one of version 2): runtimes make groups in them too.
+    """
 
     version: int
     root: Path
     controllers: Mapping[str, Path]
+    others: tuple[Path, ...] = ()
 
 
 def detect(root: Path = ROOT, mountinfo: Path = Path("/proc/self/mountinfo")) -> Hierarchy:
     """Look at what is mounted. Raises FailedPrecondition when there are no control groups."""
     v1: dict[str, Path] = {}
+    others: list[Path] = []
     unified: Path | None = None
     for line in mountinfo.read_text(encoding="utf-8", errors="replace").splitlines():
         before, _, after = line.partition(" - ")
@@ -66,8 +72,10 @@ def detect(root: Path = ROOT, mountinfo: Path = Path("/proc/self/mountinfo")) ->
             unified = place
         elif kind == "cgroup":
             v1 |= {name: place for name in options.split(",") if name in _USED and name not in v1}
+            if "name=systemd" in options.split(","):
+                others.append(place)
     if "memory" in v1 or ("cpu" in v1 and unified is None):
-        return Hierarchy(1, root, v1)
+        return Hierarchy(1, root, v1, (*others, *([unified] if unified is not None else [])))
     if unified is None:
         raise FailedPrecondition("the host has no control groups: neither cgroup2 nor cgroup is mounted")
     names = (unified / "cgroup.controllers").read_text(encoding="ascii").split()
@@ -239,7 +247,8 @@ class Cgroup:
 
     def remove(self) -> None:
         """Remove the group and those below it. Idempotent. Raises OSError EBUSY while processes are in it."""
-        for directory in self.directories():
+        others = [place / self.path.lstrip("/") for place in self.host.others]
+        for directory in [*self.directories(), *others]:
             for place, _names, _files in os.walk(directory, topdown=False):
                 with suppress(FileNotFoundError):
                     Path(place).rmdir()
