@@ -158,12 +158,16 @@ class Cloner:
         """What runs the guests."""
         return await self._hypervisor.probe()
 
-    def at_least(self, shape: MachineShape) -> MachineShape:
-        """``shape``, or what every clone has where that is more: a machine does not shrink below it."""
+    def attainable(self, shape: MachineShape) -> MachineShape:
+        """``shape`` as near as a clone can come to it.
+
+        A machine does not shrink below what every clone has; an emulated one gets no more processors.
+        """
         least = self.shape
-        return MachineShape(
-            memory_mib=max(shape.memory_mib, least.memory_mib), vcpus=max(shape.vcpus, least.vcpus)
-        )
+        vcpus = max(shape.vcpus, least.vcpus)
+        if self._template is not None and not self._hypervisor.capabilities.add_vcpus:
+            vcpus = least.vcpus
+        return MachineShape(memory_mib=max(shape.memory_mib, least.memory_mib), vcpus=vcpus)
 
     async def prepare(self) -> Template | None:
         """Build the template, or join its building. A cancellation does not stop the building."""

@@ -244,7 +244,7 @@ class VmDriver:
     async def _start(self, spec: PodSpec, cloner: Cloner, pool: Pool, files: PodFiles) -> VmSandbox:
         """Get a VM and a network, and bring them together."""
         timings: dict[str, float] = {}
-        shape = cloner.at_least(shape_of(spec, self._config.vm))
+        shape = cloner.attainable(shape_of(spec, self._config.vm))
         cgroup = hostgroup.path_of(spec.cgroup_parent, spec.id)
         ready = pool.claim(shape)
         if ready is not None:

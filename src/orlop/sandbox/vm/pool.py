@@ -183,7 +183,7 @@ class Pool:
         return True
 
     def _plan(self) -> list[MachineShape]:
-        return self._demand.plan(self._config.size, self._cloner.at_least(self._default))
+        return self._demand.plan(self._config.size, self._cloner.attainable(self._default))
 
     async def _add(self, shape: MachineShape) -> None:
         clone = await self._cloner.make()
