@@ -8,7 +8,7 @@ import time
 import pytest
 
 from orlop.errors import InvalidArgument
-from orlop.sandbox.spec import ExecSpec, Mount
+from orlop.sandbox.spec import ExecSpec, IdMapping, Mount, NamespaceMode, Namespaces, Security
 from tests.e2e.vm_environment import (
     Environment,
     collected,
@@ -88,3 +88,36 @@ async def _volumes(env: Environment) -> None:
     assert [line for line in env.log_of(container) if "host" in line] == ["stdout F from the host"] * 2
     await sandbox.delete(container.id)
     await sandbox.delete(container.id)
+
+
+async def test_a_pod_in_a_user_namespace_owns_its_volumes() -> None:
+    async with environment() as env:
+        volume = env.scratch / "volume"
+        volume.mkdir()
+        (volume / "in").write_text("from the host")
+        maps = (IdMapping(container_id=0, host_id=65536, length=65536),)
+        own = Namespaces(user=NamespaceMode.POD, uid_mappings=maps, gid_mappings=maps)
+        pod = pod_spec(namespaces=own)
+        sandbox = await env.run(pod)
+        script = (
+            "set -e; grep 65536 /proc/self/uid_map; stat -c %u /data/in /bin/busybox; echo new > /data/out; "
+            "chown 7 /data/out"
+        )
+        container = container_spec(
+            pod,
+            "sh",
+            "-c",
+            script,
+            namespaces=own,
+            mounts=(
+                Mount(container_path="/data", host_path=str(volume), uid_mappings=maps, gid_mappings=maps),
+            ),
+            security=Security(capabilities=("CHOWN", "DAC_OVERRIDE", "FOWNER")),
+            log_path=env.log_path(),
+        )
+        await sandbox.create(container)
+        await sandbox.start(container.id)
+        status = await asyncio.wait_for(sandbox.wait_container(container.id), 20)
+        assert status.code == 0, env.log_of(container)
+        assert env.log_of(container)[1:] == ["stdout F 0", "stdout F 0"]
+        assert (volume / "out").stat().st_uid == 7
