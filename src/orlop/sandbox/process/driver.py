@@ -153,7 +153,9 @@ class ProcessDriver:
         known = self._running.pop(pod_id, None)
         if known is not None:
             await known.stop()
-        await pods.discard(self._open_tools(), self._network, self._layout.pod(pod_id), pod_id)
+        parent = self._default_parent(pod_id)
+        own = parent if parent.endswith(pod_id) else ""
+        await pods.discard(self._open_tools(), self._network, self._layout.pod(pod_id), pod_id, own)
 
     async def traces(self) -> list[str]:
         """See ``SandboxDriver``."""

@@ -328,8 +328,11 @@ def _finish(spec: PodSpec, paths: PodPaths, state: PodState) -> None:
     layout.save(paths.record, state)
 
 
-async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: str) -> None:
-    """Remove every trace of a pod, from its directories alone. Idempotent. Raises the first failure."""
+async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: str, own_cgroup: str) -> None:
+    """Remove every trace of a pod, from its directories alone. Idempotent. Raises the first failure.
+
+    ``own_cgroup`` is the group that belongs to the pod alone if nobody asked for another, or "".
+    """
     state = await asyncio.to_thread(layout.load_pod, paths.record)
     containers = []
     for container_id in await asyncio.to_thread(paths.containers):
@@ -344,8 +347,8 @@ async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: st
             [item.delete for item in containers] + [lambda: network.detach(pod_id, paths.namespace("net"))]
         )
         await podns.release(paths, state.holder if state is not None else layout.Process())
-        if state is not None and Path(state.cgroup).name == pod_id:
-            await cgroups.destroy(Cgroup(state.cgroup))
+        if own_cgroup:
+            await cgroups.destroy(Cgroup(own_cgroup))
         await asyncio.to_thread(paths.remove)
     except OSError as error:
         raise FailedPrecondition(f"pod {pod_id[:12]} cannot be removed yet: {error}") from error
