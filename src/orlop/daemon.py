@@ -66,7 +66,7 @@ def set_up_logging(config: Config) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
-    for noisy in ("asyncio", "grpc", "pyroute2", "aiohttp"):
+    for noisy in ("asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # It reports the end of every connection with a traceback; the end of a VM is our own to report.
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
