@@ -129,6 +129,7 @@ async def network_checks(config: Config) -> list[Check]:
         else:
             checks.append(_good(area, f"CNI {name}", str(found)))
     checks.append(await _tool(area, "iptables", "iptables"))
+    checks.append(await _tool(area, "nft", "nftables"))
     if Path("/dev/net/tun").exists():
         checks.append(_good(area, "tun/tap", "/dev/net/tun"))
     else:
