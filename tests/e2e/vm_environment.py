@@ -28,9 +28,10 @@ from orlop.sandbox.vm.driver import VmDriver
 from orlop.sandbox.vm.sandbox import VmSandbox
 from tests.conformance import tools
 
-BRIDGE = "orlvmtest0"
+NUMBER = os.getpid() % 250  # runs at the same time must not share a bridge
+BRIDGE = f"orlvmtest{NUMBER}"
 ACCELERATOR = os.environ.get("ORLOP_TEST_ACCELERATOR", "auto")
-SUBNET = "10.214.0.0/24"
+SUBNET = f"10.214.{NUMBER}.0/24"
 CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop"))
 
 
@@ -135,9 +136,7 @@ class Environment:
     async def again(self) -> None:
         """A new driver that knows only what is on disk."""
         await self.driver.close()
-        self.hypervisor = QemuHypervisor(
-            self.config.vm, await guest(), root=self.config.root_dir / "hypervisor"
-        )
+        self.hypervisor = QemuHypervisor(self.config.vm, await guest(), root=CACHE / "test-root/hypervisor")
         self.network = PodNetwork(self.config.network, self.config.root_dir / "net")
         self.driver = VmDriver(self.config, self.network, given=(self.hypervisor, await guest()))
         await self.driver.open()
@@ -160,21 +159,21 @@ async def guest() -> GuestArtifacts:
 async def environment(*, pool: int = 0, **vm: Any) -> AsyncIterator[Environment]:
     """A driver that is ready; all of its pods are gone afterwards, and nothing else is left."""
     scratch = Path(tempfile.mkdtemp(prefix="orlvm-"))
-    root = CACHE / "test-root"  # the template in it serves all tests
+    templates = CACHE / "test-root/hypervisor"  # one template serves all tests
     (scratch / "net.d").mkdir()
     document = json.loads(conflist.default_conflist([SUBNET], name="orlvmtest", bridge=BRIDGE))
     document["plugins"][0]["ipam"]["dataDir"] = str(scratch / "leases")
     document.pop("orlop.masquerade", None)
     (scratch / "net.d/10-test.conflist").write_text(json.dumps(document))
     config = Config(
-        root=str(root),
+        root=str(scratch / "root"),
         state=str(scratch / "state"),
         network=NetworkConfig(conf_dir=str(scratch / "net.d")),
         vm=VmConfig(pool=PoolConfig(size=pool), **({"accelerator": ACCELERATOR} | vm)),
     )
     artifacts = await guest()
-    hypervisor = QemuHypervisor(config.vm, artifacts, root=root / "hypervisor")
-    network = PodNetwork(config.network, root / "net")
+    hypervisor = QemuHypervisor(config.vm, artifacts, root=templates)
+    network = PodNetwork(config.network, config.root_dir / "net")
     driver = VmDriver(config, network, given=(hypervisor, artifacts))
     env = Environment(scratch, config, hypervisor, network, driver)
     try:
