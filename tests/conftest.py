@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import settings
+
+# The same examples every time where a failure must mean a change: HYPOTHESIS_PROFILE=ci.
+settings.register_profile("ci", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 GRACE = 2.0
 """Seconds that what was told to end may take."""

@@ -140,8 +140,9 @@ class ErofsWriter:
             self._output.write(data)
         meta_block = layout.next_block
         size = layout.write(self._output, meta_block)
-        total = meta_block + -(-size // BLOCK)
-        self._output.write(bytes(-size % BLOCK))
+        # Never ends with an inode: fsck.erofs of 1.5 looks for attributes behind every one of them.
+        total = meta_block + size // BLOCK + 1
+        self._output.write(bytes(BLOCK - size % BLOCK))
         if total * BLOCK > self._limit or total >= HOLE:
             raise TooLarge(f"the layer unpacks to more than {self._limit >> 20} MiB")
         self._output.seek(0)
