@@ -142,7 +142,7 @@ async def _cni_configuration(area: str, config: Config) -> Check:
     from orlop.net.network import PodNetwork
 
     name = "CNI network"
-    reason = await PodNetwork(config.network, config.root_dir / "net").ready()
+    reason = await PodNetwork(config.network, config.root_dir / "network").ready()
     if reason:
         remedy = f"put a .conflist into {config.network.conf_dir}, for example packaging/10-orlop.conflist"
         return _bad(area, name, reason, remedy)
