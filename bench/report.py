@@ -56,7 +56,8 @@ class Report:
     def save(self, directory: Path) -> None:
         """Write ``bench.json`` and ``bench.svg``."""
         directory.mkdir(parents=True, exist_ok=True)
-        document = {**asdict(self), "summary": self.summary(), "host": platform.platform()}
+        host = f"{platform.system()} {platform.machine()}"
+        document = {**asdict(self), "summary": self.summary(), "host": host}
         (directory / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
         if self.samples:
             plot(self, directory / "bench.svg")
@@ -154,5 +155,5 @@ def plot(report: Report, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
