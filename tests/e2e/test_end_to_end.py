@@ -52,6 +52,9 @@ def test_exec_and_attach_stream(shared_node: Node, handler: str) -> None:
     assert answer.out == "through stdin\n" and "done" in answer.err
     many = node.crictl("exec", container, "sh", "-c", "seq 1 100000")
     assert many.out == "".join(f"{number}\n" for number in range(1, 100001))
+    # A writer whose reader is gone has to end: nothing may be ignored that the container did not ask for.
+    ignored = node.crictl("exec", container, "sh", "-c", "grep SigIgn /proc/self/status; yes | head -n 1")
+    assert ignored.out.split() == ["SigIgn:", "0" * 16, "y"]
     node.remove_pod(pod_id)
 
 

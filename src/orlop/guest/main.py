@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from orlop.guest import cgroup, syscalls, system
@@ -24,12 +25,22 @@ def main() -> None:
     run(os.open(system.port(PORT), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
+def _ignore_no_signal() -> None:
+    """Let containers start with all signals at their defaults.
+
+    Python ignores these, and what is ignored stays so over execve(2); what is handled does not.
+    """
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, lambda number, frame: None)
+
+
 def run(fd: int) -> None:
     """Serve the channel ``fd`` for ever."""
 
     def on_error(text: str) -> None:
         dispatcher.log(text)
 
+    _ignore_no_signal()
     loop = Loop(on_error)
     dispatcher = Dispatcher(loop, fd)
     sys.stderr.write("agent: ready\n")
