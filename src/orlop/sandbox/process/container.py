@@ -9,6 +9,7 @@ recorded in files, so that a later daemon can go on, or remove what is there.
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import signal
 import time
@@ -30,6 +31,7 @@ from orlop.storage import rootfs
 
 KILLED = 128 + signal.SIGKILL
 _KILL_TIME = 10.0
+_LATE_MONITOR = 5.0
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,18 @@ class Container:
             await threads.finish(asyncio.ensure_future(self._remove()))
 
     async def _remove(self) -> None:
+        deadline = time.monotonic() + _LATE_MONITOR
+        while True:
+            try:
+                await self._remove_once()
+                return
+            except OSError as error:
+                # A monitor whose start was cancelled can still be on its way, and write into the bundle.
+                if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.05)
+
+    async def _remove_once(self) -> None:
         bundle = self.paths.bundle
         if self.state is None:
             monitor = await asyncio.to_thread(conmon.leftover, bundle)
