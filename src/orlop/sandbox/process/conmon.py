@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import FailedPrecondition, Internal, NotFound
-from orlop.host import process
+from orlop.host import process, threads
 from orlop.sandbox.process.layout import ContainerPaths, Process
 from orlop.sandbox.process.runtime import Runtime, last_error
 
@@ -95,7 +95,8 @@ async def create(
         )
         os.close(writing)
         writing = -1
-        status = await child.wait()  # it puts itself into the background at once
+        # It puts itself into the background at once, and writes its pid first: only then can it be found.
+        status = await threads.finish(asyncio.ensure_future(child.wait()))
         report = await _read_report(reading)
     finally:
         os.close(reading)

@@ -31,7 +31,7 @@ from orlop.storage import rootfs
 
 KILLED = 128 + signal.SIGKILL
 _KILL_TIME = 10.0
-_LATE_MONITOR = 5.0
+_LATE_RUNTIME = 5.0
 
 
 @dataclass(frozen=True)
@@ -219,13 +219,13 @@ class Container:
             await threads.finish(asyncio.ensure_future(self._remove()))
 
     async def _remove(self) -> None:
-        deadline = time.monotonic() + _LATE_MONITOR
+        deadline = time.monotonic() + _LATE_RUNTIME
         while True:
             try:
                 await self._remove_once()
                 return
             except OSError as error:
-                # A monitor whose start was cancelled can still be on its way, and write into the bundle.
+                # The runtime that a killed monitor had started can still write into the bundle.
                 if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
                     raise
             await asyncio.sleep(0.05)
