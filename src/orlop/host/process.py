@@ -77,19 +77,15 @@ async def spawn(
     stderr: Stream = DEVNULL,
     pass_fds: Sequence[int] = (),
     new_session: bool = True,
-    cgroup: Path | None = None,
-    netns: Path | None = None,
 ) -> Process:
     """Start a child and return at once. The caller owns it; the end of the event loop kills it.
 
-    ``env`` replaces the environment; ``cgroup`` is a cgroup directory that the child is moved
-    to; ``netns`` a pinned network namespace that it starts in. Raises NotFound when there is
-    no such program.
+    ``env`` replaces the environment. Raises NotFound when there is no such program.
     """
-    arguments = _arguments(argv, netns)
+    arguments = [os.fspath(argument) for argument in argv]
     _watch_by_pidfd()
     try:
-        child = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             *arguments,
             env=env,
             cwd=cwd,
@@ -102,15 +98,6 @@ async def spawn(
         )
     except OSError as error:
         raise _not_started(arguments[0], cwd, error) from error
-    if cgroup is not None:
-        try:
-            _join(cgroup, child.pid)
-        except OSError as error:
-            await _reap(child)
-            raise ProcessFailed(
-                arguments[0], 126, f"cannot join cgroup {cgroup}: {error.strerror}"
-            ) from error
-    return child
 
 
 class Detached:
@@ -155,14 +142,12 @@ async def spawn_detached(
     stderr: Stream = DEVNULL,
     pass_fds: Sequence[int] = (),
     new_session: bool = True,
-    cgroup: Path | None = None,
-    netns: Path | None = None,
 ) -> Detached:
     """:func:`spawn` for a child that must outlive the daemon; the same arguments, without pipes.
 
     A cancellation while it starts kills it. Raises as :func:`spawn` does.
     """
-    arguments = _arguments(argv, netns)
+    arguments = [os.fspath(argument) for argument in argv]
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -178,7 +163,7 @@ async def spawn_detached(
 
     starting = asyncio.ensure_future(asyncio.to_thread(start))
     try:
-        child = Detached(await threads.finish(starting))
+        return Detached(await threads.finish(starting))
     except asyncio.CancelledError:
         if not starting.cancelled() and starting.exception() is None:
             starting.result().kill()
@@ -186,24 +171,6 @@ async def spawn_detached(
         raise
     except OSError as error:
         raise _not_started(arguments[0], cwd, error) from error
-    if cgroup is not None:
-        try:
-            _join(cgroup, child.pid)
-        except OSError as error:
-            await kill_pid(child.pid, child.start_time)
-            await child.wait()
-            raise ProcessFailed(
-                arguments[0], 126, f"cannot join cgroup {cgroup}: {error.strerror}"
-            ) from error
-    return child
-
-
-def _arguments(argv: Sequence[Argument], netns: Path | None) -> list[str]:
-    arguments = [os.fspath(argument) for argument in argv]
-    if netns is not None:
-        # setns and exec in the same process: costs one exec, and no thread of ours moves.
-        arguments = ["nsenter", f"--net={netns}", "--", *arguments]
-    return arguments
 
 
 def _not_started(program: str, cwd: Argument | None, error: OSError) -> OrlopError:
@@ -212,10 +179,6 @@ def _not_started(program: str, cwd: Argument | None, error: OSError) -> OrlopErr
     if cwd is not None and not Path(cwd).is_dir():
         return NotFound(f"{program} cannot start in {cwd}: no such directory")
     return NotFound(f"{program} is not installed, or not in PATH")
-
-
-def _join(cgroup: Path, pid: int) -> None:
-    (cgroup / "cgroup.procs").write_text(str(pid), encoding="ascii")
 
 
 async def run(
