@@ -84,17 +84,17 @@ class Plugs:
     async def plug(self, spec: ContainerSpec, plan: ContainerFile) -> Plugged:
         """Plug all that the container needs. A failure leaves plugs behind for :meth:`unplug`."""
         stacks = dict.fromkeys([spec.layers, *(mount.image.layers for mount in spec.mounts if mount.image)])
-        images, scratch, shares = await together(
+        images, scratch, (shares, loose) = await together(
             together(*(self._image(spec.id, layers) for layers in stacks)),
             self._scratch(plan.disks[-1]),
-            self._shares(spec),
+            together(self._shares(spec), _with_mounts_below(spec.mounts)),
         )
         by_stack = dict(zip(stacks, images, strict=True))
         return Plugged(
             root=by_stack[spec.layers],
             scratch=scratch,
             shares=shares,
-            loose=await asyncio.to_thread(_with_mounts_below, spec.mounts),
+            loose=loose,
             images={
                 mount.container_path: by_stack[mount.image.layers]
                 for mount in spec.mounts
@@ -190,15 +190,23 @@ class Plugs:
             await self._machine.detach_disk(disk_id)
 
 
-def _with_mounts_below(volumes: tuple[Mount, ...]) -> frozenset[str]:
+async def _with_mounts_below(volumes: tuple[Mount, ...]) -> frozenset[str]:
     """Read-only volumes with writable mounts below them: only the host can tell the two apart."""
-    found = set()
-    for volume in volumes:
-        if volume.read_only and not volume.recursive_read_only and volume.host_path:
+    wanted = [
+        volume
+        for volume in volumes
+        if volume.read_only and not volume.recursive_read_only and volume.host_path
+    ]
+
+    def look() -> frozenset[str]:
+        found = set()
+        for volume in wanted:
             place = os.path.realpath(volume.host_path)
             if any(os.fspath(point) != place for point in mounts.mounts_below(place)):
                 found.add(volume.container_path)
-    return frozenset(found)
+        return frozenset(found)
+
+    return await asyncio.to_thread(look) if wanted else frozenset()
 
 
 def image_disk_id(layers: tuple[str, ...]) -> str:
