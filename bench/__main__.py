@@ -18,13 +18,7 @@ from tests.conformance import images, tools
 from bench import lifecycle, systems, usage
 from bench.client import Client
 from bench.report import Report, Scale
-
-REGISTRY = "127.0.0.1:15988"
-
-
-def say(message: str) -> None:
-    """Progress, for people."""
-    print(message, file=sys.stderr, flush=True)
+from bench.words import reason, say
 
 
 def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rounds: int) -> None:
@@ -33,9 +27,9 @@ def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rou
         clients: list[tuple[systems.System, Client]] = []
         for number, system in enumerate(chosen):
             try:
-                conf = images.registries_conf(REGISTRY)
+                conf = images.registries_conf(systems.REGISTRY)
                 running = stack.enter_context(
-                    systems.running(system, scratch / system.name, number, REGISTRY, conf)
+                    systems.running(system, scratch / system.name, number, systems.REGISTRY, conf)
                 )
                 client = Client(running.socket)
                 stack.callback(client.close)
@@ -56,10 +50,10 @@ def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rou
 
 def scaled(report: Report, system: systems.System, scratch: Path, counts: list[int], parallel: int) -> None:
     """One system alone: its daemon's memory when idle, then 1, 2, 5 … pods at once."""
-    conf = images.registries_conf(REGISTRY)
+    conf = images.registries_conf(systems.REGISTRY)
     before = usage.processes()
     directory = scratch / f"scale-{parallel}-{system.name}"
-    with systems.running(system, directory, 9, REGISTRY, conf) as running:
+    with systems.running(system, directory, 9, systems.REGISTRY, conf) as running:
         client = Client(running.socket)
         lifecycle.pull(client)
         lifecycle.whole_life(client, system.handler, "warm", f"{scratch}/logs")
@@ -109,13 +103,6 @@ def one_scale(
     )
 
 
-def reason(error: Exception) -> str:
-    """One line about why a system could not run."""
-    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
-        return f"{error.code().name}: {error.details()}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def main() -> int:
     """Run what the options choose and print the table."""
     known = systems.known()
@@ -137,7 +124,7 @@ def main() -> int:
     report = Report()
     scratch = Path(tempfile.mkdtemp(prefix="orlop-bench-", dir="/var/tmp"))
     try:
-        with images.serve(images.storage(), REGISTRY):
+        with images.serve(images.storage(), systems.REGISTRY):
             if options.rounds:
                 interleaved(report, chosen, scratch, options.rounds)
             for system in chosen if options.scale else []:

@@ -24,8 +24,9 @@ import grpc
 from tests.conformance import images, tools
 
 from bench import lifecycle, systems, usage
-from bench.__main__ import REGISTRY, reason, say
 from bench.client import Client, container_config, pod_config
+from bench.systems import REGISTRY
+from bench.words import reason, say
 from orlop.cri.api import runtime_v1_pb2 as pb
 
 # {d} is the directory worked in. Each is timed as one ExecSync less the time of an empty one.

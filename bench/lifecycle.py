@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from bench.client import Client, container_config, pod_config
+from bench.client import IMAGE, Client, container_config, pod_config
 from orlop.cri.api import runtime_v1_pb2 as pb
 
 SLEEP = ("sleep", "1000000")
@@ -97,6 +97,4 @@ def end_many(client: Client, pods: list[str], parallel: int) -> float:
 
 def pull(client: Client) -> None:
     """Have the image there before anything is timed."""
-    from bench.client import IMAGE
-
     client.call("PullImage", pb.PullImageRequest(image=pb.ImageSpec(image=IMAGE)))

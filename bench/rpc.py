@@ -27,9 +27,9 @@ import msgspec
 from tests.conformance import images, tools
 
 from bench import lifecycle, systems
-from bench.__main__ import reason, say
 from bench.client import IMAGE, Client, container_config, pod_config
 from bench.report import percentile
+from bench.words import reason, say
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.cri.translate.container import container_request
 from orlop.cri.translate.pod import pod_spec

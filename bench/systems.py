@@ -20,17 +20,23 @@ from bench.client import Client
 from orlop.cri.api import runtime_v1_pb2 as pb
 
 CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
+REGISTRY = "127.0.0.1:15988"
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 
 @dataclass(frozen=True)
 class System:
-    """How to start one system. ``prepare`` writes its files and returns its command line."""
+    """How to start one system.
+
+    ``prepare`` writes its files and returns its command line; ``programs`` says where more of its
+    programs are than those beside the daemon.
+    """
 
     name: str
     handler: str
     prepare: Callable[[Path, str, str], list[str]]
     environment: dict[str, str] = field(default_factory=dict)
+    programs: Callable[[], Path] | None = None
     settle: float = 0.5
 
 
@@ -166,7 +172,7 @@ def known() -> dict[str, System]:
             System("orlop-vm-cold", "vm", _orlop("[vm]\ntemplate = false\n[vm.pool]\nsize = 0\n"), python),
             System("orlop-process", "process", _orlop("[vm.pool]\nsize = 0\n"), python),
             System("containerd-runc", "runc", _containerd),
-            System("containerd-gvisor", "runsc", _containerd, {"NEEDS": "gvisor"}),
+            System("containerd-gvisor", "runsc", _containerd, programs=peers.gvisor),
             System("containerd-1.6-runc", "runc", _debian_containerd),
             System("containerd-1.6-crun", "crun", _debian_containerd),
         )
@@ -179,10 +185,8 @@ def running(system: System, directory: Path, number: int, registry: str, conf: s
     directory.mkdir(parents=True)
     write_network(directory / "cni", system.name, number)
     command = system.prepare(directory, registry, conf)
-    path = [Path(command[0]).parent] + (
-        [peers.gvisor()] if system.environment.get("NEEDS") == "gvisor" else []
-    )
-    environment = {**os.environ, **system.environment, "PATH": peers.search_path(*path)}
+    programs = [Path(command[0]).parent, *([system.programs()] if system.programs else [])]
+    environment = {**os.environ, **system.environment, "PATH": peers.search_path(*programs)}
     log = directory / "daemon.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
