@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.errors import DataLoss, InvalidArgument
+from orlop.sandbox.statistics import Rates
 from orlop.sandbox.vm.files import (
     ContainerFile,
     DiskUse,
@@ -18,7 +19,7 @@ from orlop.sandbox.vm.files import (
     owned_vms,
     pods_on_disk,
 )
-from orlop.sandbox.vm.statistics import Rates, pod_stats
+from orlop.sandbox.vm.statistics import pod_stats
 from orlop.wire.messages import StatsReply
 from orlop.wire.statistics import ContainerUsage, Usage
 

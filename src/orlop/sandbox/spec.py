@@ -11,6 +11,8 @@ from enum import StrEnum
 
 import msgspec
 
+from orlop.net.model import InterfaceCounters
+
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of the immutable values below."""
@@ -274,18 +276,8 @@ class FilesystemStats(Value, frozen=True):
     inodes: int = 0
 
 
-class InterfaceStats(Value, frozen=True):
-    """Counters of one network interface, as the pod sees it."""
-
-    name: str
-    rx_bytes: int = 0
-    rx_errors: int = 0
-    tx_bytes: int = 0
-    tx_errors: int = 0
-    rx_packets: int = 0
-    rx_dropped: int = 0
-    tx_packets: int = 0
-    tx_dropped: int = 0
+InterfaceStats = InterfaceCounters
+"""Counters of one network interface, as the pod sees it."""
 
 
 class PressureStats(Value, frozen=True):

@@ -10,8 +10,9 @@ from pathlib import Path
 from orlop.errors import NotFound
 from orlop.host import cgroupstats
 from orlop.host.cgroups import Cgroup
-from orlop.host.cgroupstats import Pressure, Usage
+from orlop.host.cgroupstats import Pressure
 from orlop.net import tap
+from orlop.sandbox import statistics
 from orlop.sandbox.spec import (
     ContainerStats,
     CpuStats,
@@ -22,6 +23,7 @@ from orlop.sandbox.spec import (
     PodStats,
     PressureStats,
 )
+from orlop.sandbox.statistics import Rates
 from orlop.storage import rootfs
 
 _DISK_INTERVAL = 10.0
@@ -47,39 +49,20 @@ class DiskUse:
         return self._taken
 
 
-async def container_stats(container_id: str, group: Cgroup, disk: DiskUse) -> ContainerStats:
+async def container_stats(container_id: str, group: Cgroup, disk: DiskUse, rates: Rates) -> ContainerStats:
     """Use of one container."""
     used = await asyncio.to_thread(cgroupstats.usage, group)
     return ContainerStats(
         container_id=container_id,
-        cpu=CpuStats(timestamp=used.timestamp, usage_ns=used.cpu_ns),
-        memory=_memory(used),
+        cpu=rates.cpu(container_id, used.timestamp, used.cpu_ns),
+        memory=statistics.memory(used),
         filesystem=await disk.get(),
-        io=IoStats(
-            timestamp=used.timestamp,
-            read_bytes=used.read_bytes,
-            write_bytes=used.write_bytes,
-            reads=used.reads,
-            writes=used.writes,
-        ),
+        io=statistics.io(used),
         processes=used.processes,
         cpu_pressure=_pressure(used.cpu_pressure),
         memory_pressure=_pressure(used.memory_pressure),
         io_pressure=_pressure(used.io_pressure),
         oom_events=used.oom_kills,
-    )
-
-
-def _memory(used: Usage) -> MemoryStats:
-    return MemoryStats(
-        timestamp=used.timestamp,
-        usage=used.memory,
-        working_set=used.working_set,
-        rss=used.rss,
-        page_faults=used.page_faults,
-        major_page_faults=used.major_page_faults,
-        available=max(used.memory_limit - used.working_set, 0) if used.memory_limit else 0,
-        swap=used.swap,
     )
 
 
@@ -102,30 +85,20 @@ def _pressure(found: Pressure | None) -> PressureStats | None:
 async def interfaces(netns: Path) -> tuple[InterfaceStats, ...]:
     """Counters of the pod's interfaces; none when the namespace is gone."""
     try:
-        found = await tap.interface_stats(netns)
+        return await tap.interface_stats(netns)
     except (NotFound, OSError):
         return ()
-    return tuple(
-        InterfaceStats(
-            name=item.name,
-            rx_bytes=item.rx_bytes,
-            rx_errors=item.rx_errors,
-            tx_bytes=item.tx_bytes,
-            tx_errors=item.tx_errors,
-            rx_packets=item.rx_packets,
-            rx_dropped=item.rx_dropped,
-            tx_packets=item.tx_packets,
-            tx_dropped=item.tx_dropped,
-        )
-        for item in found
-    )
 
 
 def pod_stats(members: list[ContainerStats], found: tuple[InterfaceStats, ...]) -> PodStats:
     """Use of a pod: the sum of its containers, for nothing else runs in it."""
     now = time.time_ns()
     return PodStats(
-        cpu=CpuStats(timestamp=now, usage_ns=sum(item.cpu.usage_ns for item in members)),
+        cpu=CpuStats(
+            timestamp=now,
+            usage_ns=sum(item.cpu.usage_ns for item in members),
+            usage_nano_cores=sum(item.cpu.usage_nano_cores for item in members),
+        ),
         memory=MemoryStats(
             timestamp=now,
             usage=sum(item.memory.usage for item in members),

@@ -54,7 +54,6 @@ class Clone:
         self.directory = directory
         self.machine = machine
         self.agent = agent
-        self.made_in_ms = 0.0
         self.spare: DiskUse | None = None
         """A scratch disk that is plugged already, for the first container."""
 
@@ -197,16 +196,13 @@ class Cloner:
 
     async def finish(self, directory: Path) -> Clone:
         """The clone in ``directory``, its agent ready. A failure leaves the directory to the caller."""
-        begun = time.monotonic()
         await self.prepare()
         tap = await create_tap(netns_of(directory), TAP)
         try:
             machine = await self._machine(directory, tap)
         finally:
             os.close(tap)
-        clone = await self._greet(directory, machine)
-        clone.made_in_ms = (time.monotonic() - begun) * 1000
-        return clone
+        return await self._greet(directory, machine)
 
     async def make(self) -> Clone:
         """A new clone, its agent ready. A failure or cancellation leaves nothing behind."""

@@ -31,6 +31,7 @@ from orlop.sandbox.spec import (
     Security,
     UserIds,
 )
+from orlop.sandbox.statistics import Rates
 from orlop.sandbox.vm import hostgroup, statistics, translate
 from orlop.sandbox.vm.checks import check_container
 from orlop.sandbox.vm.clone import Clone, Cloner
@@ -102,7 +103,7 @@ class VmSandbox:
         self._busy = busy
         self._containers: dict[str, Container] = {}
         self._execs = Execs(clone.agent)
-        self._rates = statistics.Rates()
+        self._rates = Rates()
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._stopped = asyncio.Lock()

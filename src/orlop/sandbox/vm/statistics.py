@@ -7,45 +7,20 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from orlop.net.model import InterfaceCounters
+from orlop.sandbox import statistics
 from orlop.sandbox.spec import (
     ContainerStats,
-    CpuStats,
     FilesystemStats,
     InterfaceStats,
-    IoStats,
     MemoryStats,
     PodStats,
     PressureStats,
 )
+from orlop.sandbox.statistics import Rates
 from orlop.wire.messages import StatsReply
-from orlop.wire.statistics import ContainerUsage, Pressure, Usage
+from orlop.wire.statistics import ContainerUsage, Pressure
 
 _NS = 1_000_000_000
-
-
-class Rates:
-    """Turns counters of processor time into rates: nanoseconds of a core used per second."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, tuple[int, int, int]] = {}
-
-    def rate(self, key: str, timestamp: int, usage_ns: int) -> int:
-        """The rate since an earlier call for ``key``; 0 the first time."""
-        before = self._last.get(key)
-        if before is None:
-            self._last[key] = (timestamp, usage_ns, 0)
-            return 0
-        elapsed = timestamp - before[0]
-        if elapsed < _NS // 10:
-            return before[2]  # too short a time to tell
-        rate = max(0, usage_ns - before[1]) * _NS // elapsed
-        self._last[key] = (timestamp, usage_ns, rate)
-        return rate
-
-    def forget(self, key: str) -> None:
-        """No more is asked of ``key``."""
-        self._last.pop(key, None)
 
 
 def container_stats(use: ContainerUsage, rates: Rates, mountpoint: str) -> ContainerStats:
@@ -53,16 +28,12 @@ def container_stats(use: ContainerUsage, rates: Rates, mountpoint: str) -> Conta
     usage = use.usage
     return ContainerStats(
         container_id=use.id,
-        cpu=CpuStats(
-            timestamp=usage.timestamp,
-            usage_ns=usage.cpu_ns,
-            usage_nano_cores=rates.rate(use.id, usage.timestamp, usage.cpu_ns),
-        ),
-        memory=_memory(usage),
+        cpu=rates.cpu(use.id, usage.timestamp, usage.cpu_ns),
+        memory=statistics.memory(usage),
         filesystem=FilesystemStats(
             timestamp=usage.timestamp, mountpoint=mountpoint, used=use.fs_used, inodes=use.fs_inodes
         ),
-        io=_io(usage),
+        io=statistics.io(usage),
         processes=usage.pids,
         cpu_pressure=_pressure(usage.cpu_pressure),
         memory_pressure=_pressure(usage.memory_pressure),
@@ -74,7 +45,7 @@ def container_stats(use: ContainerUsage, rates: Rates, mountpoint: str) -> Conta
 def pod_stats(
     pod_id: str,
     reply: StatsReply,
-    interfaces: tuple[InterfaceCounters, ...],
+    interfaces: tuple[InterfaceStats, ...],
     *,
     cpu_ns: int,
     resident: int,
@@ -86,10 +57,10 @@ def pod_stats(
     ``cpu_ns`` and ``resident`` (bytes) are the host's figures for that process.
     """
     now = time.time_ns()
-    memory = _memory(reply.pod)
+    memory = statistics.memory(reply.pod)
     overhead = max(0, resident - reply.pod.memory)
     return PodStats(
-        cpu=CpuStats(timestamp=now, usage_ns=cpu_ns, usage_nano_cores=rates.rate(pod_id, now, cpu_ns)),
+        cpu=rates.cpu(pod_id, now, cpu_ns),
         memory=MemoryStats(
             timestamp=now,
             usage=reply.pod.memory + overhead,
@@ -100,11 +71,11 @@ def pod_stats(
             available=reply.system_memory_available,
             swap=memory.swap,
         ),
-        interfaces=tuple(_interface(counters) for counters in interfaces),
+        interfaces=interfaces,
         processes=reply.pod.pids,
         containers=tuple(container_stats(use, rates, mountpoint) for use in reply.containers),
         overhead_memory=overhead,
-        io=_io(reply.pod),
+        io=statistics.io(reply.pod),
         cpu_pressure=_pressure(reply.pod.cpu_pressure),
         memory_pressure=_pressure(reply.pod.memory_pressure),
         io_pressure=_pressure(reply.pod.io_pressure),
@@ -120,30 +91,6 @@ def process_cpu_ns(pid: int, proc: Path = Path("/proc")) -> int:
     return 0
 
 
-def _memory(usage: Usage) -> MemoryStats:
-    available = max(0, usage.memory_limit - usage.working_set) if usage.memory_limit else 0
-    return MemoryStats(
-        timestamp=usage.timestamp,
-        usage=usage.memory,
-        working_set=usage.working_set,
-        rss=usage.rss,
-        page_faults=usage.page_faults,
-        major_page_faults=usage.major_page_faults,
-        available=available,
-        swap=usage.swap,
-    )
-
-
-def _io(usage: Usage) -> IoStats:
-    return IoStats(
-        timestamp=usage.timestamp,
-        read_bytes=usage.read_bytes,
-        write_bytes=usage.write_bytes,
-        reads=usage.reads,
-        writes=usage.writes,
-    )
-
-
 def _pressure(pressure: Pressure | None) -> PressureStats | None:
     if pressure is None:
         return None
@@ -156,18 +103,4 @@ def _pressure(pressure: Pressure | None) -> PressureStats | None:
         full_avg60=pressure.full_avg60,
         full_avg300=pressure.full_avg300,
         full_total=pressure.full_total,
-    )
-
-
-def _interface(counters: InterfaceCounters) -> InterfaceStats:
-    return InterfaceStats(
-        name=counters.name,
-        rx_bytes=counters.rx_bytes,
-        rx_errors=counters.rx_errors,
-        tx_bytes=counters.tx_bytes,
-        tx_errors=counters.tx_errors,
-        rx_packets=counters.rx_packets,
-        rx_dropped=counters.rx_dropped,
-        tx_packets=counters.tx_packets,
-        tx_dropped=counters.tx_dropped,
     )
