@@ -69,9 +69,6 @@ class Capabilities(Value, frozen=True, kw_only=True):
     """What a back end can do beyond the core."""
 
     template: bool
-    disk_formats: tuple[DiskFormat, ...]
-    grow_memory: bool
-    shrink_memory: bool
     add_vcpus: bool
 
 

@@ -26,7 +26,6 @@ from orlop.host import process
 from orlop.hypervisor.base import (
     Accelerator,
     Capabilities,
-    DiskFormat,
     GuestFiles,
     MachineShape,
     Progress,
@@ -74,9 +73,6 @@ class QemuHypervisor:
         """What it can do beyond the core."""
         return Capabilities(
             template=True,
-            disk_formats=(DiskFormat.RAW, DiskFormat.VMDK),
-            grow_memory=True,
-            shrink_memory=True,
             add_vcpus=self._finding is not None and self._finding.accelerator.kind == "kvm",
         )
 
