@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import tempfile
@@ -127,8 +128,9 @@ async def test_owners_in_a_user_namespace(layers: list[str], open_place: Path) -
     try:
         proc = Path(f"/proc/{child.pid}")
         own = Path("/proc/self/ns/user").readlink()
-        while (proc / "ns/user").readlink() == own:
-            pass
+        async with asyncio.timeout(10):
+            while (proc / "ns/user").readlink() == own:
+                await asyncio.sleep(0.01)
         for kind in ("uid_map", "gid_map"):
             (proc / kind).write_text("0 200000 65536")
         owners = rootfs.owners(proc / "ns/user", [Range()], [Range()])
