@@ -129,7 +129,7 @@ async def test_owners_in_a_user_namespace(layers: list[str], open_place: Path) -
         proc = Path(f"/proc/{child.pid}")
         own = Path("/proc/self/ns/user").readlink()
         async with asyncio.timeout(10):
-            while (proc / "ns/user").readlink() == own:
+            while (proc / "ns/user").readlink() == own:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.01)
         for kind in ("uid_map", "gid_map"):
             (proc / kind).write_text("0 200000 65536")
