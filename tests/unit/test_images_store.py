@@ -166,6 +166,15 @@ async def test_layers_of_broken_pulls_wait_for_the_next_try(tmp_path: Path) -> N
         ("corrupted blob, expecting sha256:1, got sha256:2", DataLoss),
         ("Source image rejected: Running image x is rejected by policy.", PermissionDenied),
         ("something never seen", Unavailable),
+        ("reading manifest 1 in 127.0.0.1:40145/nowhere: manifest unknown: manifest unknown", NotFound),
+        ('Get "http://[::1]:40145/v2/": dial tcp [::1]:40145: connect: connection refused', Unavailable),
+        ("pinging container registry 127.0.0.1:40455: connection reset by peer", Unavailable),
+        ("reading manifest v1 in h.example/denied/signature: manifest unknown", NotFound),
+        ("reading blob sha256:401404: EOF", Unavailable),
+        (
+            'Error parsing image name "docker://h:1/forbidden:2": received 401 from h.example:1',
+            Unauthenticated,
+        ),
     ],
 )
 def test_what_skopeo_says(message: str, kind: type[OrlopError]) -> None:

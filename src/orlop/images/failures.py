@@ -7,6 +7,7 @@ skopeo tells its errors as text only. The words below are those of the distribut
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 
 from orlop.errors import (
@@ -54,11 +55,18 @@ _MEANINGS: tuple[tuple[tuple[str, ...], type[OrlopError], str], ...] = (
 )
 
 
+# Names say nothing about what went wrong, though "401" or "signature" may be part of one: addresses,
+# hosts with their ports, references that begin with a host, digests.
+_NAMES = re.compile(
+    r"""[a-z]+://[^\s"]+|[\w-]*[.:][\w.:-]*/[^\s"]*|[\w.-]+:[0-9]+\b|\[[0-9a-f:]+\]:[0-9]+|sha256:[0-9a-f]+"""
+)
+
+
 def failure(name: str, message: str) -> OrlopError:
     """The error that a message of skopeo stands for."""
-    lowered = message.lower()
+    said = _NAMES.sub("", message.lower())
     for words, kind, meaning in _MEANINGS:
-        if any(word in lowered for word in words):
+        if any(re.search(rf"(?<![0-9]){re.escape(word)}(?![0-9])", said) for word in words):
             label, colon, rest = meaning.partition(": ")
             prefix = f"{label}: " if colon else ""
             return kind(f"{prefix}image {name} cannot be pulled: {rest or label} ({_shorten(message)})")
