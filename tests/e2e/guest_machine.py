@@ -76,17 +76,19 @@ class Guest:
         self.events.append(event)
         self.changed.set()
 
-    async def plug(self, path: Path | str, *, read_only: bool = True, partitions: int = 0) -> Disk:
+    async def plug(
+        self, path: Path | str, *, read_only: bool = True, partitions: int = 0, hotplug: bool = False
+    ) -> Disk:
         kind = DiskFormat.VMDK if str(path).endswith(".vmdk") else DiskFormat.RAW
         name = f"d{secrets.token_hex(4)}"
         slot = await self.machine.attach_disk(
-            HostDisk(id=name, path=str(path), format=kind, read_only=read_only)
+            HostDisk(id=name, path=str(path), format=kind, read_only=read_only), hotplug=hotplug
         )
-        return Disk(lun=slot.lun, partitions=partitions)
+        return Disk(lun=slot.lun, partitions=partitions, lasting=slot.lasting)
 
-    async def image(self, *layers: str) -> Disk:
-        path = await disks.image_disk(layers, self.place, secrets.token_hex(4))
-        return await self.plug(path, partitions=len(layers))
+    async def image(self, *layers: str, hotplug: bool = False) -> Disk:
+        path, partitions = await disks.image_disk(layers, self.place, secrets.token_hex(4))
+        return await self.plug(path, partitions=partitions, hotplug=hotplug)
 
     async def create(self, name: str, *args: str, stdin: bool = False, **changes: Any) -> messages.Created:
         scratch = await disks.scratch_disk(self.place / f"{name}.ext4", 64)

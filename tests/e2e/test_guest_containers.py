@@ -20,7 +20,7 @@ from orlop.guestos.build import GuestArtifacts, build
 from orlop.storage import disks
 from orlop.wire import messages
 from orlop.wire.values import Device, Disk, IdMapping, Mount, Namespaces, Resources, Rlimit, Scratch
-from tests.e2e.guest_machine import CAPABILITIES, Guest, fresh_guest, read_all, security
+from tests.e2e.guest_machine import CAPABILITIES, CONFIG, Guest, fresh_guest, read_all, security
 from tests.e2e.vm_environment import CACHE, busybox_layer
 
 
@@ -100,6 +100,29 @@ async def test_layers_are_stacked_in_order(guest: Guest) -> None:
     finished = await guest.run("one", "cat", "/etc/hello", "/etc/group", lower=(image,))
     assert finished.out == "top\nother:x:9:\n"
     Path(top).unlink()
+
+
+@pytest.mark.parametrize("hotplug", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+async def test_disks_in_lasting_devices_and_in_new_ones(guest: Guest, count: int, *, hotplug: bool) -> None:
+    layers = [busybox_layer(), layer({"a": "2\n"}), layer({"a": "3\n"})]
+    for number in range(2):
+        image = await guest.image(*layers[:count], hotplug=hotplug)
+        assert image.lasting is not hotplug
+        assert image.partitions == (count if count > 1 else 0)
+        scratch = await disks.scratch_disk(guest.place / f"{number}.img", CONFIG.scratch_mib)
+        upper = await guest.plug(scratch, read_only=False, hotplug=hotplug)
+        assert upper.lasting is not hotplug
+        finished = await guest.run(
+            f"c{number}", "sh", "-c", "cat /a 2>/dev/null || echo 1; ls /mine; : > /mine; df -m / | tail -n 1",
+            lower=(image,), scratch=Scratch(disk=upper),
+        )  # fmt: skip
+        lines = finished.out.splitlines()
+        assert lines[0] == str(count)
+        assert finished.err == "ls: /mine: No such file or directory\n", "nothing of the disk before"
+        assert int(lines[-1].split()[1]) > CONFIG.scratch_mib * 0.9, "the disk is as large as it says"
+    for path in layers[1:]:
+        Path(path).unlink()
 
 
 async def test_users_groups_and_capabilities(guest: Guest) -> None:

@@ -23,6 +23,7 @@ from orlop.hypervisor.base import Disk, DiskFormat, Machine, MachineShape, Templ
 from orlop.hypervisor.qemu import QemuHypervisor, accelerator, templates
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.vm.agent import AgentClient
+from orlop.storage.disks import scratch_disk
 from orlop.wire.messages import MemoryReply, Online, Ping, Quiesce, Resume, Shutdown
 
 CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop"))
@@ -149,7 +150,8 @@ async def test_clones_do_not_see_each_other(guest: GuestArtifacts, saved: Path, 
     assert templates._digest(memory) == before
 
 
-async def test_disks_come_and_go(guest: GuestArtifacts, saved: Path, place: Path) -> None:
+@pytest.mark.parametrize("hotplug", [False, True])
+async def test_disks_come_and_go(guest: GuestArtifacts, saved: Path, place: Path, *, hotplug: bool) -> None:
     raw = place / "disk,with=comma.raw"
     raw.write_bytes(bytes(1 << 20))
     vmdk = place / "image.vmdk"
@@ -160,12 +162,12 @@ async def test_disks_come_and_go(guest: GuestArtifacts, saved: Path, place: Path
     )
     (place / "extent").write_bytes(bytes(1 << 20))
     async with clone(guest, saved, place) as (_, machine):
-        slots = await machine.attach_disks(
-            [
-                Disk(id="raw", path=str(raw), read_only=False),
-                Disk(id="image", path=str(vmdk), format=DiskFormat.VMDK),
-            ]
-        )
+        slots = [
+            await machine.attach_disk(Disk(id="raw", path=str(raw), read_only=False), hotplug=hotplug),
+            await machine.attach_disk(
+                Disk(id="image", path=str(vmdk), format=DiskFormat.VMDK), hotplug=hotplug
+            ),
+        ]
         assert len({slot.lun for slot in slots}) == 2
         with pytest.raises(AlreadyExists):
             await machine.attach_disk(Disk(id="raw", path=str(raw)))
@@ -181,8 +183,33 @@ async def test_disks_come_and_go(guest: GuestArtifacts, saved: Path, place: Path
         assert len({slot.lun for slot in [*slots, *again]}) == 10
 
 
+async def test_lasting_devices_are_used_once(guest: GuestArtifacts, saved: Path, place: Path) -> None:
+    writable, other = place / "writable", place / "other"
+    await scratch_disk(writable, CONFIG.scratch_mib)
+    other.write_bytes(bytes(1 << 20))
+    async with clone(guest, saved, place) as (hypervisor, machine):
+        first = await machine.attach_disk(Disk(id="first", path=str(writable), read_only=False))
+        odd = await machine.attach_disk(Disk(id="odd", path=str(other), read_only=False))
+        assert first.lasting and not odd.lasting, "only the size that the guest knows fits"
+        await machine.detach_disk("first")
+        opened = [str(entry.readlink()) for entry in Path(f"/proc/{machine.pid}/fd").iterdir()]
+        assert str(writable) not in opened
+        await machine.close()
+        found = await hypervisor.recover(machine.directory)
+        try:
+            second = await found.attach_disk(Disk(id="second", path=str(writable), read_only=False))
+            assert second.lasting and second.lun != first.lun, "also a later daemon knows what was used"
+            slots = [await found.attach_disk(Disk(id=f"d{n}", path=str(other))) for n in range(8)]
+            assert {slot.lasting for slot in slots} == {True, False}
+            assert len({slot.lun for slot in [first, odd, second, *slots]}) == 11
+        finally:
+            await found.stop()
+            await reap(machine)
+
+
+@pytest.mark.parametrize("hotplug", [False, True])
 async def test_a_disk_that_qemu_refuses_leaves_no_trace(
-    guest: GuestArtifacts, saved: Path, place: Path
+    guest: GuestArtifacts, saved: Path, place: Path, *, hotplug: bool
 ) -> None:
     bad = place / "bad.vmdk"
     bad.write_text("not a disk at all")
@@ -190,10 +217,8 @@ async def test_a_disk_that_qemu_refuses_leaves_no_trace(
     good.write_bytes(bytes(1 << 20))
     async with clone(guest, saved, place) as (_, machine):
         with pytest.raises(Exception, match="refused blockdev-add"):
-            await machine.attach_disks(
-                [Disk(id="good", path=str(good)), Disk(id="bad", path=str(bad), format=DiskFormat.VMDK)]
-            )
-        await machine.attach_disks([Disk(id="good", path=str(good))])
+            await machine.attach_disk(Disk(id="x", path=str(bad), format=DiskFormat.VMDK), hotplug=hotplug)
+        await machine.attach_disk(Disk(id="x", path=str(good)), hotplug=hotplug)
 
 
 async def test_memory_grows_and_comes_back(guest: GuestArtifacts, saved: Path, place: Path) -> None:

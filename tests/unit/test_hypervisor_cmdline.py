@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from orlop.hypervisor.qemu import cmdline
+from orlop.hypervisor.qemu.bays import bays
 from orlop.hypervisor.qemu.cmdline import Arguments, Boot, Memory, Network, Sockets, machine_key, render
 
 ARGUMENTS = Arguments(
@@ -105,6 +106,7 @@ def test_what_lies_behind_the_devices_does_not_change_the_key() -> None:
         {"memory": Memory(size_mib=256, max_mib=1024)},
         {"memory": Memory(size_mib=192, max_mib=2048)},
         {"program": "/opt/qemu"},
+        {"bays": bays(64)},
     ],
 )
 def test_what_the_machine_is_changes_the_key(fields: dict[str, object]) -> None:

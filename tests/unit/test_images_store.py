@@ -172,7 +172,7 @@ async def test_layers_of_broken_pulls_wait_for_the_next_try(tmp_path: Path) -> N
         ("reading manifest v1 in h.example/denied/signature: manifest unknown", NotFound),
         ("reading blob sha256:401404: EOF", Unavailable),
         (
-            'Error parsing image name "docker://h:1/forbidden:2": received 401 from h.example:1',
+            'Error parsing image name "docker://h:1/denied:2": received 401 from h:1',
             Unauthenticated,
         ),
     ],

@@ -55,21 +55,29 @@ def test_both_tables_hold_every_layer(sizes: list[int]) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("qemu-img"), reason="needs qemu-img")
-@pytest.mark.parametrize("count", [1, 3, 124])
+@pytest.mark.parametrize("count", [2, 3, 124])
 async def test_qemu_reads_the_layers_as_partitions(count: int, tmp_path: Path) -> None:
     layers = []
     for number in range(count):
         layer = tmp_path / f"layer, {number}.erofs"
         layer.write_bytes(os.urandom(4096 * (1 + number % 3)))
         layers.append(os.fspath(layer))
-    path = await image_disk(layers, tmp_path / "disks", "img-1")
-    assert path == await image_disk(layers, tmp_path / "disks", "img-1")
+    path, number = await image_disk(layers, tmp_path / "disks", "img-1")
+    assert (path, count) == await image_disk(layers, tmp_path / "disks", "img-1")
+    assert number == count
     raw = tmp_path / "raw"
     subprocess.run(["qemu-img", "convert", "-f", "vmdk", "-O", "raw", path, raw], check=True)  # noqa: ASYNC221
     disk = raw.read_bytes()
     assert [disk[start * 512 : (end + 1) * 512] for start, end in partitions(disk, 1)] == [
         Path(layer).read_bytes() for layer in layers
     ]
+
+
+async def test_one_layer_is_a_disk_as_it_is(tmp_path: Path) -> None:
+    layer = tmp_path / "layer"
+    layer.write_bytes(bytes(4096))
+    assert await image_disk([os.fspath(layer)], tmp_path / "disks", "img-1") == (layer, 0)
+    assert not (tmp_path / "disks").exists()
 
 
 async def test_what_cannot_be_a_disk(tmp_path: Path) -> None:
@@ -84,7 +92,7 @@ async def test_what_cannot_be_a_disk(tmp_path: Path) -> None:
         (["relative"], InvalidArgument),
         ([os.fspath(tmp_path / "gone")], NotFound),
         ([os.fspath(odd)], FailedPrecondition),
-        ([os.fspath(quoted)], FailedPrecondition),
+        ([os.fspath(good), os.fspath(quoted)], FailedPrecondition),
         ([os.fspath(good)] * 125, ResourceExhausted),
     ):
         with pytest.raises(error):

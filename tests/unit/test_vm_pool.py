@@ -84,9 +84,6 @@ class FakeCloner(Cloner):
     async def warm_up(self, clone: Clone) -> None:
         pass
 
-    async def add_spare(self, clone: Clone) -> None:
-        pass
-
     async def discard(self, directory: Path) -> None:
         self.alive.pop(directory.name, None)
 

@@ -8,12 +8,13 @@ already; else a scan makes it look. The kernel tells of each new block device by
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orlop.guest import paths, syscalls
 from orlop.guest.paths import read_text, write_text
@@ -26,7 +27,16 @@ PATIENCE = 10.0
 # What a container wrote ends with it, so nothing has to be safe on the disk: no barriers.
 _SCRATCH_OPTIONS = "noinit_itable,nobarrier"
 _NETLINK_KOBJECT_UEVENT = 15
+_BLKRRPART = 0x125F  # linux/fs.h
 _SYS_DEVICES = "/sys/class/scsi_device"
+
+
+def _devices(name: str, disk: Disk) -> list[str]:
+    """The device nodes of the disk's file systems, bottom first."""
+    if not disk.partitions:
+        return [f"/dev/{name}"]
+    separator = "p" if name[-1].isdigit() else ""
+    return [f"/dev/{name}{separator}{number}" for number in range(1, disk.partitions + 1)]
 
 
 def _scsi_hosts() -> list[int]:
@@ -68,15 +78,13 @@ class Disks:
             base = f"{paths.DISKS}/{disk.channel}-{disk.target}-{disk.lun}"
             mounted = Mounted(name, [])
             try:
-                for number in range(1, disk.partitions + 1) if disk.partitions else [0]:
-                    separator = "p" if name[-1].isdigit() else ""
-                    device = f"/dev/{name}{separator}{number}" if number else f"/dev/{name}"
+                for number, device in enumerate(_devices(name, disk), 1 if disk.partitions else 0):
                     directory = f"{base}/{number}"
                     os.makedirs(directory, exist_ok=True)
                     self._mount_one(device, directory, disk, writable=writable)
                     mounted.directories.append(directory)
             except BaseException:
-                self._unmount(mounted)
+                self._unmount(mounted, disk)
                 self.forget_devices()
                 raise
             if writable:
@@ -100,7 +108,7 @@ class Disks:
             mounted.users.discard(user)
             if not mounted.users:
                 del self._mounted[disk]
-                problems += self._unmount(mounted)
+                problems += self._unmount(mounted, disk)
         return problems
 
     def forget_devices(self) -> None:
@@ -143,7 +151,7 @@ class Disks:
                     f" {error.strerror}",
                 ) from error
 
-    def _unmount(self, mounted: Mounted) -> list[str]:
+    def _unmount(self, mounted: Mounted, disk: Disk) -> list[str]:
         problems = []
         for directory in reversed(mounted.directories):
             try:
@@ -154,14 +162,28 @@ class Disks:
                     syscalls.umount(directory, syscalls.MNT_DETACH)
             with suppress(OSError):
                 os.rmdir(directory)
-        with suppress(OSError):
-            path = f"/sys/block/{mounted.name}/device/delete"
-            self._leaving.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        if not disk.lasting:
+            with suppress(OSError):
+                path = f"/sys/block/{mounted.name}/device/delete"
+                self._leaving.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
         return problems
 
     def _find(self, disk: Disk) -> str:
         """The kernel's name of the disk ("sda"), once all of its partitions are there."""
+        if disk.lasting and disk.partitions:
+            self._read_partitions(disk)
         return self._look(disk) or self._wait(disk)
+
+    def _read_partitions(self, disk: Disk) -> None:
+        """Have the kernel look at a disk that came into a device it has known for long."""
+        whole = replace(disk, partitions=0)
+        name = self._look(whole) or self._wait(whole)
+        with suppress(OSError):  # then there are none, and the search says so
+            device = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(device, _BLKRRPART)
+            finally:
+                os.close(device)
 
     def _wait(self, disk: Disk) -> str:
         family, kind = socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
@@ -197,9 +219,8 @@ class Disks:
             (name,) = os.listdir(f"{_SYS_DEVICES}/{address}/device/block")
         except (OSError, ValueError):
             return None
-        separator = "p" if name[-1].isdigit() else ""
         # A node may lag behind the device: devtmpfs makes it before the kernel tells, but not before sysfs.
-        wanted = [f"/dev/{name}", *(f"/dev/{name}{separator}{n}" for n in range(1, disk.partitions + 1))]
+        wanted = [f"/dev/{name}", *_devices(name, disk)]
         return name if all(os.path.exists(path) for path in wanted) else None
 
     def _scan(self, disk: Disk) -> None:

@@ -52,9 +52,13 @@ class Disk(Value, frozen=True, kw_only=True):
 
 
 class Slot(Value, frozen=True, kw_only=True):
-    """Where the guest finds a plugged disk: the logical unit on its one SCSI adapter."""
+    """Where the guest finds a plugged disk: the logical unit on its one SCSI adapter.
+
+    ``lasting`` says that the guest has had the device all along, and keeps it when the disk is gone.
+    """
 
     lun: int
+    lasting: bool = False
 
 
 class MemoryUse(Value, frozen=True, kw_only=True):
@@ -128,9 +132,11 @@ class Machine(Protocol):
         """Its present size, as asked for."""
         ...
 
-    async def attach_disk(self, disk: Disk) -> Slot:
-        """Plug a disk. Raises AlreadyExists for a used id, NotFound for a missing file,
-        ResourceExhausted when no slot is left, Unavailable when the machine has ended."""
+    async def attach_disk(self, disk: Disk, *, hotplug: bool = False) -> Slot:
+        """Plug a disk; with ``hotplug`` none of the lasting devices is used, of which there are few.
+
+        Raises AlreadyExists for a used id, NotFound for a missing file, ResourceExhausted when no slot
+        is left, Unavailable when the machine has ended."""
         ...
 
     async def detach_disk(self, disk_id: str) -> None:

@@ -1,8 +1,8 @@
 """The disks of a VM: one for all layers of an image, one for a container's writable layer.
 
-An image disk is a description, not a copy: a VMDK of flat extents, which QEMU reads natively, strings
-together a GPT written here and the layers' own files. The guest sees a disk with one partition for
-each layer, the bottom one first. A disk of many layers costs one hot-plug and some kilobytes.
+An image of one layer is that layer's file. A disk of several is a description, not a copy: a VMDK of
+flat extents, which QEMU reads natively, strings together a GPT written here and the layers' own files.
+The guest sees a disk with one partition for each layer, the bottom one first.
 """
 
 from __future__ import annotations
@@ -36,23 +36,25 @@ _LINUX_DATA = uuid.UUID("0FC63DAF-8483-4772-8E79-3D69D8477DE4")
 _MAX_EXTENT_PATH = 511
 
 
-async def image_disk(layers: Sequence[str], directory: Path, disk_id: str) -> Path:
-    """Describe a disk whose partitions are ``layers``, bottom first; returns the VMDK file. Idempotent.
+async def image_disk(layers: Sequence[str], directory: Path, disk_id: str) -> tuple[Path, int]:
+    """The disk of ``layers``, bottom first: its file and how many partitions it has. Idempotent.
 
-    The descriptor and the partition table go to ``directory`` under the name ``disk_id``; both are free
-    to be removed once no VM uses them. Raises NotFound when a layer is missing, ResourceExhausted for
-    more than 124 of them.
+    One layer is a disk as it is, without partitions. For several, a VMDK descriptor and a partition
+    table go to ``directory`` under the name ``disk_id``; both are free to be removed once no VM uses
+    them. Raises NotFound when a layer is missing, ResourceExhausted for more than 124 of them.
     """
     return await asyncio.to_thread(_image_disk, tuple(layers), directory, disk_id)
 
 
-def _image_disk(layers: tuple[str, ...], directory: Path, disk_id: str) -> Path:
+def _image_disk(layers: tuple[str, ...], directory: Path, disk_id: str) -> tuple[Path, int]:
     if not layers:
         raise InvalidArgument(f"disk {disk_id} has no layers")
     if len(layers) > MAX_LAYERS:
         raise ResourceExhausted(f"an image of {len(layers)} layers; a disk holds at most {MAX_LAYERS}")
-    table, descriptor = directory / f"{disk_id}.gpt", directory / f"{disk_id}.vmdk"
     extents = [(layer, _sectors(layer)) for layer in layers]
+    if len(layers) == 1:
+        return Path(layers[0]), 0
+    table, descriptor = directory / f"{disk_id}.gpt", directory / f"{disk_id}.vmdk"
     for path in (*layers, os.fspath(table.absolute())):
         if '"' in path or not path.isprintable() or len(os.fsencode(path)) > _MAX_EXTENT_PATH:
             raise FailedPrecondition(
@@ -60,7 +62,7 @@ def _image_disk(layers: tuple[str, ...], directory: Path, disk_id: str) -> Path:
             )
     _write(table, partition_table([sectors for _, sectors in extents], disk_id))
     _write(descriptor, _descriptor(os.fspath(table.absolute()), extents).encode())
-    return descriptor
+    return descriptor, len(layers)
 
 
 def _sectors(layer: str) -> int:

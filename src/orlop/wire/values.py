@@ -73,13 +73,15 @@ class Interface:
 class Disk:
     """A SCSI disk. ``partitions`` EROFS layers, bottom first; 0 when the whole disk is one file system.
 
-    ``channel:target:lun`` on the virtio-scsi adapter ``host`` counts from 0.
+    ``channel:target:lun`` is its place on the virtio-scsi adapter. A ``lasting`` device was there before
+    the disk, whose partitions have to be looked for, and stays when the disk goes.
     """
 
     lun: Annotated[int, Range(0, 16383)]
     target: Annotated[int, Range(0, 255)] = 0
     channel: Annotated[int, Range(0, 255)] = 0
     partitions: Annotated[int, Range(0, 127)] = 0
+    lasting: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

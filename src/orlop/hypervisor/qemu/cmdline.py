@@ -12,13 +12,15 @@ from pathlib import Path
 
 import msgspec
 
+from orlop.hypervisor.qemu import bays
+from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
+
 MIB = 1 << 20
 AGENT_PORT_NAME = "org.orlop.agent"
 AGENT_PORT_ID = "agentport"
 SHARE_TAG = "share"
 CONSOLE_ID = "console"
 CONSOLE_BYTES = 64 << 10
-SCSI_BUS = "scsi0.0"
 ROOT_LUN = 0
 MAX_LUN = 16383
 MEMORY_DEVICE = "vmem0"
@@ -94,6 +96,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     share: Path
     sockets: Sockets
     network: Network
+    bays: tuple[Bay, ...] = ()
     boot: Boot | None = None
     code_mib: int = 0
 
@@ -108,6 +111,7 @@ def render(arguments: Arguments) -> list[str]:
         *_console(),
         *_channels(arguments.sockets),
         *_disks(arguments.image),
+        *bays.arguments(arguments.bays),
         *_network(arguments.network),
         *_share(arguments.share),
         *_small_devices(),

@@ -32,7 +32,7 @@ from orlop.hypervisor.base import (
     Settle,
     Template,
 )
-from orlop.hypervisor.qemu import accelerator, cleanup, migration, record, taps, templates
+from orlop.hypervisor.qemu import accelerator, bays, cleanup, migration, record, taps, templates
 from orlop.hypervisor.qemu.accelerator import Finding
 from orlop.hypervisor.qemu.cmdline import Arguments, Boot, Memory, Network, Sockets, machine_key
 from orlop.hypervisor.qemu.launch import launch
@@ -203,6 +203,7 @@ class QemuHypervisor:
                 shape=shape,
                 base_memory_mib=memory.size_mib,
                 max_memory_mib=memory.max_mib,
+                bays=bays.bays(self._config.scratch_mib),
             )
             machine = QemuMachine(directory, known, child)
             await machine.save_record()
@@ -242,6 +243,7 @@ class QemuHypervisor:
             share=share,
             sockets=sockets,
             network=network,
+            bays=bays.bays(self._config.scratch_mib),
             boot=boot,
             code_mib=_CODE_MIB if boot is None else _BOOT_CODE_MIB,
         )

@@ -22,7 +22,8 @@ from orlop.errors import (
 )
 from orlop.host import process, threads
 from orlop.hypervisor.base import Disk, DiskFormat, MachineShape, MemoryUse, Slot
-from orlop.hypervisor.qemu import cmdline, memuse, record
+from orlop.hypervisor.qemu import bays, cmdline, memuse, record
+from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
 from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET, last_words
 from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
 from orlop.hypervisor.qemu.record import title
@@ -116,58 +117,59 @@ class QemuMachine:
 
     # Disks
 
-    async def attach_disk(self, disk: Disk) -> Slot:
+    async def attach_disk(self, disk: Disk, *, hotplug: bool = False) -> Slot:
         """Plug one disk; see :class:`orlop.hypervisor.base.Machine`."""
-        return (await self.attach_disks((disk,)))[0]
-
-    async def attach_disks(self, disks: tuple[Disk, ...] | list[Disk]) -> list[Slot]:
-        """Plug several, all or none."""
         async with self._lock:
-            slots = self._assign(disks)
+            lun, bay = self._assign(disk, hotplug=hotplug)
             await self.save_record()
-        plugged: list[str] = []
         try:
-            for disk, slot in zip(disks, slots, strict=True):
-                plugged.append(disk.id)
-                await self._plug(disk, slot.lun)
+            if bay is not None:
+                await bays.insert(self.monitor, bay, disk)
+            else:
+                await self._plug(disk, lun)
         except BaseException:
-            undo = asyncio.ensure_future(self._undo([disk.id for disk in disks]))
-            await threads.finish(undo)
+            await threads.finish(asyncio.ensure_future(self._undo(disk.id)))
             raise
-        return slots
+        return Slot(lun=lun, lasting=bay is not None)
 
     async def detach_disk(self, disk_id: str) -> None:
         """Unplug a disk; see :class:`orlop.hypervisor.base.Machine`."""
         lun = dict(self._record.disks).get(disk_id)
         if lun is None or self._ended.done():
             return
-        await self._unplug(lun)
+        bay = next((bay for bay in self._record.bays if bay.lun == lun), None)
+        if bay is not None:
+            await bays.empty(self.monitor, bay)
+        else:
+            await self._unplug(lun)
         async with self._lock:
             disks = tuple(item for item in self._record.disks if item[0] != disk_id)
             self._record = msgspec.structs.replace(self._record, disks=disks)
             await self.save_record()
 
-    def _assign(self, disks: tuple[Disk, ...] | list[Disk]) -> list[Slot]:
+    def _assign(self, disk: Disk, *, hotplug: bool) -> tuple[int, Bay | None]:
         used = dict(self._record.disks)
-        taken = set(used.values())
-        lun = self._record.next_lun
-        slots = []
-        for disk in disks:
-            if disk.id in used:
-                raise AlreadyExists(f"the machine {self.name} has a disk {disk.id} already")
-            if not Path(disk.path).exists():
-                raise NotFound(f"the file {disk.path} of disk {disk.id} does not exist")
+        if disk.id in used:
+            raise AlreadyExists(f"the machine {self.name} has a disk {disk.id} already")
+        if not Path(disk.path).exists():
+            raise NotFound(f"the file {disk.path} of disk {disk.id} does not exist")
+        bay = None if hotplug else bays.choose(self._record.bays, self._record.spent, disk)
+        lun, next_lun, spent = self._record.next_lun, self._record.next_lun, self._record.spent
+        if bay is not None:
+            lun, spent = bay.lun, (*spent, bay.lun)
+        else:
+            taken = {*used.values(), *(bay.lun for bay in self._record.bays)}
             if len(taken) >= cmdline.MAX_LUN:
                 raise ResourceExhausted(f"the machine {self.name} has no slot for another disk")
             # Numbers are not used again soon: the guest may still be forgetting an old disk.
             while lun in taken or not 0 < lun <= cmdline.MAX_LUN:
                 lun = lun + 1 if lun < cmdline.MAX_LUN else 1
-            used[disk.id] = lun
-            taken.add(lun)
-            slots.append(Slot(lun=lun))
-            lun += 1
-        self._record = msgspec.structs.replace(self._record, disks=tuple(used.items()), next_lun=lun)
-        return slots
+            next_lun = lun + 1
+        used[disk.id] = lun
+        self._record = msgspec.structs.replace(
+            self._record, disks=tuple(used.items()), next_lun=next_lun, spent=spent
+        )
+        return lun, bay
 
     async def _plug(self, disk: Disk, lun: int) -> None:
         writable = {} if disk.read_only else {"discard": "unmap", "cache": {"no-flush": True}}
@@ -181,7 +183,7 @@ class QemuMachine:
         device: dict[str, object] = {
             "driver": "scsi-hd",
             "id": f"lun{lun}",
-            "bus": cmdline.SCSI_BUS,
+            "bus": SCSI_BUS,
             "channel": 0,
             "scsi-id": 0,
             "lun": lun,
@@ -194,12 +196,11 @@ class QemuMachine:
         await self.monitor.execute("blockdev-add", node)
         await self.monitor.execute("device_add", device)
 
-    async def _undo(self, disk_ids: list[str]) -> None:
-        for disk_id in disk_ids:
-            try:
-                await self.detach_disk(disk_id)
-            except OrlopError as error:
-                log.warning("disk %s of %s is not unplugged: %s", disk_id, self.name, error)
+    async def _undo(self, disk_id: str) -> None:
+        try:
+            await self.detach_disk(disk_id)
+        except OrlopError as error:
+            log.warning("disk %s of %s is not unplugged: %s", disk_id, self.name, error)
 
     async def _unplug(self, lun: int) -> None:
         device, node = f"lun{lun}", f"disk{lun}"

@@ -8,12 +8,15 @@ import msgspec
 
 from orlop.errors import DataLoss, NotFound
 from orlop.hypervisor.base import MachineShape
+from orlop.hypervisor.qemu.bays import Bay
 
 _NAME = "machine.json"
 
 
 class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of ``machine.json``. ``disks`` are the plugged ones' ids with their logical units."""
+    """The content of ``machine.json``. ``disks`` are the plugged ones' ids with their logical units;
+    ``spent`` the logical units of ``bays`` that were used.
+    """
 
     pid: int
     start_time: int
@@ -22,6 +25,8 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     max_memory_mib: int
     disks: tuple[tuple[str, int], ...] = ()
     next_lun: int = 1
+    bays: tuple[Bay, ...] = ()
+    spent: tuple[int, ...] = ()
 
 
 def title(directory: Path) -> str:

@@ -22,8 +22,6 @@ from orlop.errors import DataLoss, OrlopError, Unavailable
 from orlop.host import mounts, netns, threads
 from orlop.hypervisor.base import (
     Accelerator,
-    Disk,
-    DiskFormat,
     Hypervisor,
     Machine,
     MachineShape,
@@ -32,15 +30,13 @@ from orlop.hypervisor.base import (
 from orlop.net.tap import create_tap
 from orlop.sandbox.vm import warm
 from orlop.sandbox.vm.agent import AgentClient
-from orlop.sandbox.vm.files import DiskUse
-from orlop.storage.disks import scratch_disk
+from orlop.storage.disks import MIN_SCRATCH_MIB
 from orlop.storage.share import Share
 from orlop.wire.messages import Online, Ping, Quiesce, Resume
 
 log = logging.getLogger(__name__)
 
 TAP = "tap0"
-SPARE = "rw-spare"
 _ANSWER_TIMEOUT = 30.0
 _SETTLE_TIMEOUT = 60.0
 _WARM_ROUNDS = 2
@@ -54,8 +50,6 @@ class Clone:
         self.directory = directory
         self.machine = machine
         self.agent = agent
-        self.spare: DiskUse | None = None
-        """A scratch disk that is plugged already, for the first container."""
 
     @property
     def id(self) -> str:
@@ -218,17 +212,14 @@ class Cloner:
         await warm.rehearse(clone.agent)
         Share(clone.share).make_point("warm")
         await warm.exercise(
-            clone.machine, clone.agent, self._image, clone.directory, share="warm", rounds=_WARM_ROUNDS
+            clone.machine,
+            clone.agent,
+            self._image,
+            self.scratch_of(clone.id) / "warm.img",
+            scratch_mib=self._config.scratch_mib,
+            share="warm",
+            rounds=_WARM_ROUNDS,
         )
-
-    async def add_spare(self, clone: Clone) -> None:
-        """Plug a scratch disk before any container asks for one."""
-        path = self.scratch_of(clone.id) / "spare.img"
-        await scratch_disk(path, self._config.scratch_mib)
-        slot = await clone.machine.attach_disk(
-            Disk(id=SPARE, path=str(path), format=DiskFormat.RAW, read_only=False)
-        )
-        clone.spare = DiskUse(id=SPARE, lun=slot.lun, path=str(path))
 
     def scratch_of(self, vm_id: str) -> Path:
         """Where the writable layers of a VM's containers are."""
@@ -313,7 +304,14 @@ class Cloner:
         try:
             await agent.call(Resume())
             await agent.call(Ping())
-            await warm.exercise(machine, agent, self._image, machine.directory)
+            await warm.exercise(
+                machine,
+                agent,
+                self._image,
+                machine.directory / "warm.img",
+                scratch_mib=MIN_SCRATCH_MIB,
+                hotplug=True,
+            )
             await agent.call(Quiesce(), timeout=_SETTLE_TIMEOUT)
         finally:
             await agent.close("the template is saved")

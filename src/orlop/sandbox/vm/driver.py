@@ -333,7 +333,6 @@ class VmDriver:
             disk_directory=clone.directory,
             scratch_directory=cloner.scratch_of(clone.id),
             scratch_mib=self._config.vm.scratch_mib,
-            spare=clone.spare,
         )
         return VmSandbox(
             spec,

@@ -40,12 +40,16 @@ class PodFile(Value, frozen=True):
 
 
 class DiskUse(Value, frozen=True):
-    """A plugged disk: where the guest finds it, the host's file, and its layers (0: one file system)."""
+    """A plugged disk: the host's file, an image's number of layers (0: a writable layer), and what the
+    guest is told: its place, its partitions, and whether the device stays when the disk goes.
+    """
 
     id: str
     lun: int
     path: str
+    layers: int = 0
     partitions: int = 0
+    lasting: bool = False
 
 
 class ContainerFile(Value, frozen=True):

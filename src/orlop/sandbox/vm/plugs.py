@@ -47,14 +47,12 @@ class Plugs:
         disk_directory: Path,
         scratch_directory: Path,
         scratch_mib: int,
-        spare: DiskUse | None = None,
     ) -> None:
         self._machine = machine
         self._share = Share(share, process=machine.pid)
         self._disk_directory = disk_directory
         self._scratch_directory = scratch_directory
         self._scratch_mib = scratch_mib
-        self._spare = spare
         scratch_directory.mkdir(parents=True, exist_ok=True)
         self._images: dict[str, _Shared] = {}
 
@@ -67,13 +65,11 @@ class Plugs:
         """What :meth:`plug` is going to do, to be on disk before it does it."""
         stacks = [spec.layers, *(mount.image.layers for mount in spec.mounts if mount.image)]
         images = tuple(
-            DiskUse(id=image_disk_id(layers), lun=-1, path="", partitions=len(layers))
+            DiskUse(id=image_disk_id(layers), lun=-1, path="", layers=len(layers))
             for layers in dict.fromkeys(stacks)
         )
         path = self._scratch_directory / f"{spec.id}.img"
-        fresh = DiskUse(id=_scratch_id(spec.id), lun=-1, path=str(path))
-        spare, self._spare = self._spare, None
-        scratch = spare or fresh
+        scratch = DiskUse(id=_scratch_id(spec.id), lun=-1, path=str(path))
         return ContainerFile(
             id=spec.id,
             disks=(*images, scratch),
@@ -105,7 +101,7 @@ class Plugs:
     def adopt(self, held: ContainerFile) -> None:
         """An earlier daemon plugged this."""
         for disk in held.disks:
-            if disk.partitions:
+            if disk.layers:
                 shared = self._images.setdefault(disk.id, _Shared())
                 shared.use = disk
                 shared.users.add(held.id)
@@ -118,7 +114,8 @@ class Plugs:
             if shared is not None and shared.use is not None:
                 found.append(shared.use)
             elif plugged.scratch is not None and disk.path == plan.scratch:
-                found.append(DiskUse(id=disk.id, lun=plugged.scratch.lun, path=disk.path))
+                scratch = plugged.scratch
+                found.append(DiskUse(id=disk.id, lun=scratch.lun, path=disk.path, lasting=scratch.lasting))
         return tuple(found)
 
     async def unplug(self, held: ContainerFile, *, running: bool) -> None:
@@ -142,21 +139,26 @@ class Plugs:
         shared.users.add(container_id)
         async with shared.lock:
             if shared.use is None:
-                path = await disks.image_disk(layers, self._disk_directory, disk_id)
-                slot = await self._machine.attach_disk(
-                    Disk(id=disk_id, path=str(path), format=DiskFormat.VMDK, read_only=True)
+                path, partitions = await disks.image_disk(layers, self._disk_directory, disk_id)
+                kind = DiskFormat.VMDK if partitions else DiskFormat.RAW
+                slot = await self._machine.attach_disk(Disk(id=disk_id, path=str(path), format=kind))
+                shared.use = DiskUse(
+                    id=disk_id,
+                    lun=slot.lun,
+                    path=str(path),
+                    layers=len(layers),
+                    partitions=partitions,
+                    lasting=slot.lasting,
                 )
-                shared.use = DiskUse(id=disk_id, lun=slot.lun, path=str(path), partitions=len(layers))
-            return wire.Disk(lun=shared.use.lun, partitions=len(layers))
+            use = shared.use
+            return wire.Disk(lun=use.lun, partitions=use.partitions, lasting=use.lasting)
 
     async def _scratch(self, disk: DiskUse) -> wire.Disk:
-        if disk.lun >= 0:
-            return wire.Disk(lun=disk.lun)
         await disks.scratch_disk(Path(disk.path), self._scratch_mib)
         slot = await self._machine.attach_disk(
             Disk(id=disk.id, path=disk.path, format=DiskFormat.RAW, read_only=False)
         )
-        return wire.Disk(lun=slot.lun)
+        return wire.Disk(lun=slot.lun, lasting=slot.lasting)
 
     async def _shares(self, spec: ContainerSpec) -> dict[str, str]:
         shares = {}

@@ -190,7 +190,6 @@ class Pool:
         try:
             clone.be_nice(_NICE)
             await self._cloner.warm_up(clone)
-            await self._cloner.add_spare(clone)
             if _fits(clone.machine.shape, shape):
                 await clone.resize(shape)
             clone.be_nice(0)

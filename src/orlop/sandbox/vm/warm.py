@@ -20,7 +20,7 @@ from orlop.sandbox import seccomp
 from orlop.sandbox.spec import Seccomp, SeccompMode
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.together import together
-from orlop.storage.disks import MIN_SCRATCH_MIB, scratch_disk
+from orlop.storage.disks import scratch_disk
 from orlop.wire import values as wire
 from orlop.wire.messages import Create, Delete, Exec, Setup, Signal, Start, Stats
 
@@ -34,20 +34,35 @@ _CAPABILITIES = ("CHOWN", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID")
 
 
 async def exercise(
-    machine: Machine, agent: AgentClient, image: Path, work: Path, *, share: str = "", rounds: int = 1
+    machine: Machine,
+    agent: AgentClient,
+    image: Path,
+    scratch: Path,
+    *,
+    scratch_mib: int,
+    share: str = "",
+    rounds: int = 1,
+    hotplug: bool = False,
 ) -> None:
-    """Run a container of the guest's root image ``image``; ``work`` is a directory for its scratch disk.
+    """Run a container of the guest's root image ``image``; ``scratch`` becomes its writable layer.
 
-    With ``share``, a directory of the machine's share, the share is mounted as well, for good.
+    With ``share``, a directory of the machine's share, the share is mounted as well, for good. What
+    ``hotplug`` means is said at :meth:`orlop.hypervisor.base.Machine.attach_disk`.
     """
     filters = await asyncio.to_thread(
         seccomp.compile_bpf, Seccomp(mode=SeccompMode.RUNTIME_DEFAULT), capabilities=_CAPABILITIES
     )
-    scratch = work / f"{_ID}.img"
+    lower = Disk(id=f"{_ID}-root", path=str(image))
+    upper = Disk(id=f"{_ID}-rw", path=str(scratch), format=DiskFormat.RAW, read_only=False)
     try:
+        await scratch_disk(scratch, scratch_mib)
+        slots = await together(
+            machine.attach_disk(lower, hotplug=hotplug), machine.attach_disk(upper, hotplug=hotplug)
+        )
+        disks = [wire.Disk(lun=slot.lun, lasting=slot.lasting) for slot in slots]
         for _ in range(rounds):
-            await scratch_disk(scratch, MIN_SCRATCH_MIB)
-            await _once(machine, agent, image, scratch, share, filters.program)
+            await _once(agent, disks[0], disks[1], share, filters.program)
+        await together(machine.detach_disk(lower.id), machine.detach_disk(upper.id))
     finally:
         await asyncio.to_thread(scratch.unlink, missing_ok=True)
 
@@ -76,18 +91,12 @@ async def rehearse(agent: AgentClient) -> None:
         )
 
 
-async def _once(
-    machine: Machine, agent: AgentClient, image: Path, scratch: Path, share: str, program: bytes
-) -> None:
-    root, upper = await together(
-        machine.attach_disk(Disk(id=f"{_ID}-root", path=str(image))),
-        machine.attach_disk(Disk(id=f"{_ID}-rw", path=str(scratch), format=DiskFormat.RAW, read_only=False)),
-    )
+async def _once(agent: AgentClient, lower: wire.Disk, upper: wire.Disk, share: str, program: bytes) -> None:
     streams = [agent.incoming(agent.new_stream()) for _ in range(2)]
     container = wire.Container(
         id=_ID,
-        lower=(wire.Disk(lun=root.lun),),
-        scratch=wire.Scratch(disk=wire.Disk(lun=upper.lun)),
+        lower=(lower,),
+        scratch=wire.Scratch(disk=upper),
         args=_SLEEP,
         mounts=(wire.Mount(target="/mnt", kind="share", source=share),) if share else (),
         streams=wire.Streams(stdout=streams[0].stream, stderr=streams[1].stream),
@@ -110,7 +119,6 @@ async def _once(
             pass
         stream.end_consumed()
     await agent.call(Delete(id=_ID), _TIMEOUT)
-    await together(machine.detach_disk(f"{_ID}-root"), machine.detach_disk(f"{_ID}-rw"))
 
 
 async def _exec(agent: AgentClient, exec_id: str) -> None:

@@ -1,0 +1,122 @@
+"""Drive bays: disks that a machine has from the start, with nothing in them.
+
+A guest needs long to find a disk that is plugged while it runs: it probes the disk, makes devices of
+it and looks for partitions. It has found the bays before it was saved as a template. What is in a bay
+is exchanged below the device, without the guest's doing (QMP ``blockdev-reopen``).
+
+A bay is used once. A guest that did not let go of a file system would otherwise come upon another one
+below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from orlop.hypervisor.base import Disk, DiskFormat
+from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
+
+MIB = 1 << 20
+SCSI_BUS = "scsi0.0"
+_FIRST_LUN = 1
+_IMAGES = 4
+_SCRATCHES = 5
+# More than any image has: the guest is not told how large the one is that comes.
+_IMAGE_BYTES = 8 << 40
+
+
+class Bay(msgspec.Struct, frozen=True, kw_only=True):
+    """A bay for disks of one kind. A writable one takes files of exactly ``size`` bytes."""
+
+    lun: int
+    size: int
+    read_only: bool
+
+
+def bays(scratch_mib: int) -> tuple[Bay, ...]:
+    """The bays of every machine: some for images, some for writable layers of ``scratch_mib``."""
+    sizes = [(_IMAGE_BYTES, True)] * _IMAGES + [(scratch_mib * MIB, False)] * _SCRATCHES
+    return tuple(
+        Bay(lun=lun, size=size, read_only=read_only)
+        for lun, (size, read_only) in enumerate(sizes, _FIRST_LUN)
+    )
+
+
+def arguments(every: Iterable[Bay]) -> Sequence[str]:
+    """The bays on QEMU's command line."""
+    words: list[str] = []
+    for bay in every:
+        kind = "read-only=on" if bay.read_only else "discard=unmap,cache.no-flush=on"
+        nothing = f"file.driver=null-co,file.size={bay.size},file.read-zeroes=on"
+        words += ("-blockdev", f"driver=raw,node-name={_node(bay)},{kind},{nothing}")
+        device = (
+            f"scsi-hd,bus={SCSI_BUS},channel=0,scsi-id=0,lun={bay.lun},drive={_node(bay)},rotation_rate=1"
+        )
+        words += ("-device", f"{device},werror=report,rerror=report")
+    return words
+
+
+def choose(every: Iterable[Bay], spent: Iterable[int], disk: Disk) -> Bay | None:
+    """A bay that was never used and fits the disk."""
+    for bay in every:
+        if bay.lun in spent or bay.read_only != disk.read_only:
+            continue
+        if bay.read_only or (disk.format is DiskFormat.RAW and Path(disk.path).stat().st_size == bay.size):
+            return bay
+    return None
+
+
+async def insert(monitor: Monitor, bay: Bay, disk: Disk) -> None:
+    """Put the disk into the empty bay. A failure leaves the bay empty."""
+    content = f"disk{bay.lun}"
+    file = {"driver": "file", "filename": disk.path, "read-only": disk.read_only, **_policy(bay)}
+    node = file if disk.format is DiskFormat.RAW else {"driver": "vmdk", "read-only": True, "file": file}
+    await monitor.execute("blockdev-add", {"node-name": content, **node})
+    try:
+        await _fill(monitor, bay, content)
+    except BaseException:
+        with suppress(CommandFailed):
+            await monitor.execute("blockdev-del", {"node-name": content})
+        raise
+
+
+async def empty(monitor: Monitor, bay: Bay) -> None:
+    """Take the disk out; its file is closed when this returns. Idempotent."""
+    nothing = f"nothing{bay.lun}"
+    try:
+        await monitor.execute(
+            "blockdev-add",
+            {"node-name": nothing, "driver": "null-co", "size": bay.size, "read-zeroes": True},
+        )
+    except CommandFailed as error:
+        if "Duplicate" not in str(error):
+            raise
+    await _fill(monitor, bay, nothing)
+    try:
+        await monitor.execute("blockdev-del", {"node-name": f"disk{bay.lun}"})
+    except CommandFailed as error:
+        if "find" not in str(error):
+            raise
+
+
+async def _fill(monitor: Monitor, bay: Bay, content: str) -> None:
+    node = {
+        "driver": "raw",
+        "node-name": _node(bay),
+        "read-only": bay.read_only,
+        "file": content,
+        **_policy(bay),
+    }
+    await monitor.execute("blockdev-reopen", {"options": [node]})
+
+
+def _node(bay: Bay) -> str:
+    return f"bay{bay.lun}"
+
+
+def _policy(bay: Bay) -> dict[str, object]:
+    """What a writable layer holds ends with its VM: freed space goes back, and nothing is synced."""
+    return {} if bay.read_only else {"discard": "unmap", "cache": {"no-flush": True}}
