@@ -16,7 +16,7 @@ import grpc
 from tests.conformance import images, tools
 
 from bench import lifecycle, systems, usage
-from bench.client import Client
+from bench.client import Caller
 from bench.report import Report, Scale
 from bench.words import reason, say
 
@@ -24,14 +24,14 @@ from bench.words import reason, say
 def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rounds: int) -> None:
     """All systems up at once; each round runs one pod's life on every one of them."""
     with ExitStack() as stack:
-        clients: list[tuple[systems.System, Client]] = []
+        clients: list[tuple[systems.System, Caller]] = []
         for number, system in enumerate(chosen):
             try:
                 conf = images.registries_conf(systems.REGISTRY)
                 running = stack.enter_context(
                     systems.running(system, scratch / system.name, number, systems.REGISTRY, conf)
                 )
-                client = Client(running.socket)
+                client = running.connect()
                 stack.callback(client.close)
                 lifecycle.pull(client)
                 lifecycle.whole_life(client, system.handler, "warm", f"{scratch}/logs")
@@ -54,7 +54,7 @@ def scaled(report: Report, system: systems.System, scratch: Path, counts: list[i
     before = usage.processes()
     directory = scratch / f"scale-{parallel}-{system.name}"
     with systems.running(system, directory, 9, systems.REGISTRY, conf) as running:
-        client = Client(running.socket)
+        client = running.connect()
         lifecycle.pull(client)
         lifecycle.whole_life(client, system.handler, "warm", f"{scratch}/logs")
         time.sleep(20)
@@ -69,7 +69,7 @@ def scaled(report: Report, system: systems.System, scratch: Path, counts: list[i
 
 
 def one_scale(
-    client: Client,
+    client: Caller,
     running: systems.Running,
     before: set[int],
     idle: usage.Usage,

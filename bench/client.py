@@ -1,8 +1,8 @@
-"""The one CRI client that every system is measured with: synchronous, one channel, no retries."""
+"""The one CRI client that every system with CRI is measured with: synchronous, one channel, no retries."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -10,6 +10,16 @@ from orlop.cri.api import runtime_v1_pb2 as pb
 
 IMAGE = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 _IMAGE_CALLS = frozenset({"PullImage", "ImageStatus", "ListImages", "RemoveImage", "ImageFsInfo"})
+
+
+class Caller(Protocol):
+    """Whatever takes CRI calls: :class:`Client`, or what stands in for CRI where a system has none."""
+
+    def call(self, name: str, request: Any, timeout: float = 180.0) -> Any:
+        """One call."""
+
+    def close(self) -> None:
+        """Close what is open."""
 
 
 class Client:

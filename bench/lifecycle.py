@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from bench.client import IMAGE, Client, container_config, pod_config
+from bench.client import IMAGE, Caller, container_config, pod_config
 from orlop.cri.api import runtime_v1_pb2 as pb
 
 SLEEP = ("sleep", "1000000")
@@ -21,7 +21,17 @@ def _timed(times: Times, name: str) -> Iterator[None]:
     times[name] = (time.perf_counter() - start) * 1000
 
 
-def start_pod(client: Client, handler: str, name: str, logs: str, times: Times) -> tuple[str, str]:
+@contextmanager
+def _ended_on_failure(client: Caller, pod_id: str) -> Iterator[None]:
+    """A runtime's containers outlive it: what failed must not stay on the machine."""
+    try:
+        yield
+    except BaseException:
+        end_pod(client, pod_id, {})
+        raise
+
+
+def start_pod(client: Caller, handler: str, name: str, logs: str, times: Times) -> tuple[str, str]:
     """A pod with one running container; adds the milliseconds of each call and their sum, ``ready``."""
     pod = pod_config(name, logs)
     container = container_config("main", *SLEEP)
@@ -29,16 +39,17 @@ def start_pod(client: Client, handler: str, name: str, logs: str, times: Times) 
     with _timed(times, "RunPodSandbox"):
         request = pb.RunPodSandboxRequest(config=pod, runtime_handler=handler)
         pod_id = client.call("RunPodSandbox", request).pod_sandbox_id
-    with _timed(times, "CreateContainer"):
-        create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=pod)
-        container_id = client.call("CreateContainer", create).container_id
-    with _timed(times, "StartContainer"):
-        client.call("StartContainer", pb.StartContainerRequest(container_id=container_id))
+    with _ended_on_failure(client, pod_id):
+        with _timed(times, "CreateContainer"):
+            create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=pod)
+            container_id = client.call("CreateContainer", create).container_id
+        with _timed(times, "StartContainer"):
+            client.call("StartContainer", pb.StartContainerRequest(container_id=container_id))
     times["ready"] = (time.perf_counter() - begin) * 1000
     return pod_id, container_id
 
 
-def exec_true(client: Client, container_id: str, times: Times) -> None:
+def exec_true(client: Caller, container_id: str, times: Times) -> None:
     """The median of five ExecSync of ``true``; the first may fault pages in and counts as itself."""
     samples = []
     for _ in range(5):
@@ -52,7 +63,7 @@ def exec_true(client: Client, container_id: str, times: Times) -> None:
     times["ExecSync"] = sorted(samples)[2]
 
 
-def end_pod(client: Client, pod_id: str, times: Times) -> None:
+def end_pod(client: Caller, pod_id: str, times: Times) -> None:
     """Stop and remove, as a kubelet does when the pod is deleted with no grace."""
     begin = time.perf_counter()
     with _timed(times, "StopPodSandbox"):
@@ -62,17 +73,18 @@ def end_pod(client: Client, pod_id: str, times: Times) -> None:
     times["stop+remove"] = (time.perf_counter() - begin) * 1000
 
 
-def whole_life(client: Client, handler: str, name: str, logs: str) -> Times:
+def whole_life(client: Caller, handler: str, name: str, logs: str) -> Times:
     """Start, exec, stop, remove."""
     times: Times = {}
     pod_id, container_id = start_pod(client, handler, name, logs, times)
-    exec_true(client, container_id, times)
+    with _ended_on_failure(client, pod_id):
+        exec_true(client, container_id, times)
     end_pod(client, pod_id, times)
     return times
 
 
 def start_many(
-    client: Client, handler: str, prefix: str, logs: str, count: int, parallel: int
+    client: Caller, handler: str, prefix: str, logs: str, count: int, parallel: int
 ) -> tuple[list[str], float, list[Times]]:
     """``count`` pods, ``parallel`` at a time: their ids, the seconds for all, each one's times."""
 
@@ -87,7 +99,7 @@ def start_many(
     return [pod for pod, _ in results], time.perf_counter() - begin, [times for _, times in results]
 
 
-def end_many(client: Client, pods: list[str], parallel: int) -> float:
+def end_many(client: Caller, pods: list[str], parallel: int) -> float:
     """Stop and remove them all; the seconds it took."""
     begin = time.perf_counter()
     with ThreadPoolExecutor(parallel) as pool:
@@ -95,6 +107,6 @@ def end_many(client: Client, pods: list[str], parallel: int) -> float:
     return time.perf_counter() - begin
 
 
-def pull(client: Client) -> None:
+def pull(client: Caller) -> None:
     """Have the image there before anything is timed."""
     client.call("PullImage", pb.PullImageRequest(image=pb.ImageSpec(image=IMAGE)))

@@ -65,6 +65,24 @@ def debian_containerd() -> Path:
     return tools.debian_packages(["containerd"]) / "usr/bin"
 
 
+def debian_podman() -> Path:
+    """The root of Debian's podman and what it needs, unpacked and not installed."""
+    return tools.debian_packages(
+        [
+            "podman",
+            "conmon",
+            "crun",
+            "libassuan0",
+            "libdevmapper1.02.1",
+            "libgpgme11",
+            "libseccomp2",
+            "libsubid4",
+            "libyajl2",
+            "golang-github-containers-common",
+        ]
+    )
+
+
 def gvisor() -> Path:
     """The directory of runsc and its containerd shim.
 

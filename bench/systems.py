@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,8 @@ from pathlib import Path
 from tests.conformance import tools
 
 from bench import peers
-from bench.client import Client
+from bench.client import Caller, Client
+from bench.podman import Podman
 from orlop.cri.api import runtime_v1_pb2 as pb
 
 CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
@@ -29,7 +30,7 @@ class System:
     """How to start one system.
 
     ``prepare`` writes its files and returns its command line; ``programs`` says where more of its
-    programs are than those beside the daemon.
+    programs are than those beside the daemon; ``client`` makes what takes CRI calls from its socket.
     """
 
     name: str
@@ -38,15 +39,20 @@ class System:
     environment: dict[str, str] = field(default_factory=dict)
     programs: Callable[[], Path] | None = None
     settle: float = 0.5
+    client: Callable[[str], Caller] = Client
 
 
 @dataclass(frozen=True)
 class Running:
-    """A system that serves: its daemon's pid and its CRI socket."""
+    """A system that serves: its daemon's pid and its socket."""
 
     system: System
     pid: int
     socket: str
+
+    def connect(self) -> Caller:
+        """A client of its own for the caller, who closes it."""
+        return self.system.client(self.socket)
 
 
 def write_network(directory: Path, name: str, number: int) -> None:
@@ -69,7 +75,7 @@ def borrow(root: Path) -> None:
     made.mkdir(exist_ok=True)
     config = made / "config.toml"
     config.write_text(f'root = "{made}"\n')
-    build = [sys.executable, "-m", "orlop.cli.main", "guest", "build", "--config", config]
+    build: list[str | Path] = [sys.executable, "-m", "orlop.cli.main", "guest", "build", "--config", config]
     subprocess.run(build, check=True, capture_output=True)
     root.mkdir(exist_ok=True)
     (root / "guest").symlink_to(made / "guest")
@@ -153,6 +159,58 @@ def _debian_containerd(directory: Path, registry: str, _conf: str) -> list[str]:
     )
 
 
+def _toml(tables: Mapping[str, Mapping[str, object]]) -> str:
+    """Tables whose values are written alike in JSON and TOML."""
+    return "".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+        for name, table in tables.items()
+    )
+
+
+def _podman(directory: Path, _registry: str, registries_conf: str) -> list[str]:
+    root = peers.debian_podman()
+    libraries = os.pathsep.join(os.fspath(root / part / "x86_64-linux-gnu") for part in ("usr/lib", "lib"))
+    (directory / "registries.conf").write_text(registries_conf)
+    containers: dict[str, object] = {
+        "log_driver": "k8s-file",
+        "seccomp_profile": f"{root}/usr/share/containers/seccomp.json",
+        # Debian's podman asks for more than a root without CAP_SYS_RESOURCE may give.
+        "default_ulimits": ["nofile=1024:1024", "nproc=4096:4096"],
+    }
+    network: dict[str, object] = {
+        "network_backend": "cni",
+        "cni_plugin_dirs": CNI_BIN,
+        "network_config_dir": f"{directory}/cni",
+        "default_network": "bench-podman-crun",
+    }
+    engine: dict[str, object] = {
+        "runtime": "crun",
+        "cgroup_manager": "cgroupfs",
+        "events_logger": "file",
+        "tmp_dir": f"{directory}/tmp",
+        "infra_image": "registry.k8s.io/pause:3.10",
+        "conmon_path": [f"{root}/usr/bin/conmon"],
+        # What conmon starts when a container ends is podman again.
+        "conmon_env_vars": [f"PATH={peers.search_path(root / 'usr/bin')}", f"LD_LIBRARY_PATH={libraries}"],
+        # Seconds for which what watched an exec stays in the pod's cgroup, whose removal waits for it.
+        "exit_command_delay": 0,
+    }
+    storage = {"driver": "overlay", "graphroot": f"{directory}/root", "runroot": f"{directory}/run"}
+    tables = {"containers": containers, "network": network, "engine": engine}
+    (directory / "storage.conf").write_text(_toml({"storage": storage}))
+    (directory / "containers.conf").write_text(
+        _toml(tables) + f'[engine.runtimes]\ncrun = ["{root}/usr/bin/crun"]\n'
+    )
+    variables = {
+        "LD_LIBRARY_PATH": libraries,
+        "CONTAINERS_CONF": f"{directory}/containers.conf",
+        "CONTAINERS_REGISTRIES_CONF": f"{directory}/registries.conf",
+        "CONTAINERS_STORAGE_CONF": f"{directory}/storage.conf",
+    }
+    service = [f"{root}/usr/bin/podman", "system", "service", "--time=0", f"unix://{directory}/cri.sock"]
+    return _hide_hybrid(["env", *(f"{name}={value}" for name, value in variables.items()), *service])
+
+
 def _hide_hybrid(command: list[str]) -> list[str]:
     """crun refuses a host with version 1 cgroups that has version 2 mounted beside them."""
     unified = Path("/sys/fs/cgroup/unified")
@@ -175,6 +233,7 @@ def known() -> dict[str, System]:
             System("containerd-gvisor", "runsc", _containerd, programs=peers.gvisor),
             System("containerd-1.6-runc", "runc", _debian_containerd),
             System("containerd-1.6-crun", "crun", _debian_containerd),
+            System("podman-crun", "", _podman, client=Podman),
         )
     }
 
@@ -195,7 +254,7 @@ def running(system: System, directory: Path, number: int, registry: str, conf: s
     socket_path = f"{directory}/cri.sock"
     try:
         _wait_for(system.name, process, socket_path, log)
-        _wait_until_ready(socket_path)
+        _wait_until_ready(system.client(socket_path))
         if "cold" not in system.name:
             keep(directory / "root")
         yield Running(system, process.pid, socket_path)
@@ -209,9 +268,8 @@ def running(system: System, directory: Path, number: int, registry: str, conf: s
         subprocess.run(["ip", "link", "delete", f"bench{number}"], capture_output=True, check=False)
 
 
-def _wait_until_ready(path: str) -> None:
+def _wait_until_ready(client: Caller) -> None:
     """Wait until all conditions hold: Orlop may build a template first."""
-    client = Client(path)
     try:
         deadline = time.monotonic() + 180
         while True:

@@ -114,7 +114,7 @@ async def test_disks_in_lasting_devices_and_in_new_ones(guest: Guest, count: int
         upper = await guest.plug(scratch, read_only=False, hotplug=hotplug)
         assert upper.lasting is not hotplug
         finished = await guest.run(
-            f"c{number}", "sh", "-c", "cat /a 2>/dev/null || echo 1; ls /mine; : > /mine; df -m / | tail -n 1",
+            f"c{number}", "sh", "-c", "cat /a 2>/dev/null || echo 1; ls /mine; >/mine; df -m / | tail -n 1",
             lower=(image,), scratch=Scratch(disk=upper),
         )  # fmt: skip
         lines = finished.out.splitlines()

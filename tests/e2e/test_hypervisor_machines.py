@@ -199,7 +199,7 @@ async def test_lasting_devices_are_used_once(guest: GuestArtifacts, saved: Path,
         try:
             second = await found.attach_disk(Disk(id="second", path=str(writable), read_only=False))
             assert second.lasting and second.lun != first.lun, "also a later daemon knows what was used"
-            slots = [await found.attach_disk(Disk(id=f"d{n}", path=str(other))) for n in range(8)]
+            slots = [await found.attach_disk(Disk(id=f"d{n}", path=str(guest.image))) for n in range(8)]
             assert {slot.lasting for slot in slots} == {True, False}
             assert len({slot.lun for slot in [first, odd, second, *slots]}) == 11
         finally:

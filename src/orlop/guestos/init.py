@@ -1,6 +1,6 @@
 """The guest's first program: a shell script that reaches the root disk and becomes the agent.
 
-It loads the modules by name, one file after another, mounts the EROFS root from the first SCSI disk,
+It loads the modules by name, one file after another, mounts the EROFS root from the SCSI disk at unit 0,
 and gives its process to Python with ``switch_root``: process 1 is then the agent, on a real root, which
 ``pivot_root`` needs.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 AGENT_DIRECTORY = "/usr/lib/orlop"
+# By its place: the kernel names disks in the order in which it happens to find them.
+_DISK = "/sys/class/scsi_device/*:0:0:0/device/block"
 _START = f'import sys; sys.path.insert(0, "{AGENT_DIRECTORY}"); from orlop.guest.main import main; main()'
 
 _TEMPLATE = """#!/bin/busybox sh
@@ -23,12 +25,12 @@ fail() {{
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
 n=0
-until [ -b /dev/{disk} ]; do
+until disk=$(cd {disk} && echo *) && [ -b "/dev/$disk" ]; do
     n=$((n + 1))
     [ $n -le 500 ] || fail "no root disk"
     /bin/busybox usleep 10000
-done
-/bin/busybox mount -t erofs -o ro /dev/{disk} /root || fail "the root disk does not mount"
+done 2>/dev/null
+/bin/busybox mount -t erofs -o ro "/dev/$disk" /root || fail "the root disk does not mount"
 cd /root/usr/lib/modules/{release}
 {late}
 cd /
@@ -38,7 +40,7 @@ exec /bin/busybox env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \\
 """
 
 
-def script(release: str, early: Sequence[str], late: Sequence[tuple[str, bool]], *, disk: str = "sda") -> str:
+def script(release: str, early: Sequence[str], late: Sequence[tuple[str, bool]]) -> str:
     """The text of ``/init``.
 
     ``early`` are module files in the initial RAM disk; ``late`` those on the root disk, relative to the
@@ -50,5 +52,5 @@ def script(release: str, early: Sequence[str], late: Sequence[tuple[str, bool]],
         for path, needed in late
     ]
     return _TEMPLATE.format(
-        early="\n".join(load), late="\n".join(more), release=release, disk=disk, start=_START
+        early="\n".join(load), late="\n".join(more), release=release, disk=_DISK, start=_START
     )
