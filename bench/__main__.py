@@ -20,6 +20,9 @@ from bench.client import Caller
 from bench.report import Report, Scale
 from bench.words import reason, say
 
+# What a system that cannot run here raises; the others are measured all the same.
+FAILURES = (RuntimeError, OSError, tools.ToolError, grpc.RpcError)
+
 
 def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rounds: int) -> None:
     """All systems up at once; each round runs one pod's life on every one of them."""
@@ -35,7 +38,7 @@ def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rou
                 stack.callback(client.close)
                 lifecycle.pull(client)
                 lifecycle.whole_life(client, system.handler, "warm", f"{scratch}/logs")
-            except (RuntimeError, OSError, tools.ToolError, grpc.RpcError) as error:
+            except FAILURES as error:
                 report.missing[system.name] = reason(error)
                 say(f"{system.name}: {report.missing[system.name]}")
                 continue
@@ -82,21 +85,22 @@ def one_scale(
     pods, seconds, times = lifecycle.start_many(
         client, handler, f"s{count}p{parallel}", logs, count, parallel
     )
-    # A pool refills after the last claim; what it makes is not of these pods.
-    time.sleep(10)
-    loaded = usage.measure(running.pid, before)
-    watched = 20.0
-    time.sleep(watched)
-    later = usage.measure(running.pid, before)
-    stop = lifecycle.end_many(client, pods, parallel)
+    try:
+        # A pool refills after the last claim; what it makes is not of these pods.
+        time.sleep(10)
+        loaded = usage.measure(running.pid, before)
+        watched = 20.0
+        time.sleep(watched)
+        later = usage.measure(running.pid, before)
+    finally:
+        stop = lifecycle.end_many(client, pods, parallel)
     time.sleep(3)
     return Scale(
         pods=count,
         parallel=parallel,
         start_seconds=seconds,
         stop_seconds=stop,
-        first_ready_ms=times[0]["ready"],
-        last_ready_ms=times[-1]["ready"],
+        ready_ms=[one["ready"] for one in times],
         mib_per_pod=(loaded.others_mib - idle.others_mib) / count,
         daemon_mib=loaded.daemon_mib,
         idle_percent_of_core_per_pod=max(0.0, later.seconds - loaded.seconds) / watched / count * 100,
@@ -127,11 +131,14 @@ def main() -> int:
         with images.serve(images.storage(), systems.REGISTRY):
             if options.rounds:
                 interleaved(report, chosen, scratch, options.rounds)
-            for system in chosen if options.scale else []:
+            counts = [int(number) for number in options.scale.split(",")] if options.scale else []
+            for system in chosen if counts else []:
                 if system.name not in report.missing:
-                    scaled(
-                        report, system, scratch, [int(n) for n in options.scale.split(",")], options.parallel
-                    )
+                    try:
+                        scaled(report, system, scratch, counts, options.parallel)
+                    except FAILURES as error:
+                        report.missing[system.name] = reason(error)
+                        say(f"{system.name}: {report.missing[system.name]}")
     finally:
         report.save(options.out)
         shutil.rmtree(scratch, ignore_errors=True)

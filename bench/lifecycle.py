@@ -86,17 +86,27 @@ def whole_life(client: Caller, handler: str, name: str, logs: str) -> Times:
 def start_many(
     client: Caller, handler: str, prefix: str, logs: str, count: int, parallel: int
 ) -> tuple[list[str], float, list[Times]]:
-    """``count`` pods, ``parallel`` at a time: their ids, the seconds for all, each one's times."""
+    """``count`` pods, ``parallel`` at a time: their ids, the seconds for all, each one's times.
 
-    def one(index: int) -> tuple[str, Times]:
+    Ids and times are in the order of the starts. When one fails, those that started are ended.
+    """
+    pods: dict[int, tuple[str, Times]] = {}
+
+    def one(index: int) -> None:
         times: Times = {}
         pod_id, _ = start_pod(client, handler, f"{prefix}-{index}", logs, times)
-        return pod_id, times
+        pods[index] = pod_id, times
 
     begin = time.perf_counter()
-    with ThreadPoolExecutor(parallel) as pool:
-        results = list(pool.map(one, range(count)))
-    return [pod for pod, _ in results], time.perf_counter() - begin, [times for _, times in results]
+    try:
+        with ThreadPoolExecutor(parallel) as pool:
+            list(pool.map(one, range(count)))
+    except BaseException:
+        end_many(client, [pod for pod, _ in pods.values()], parallel)
+        raise
+    spent = time.perf_counter() - begin
+    ordered = [pods[index] for index in range(count)]
+    return [pod for pod, _ in ordered], spent, [times for _, times in ordered]
 
 
 def end_many(client: Caller, pods: list[str], parallel: int) -> float:

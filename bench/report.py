@@ -21,21 +21,61 @@ MEASURES = (
     "RemovePodSandbox",
     "stop+remove",
 )
+SCALE_HEADS = (
+    "pods",
+    "parallel",
+    "start s",
+    "stop s",
+    "1st ms",
+    "last ms",
+    "last/1st",
+    "ready ms, median / p95",
+    "MiB/pod",
+    "daemon MiB",
+    "idle %/pod",
+)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """``pods`` pods of one system at once. Times in seconds, memory in MiB."""
+    """``pods`` pods of one system at once, ``ready_ms`` of each in the order of their starts."""
 
     pods: int
     parallel: int
     start_seconds: float
     stop_seconds: float
-    first_ready_ms: float
-    last_ready_ms: float
+    ready_ms: list[float]
     mib_per_pod: float
     daemon_mib: float
     idle_percent_of_core_per_pod: float
+
+    @property
+    def growth(self) -> float:
+        """How many times as long as the first pod the last one took."""
+        return self.ready_ms[-1] / self.ready_ms[0]
+
+    def document(self) -> dict[str, object]:
+        """Everything, with what is computed."""
+        return {
+            **asdict(self),
+            "median_ready_ms": statistics.median(self.ready_ms),
+            "p95_ready_ms": percentile(self.ready_ms, 0.95),
+            "growth": self.growth,
+        }
+
+    def row(self) -> list[str]:
+        """The cells below :data:`SCALE_HEADS`."""
+        median, p95 = statistics.median(self.ready_ms), percentile(self.ready_ms, 0.95)
+        return [
+            str(self.pods),
+            str(self.parallel),
+            *(f"{value:.2f}" for value in (self.start_seconds, self.stop_seconds)),
+            *(f"{value:.0f}" for value in (self.ready_ms[0], self.ready_ms[-1])),
+            f"{self.growth:.2f}",
+            f"{median:.0f} / {p95:.0f}",
+            *(f"{value:.1f}" for value in (self.mib_per_pod, self.daemon_mib)),
+            f"{self.idle_percent_of_core_per_pod:.3f}",
+        ]
 
 
 @dataclass
@@ -57,7 +97,8 @@ class Report:
         """Write ``bench.json`` and ``bench.svg``."""
         directory.mkdir(parents=True, exist_ok=True)
         host = f"{platform.system()} {platform.machine()}"
-        document = {**asdict(self), "summary": self.summary(), "host": host}
+        scale = {system: [one.document() for one in scales] for system, scales in self.scale.items()}
+        document = {**asdict(self), "scale": scale, "summary": self.summary(), "host": host}
         (directory / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
         if self.samples:
             plot(self, directory / "bench.svg")
@@ -84,32 +125,11 @@ class Report:
                 line = summary[system].get(measure)
                 row.append("-" if line is None else _cell(line))
             rows.append(row)
-        lines = _align(rows)
+        lines = _align(rows) if summary else []
         for system, scales in self.scale.items():
             lines.append("")
-            heads = [
-                "pods",
-                "parallel",
-                "start s",
-                "stop s",
-                "1st ms",
-                "last ms",
-                "MiB/pod",
-                "daemon MiB",
-                "idle %/pod",
-            ]
-            body = [
-                [
-                    str(s.pods),
-                    str(s.parallel),
-                    *(f"{value:.2f}" for value in (s.start_seconds, s.stop_seconds)),
-                    *(f"{value:.0f}" for value in (s.first_ready_ms, s.last_ready_ms)),
-                    *(f"{value:.1f}" for value in (s.mib_per_pod, s.daemon_mib)),
-                    f"{s.idle_percent_of_core_per_pod:.3f}",
-                ]
-                for s in scales
-            ]
-            lines.extend(_align([[system, *heads], *(["", *row] for row in body)]))
+            body = [scale.row() for scale in scales]
+            lines.extend(_align([[system, *SCALE_HEADS], *(["", *row] for row in body)]))
         lines.append("")
         lines.extend(f"{name}: daemon idle {mib:.1f} MiB" for name, mib in self.daemon_idle_mib.items())
         lines.extend(f"{name}: not measured, {reason}" for name, reason in self.missing.items())
