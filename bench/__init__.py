@@ -1,5 +1,6 @@
 """Figures of Orlop beside its peers', taken in one run with the same client and image.
 
 ``python -m bench`` runs the life of a pod on every system present; ``bench.rpc`` the cost of the
-list calls, ``bench.pull`` pulls, ``bench.disk`` the root file system. Nothing here is a test.
+list calls, ``bench.events`` how soon events come, ``bench.pull`` pulls, ``bench.disk`` the root file
+system. Nothing here is a test.
 """

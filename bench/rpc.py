@@ -67,17 +67,26 @@ def kubelet_container(index: int) -> pb.ContainerConfig:
     return config
 
 
-async def write_journal(path: Path, count: int) -> None:
-    """A pod that has ended, with ``count`` containers, in a new journal."""
+async def write_journal(path: Path, count: int, pods: int) -> None:
+    """``pods`` pods that have ended, with ``count`` containers among them, in a new journal."""
     journal = Journal(path)
     await journal.open()
-    spec = msgspec.structs.replace(pod_spec(pod_config("many", ""), "process"), id="f" * 64)
-    await journal.put_pod(PodRecord(spec=spec, phase=PodPhase.NOTREADY, created_at=time.time_ns()))
-    writes = []
+    made = []
+    for index in range(pods):
+        config = pod_config(f"many-{index}", "")
+        made.append(msgspec.structs.replace(pod_spec(config, "process"), id=f"{index + 1:064x}"))
+    writes = [
+        journal.put_pod(PodRecord(spec=spec, phase=PodPhase.NOTREADY, created_at=time.time_ns()))
+        for spec in made
+    ]
     for index in range(count):
-        request = container_request(spec.id, kubelet_container(index))
+        request = container_request(made[index % pods].id, kubelet_container(index))
         container = ContainerSpec(
-            id=f"{index + 1:064x}", pod_id=spec.id, name=request.name, image_id=DIGEST, args=request.command
+            id=f"{pods + index + 1:064x}",
+            pod_id=request.pod_id,
+            name=request.name,
+            image_id=DIGEST,
+            args=request.command,
         )
         record = ContainerRecord(
             spec=container,
@@ -94,15 +103,15 @@ async def write_journal(path: Path, count: int) -> None:
     await journal.close()
 
 
-def with_records(system: systems.System, count: int) -> systems.System:
-    """The same system, whose daemon starts on a journal of ``count`` containers."""
+def with_records(system: systems.System, count: int, pods: int = 1) -> systems.System:
+    """The same system, whose daemon starts on a journal of ``count`` containers in ``pods`` pods."""
 
     def prepare(directory: Path, registry: str, registries_conf: str) -> list[str]:
         command = system.prepare(directory, registry, registries_conf)
         # No pod is run, so that no virtual machine need be made ready.
         config = directory / "config.toml"
         config.write_text(f'default_handler = "process"\n{config.read_text()}')
-        asyncio.run(write_journal(directory / "root" / "journal.db", count))
+        asyncio.run(write_journal(directory / "root" / "journal.db", count, pods))
         return command
 
     return dataclasses.replace(system, prepare=prepare)
@@ -135,6 +144,10 @@ class Raw:
     def call(self, name: str) -> Callable[[bytes], bytes]:
         """The call of that name."""
         return self._channel.unary_unary(f"/runtime.v1.RuntimeService/{name}", None, None)
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
 
 
 def measure(running: systems.Running, client: Client, count: int) -> dict[str, Callable[[], bytes]]:
