@@ -94,7 +94,7 @@ def umoci(name: str, conf: str, scratch: Path) -> None:
 
 
 def podman(name: str, conf: str, scratch: Path) -> None:
-    command = ["podman", "--root", scratch / "podman", "--runroot", scratch / "run", "pull", "-q"]
+    command = ["podman", "--root", f"{scratch}/podman", "--runroot", f"{scratch}/run", "pull", "-q"]
     env = {**os.environ, "CONTAINERS_REGISTRIES_CONF": conf}
     subprocess.run([*command, name], check=True, stdout=subprocess.DEVNULL, env=env)
 
