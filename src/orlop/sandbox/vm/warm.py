@@ -59,9 +59,11 @@ async def exercise(
         slots = await together(
             machine.attach_disk(lower, hotplug=hotplug), machine.attach_disk(upper, hotplug=hotplug)
         )
-        disks = [wire.Disk(lun=slot.lun, lasting=slot.lasting) for slot in slots]
-        for _ in range(rounds):
-            await _once(agent, disks[0], disks[1], share, filters.program)
+        root, rw = (wire.Disk(lun=slot.lun, lasting=slot.lasting) for slot in slots)
+        for number in range(rounds):
+            # A layer that was mounted without syncs cannot be mounted again.
+            layer = wire.Scratch(disk=rw, directory=f"{number}" if number else "")
+            await _once(agent, root, layer, share, filters.program)
         await together(machine.detach_disk(lower.id), machine.detach_disk(upper.id))
     finally:
         await asyncio.to_thread(scratch.unlink, missing_ok=True)
@@ -91,12 +93,14 @@ async def rehearse(agent: AgentClient) -> None:
         )
 
 
-async def _once(agent: AgentClient, lower: wire.Disk, upper: wire.Disk, share: str, program: bytes) -> None:
+async def _once(
+    agent: AgentClient, lower: wire.Disk, upper: wire.Scratch, share: str, program: bytes
+) -> None:
     streams = [agent.incoming(agent.new_stream()) for _ in range(2)]
     container = wire.Container(
         id=_ID,
         lower=(lower,),
-        scratch=wire.Scratch(disk=upper),
+        scratch=upper,
         args=_SLEEP,
         mounts=(wire.Mount(target="/mnt", kind="share", source=share),) if share else (),
         streams=wire.Streams(stdout=streams[0].stream, stderr=streams[1].stream),
