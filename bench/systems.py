@@ -248,8 +248,14 @@ def running(system: System, directory: Path, number: int, registry: str, conf: s
     environment = {**os.environ, **system.environment, "PATH": peers.search_path(*programs)}
     log = directory / "daemon.log"
     with log.open("wb") as output:
+        # A session of its own: an interrupt from the terminal must leave it to end its pods.
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     socket_path = f"{directory}/cri.sock"
     try:

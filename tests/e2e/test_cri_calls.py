@@ -226,6 +226,9 @@ async def test_statistics_and_metrics(caller: Caller) -> None:
     values = [*found.metrics, *found.container_metrics[0].metrics]
     assert all(keys[item.name] == len(item.label_values) for item in values)
     assert found.container_metrics[0].container_id == container_id
+    machine = {item.name: item.value.value for item in found.metrics if item.name.startswith("orlop_vm_")}
+    assert len(machine) == (3 if caller.handler == "vm" else 0)
+    assert all(1 << 20 < value < 1 << 30 for value in machine.values()), machine
 
 
 async def test_limits_can_be_changed(caller: Caller) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.errors import DataLoss, InvalidArgument
-from orlop.sandbox.statistics import Rates
+from orlop.hypervisor.base import MemoryUse
+from orlop.sandbox.spec import MachineMemory
 from orlop.sandbox.vm.files import (
     ContainerFile,
     DiskUse,
@@ -22,8 +23,6 @@ from orlop.sandbox.vm.files import (
 from orlop.sandbox.vm.statistics import pod_stats
 from orlop.wire.messages import StatsReply
 from orlop.wire.statistics import ContainerUsage, Usage
-
-SECOND = 1_000_000_000
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
@@ -66,21 +65,18 @@ def test_ids_never_lead_out_of_the_directory(name: str) -> None:
     assert ".." not in files.directory.parts
 
 
-def test_rates() -> None:
-    rates = Rates()
-    assert rates.rate("a", SECOND, 0) == 0
-    assert rates.rate("a", 2 * SECOND, SECOND // 2) == SECOND // 2
-    assert rates.rate("a", 2 * SECOND + 1, SECOND) == SECOND // 2  # too soon to tell
-    rates.forget("a")
-    assert rates.rate("a", 3 * SECOND, SECOND) == 0
-
-
 def test_a_pods_memory_counts_the_vm_once() -> None:
     usage = Usage(timestamp=1, memory=50, working_set=40, rss=30)
-    reply = StatsReply(pod=usage, containers=(ContainerUsage(id="c", usage=usage),))
-    found = pod_stats("p", reply, (), cpu_ns=7, resident=80, rates=Rates(), mountpoint="/s")
+    reply = StatsReply(
+        pod=usage,
+        containers=(ContainerUsage(id="c", usage=usage),),
+        system_memory_total=100,
+        system_memory_available=30,
+    )
+    use = MemoryUse(pss=80, private=60, shared=90)
+    found = pod_stats(reply, (), cpu_ns=7, use=use, mountpoint="/s")
     assert found.memory.usage == 80
-    assert found.overhead_memory == 30
+    assert found.machine == MachineMemory(private=60, shared=90, guest_used=70)
     assert found.containers[0].memory.usage == 50
     assert found.cpu.usage_ns == 7
     assert found.containers[0].filesystem.mountpoint == "/s"

@@ -318,19 +318,25 @@ class ContainerStats(Value, frozen=True):
     oom_events: int = 0
 
 
-class PodStats(Value, frozen=True):
-    """Use of a whole pod. Under ``vm`` the pod's figures include the VM's overhead, once.
-
-    ``overhead_memory`` is the part that no container accounts for (bytes of the VM process
-    beyond the guest's containers); 0 under ``process``.
+class MachineMemory(Value, frozen=True):
+    """What a pod's VM takes of the host: ``private`` is its own alone, ``shared`` it has in common with
+    others (the template, the hypervisor's program). ``guest_used`` is what the guest cannot give up.
     """
+
+    private: int
+    shared: int
+    guest_used: int
+
+
+class PodStats(Value, frozen=True):
+    """Use of a whole pod. Under ``vm`` the pod's figures include the VM's overhead, once."""
 
     cpu: CpuStats = CpuStats()
     memory: MemoryStats = MemoryStats()
     interfaces: tuple[InterfaceStats, ...] = ()
     processes: int = 0
     containers: tuple[ContainerStats, ...] = ()
-    overhead_memory: int = 0
+    machine: MachineMemory | None = None
     io: IoStats = IoStats()
     cpu_pressure: PressureStats | None = None
     memory_pressure: PressureStats | None = None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.pods.records import ContainerRecord, PodRecord, PodUse
-from orlop.sandbox.spec import ContainerStats, InterfaceStats, PodStats, PressureStats
+from orlop.sandbox.spec import ContainerStats, InterfaceStats, MachineMemory, PodStats, PressureStats
 
 _BASE = ("pod", "namespace", "container", "id", "image")
 _COUNTER, _GAUGE = pb.COUNTER, pb.GAUGE
@@ -181,6 +181,15 @@ _POD = (
     _Pod(_PROCESSES, lambda stats: stats.processes),
 )
 
+_MACHINE: tuple[tuple[_Metric, Callable[[MachineMemory], int]], ...] = tuple(
+    (_Metric(f"orlop_vm_memory_{name}_bytes", _GAUGE, text), read)
+    for name, text, read in (
+        ("private", "Memory of the host that is this VM's alone.", lambda memory: memory.private),
+        ("shared", "Memory of the host that this VM shares with others.", lambda memory: memory.shared),
+        ("guest_used", "Memory that the guest uses and cannot reclaim.", lambda memory: memory.guest_used),
+    )
+)
+
 _INTERFACE: tuple[tuple[_Metric, Callable[[InterfaceStats], int]], ...] = tuple(
     (_Metric(f"container_network_{name}_total", _COUNTER, text, ("interface",)), read)
     for name, text, read in (
@@ -198,7 +207,8 @@ _INTERFACE: tuple[tuple[_Metric, Callable[[InterfaceStats], int]], ...] = tuple(
 
 def descriptors() -> list[pb.MetricDescriptor]:
     """Every metric there can be; always the same."""
-    metrics = [item.metric for item in _CONTAINER] + [metric for metric, _ in _INTERFACE]
+    metrics = [item.metric for item in _CONTAINER]
+    metrics += [metric for metric, _ in _INTERFACE] + [metric for metric, _ in _MACHINE]
     return [
         pb.MetricDescriptor(name=metric.name, help=metric.help, label_keys=_BASE + metric.labels)
         for metric in metrics
@@ -209,6 +219,8 @@ def pod_metrics(use: PodUse) -> pb.PodSandboxMetrics:
     """The metrics of one pod and of its running containers."""
     base = _labels(use.record, None)
     metrics = [_metric(item.metric, base, item.read(use.stats)) for item in _POD]
+    if use.stats.machine is not None:
+        metrics += [_metric(metric, base, read(use.stats.machine)) for metric, read in _MACHINE]
     for interface in use.stats.interfaces:
         labels = (*base, interface.name)
         metrics += [_metric(metric, labels, read(interface)) for metric, read in _INTERFACE]

@@ -27,7 +27,6 @@ from orlop.sandbox.spec import (
     Resources,
     UserIds,
 )
-from orlop.sandbox.statistics import Rates
 
 
 class ProcessSandbox:
@@ -51,7 +50,6 @@ class ProcessSandbox:
         self._containers: dict[str, Container] = {}
         self._specs: dict[str, ContainerSpec] = {}
         self._disks: dict[str, statistics.DiskUse] = {}
-        self._rates = Rates()
         self._stopped = asyncio.Event()
         self._stopping = asyncio.Lock()
 
@@ -169,7 +167,6 @@ class ProcessSandbox:
         self._containers.pop(container_id, None)
         self._specs.pop(container_id, None)
         self._disks.pop(container_id, None)
-        self._rates.forget(container_id)
 
     async def update(self, container_id: str, resources: Resources) -> None:
         """See ``Sandbox``."""
@@ -237,9 +234,7 @@ class ProcessSandbox:
     async def container_stats(self, container_id: str) -> ContainerStats:
         """See ``Sandbox``."""
         container = self._container(container_id)
-        return await statistics.container_stats(
-            container_id, container.cgroup, self._disks[container_id], self._rates
-        )
+        return await statistics.container_stats(container_id, container.cgroup, self._disks[container_id])
 
     async def stats(self) -> PodStats:
         """See ``Sandbox``."""

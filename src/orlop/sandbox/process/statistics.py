@@ -23,7 +23,6 @@ from orlop.sandbox.spec import (
     PodStats,
     PressureStats,
 )
-from orlop.sandbox.statistics import Rates
 from orlop.storage import rootfs
 
 _DISK_INTERVAL = 10.0
@@ -49,12 +48,12 @@ class DiskUse:
         return self._taken
 
 
-async def container_stats(container_id: str, group: Cgroup, disk: DiskUse, rates: Rates) -> ContainerStats:
+async def container_stats(container_id: str, group: Cgroup, disk: DiskUse) -> ContainerStats:
     """Use of one container."""
     used = await asyncio.to_thread(cgroupstats.usage, group)
     return ContainerStats(
         container_id=container_id,
-        cpu=rates.cpu(container_id, used.timestamp, used.cpu_ns),
+        cpu=CpuStats(timestamp=used.timestamp, usage_ns=used.cpu_ns),
         memory=statistics.memory(used),
         filesystem=await disk.get(),
         io=statistics.io(used),
@@ -94,11 +93,7 @@ def pod_stats(members: list[ContainerStats], found: tuple[InterfaceStats, ...]) 
     """Use of a pod: the sum of its containers, for nothing else runs in it."""
     now = time.time_ns()
     return PodStats(
-        cpu=CpuStats(
-            timestamp=now,
-            usage_ns=sum(item.cpu.usage_ns for item in members),
-            usage_nano_cores=sum(item.cpu.usage_nano_cores for item in members),
-        ),
+        cpu=CpuStats(timestamp=now, usage_ns=sum(item.cpu.usage_ns for item in members)),
         memory=MemoryStats(
             timestamp=now,
             usage=sum(item.memory.usage for item in members),

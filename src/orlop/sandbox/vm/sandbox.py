@@ -31,7 +31,6 @@ from orlop.sandbox.spec import (
     Security,
     UserIds,
 )
-from orlop.sandbox.statistics import Rates
 from orlop.sandbox.vm import hostgroup, statistics, translate
 from orlop.sandbox.vm.checks import check_container
 from orlop.sandbox.vm.clone import Clone, Cloner
@@ -103,7 +102,6 @@ class VmSandbox:
         self._busy = busy
         self._containers: dict[str, Container] = {}
         self._execs = Execs(clone.agent)
-        self._rates = Rates()
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._stopped = asyncio.Lock()
@@ -216,7 +214,6 @@ class VmSandbox:
         await container.drop()
         await self._plugs.unplug(container.held, running=not self._agent.closed)
         self._files.remove_container(container_id)
-        self._rates.forget(container_id)
         self._containers.pop(container_id, None)
 
     async def update(self, container_id: str, resources: Resources) -> None:
@@ -268,7 +265,7 @@ class VmSandbox:
         reply = await self._agent.call(Stats(containers=(container_id,), filesystems=True))
         for use in reply.containers:
             if use.id == container_id:
-                return statistics.container_stats(use, self._rates, self._plugs.scratch)
+                return statistics.container_stats(use, self._plugs.scratch)
         raise NotFound(f"container {container_id} does not run")
 
     async def stats(self) -> PodStats:
@@ -280,12 +277,10 @@ class VmSandbox:
             self._clone.machine.memory(),
         )
         return statistics.pod_stats(
-            self.pod_id,
             reply,
             interfaces,
             cpu_ns=statistics.process_cpu_ns(pid),
-            resident=memory.pss,
-            rates=self._rates,
+            use=memory,
             mountpoint=self._plugs.scratch,
         )
 

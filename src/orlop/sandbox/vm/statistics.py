@@ -7,28 +7,30 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from orlop.hypervisor.base import MemoryUse
 from orlop.sandbox import statistics
 from orlop.sandbox.spec import (
     ContainerStats,
+    CpuStats,
     FilesystemStats,
     InterfaceStats,
+    MachineMemory,
     MemoryStats,
     PodStats,
     PressureStats,
 )
-from orlop.sandbox.statistics import Rates
 from orlop.wire.messages import StatsReply
 from orlop.wire.statistics import ContainerUsage, Pressure
 
 _NS = 1_000_000_000
 
 
-def container_stats(use: ContainerUsage, rates: Rates, mountpoint: str) -> ContainerStats:
+def container_stats(use: ContainerUsage, mountpoint: str) -> ContainerStats:
     """One container's figures. ``mountpoint`` is where the host keeps its writable layer."""
     usage = use.usage
     return ContainerStats(
         container_id=use.id,
-        cpu=rates.cpu(use.id, usage.timestamp, usage.cpu_ns),
+        cpu=CpuStats(timestamp=usage.timestamp, usage_ns=usage.cpu_ns),
         memory=statistics.memory(usage),
         filesystem=FilesystemStats(
             timestamp=usage.timestamp, mountpoint=mountpoint, used=use.fs_used, inodes=use.fs_inodes
@@ -43,24 +45,22 @@ def container_stats(use: ContainerUsage, rates: Rates, mountpoint: str) -> Conta
 
 
 def pod_stats(
-    pod_id: str,
     reply: StatsReply,
     interfaces: tuple[InterfaceStats, ...],
     *,
     cpu_ns: int,
-    resident: int,
-    rates: Rates,
+    use: MemoryUse,
     mountpoint: str,
 ) -> PodStats:
     """The pod's figures: processor time and memory are the VM process's, which include the guest's.
 
-    ``cpu_ns`` and ``resident`` (bytes) are the host's figures for that process.
+    ``cpu_ns`` and ``use`` are the host's figures for that process.
     """
     now = time.time_ns()
     memory = statistics.memory(reply.pod)
-    overhead = max(0, resident - reply.pod.memory)
+    overhead = max(0, use.pss - reply.pod.memory)
     return PodStats(
-        cpu=rates.cpu(pod_id, now, cpu_ns),
+        cpu=CpuStats(timestamp=now, usage_ns=cpu_ns),
         memory=MemoryStats(
             timestamp=now,
             usage=reply.pod.memory + overhead,
@@ -73,8 +73,12 @@ def pod_stats(
         ),
         interfaces=interfaces,
         processes=reply.pod.pids,
-        containers=tuple(container_stats(use, rates, mountpoint) for use in reply.containers),
-        overhead_memory=overhead,
+        containers=tuple(container_stats(item, mountpoint) for item in reply.containers),
+        machine=MachineMemory(
+            private=use.private,
+            shared=use.shared,
+            guest_used=max(0, reply.system_memory_total - reply.system_memory_available),
+        ),
         io=statistics.io(reply.pod),
         cpu_pressure=_pressure(reply.pod.cpu_pressure),
         memory_pressure=_pressure(reply.pod.memory_pressure),
