@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 TAP = "tap0"
 _ANSWER_TIMEOUT = 30.0
 _SETTLE_TIMEOUT = 60.0
-_WARM_ROUNDS = 2
 _ONLINE_TIME = 5.0
 
 
@@ -218,7 +217,6 @@ class Cloner:
             self.scratch_of(clone.id) / "warm.img",
             scratch_mib=self._config.scratch_mib,
             share="warm",
-            rounds=_WARM_ROUNDS,
         )
 
     def scratch_of(self, vm_id: str) -> Path:

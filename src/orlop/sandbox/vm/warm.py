@@ -41,7 +41,6 @@ async def exercise(
     *,
     scratch_mib: int,
     share: str = "",
-    rounds: int = 1,
     hotplug: bool = False,
 ) -> None:
     """Run a container of the guest's root image ``image``; ``scratch`` becomes its writable layer.
@@ -60,10 +59,7 @@ async def exercise(
             machine.attach_disk(lower, hotplug=hotplug), machine.attach_disk(upper, hotplug=hotplug)
         )
         root, rw = (wire.Disk(lun=slot.lun, lasting=slot.lasting) for slot in slots)
-        for number in range(rounds):
-            # A layer that was mounted without syncs cannot be mounted again.
-            layer = wire.Scratch(disk=rw, directory=f"{number}" if number else "")
-            await _once(agent, root, layer, share, filters.program)
+        await _run(agent, root, rw, share, filters.program)
         await together(machine.detach_disk(lower.id), machine.detach_disk(upper.id))
     finally:
         await asyncio.to_thread(scratch.unlink, missing_ok=True)
@@ -93,14 +89,12 @@ async def rehearse(agent: AgentClient) -> None:
         )
 
 
-async def _once(
-    agent: AgentClient, lower: wire.Disk, upper: wire.Scratch, share: str, program: bytes
-) -> None:
+async def _run(agent: AgentClient, lower: wire.Disk, upper: wire.Disk, share: str, program: bytes) -> None:
     streams = [agent.incoming(agent.new_stream()) for _ in range(2)]
     container = wire.Container(
         id=_ID,
         lower=(lower,),
-        scratch=upper,
+        scratch=wire.Scratch(disk=upper),
         args=_SLEEP,
         mounts=(wire.Mount(target="/mnt", kind="share", source=share),) if share else (),
         streams=wire.Streams(stdout=streams[0].stream, stderr=streams[1].stream),
