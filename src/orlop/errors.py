@@ -83,12 +83,6 @@ class FailedPrecondition(OrlopError):
     code = Code.FAILED_PRECONDITION
 
 
-class Aborted(OrlopError):
-    """A concurrent operation got in the way; a retry may succeed."""
-
-    code = Code.ABORTED
-
-
 class Unavailable(OrlopError):
     """Something outside (registry, plug-in, VM) did not answer; a retry may succeed."""
 

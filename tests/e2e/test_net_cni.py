@@ -53,12 +53,12 @@ async def network(tmp_path: Path) -> AsyncIterator[PodNetwork]:
 
 
 @contextlib.asynccontextmanager
-async def _netns(network: PodNetwork, path: Path) -> AsyncIterator[Path]:
-    await network.create_netns(path)
+async def _netns(path: Path) -> AsyncIterator[Path]:
+    await namespaces.create(path)
     try:
         yield path
     finally:
-        await network.delete_netns(path)
+        await namespaces.delete(path)
 
 
 async def _attach(network: PodNetwork, pod: str, path: Path, *ports: PortMapping) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def _call(address: str, port: int = 8080) -> None:
 
 async def test_two_pods_reach_each_other_over_both_families(network: PodNetwork, tmp_path: Path) -> None:
     assert await network.ready() == ""
-    async with _netns(network, tmp_path / "a") as a, _netns(network, tmp_path / "b") as b:
+    async with _netns(tmp_path / "a") as a, _netns(tmp_path / "b") as b:
         first = await _attach(network, "pod-a", a)
         second = await _attach(network, "pod-b", b)
         assert len(first) == 2
@@ -104,7 +104,7 @@ async def test_two_pods_reach_each_other_over_both_families(network: PodNetwork,
 
 
 async def test_host_port_leads_into_the_pod(network: PodNetwork, tmp_path: Path) -> None:
-    async with _netns(network, tmp_path / "a") as a:
+    async with _netns(tmp_path / "a") as a:
         mapping = PortMapping(protocol="tcp", container_port=8080, host_port=18213)
         (address, *_) = await _attach(network, "pod-a", a, mapping)
         server = await namespaces.within(a, lambda: _listen(address))
@@ -121,7 +121,7 @@ async def test_failing_plugin_is_named_and_leaves_no_lease(network: PodNetwork, 
     document = json.loads(path.read_text())
     document["plugins"].append({"type": "tuning", "sysctl": {"net.core.no_such_thing": "1"}})
     path.write_text(json.dumps(document))
-    async with _netns(network, tmp_path / "a") as a:
+    async with _netns(tmp_path / "a") as a:
         with pytest.raises(Unavailable, match=r"tuning of network orloptest failed to ADD.*no_such_thing"):
             await _attach(network, "pod-a", a)
         assert _leases(tmp_path) == []
@@ -135,7 +135,7 @@ async def test_failing_plugin_is_named_and_leaves_no_lease(network: PodNetwork, 
 
 
 async def test_cancelled_attach_leaves_no_lease(network: PodNetwork, tmp_path: Path) -> None:
-    async with _netns(network, tmp_path / "a") as a:
+    async with _netns(tmp_path / "a") as a:
         for delay in (0.001, 0.004, 0.008, 0.012):
             task = asyncio.ensure_future(_attach(network, "pod-a", a))
             await asyncio.sleep(delay)
@@ -149,7 +149,7 @@ async def test_cancelled_attach_leaves_no_lease(network: PodNetwork, tmp_path: P
 async def test_detach_works_after_a_crash_between_record_and_result(
     network: PodNetwork, tmp_path: Path
 ) -> None:
-    async with _netns(network, tmp_path / "a") as a:
+    async with _netns(tmp_path / "a") as a:
         await _attach(network, "pod-a", a)
         records = Records(tmp_path / "attached")
         found = records.load("pod-a")
@@ -167,7 +167,7 @@ async def test_no_configuration_is_said(tmp_path: Path) -> None:
 
 
 async def test_tap_takes_the_place_of_the_interface(network: PodNetwork, tmp_path: Path) -> None:
-    async with _netns(network, tmp_path / "a") as a:
+    async with _netns(tmp_path / "a") as a:
         descriptor = await tap.create_tap(a)
         try:
             addresses = await _attach(network, "pod-a", a)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
-from orlop.host import mounts
+from orlop.host import mounts, process
 from orlop.storage.share import Share
 
 
@@ -77,7 +77,7 @@ async def test_read_only(share: Share, volume: Path, tmp_path: Path) -> None:
 
 async def test_later_mounts_appear_when_asked_for(share: Share, volume: Path, tmp_path: Path) -> None:
     mounts.bind(volume, volume)
-    mounts.set_propagation(volume, "rshared")
+    await process.run(["mount", "--make-rshared", volume])
     (volume / "later").mkdir()
     try:
         await share.add(Asked(os.fspath(volume), propagation="rslave"), "follows")

@@ -79,11 +79,10 @@ def test_first_file_by_name_wins(tmp_path: Path) -> None:
     assert network.name == "a"
 
 
-def test_default_is_written_only_where_nothing_is(tmp_path: Path) -> None:
-    directory = tmp_path / "net.d"
-    path = conflist.write_default(directory)
-    assert path is not None
-    assert conflist.write_default(directory) is None
-    network = conflist.load(directory)
+def test_the_default_is_what_is_packaged(tmp_path: Path) -> None:
+    packaged = Path(__file__).parents[2] / "packaging/10-orlop.conflist"
+    assert packaged.read_text() == conflist.default_conflist()
+    (tmp_path / packaged.name).write_text(packaged.read_text())
+    network = conflist.load(tmp_path)
     assert network is not None
     assert network.name == "orlop"

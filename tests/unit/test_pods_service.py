@@ -220,7 +220,7 @@ async def test_events(service: PodService, world: World) -> None:
         (EventKind.STOPPED, pod_id, False, 0),
         (EventKind.DELETED, pod_id, False, 0),
     ]
-    assert service._node.events.subscribers == 0
+    assert not service._node.events._subscribers
 
 
 async def test_a_slow_listener_is_cut_off(service: PodService) -> None:

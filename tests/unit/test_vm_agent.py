@@ -13,7 +13,7 @@ from orlop.sandbox.vm import agent as agents
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.wire.flow import WINDOW
 from orlop.wire.framing import Frame, Kind, data_frames, frame
-from orlop.wire.messages import Event, Hello, OutOfMemory, Ping, Pong, Refused, Request, Trim
+from orlop.wire.messages import Event, Hello, OutOfMemory, Ping, Pong, Refused, Request, Shutdown
 from tests.unit.vm_peer import Peer
 
 PONG = Pong(uptime_ns=1, clock=2)
@@ -22,8 +22,8 @@ PONG = Pong(uptime_ns=1, clock=2)
 def answer(request: Request[Any]) -> Any:
     if isinstance(request, Ping):
         return PONG
-    if isinstance(request, Trim):
-        raise Refused("invalid", "no trimming")
+    if isinstance(request, Shutdown):
+        raise Refused("invalid", "not now")
     return None
 
 
@@ -35,8 +35,8 @@ async def test_call_refusal_and_timeout(tmp_path: Path) -> None:
     async with Peer(tmp_path / "s", answer) as peer:
         client = await client_of(peer)
         assert await client.call(Ping()) == PONG
-        with pytest.raises(InvalidArgument, match="no trimming"):
-            await client.call(Trim())
+        with pytest.raises(InvalidArgument, match="not now"):
+            await client.call(Shutdown())
         peer.handler = lambda request: None
         with pytest.raises(DeadlineExceeded, match=r"ping within 0\.05"):
             await client.call(Ping(), timeout=0.05)

@@ -76,8 +76,7 @@ class Stream(RuleBasedStateMachine):
         self.sender.pause()
         assert list(self.sender.frames()) == []
         self.new_pipe()
-        self.buffered = b""
-        self.sender.resume(self.receiver.rewind())
+        self.sender.resume(self.receiver.received)
 
     @invariant()
     def nothing_lost_or_doubled(self) -> None:

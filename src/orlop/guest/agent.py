@@ -118,10 +118,6 @@ class Agent:
         """Use what was hot-plugged."""
         answer.ok(memory.online())
 
-    def trim(self, request: messages.Trim, answer: Answer) -> None:
-        """Give memory back."""
-        answer.ok(memory.trim(compact=request.compact))
-
     def shutdown(self, request: messages.Shutdown, answer: Answer) -> None:
         """Kill all, sync, power off."""
         cgroup.POD.kill()

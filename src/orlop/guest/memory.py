@@ -36,18 +36,6 @@ def online() -> MemoryReply:
     return reply()
 
 
-def trim(*, compact: bool) -> MemoryReply:
-    """Drop clean caches, and with ``compact`` make the free memory contiguous."""
-    gc.collect()
-    os.sync()
-    with suppress(OSError):
-        write_text("/proc/sys/vm/drop_caches", "3")
-    if compact:
-        with suppress(OSError):
-            write_text("/proc/sys/vm/compact_memory", "1")
-    return reply()
-
-
 def freeze() -> None:
     """Put all that lives now out of the collector's sight, so that it does not write to those pages.
 

@@ -114,13 +114,6 @@ def mount(source: str | Path, target: str | Path, fstype: str, *, flags: int = 0
     sys.mount(source, target, fstype, flags, options)
 
 
-def set_propagation(target: str | Path, propagation: Propagation, *, recursive: bool = True) -> None:
-    """Change the propagation of the mount at ``target``. Raises OSError."""
-    if propagation != "unchanged":
-        rec = sys.MS_REC if recursive else 0
-        sys.mount("", target, "", _PROPAGATION[propagation] | rec)
-
-
 def inside(namespace: Path | None, function: Callable[[], None]) -> None:
     """Call ``function`` in the mount namespace at ``namespace``, or with None right here.
 

@@ -21,8 +21,7 @@ VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 CHECK_SINCE = "0.4.0"
 STATUS_SINCE = "1.1.0"
-DEFAULT_FILE = "99-orlop.conflist"
-DEFAULT_SUBNETS = ("10.88.0.0/16",)
+DEFAULT_SUBNETS = ("10.88.64.0/20",)  # podman has the beginning of 10.88.0.0/16
 
 _SUFFIXES = (".conf", ".conflist", ".json")
 _MAX_SIZE = 1 << 20
@@ -171,18 +170,3 @@ def default_conflist(
         "plugins": [bridge_plugin, {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}],
     }
     return json.dumps(document, indent=2) + "\n"
-
-
-def write_default(directory: Path) -> Path | None:
-    """Write the default network into ``directory`` if no network is configured there yet.
-
-    Returns the file written, or None. Raises OSError.
-    """
-    if stamp(directory):
-        return None
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / DEFAULT_FILE
-    aside = path.with_suffix(".new")
-    aside.write_text(default_conflist(), encoding="utf-8")
-    aside.rename(path)
-    return path

@@ -12,7 +12,6 @@ from typing import Any
 
 from orlop.config import NetworkConfig
 from orlop.errors import OrlopError, Unavailable
-from orlop.host import netns as namespaces
 from orlop.host import threads
 from orlop.net import conflist, masquerade, result
 from orlop.net.chain import Attachment, Chain, Records
@@ -61,14 +60,6 @@ class PodNetwork:
         if missing := self._chain.missing(network):
             return f"network {network.name} needs CNI plug-ins that are not installed: {', '.join(missing)}"
         return ""
-
-    async def create_netns(self, path: Path) -> None:
-        """Make a network namespace, loopback up, pinned at ``path``. Raises OSError."""
-        await namespaces.create(path)
-
-    async def delete_netns(self, path: Path) -> None:
-        """Remove it. Idempotent. Raises OSError."""
-        await namespaces.delete(path)
 
     async def attach(
         self,

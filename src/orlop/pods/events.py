@@ -32,11 +32,6 @@ class Events:
         self._length = queue_length
         self._subscribers: set[_Subscriber] = set()
 
-    @property
-    def subscribers(self) -> int:
-        """How many listen now."""
-        return len(self._subscribers)
-
     def publish(self, kind: EventKind, object_id: str, pod: PodRecord | str) -> None:
         """Tell that ``kind`` happened to the container or pod ``object_id``.
 

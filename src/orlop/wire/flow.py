@@ -190,14 +190,3 @@ class Receiver:
         """The ACK frame for all that is consumed, also when it is less than a quarter window."""
         self._acked = self._consumed
         return frame(Kind.ACK, self.stream, offset=self.offset)
-
-    def rewind(self) -> int:
-        """The connection is gone: forget what was received but not consumed. Returns :attr:`offset`.
-
-        For a receiver that hands bytes on at once; one that buffers keeps its buffer and
-        resumes at :attr:`received` instead.
-        """
-        self._received = self._consumed
-        if not self._end_consumed:
-            self._ended = False
-        return self.offset

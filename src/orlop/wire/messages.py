@@ -310,14 +310,6 @@ class Online(Request[MemoryReply]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trim(Request[MemoryReply]):
-    """Give memory back: drop clean caches and, with ``compact``, make free pages contiguous."""
-
-    op: ClassVar[str] = "trim"
-    compact: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Shutdown(Request[Done]):
     """Kill all containers, sync the disks, power off. The reply comes before the power goes."""
 
@@ -364,7 +356,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     kind.op: kind
     for kind in (
         Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
-        Dump, Resume, Quiesce, Online, Trim, Shutdown,
+        Dump, Resume, Quiesce, Online, Shutdown,
     )
 }  # fmt: skip
 
