@@ -44,7 +44,7 @@ def spec(**changes: object) -> ContainerSpec:
 def translated(container: ContainerSpec, plugged: Plugged | None = None) -> wire.Container:
     message = translate.container(
         container,
-        plugged or Plugged(root=ROOT, scratch=SCRATCH),
+        plugged or Plugged(root=(ROOT,), scratch=SCRATCH),
         streams=wire.Streams(stdout=1, stderr=2),
         seccomp=b"12345678",
         seccomp_flags=1,
@@ -71,7 +71,7 @@ def test_volumes() -> None:
         Mount(container_path="/img", image=image),
     )
     plugged = Plugged(
-        root=ROOT,
+        root=(ROOT,),
         scratch=SCRATCH,
         shares={"/data": "c1-0", "/ro": "c1-1"},
         images={"/img": wire.Disk(lun=9, partitions=1)},

@@ -132,6 +132,11 @@ class Machine(Protocol):
         """Its present size, as asked for."""
         ...
 
+    @property
+    def lasting(self) -> int:
+        """How many devices for read-only disks it has that last and that no disk was in yet."""
+        ...
+
     async def attach_disk(self, disk: Disk, *, hotplug: bool = False) -> Slot:
         """Plug a disk; with ``hotplug`` none of the lasting devices is used, of which there are few.
 

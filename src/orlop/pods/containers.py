@@ -90,7 +90,8 @@ class Containers:
                 raise clash
         container_id = secrets.token_hex(32)
         try:
-            record = await self._resolve(pod, request, container_id, digest)
+            with tracing.span("pods.resolve", container=container_id):
+                record = await self._resolve(pod, request, container_id, digest)
             with tracing.span("pods.record", container=container_id):
                 await node.ledger.put_container(record)
             with tracing.span("sandbox.create", container=container_id):

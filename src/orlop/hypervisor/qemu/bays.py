@@ -22,7 +22,7 @@ from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
 MIB = 1 << 20
 SCSI_BUS = "scsi0.0"
 _FIRST_LUN = 1
-_IMAGES = 4
+_IMAGES = 12
 _SCRATCHES = 5
 # More than any image has: the guest is not told how large the one is that comes.
 _IMAGE_BYTES = 8 << 40

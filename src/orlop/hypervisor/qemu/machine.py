@@ -91,6 +91,11 @@ class QemuMachine:
         return self._record.shape
 
     @property
+    def lasting(self) -> int:
+        """Bays for images that are left."""
+        return sum(bay.read_only and bay.lun not in self._record.spent for bay in self._record.bays)
+
+    @property
     def monitor(self) -> Monitor:
         """The connection to QEMU. Raises Unavailable when there is none."""
         if self._monitor is None or self._ended.done():

@@ -63,10 +63,9 @@ class Plugs:
 
     def plan(self, spec: ContainerSpec) -> ContainerFile:
         """What :meth:`plug` is going to do, to be on disk before it does it."""
-        stacks = [spec.layers, *(mount.image.layers for mount in spec.mounts if mount.image)]
         images = tuple(
             DiskUse(id=image_disk_id(layers), lun=-1, path="", layers=len(layers))
-            for layers in dict.fromkeys(stacks)
+            for layers in dict.fromkeys((*self._divided(spec.layers), *_volumes(spec)))
         )
         path = self._scratch_directory / f"{spec.id}.img"
         scratch = DiskUse(id=_scratch_id(spec.id), lun=-1, path=str(path))
@@ -79,7 +78,9 @@ class Plugs:
 
     async def plug(self, spec: ContainerSpec, plan: ContainerFile) -> Plugged:
         """Plug all that the container needs. A failure leaves plugs behind for :meth:`unplug`."""
-        stacks = dict.fromkeys([spec.layers, *(mount.image.layers for mount in spec.mounts if mount.image)])
+        whole = plan.disks[0].id == image_disk_id(spec.layers)
+        root = (spec.layers,) if whole else tuple((layer,) for layer in spec.layers)
+        stacks = dict.fromkeys((*root, *_volumes(spec)))
         images, scratch, (shares, loose) = await together(
             together(*(self._image(spec.id, layers) for layers in stacks)),
             self._scratch(plan.disks[-1]),
@@ -87,7 +88,7 @@ class Plugs:
         )
         by_stack = dict(zip(stacks, images, strict=True))
         return Plugged(
-            root=by_stack[spec.layers],
+            root=tuple(by_stack[layers] for layers in root),
             scratch=scratch,
             shares=shares,
             loose=loose,
@@ -132,6 +133,17 @@ class Plugs:
     async def release(self) -> None:
         """Take all volumes off the share."""
         await self._share.release_all()
+
+    def _divided(self, layers: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+        """The disks of a root: one for each layer, if the guest need not look for any of them; else one.
+
+        The kernel takes long to look for partitions, and an overlay takes no directory twice.
+        """
+        single = tuple((layer,) for layer in layers)
+        new = [layer for layer in single if image_disk_id(layer) not in self._images]
+        if not layers or len(set(layers)) < len(layers) or len(new) > self._machine.lasting:
+            return (layers,)
+        return single
 
     async def _image(self, container_id: str, layers: tuple[str, ...]) -> wire.Disk:
         disk_id = image_disk_id(layers)
@@ -209,6 +221,11 @@ async def _with_mounts_below(volumes: tuple[Mount, ...]) -> frozenset[str]:
         return frozenset(found)
 
     return await asyncio.to_thread(look) if wanted else frozenset()
+
+
+def _volumes(spec: ContainerSpec) -> tuple[tuple[str, ...], ...]:
+    """The layers of each image that is mounted as a volume."""
+    return tuple(mount.image.layers for mount in spec.mounts if mount.image is not None)
 
 
 def image_disk_id(layers: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Protocol
 
+from orlop import tracing
 from orlop.config import VmConfig
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, OrlopError
 from orlop.host import threads
@@ -162,11 +163,12 @@ class VmSandbox:
     async def _create(self, spec: ContainerSpec, container: Container, plan: ContainerFile) -> UserIds:
         try:
             self._files.write_container(plan)
-            plugged, program, _ = await together(
-                self._plugs.plug(spec, plan),
-                asyncio.to_thread(_filter, spec.security),
-                container.log.open(),
-            )
+            with tracing.span("vm.plug"):
+                plugged, program, _ = await together(
+                    self._plugs.plug(spec, plan),
+                    asyncio.to_thread(_filter, spec.security),
+                    container.log.open(),
+                )
             message = translate.container(
                 spec,
                 plugged,
@@ -176,7 +178,8 @@ class VmSandbox:
             )
             container.held = _with_disks(plan, self._plugs, plugged)
             self._files.write_container(await container.remember_log())
-            made = await self._agent.call(Create(container=message), _STEP_TIMEOUT)
+            with tracing.span("vm.agent.create"):
+                made = await self._agent.call(Create(container=message), _STEP_TIMEOUT)
             await self._pin(self._cpusets())
         except BaseException:
             await threads.finish(asyncio.ensure_future(self._undo_create(container)))
@@ -189,7 +192,7 @@ class VmSandbox:
         container = self._container(container_id)
         if container.running or container.exited.done():
             raise FailedPrecondition(f"container {container_id} was started before")
-        with self._busy():
+        with self._busy(), tracing.span("vm.agent.start"):
             await self._agent.call(Start(id=container_id), _STEP_TIMEOUT)
         container.running = not container.exited.done()
         return time.time_ns()

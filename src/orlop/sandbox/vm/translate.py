@@ -28,12 +28,12 @@ _WEIGHTS = (1, 10000)
 
 @dataclass(frozen=True)
 class Plugged:
-    """What was plugged for a container; volumes by the container's path.
+    """What was plugged for a container: the root's disks, bottom first; volumes by the container's path.
 
     ``loose`` are read-only volumes with mounts below them that are not: the host sees to it.
     """
 
-    root: wire.Disk
+    root: tuple[wire.Disk, ...]
     scratch: wire.Disk | None
     shares: dict[str, str] = field(default_factory=dict)
     images: dict[str, wire.Disk] = field(default_factory=dict)
@@ -46,7 +46,7 @@ def container(
     """The container for the agent."""
     return wire.Container(
         id=spec.id,
-        lower=(plugged.root,),
+        lower=plugged.root,
         scratch=wire.Scratch(disk=plugged.scratch),
         args=spec.args,
         env=tuple((name, value) for name, value in spec.env if name),
