@@ -107,6 +107,7 @@ class Agent:
 
     def quiesce(self, request: messages.Quiesce, answer: Answer) -> None:
         """Get ready to be saved as a template."""
+        self._identity.prepare()
 
         def done() -> None:
             memory.freeze()

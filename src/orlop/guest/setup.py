@@ -12,13 +12,15 @@ from contextlib import suppress
 
 from orlop.guest import cgroup, paths, syscalls
 from orlop.guest.netlink import Netlink
-from orlop.guest.paths import create_text, write_text
+from orlop.guest.paths import create_text, read_text, write_text
 from orlop.wire.messages import Refused, Setup, SetupReply
 from orlop.wire.values import NO_LIMITS, Interface
 
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _DEFAULT_SHM = 64 << 20
+_MACHINE_ID = f"{paths.ETC}/machine-id"
+_KERNEL_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SYSCTL_NAME = re.compile(r"[a-z0-9_]+([./][A-Za-z0-9_:-]+)+")
 
 # A pod's network is its own, so its ports below 1024 and its pings need no privilege.
@@ -33,10 +35,27 @@ class Identity:
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
-        self._bound: set[str] = set()
+        self._sysctls: dict[str, str] = {}
+        self._shm_size = 0
+        self._prepared = False
+
+    def prepare(self) -> None:
+        """Do what is the same for every pod: before a template is saved, so that no clone has to."""
+        if self._prepared:
+            return
+        self._prepared = True
+        with Netlink() as netlink:
+            netlink.set_link(socket.if_nametoindex("lo"), up=True)
+        for path, target in ((_MACHINE_ID, "/etc/machine-id"), (paths.BOOT_ID, _KERNEL_BOOT_ID)):
+            if os.path.exists(target):
+                create_text(path, read_text(target), 0o444)
+                syscalls.mount(path, target, "", syscalls.MS_BIND)
+        self._set_sysctls(_DEFAULT_SYSCTLS)
+        self._shared_memory(_DEFAULT_SHM)
 
     def apply(self, setup: Setup) -> SetupReply:
         """Do all of it; Refused for what cannot be."""
+        self.prepare()
         if setup.clock:
             time.clock_settime_ns(time.CLOCK_REALTIME, setup.clock)
         if setup.entropy:
@@ -44,21 +63,18 @@ class Identity:
         socket.sethostname(setup.hostname)
         self._files(setup)
         self._network(setup.interfaces)
-        for name, value in {**_DEFAULT_SYSCTLS, **dict(setup.sysctls)}.items():
-            set_sysctl(name, value)
+        self._set_sysctls({**_DEFAULT_SYSCTLS, **dict(setup.sysctls)})
         self._shared_memory(setup.shm_size or _DEFAULT_SHM)
         if setup.resources != NO_LIMITS:
             cgroup.POD.apply(setup.resources)
-        return SetupReply(kernel=os.uname().release, cpus=os.cpu_count() or 1, memory=memory()[0])
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return SetupReply(kernel=os.uname().release, cpus=os.cpu_count() or 1, memory=total)
 
     def _files(self, setup: Setup) -> None:
         if setup.machine_id:
-            create_text(f"{paths.ETC}/machine-id", setup.machine_id + "\n", 0o444)
-            if os.path.exists("/etc/machine-id"):
-                self._bind(f"{paths.ETC}/machine-id", "/etc/machine-id")
+            create_text(_MACHINE_ID, setup.machine_id + "\n", 0o444)
         if setup.boot_id:
             create_text(paths.BOOT_ID, setup.boot_id + "\n", 0o444)
-            self._bind(paths.BOOT_ID, "/proc/sys/kernel/random/boot_id")
         own = f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{setup.hostname}\n"
         for name, text in (
             ("hostname", setup.hostname + "\n"),
@@ -68,21 +84,23 @@ class Identity:
             if text:
                 create_text(f"{paths.ETC}/{name}", text)
 
-    def _bind(self, source: str, target: str) -> None:
-        if target not in self._bound:
-            syscalls.mount(source, target, "", syscalls.MS_BIND)
-            self._bound.add(target)
+    def _set_sysctls(self, wanted: dict[str, str]) -> None:
+        for name, value in wanted.items():
+            if self._sysctls.get(name) != value:
+                set_sysctl(name, value)
+                self._sysctls[name] = value
 
     def _shared_memory(self, size: int) -> None:
-        if paths.SHM in self._bound:
+        if size == self._shm_size:
+            return
+        if self._shm_size:
             syscalls.umount(paths.SHM, syscalls.MNT_DETACH)
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         syscalls.mount("shm", paths.SHM, "tmpfs", flags, f"mode=1777,size={size}")
-        self._bound.add(paths.SHM)
+        self._shm_size = size
 
     def _network(self, interfaces: tuple[Interface, ...]) -> None:
         with Netlink() as netlink:
-            netlink.set_link(socket.if_nametoindex("lo"), up=True)
             for device, name in self._names.items():
                 # Routes and neighbours go with the link that goes down.
                 index = socket.if_nametoindex(name)

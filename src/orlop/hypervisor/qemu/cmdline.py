@@ -203,9 +203,11 @@ def _disks(image: Path) -> Sequence[str]:
 
 
 def _network(network: Network) -> Sequence[str]:
+    # A restored guest has nothing to announce: it gets another address at once.
+    options = "romfile=,disable-legacy=on,guest_announce=off,addr=0x5"
     return (
         *("-netdev", f"tap,id=net0,fd={network.tap_fd},vhost=off"),
-        *("-device", "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=,disable-legacy=on,addr=0x5"),
+        *("-device", f"virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,{options}"),
     )
 
 
