@@ -47,7 +47,13 @@ def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rou
             for system, client in clients:
                 time.sleep(system.settle)
                 name = f"r{round_number}"
-                report.add(system.name, lifecycle.whole_life(client, system.handler, name, f"{scratch}/logs"))
+                try:
+                    times = lifecycle.whole_life(client, system.handler, name, f"{scratch}/logs")
+                except FAILURES as error:
+                    report.failed.setdefault(system.name, []).append(reason(error))
+                    say(f"{system.name}: {report.failed[system.name][-1]}")
+                    continue
+                report.add(system.name, times)
             say(f"round {round_number + 1} of {rounds}")
 
 

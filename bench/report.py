@@ -80,12 +80,13 @@ class Scale:
 
 @dataclass
 class Report:
-    """All figures of a run. ``samples[system][measure]`` are milliseconds, one for each round."""
+    """All figures of a run. ``samples[system][measure]`` are milliseconds of the rounds that went well."""
 
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     scale: dict[str, list[Scale]] = field(default_factory=dict)
     daemon_idle_mib: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, system: str, times: Mapping[str, float]) -> None:
         """One round of a system."""
@@ -133,6 +134,8 @@ class Report:
         lines.append("")
         lines.extend(f"{name}: daemon idle {mib:.1f} MiB" for name, mib in self.daemon_idle_mib.items())
         lines.extend(f"{name}: not measured, {reason}" for name, reason in self.missing.items())
+        for name, bad in self.failed.items():
+            lines.append(f"{name}: {len(bad)} rounds failed, the last because: {bad[-1]}")
         return "\n".join(lines)
 
 
