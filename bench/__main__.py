@@ -45,7 +45,6 @@ def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rou
             clients.append((system, client))
         for round_number in range(rounds):
             for system, client in clients:
-                time.sleep(system.settle)
                 name = f"r{round_number}"
                 try:
                     times = lifecycle.whole_life(client, system.handler, name, f"{scratch}/logs")
@@ -54,6 +53,8 @@ def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rou
                     say(f"{system.name}: {report.failed[system.name][-1]}")
                     continue
                 report.add(system.name, times)
+                # What it still does after its round is not the next one's to bear.
+                time.sleep(system.settle)
             say(f"round {round_number + 1} of {rounds}")
 
 

@@ -30,7 +30,8 @@ class System:
     """How to start one system.
 
     ``prepare`` writes its files and returns its command line; ``programs`` says where more of its
-    programs are than those beside the daemon; ``client`` makes what takes CRI calls from its socket.
+    programs are than those beside the daemon; ``client`` makes what takes CRI calls from its socket;
+    after its round it is left alone for ``settle`` seconds.
     """
 
     name: str
@@ -225,7 +226,7 @@ def known() -> dict[str, System]:
     return {
         system.name: system
         for system in (
-            System("orlop-vm-pool", "vm", _orlop("[vm.pool]\nsize = 2\n"), python, settle=3.0),
+            System("orlop-vm-pool", "vm", _orlop("[vm.pool]\nsize = 2\n"), python, settle=5.0),
             System("orlop-vm-template", "vm", _orlop("[vm.pool]\nsize = 0\n"), python),
             System("orlop-vm-cold", "vm", _orlop("[vm]\ntemplate = false\n[vm.pool]\nsize = 0\n"), python),
             System("orlop-process", "process", _orlop("[vm.pool]\nsize = 0\n"), python),
