@@ -140,10 +140,14 @@ class Plugs:
         The kernel takes long to look for partitions, and an overlay takes no directory twice.
         """
         single = tuple((layer,) for layer in layers)
-        new = [layer for layer in single if image_disk_id(layer) not in self._images]
+        new = [layer for layer in single if not self._in_use(image_disk_id(layer))]
         if not layers or len(set(layers)) < len(layers) or len(new) > self._machine.lasting:
             return (layers,)
         return single
+
+    def _in_use(self, disk_id: str) -> bool:
+        shared = self._images.get(disk_id)
+        return shared is not None and bool(shared.users)
 
     async def _image(self, container_id: str, layers: tuple[str, ...]) -> wire.Disk:
         disk_id = image_disk_id(layers)
