@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.hypervisor.base import Disk, DiskFormat
+from orlop.hypervisor.qemu import blocks
 from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
 
 MIB = 1 << 20
@@ -72,7 +73,12 @@ def choose(every: Iterable[Bay], spent: Iterable[int], disk: Disk) -> Bay | None
 async def insert(monitor: Monitor, bay: Bay, disk: Disk) -> None:
     """Put the disk into the empty bay. A failure leaves the bay empty."""
     content = f"disk{bay.lun}"
-    file = {"driver": "file", "filename": disk.path, "read-only": disk.read_only, **_policy(bay)}
+    file = {
+        "driver": "file",
+        "filename": disk.path,
+        "read-only": disk.read_only,
+        **blocks.policy(read_only=bay.read_only),
+    }
     node = file if disk.format is DiskFormat.RAW else {"driver": "vmdk", "read-only": True, "file": file}
     await monitor.execute("blockdev-add", {"node-name": content, **node})
     try:
@@ -95,11 +101,7 @@ async def empty(monitor: Monitor, bay: Bay) -> None:
         if "Duplicate" not in str(error):
             raise
     await _fill(monitor, bay, nothing)
-    try:
-        await monitor.execute("blockdev-del", {"node-name": f"disk{bay.lun}"})
-    except CommandFailed as error:
-        if "find" not in str(error):
-            raise
+    await blocks.remove(monitor, f"disk{bay.lun}")
 
 
 async def _fill(monitor: Monitor, bay: Bay, content: str) -> None:
@@ -108,15 +110,10 @@ async def _fill(monitor: Monitor, bay: Bay, content: str) -> None:
         "node-name": _node(bay),
         "read-only": bay.read_only,
         "file": content,
-        **_policy(bay),
+        **blocks.policy(read_only=bay.read_only),
     }
     await monitor.execute("blockdev-reopen", {"options": [node]})
 
 
 def _node(bay: Bay) -> str:
     return f"bay{bay.lun}"
-
-
-def _policy(bay: Bay) -> dict[str, object]:
-    """What a writable layer holds ends with its VM: freed space goes back, and nothing is synced."""
-    return {} if bay.read_only else {"discard": "unmap", "cache": {"no-flush": True}}

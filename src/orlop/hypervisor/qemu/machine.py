@@ -22,7 +22,7 @@ from orlop.errors import (
 )
 from orlop.host import process, threads
 from orlop.hypervisor.base import Disk, DiskFormat, MachineShape, MemoryUse, Slot
-from orlop.hypervisor.qemu import bays, cmdline, memuse, record
+from orlop.hypervisor.qemu import bays, blocks, cmdline, memuse, record
 from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
 from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET, last_words
 from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
@@ -177,7 +177,7 @@ class QemuMachine:
         return lun, bay
 
     async def _plug(self, disk: Disk, lun: int) -> None:
-        writable = {} if disk.read_only else {"discard": "unmap", "cache": {"no-flush": True}}
+        writable = blocks.policy(read_only=disk.read_only)
         node: dict[str, object] = {
             "driver": "vmdk" if disk.format is DiskFormat.VMDK else "raw",
             "node-name": f"disk{lun}",
@@ -223,11 +223,7 @@ class QemuMachine:
             ) from error
         finally:
             self._unplugged.pop(device, None)
-        try:
-            await self.monitor.execute("blockdev-del", {"node-name": node})
-        except CommandFailed as error:
-            if "find" not in str(error):
-                raise
+        await blocks.remove(self.monitor, node)
 
     # Size
 
