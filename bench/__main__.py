@@ -116,9 +116,9 @@ def one_scale(
 
 def main() -> int:
     """Run what the options choose and print the table."""
-    known = systems.known()
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--systems", default=",".join(known), help="comma-separated; default: all")
+    parser.add_argument("--systems", default="", help="comma-separated; default: all")
+    parser.add_argument("--before", type=Path, help="another checkout of Orlop, measured beside this one")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--scale", default="", help="numbers of pods at once, such as 1,2,5,10,20,40")
     parser.add_argument("--parallel", type=int, default=1, help="pods started at a time with --scale")
@@ -126,10 +126,12 @@ def main() -> int:
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("needs root: network namespaces, mounts and virtual machines are made")
-    unknown = set(options.systems.split(",")) - set(known)
+    known = systems.known(options.before)
+    names = options.systems.split(",") if options.systems else list(known)
+    unknown = set(names) - set(known)
     if unknown:
         parser.error(f"unknown systems: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    chosen = [known[name] for name in options.systems.split(",")]
+    chosen = [known[name] for name in names]
     # So that the daemons end as well when the benchmark is told to.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = Report()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -70,14 +71,21 @@ def write_network(directory: Path, name: str, number: int) -> None:
     (directory / "10-bench.conflist").write_text(json.dumps(conflist))
 
 
-def borrow(root: Path) -> None:
+def kept(source: Path) -> Path:
+    """Where guest image and template of the code in ``source`` are kept between runs."""
+    name = "bench" if source == SOURCE else f"bench-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
+    return tools.cache_dir() / name
+
+
+def borrow(root: Path, source: Path) -> None:
     """Let a daemon below ``root`` start from the benchmark's own guest image and template."""
-    made = tools.cache_dir() / "bench"
+    made = kept(source)
     made.mkdir(exist_ok=True)
     config = made / "config.toml"
     config.write_text(f'root = "{made}"\n')
     build: list[str | Path] = [sys.executable, "-m", "orlop.cli.main", "guest", "build", "--config", config]
-    subprocess.run(build, check=True, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": os.fspath(source)}
+    subprocess.run(build, check=True, capture_output=True, env=environment)
     root.mkdir(exist_ok=True)
     (root / "guest").symlink_to(made / "guest")
     if (made / "hypervisor").exists():
@@ -86,13 +94,13 @@ def borrow(root: Path) -> None:
 
 def keep(root: Path) -> None:
     """Keep the template that a daemon below ``root`` has built for the next one."""
-    kept = tools.cache_dir() / "bench" / "hypervisor"
-    if (root / "hypervisor").exists():
-        subprocess.run(["rm", "-rf", kept], check=True)
-        subprocess.run(["cp", "-a", "--sparse=always", root / "hypervisor", kept], check=True)
+    if (root / "guest").is_symlink() and (root / "hypervisor").exists():
+        made = (root / "guest").readlink().parent / "hypervisor"
+        subprocess.run(["rm", "-rf", made], check=True)
+        subprocess.run(["cp", "-a", "--sparse=always", root / "hypervisor", made], check=True)
 
 
-def _orlop(extra: str) -> Callable[[Path, str, str], list[str]]:
+def _orlop(extra: str, source: Path) -> Callable[[Path, str, str], list[str]]:
     def prepare(directory: Path, registry: str, registries_conf: str) -> list[str]:
         (directory / "registries.conf").write_text(registries_conf)
         (directory / "config.toml").write_text(
@@ -100,7 +108,7 @@ def _orlop(extra: str) -> Callable[[Path, str, str], list[str]]:
             f'[images]\nregistries_conf = "{directory}/registries.conf"\n'
             f'[network]\nconf_dir = "{directory}/cni"\n{extra}'
         )
-        borrow(directory / "root")
+        borrow(directory / "root", source)
         return [sys.executable, "-m", "orlop.daemon", "--config", f"{directory}/config.toml"]
 
     return prepare
@@ -220,16 +228,29 @@ def _hide_hybrid(command: list[str]) -> list[str]:
     return ["unshare", "--mount", "sh", "-c", f'umount {unified}; exec "$@"', "sh", *command]
 
 
-def known() -> dict[str, System]:
-    """Every system by name. Making a peer's binaries waits until it is started."""
-    python = {"PYTHONPATH": os.fspath(SOURCE)}
+def _of_checkout(prefix: str, source: Path) -> list[System]:
+    """Orlop's systems as the code in ``source`` has them."""
+    python = {"PYTHONPATH": os.fspath(source)}
+    pooled, alone = "[vm.pool]\nsize = 2\n", "[vm.pool]\nsize = 0\n"
+    cold = f"[vm]\ntemplate = false\n{alone}"
+    return [
+        System(f"{prefix}-vm-pool", "vm", _orlop(pooled, source), python, settle=5.0),
+        System(f"{prefix}-vm-template", "vm", _orlop(alone, source), python),
+        System(f"{prefix}-vm-cold", "vm", _orlop(cold, source), python),
+        System(f"{prefix}-process", "process", _orlop(alone, source), python),
+    ]
+
+
+def known(before: Path | None = None) -> dict[str, System]:
+    """Every system by name; with ``before``, another checkout of Orlop, that one's as well.
+
+    Making a peer's binaries waits until it is started.
+    """
     return {
         system.name: system
         for system in (
-            System("orlop-vm-pool", "vm", _orlop("[vm.pool]\nsize = 2\n"), python, settle=5.0),
-            System("orlop-vm-template", "vm", _orlop("[vm.pool]\nsize = 0\n"), python),
-            System("orlop-vm-cold", "vm", _orlop("[vm]\ntemplate = false\n[vm.pool]\nsize = 0\n"), python),
-            System("orlop-process", "process", _orlop("[vm.pool]\nsize = 0\n"), python),
+            *_of_checkout("orlop", SOURCE),
+            *(_of_checkout("before", before.resolve() / "src") if before else ()),
             System("containerd-runc", "runc", _containerd),
             System("containerd-gvisor", "runsc", _containerd, programs=peers.gvisor),
             System("containerd-1.6-runc", "runc", _debian_containerd),
