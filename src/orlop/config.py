@@ -1,17 +1,20 @@
 """The daemon's configuration: one TOML file, every key optional, unknown keys refused.
 
-``/etc/orlop/config.toml`` is read unless another file is named. :func:`load` checks types and
-ranges and names the key that is wrong. Sizes are MiB where a key ends in ``_mib``, times are
-seconds.
+``/etc/orlop/config.toml`` is read unless another file is named. Each key's type says what it may be:
+numbers have bounds, strings a pattern or a list of choices. :func:`load` names the key that is wrong, its
+value and what it may be. Sizes are MiB where a key ends in ``_mib``, times are seconds.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta, inspect
 
 from orlop.errors import InvalidArgument, NotFound
 
@@ -19,6 +22,34 @@ DEFAULT_PATH = Path("/etc/orlop/config.toml")
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 DefaultHandler = Literal["vm", "process", "auto"]
+
+Memory = Annotated[int, Meta(ge=64, le=4 << 20)]
+"""MiB, up to 4 TiB."""
+FileSize = Annotated[int, Meta(ge=16, le=16 << 20)]
+"""MiB; ext4 ends at 16 TiB."""
+Vcpus = Annotated[int, Meta(ge=1, le=255)]
+"""The machine type ``pc`` takes 255 at most."""
+Timeout = Annotated[float, Meta(ge=1, le=3600)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+_PATH = r"\A/[^\0]*\Z"
+AbsolutePath = Annotated[str, Meta(pattern=_PATH, description="an absolute path")]
+OptionalPath = Annotated[str, Meta(pattern=rf"\A\Z|{_PATH}", description="an absolute path, or empty")]
+# What is bound below them has to fit into sockaddr_un.sun_path (107 bytes, see unix(7)): the server's
+# socket under a longer name first, a VM's sockets as vm/<12 characters>/agent.sock.
+SocketPath = Annotated[
+    str, Meta(pattern=_PATH, max_length=100, description="an absolute path of at most 100 characters")
+]
+StatePath = Annotated[
+    str, Meta(pattern=_PATH, max_length=80, description="an absolute path of at most 80 characters")
+]
+Command = Annotated[str, Meta(pattern=r"\A[^\0\s][^\0]*\Z", description="a command")]
+Machine = Annotated[str, Meta(pattern=r"\A[\w.+-]+\Z", description="a machine type of QEMU")]
+Address = Annotated[str, Meta(pattern=r"\A[\w.:%-]+\Z", description="an IP address or a host name")]
+OptionalUrl = Annotated[
+    str, Meta(pattern=r"\A\Z|\Ahttps?://\S+\Z", description="an http or https URL, or empty")
+]
+ImagePattern = Annotated[str, Meta(pattern=r"\A\S+\Z", description="a pattern")]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,16 +59,22 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class GuestConfig(Section, frozen=True):
     """The kernel and images that a VM starts from; empty paths mean those of ``orlop guest build``."""
 
-    kernel: str = ""
-    initrd: str = ""
-    image: str = ""
+    kernel: OptionalPath = ""
+    initrd: OptionalPath = ""
+    image: OptionalPath = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when only some of the files are named."""
+        named = (self.kernel, self.initrd, self.image)
+        if any(named) and not all(named):
+            raise ValueError("kernel, initrd and image go together: name all or none")
 
 
 class PoolConfig(Section, frozen=True):
     """Ready VMs kept for the next pods. ``size`` 0 turns the pool off."""
 
-    size: int = 2
-    max_memory_mib: int = 2048
+    size: Annotated[int, Meta(ge=0, le=256)] = 2
+    max_memory_mib: Annotated[int, Meta(ge=0, le=4 << 20)] = 2048
 
 
 class VmConfig(Section, frozen=True):
@@ -49,26 +86,34 @@ class VmConfig(Section, frozen=True):
     """
 
     accelerator: Accelerator = "auto"
-    qemu: str = "qemu-system-x86_64"
-    machine: str = "pc"
+    qemu: Command = "qemu-system-x86_64"
+    machine: Machine = "pc"
     template: bool = True
-    base_memory_mib: int = 128
-    default_memory_mib: int = 512
-    default_vcpus: int = 1
-    max_vcpus: int = 8
-    max_memory_mib: int = 16384
-    scratch_mib: int = 10240
-    boot_timeout: float = 90.0
-    kvm_probe_timeout: float = 20.0
+    base_memory_mib: Memory = 128
+    default_memory_mib: Memory = 512
+    default_vcpus: Vcpus = 1
+    max_vcpus: Vcpus = 8
+    max_memory_mib: Memory = 16384
+    scratch_mib: FileSize = 10240
+    boot_timeout: Timeout = 90.0
+    kvm_probe_timeout: Timeout = 20.0
     guest: GuestConfig = GuestConfig()
     pool: PoolConfig = PoolConfig()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when a default is above its own limit."""
+        if self.default_vcpus > self.max_vcpus:
+            raise ValueError(f"default_vcpus is {self.default_vcpus}, above max_vcpus ({self.max_vcpus})")
+        if self.default_memory_mib > self.max_memory_mib:
+            above = f"above max_memory_mib ({self.max_memory_mib})"
+            raise ValueError(f"default_memory_mib is {self.default_memory_mib}, {above}")
 
 
 class ProcessConfig(Section, frozen=True):
     """Pods of the handler ``process``. ``runtime`` is "auto", or a runc-compatible command."""
 
-    runtime: str = "auto"
-    conmon: str = "conmon"
+    runtime: Command = "auto"
+    conmon: Command = "conmon"
 
 
 class ImageConfig(Section, frozen=True):
@@ -76,47 +121,52 @@ class ImageConfig(Section, frozen=True):
     (containers-registries.conf(5), containers-auth.json(5)); empty means that library's defaults.
     ``pinned`` are patterns of complete names (``registry.k8s.io/pause:*``) never to be collected."""
 
-    registries_conf: str = ""
-    auth_file: str = ""
-    policy: str = ""
-    max_layer_mib: int = 20480
-    max_parallel_pulls: int = 3
-    pinned: tuple[str, ...] = ()
+    registries_conf: OptionalPath = ""
+    auth_file: OptionalPath = ""
+    policy: OptionalPath = ""
+    max_layer_mib: Annotated[int, Meta(ge=1, le=16 << 20)] = 20480
+    max_parallel_pulls: Annotated[int, Meta(ge=1, le=64)] = 3
+    pinned: tuple[ImagePattern, ...] = ()
 
 
 class NetworkConfig(Section, frozen=True):
     """Where CNI finds its configuration and plug-ins."""
 
-    conf_dir: str = "/etc/cni/net.d"
-    bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
-    timeout: float = 60.0
+    conf_dir: AbsolutePath = "/etc/cni/net.d"
+    bin_dirs: tuple[AbsolutePath, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    timeout: Timeout = 60.0
 
 
 class StreamingConfig(Section, frozen=True):
     """The server behind Exec, Attach and PortForward. Port 0 picks a free one."""
 
-    address: str = "127.0.0.1"
-    port: int = 0
-    tls_cert: str = ""
-    tls_key: str = ""
-    token_ttl: float = 60.0
-    idle_timeout: float = 4 * 3600.0
+    address: Address = "127.0.0.1"
+    port: Port = 0
+    tls_cert: OptionalPath = ""
+    tls_key: OptionalPath = ""
+    token_ttl: Timeout = 60.0
+    idle_timeout: Annotated[float, Meta(ge=1, le=30 * 86400)] = 4 * 3600.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when there is a key without its certificate."""
+        if self.tls_key and not self.tls_cert:
+            raise ValueError("tls_key needs tls_cert: name both, or none")
 
 
 class MetricsConfig(Section, frozen=True):
     """Prometheus endpoint; port 0 turns it off. ``otlp_endpoint`` turns tracing on."""
 
-    address: str = "127.0.0.1"
-    port: int = 0
-    otlp_endpoint: str = ""
+    address: Address = "127.0.0.1"
+    port: Port = 0
+    otlp_endpoint: OptionalUrl = ""
 
 
 class Config(Section, frozen=True):
     """The whole file. ``root`` survives a reboot, ``state`` does not."""
 
-    socket: str = "/run/orlop/orlop.sock"
-    root: str = "/var/lib/orlop"
-    state: str = "/run/orlop"
+    socket: SocketPath = "/run/orlop/orlop.sock"
+    root: AbsolutePath = "/var/lib/orlop"
+    state: StatePath = "/run/orlop"
     default_handler: DefaultHandler = "vm"
     cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -155,6 +205,54 @@ def load(path: Path | None = None) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"configuration file {path} cannot be read: {error}") from error
     try:
-        return msgspec.convert(tomllib.loads(text), Config)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise InvalidArgument(f"configuration file {path}: {error}") from error
+    try:
+        return msgspec.convert(document, Config)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(f"configuration file {path}: {_explain(str(error), document)}") from error
+
+
+def allowed(kind: inspect.Type) -> str:
+    """What a key of that type may be, in words: "0 to 65535", "an absolute path"."""
+    match kind:
+        case inspect.IntType(ge=least, le=most) | inspect.FloatType(ge=least, le=most):
+            return f"{least} to {most}"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.LiteralType(values=choices):
+            *first, last = [json.dumps(one) for one in choices]
+            return f"{', '.join(first)} or {last}"
+        case inspect.VarTupleType(item_type=item):
+            return f"a list, each {allowed(item)}"
+        case inspect.Metadata(extra_json_schema={"description": str(words)}):
+            return words
+    return "a table"
+
+
+def _explain(message: str, document: dict[str, Any]) -> str:
+    """The words of a ValidationError as a sentence with key, value and what the key may be.
+
+    They end with the place: ``$.vm.pool.size``, ``$.network.bin_dirs[1]``.
+    """
+    what, _, place = message.partition(" - at `$")
+    key = place.strip("`.")
+    if not key or what.startswith("Object contains unknown field"):
+        unknown = re.search(r"`(.*)`", what)
+        return f"there is no key {key}{'.' if key else ''}{unknown[1]}" if unknown else message
+    kind: inspect.Type = inspect.type_info(Config)
+    value: Any = document
+    for name, index in re.findall(r"([a-z_]+)|\[(\d+)\]", key):
+        if isinstance(kind, inspect.StructType):
+            kind = next(field.type for field in kind.fields if field.encode_name == name)
+            value = value[name]
+        elif isinstance(kind, inspect.VarTupleType):
+            kind, value = kind.item_type, value[int(index)]
+    if isinstance(kind, inspect.StructType) and isinstance(value, dict):
+        # The words of a section's own __post_init__.
+        return f"[{key}] {what}"
+    prefix = {inspect.IntType: "a whole number from ", inspect.FloatType: "a number from "}.get(
+        type(kind), ""
+    )
+    return f"{key} is {json.dumps(value, default=str)}, and must be {prefix}{allowed(kind)}"

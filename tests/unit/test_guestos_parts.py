@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orlop.config import GuestConfig
-from orlop.errors import InvalidArgument, NotFound
+from orlop.errors import NotFound
 from orlop.guestos import build, cpio, init, modules, packages, pythontree
 
 
@@ -128,11 +128,6 @@ def test_files_named_by_hand_are_taken(tmp_path: Path) -> None:
     assert found.size == sum(len(path.name) for path in names)
     names[2].write_text("other")
     assert build.find(config, tmp_path / "cache").digest != found.digest
-
-
-def test_some_files_named_by_hand_are_not_enough(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="go together"):
-        build.find(GuestConfig(kernel="/k"), tmp_path)
 
 
 def test_a_named_file_that_is_missing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.config import GuestConfig
-from orlop.errors import DataLoss, InvalidArgument, NotFound
+from orlop.errors import DataLoss, NotFound
 from orlop.guestos import packages, pythontree, rootfs
 
 Progress = Callable[[str], None]
@@ -97,15 +97,10 @@ async def _build(
 def find(guest: GuestConfig, cache: Path) -> GuestArtifacts:
     """The files named in the configuration, or else those of the last :func:`build`.
 
-    Raises NotFound with the remedy when there are none, InvalidArgument when only some are named.
+    Raises NotFound with the remedy when there are none.
     """
-    named = (guest.kernel, guest.initrd, guest.image)
-    if any(named):
-        if not all(named):
-            raise InvalidArgument(
-                "vm.guest.kernel, vm.guest.initrd and vm.guest.image go together: name all or none"
-            )
-        return _named(*(Path(name) for name in named))
+    if guest.kernel:
+        return _named(Path(guest.kernel), Path(guest.initrd), Path(guest.image))
     try:
         digest = (cache / "current").readlink().name
     except OSError:

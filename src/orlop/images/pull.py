@@ -87,7 +87,7 @@ class Puller:
         self._scratch = scratch
         self._own = documents.own_platform()
         self._conversions = asyncio.Semaphore(max(2, os.cpu_count() or 1))
-        self._pulls = asyncio.Semaphore(max(1, config.max_parallel_pulls))
+        self._pulls = asyncio.Semaphore(config.max_parallel_pulls)
         self._locks: dict[str, asyncio.Lock] = {}
         self.held: dict[str, int] = {}
 
