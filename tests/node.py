@@ -130,17 +130,7 @@ class Node:
 
     def crictl(self, *args: str, check: bool = True, timeout: float = 240, stdin: bytes = b"") -> Done:
         """Run crictl against this daemon."""
-        endpoint = f"unix://{self.socket}"
-        argv = [
-            self._crictl,
-            "--timeout",
-            "200s",
-            "--runtime-endpoint",
-            endpoint,
-            "--image-endpoint",
-            endpoint,
-        ]
-        argv += args
+        argv = self.crictl_argv(*args)
         # A file, not the user's: /etc/crictl.yaml of the machine must not matter.
         env = {**os.environ, "CRI_CONFIG_FILE": os.fspath(self._crictl_config())}
         done = Done(
@@ -150,6 +140,12 @@ class Node:
         if check and done.code != 0:
             raise AssertionError(f"{done}\n{self.settings.log_tail()}")
         return done
+
+    def crictl_argv(self, *args: str) -> list[str]:
+        """The command line of a crictl command against this daemon."""
+        endpoint = f"unix://{self.socket}"
+        options = ["--timeout", "200s", "--runtime-endpoint", endpoint, "--image-endpoint", endpoint]
+        return [self._crictl, *options, *args]
 
     def _crictl_config(self) -> Path:
         path = self.scratch / "crictl.yaml"

@@ -13,7 +13,7 @@ from wsproto.events import Request as WsRequest
 from orlop.config import StreamingConfig
 from orlop.cri.streaming.server import StreamingServer
 from orlop.cri.streaming.spdy import Data, Frame, FrameParser, FrameWriter
-from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
+from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from orlop.sandbox.base import Connection, ProcessIO
 from orlop.sandbox.spec import ExecSpec, ExitStatus
 
@@ -26,6 +26,8 @@ class EchoIO:
     stderr: bytes = b""
     sizes: list[tuple[int, int]] = field(default_factory=list)
     closed: bool = False
+    failure: Exception | None = None
+    message: str = ""
 
     def __post_init__(self) -> None:
         self._queue: asyncio.Queue[bytes] = asyncio.Queue()
@@ -46,7 +48,9 @@ class EchoIO:
         self.sizes.append((width, height))
 
     async def wait(self) -> ExitStatus:
-        return ExitStatus(code=self.code, finished_at=1)
+        if self.failure is not None:
+            raise self.failure
+        return ExitStatus(code=self.code, finished_at=1, message=self.message)
 
     async def close(self) -> None:
         self.closed = True
@@ -70,6 +74,19 @@ class TcpConnection:
         self.writer.close()
 
 
+class LostConnection(TcpConnection):
+    """A connection into a VM that dies."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def read(self, limit: int) -> bytes:
+        raise Unavailable("the VM is gone")
+
+    async def close(self) -> None:
+        pass
+
+
 class Backend:
     def __init__(self) -> None:
         self.io = EchoIO()
@@ -87,6 +104,10 @@ class Backend:
     async def connect(self, pod_id: str, port: int) -> Connection:
         if port == 0:
             raise NotFound("nothing listens there")
+        if port == 1:
+            raise FileNotFoundError(2, "No such file or directory", "/run/netns/gone")
+        if port == 2:
+            return LostConnection()
         return TcpConnection(*await asyncio.open_connection("127.0.0.1", port))
 
 
@@ -271,6 +292,25 @@ async def test_port_forward_over_spdy(server: StreamingServer) -> None:
     echo.close()
 
 
+async def test_a_port_forward_that_breaks_is_told_and_leaves_the_others_alone(
+    server: StreamingServer,
+) -> None:
+    echo, port = await echo_server()
+    client = await SpdyClient.open(server.port_forward_url("p", ()), "portforward.k8s.io")
+    for number, target in enumerate((1, 2, port)):
+        more = {"port": str(target), "requestID": str(number)}
+        client.send(client.frames.syn_stream(4 * number + 1, {"streamType": "error", **more}))
+        client.send(client.frames.syn_stream(4 * number + 3, {"streamType": "data", **more}))
+    await client.drain_until(1, 3, 5, 7)
+    assert b"/run/netns/gone" in client.data[1]
+    assert b"the VM is gone" in client.data[5]
+    client.send(client.frames.data(11, b"hello", fin=True))
+    await client.drain_until(11)
+    assert client.data[11] == b"hello"
+    client.close()
+    echo.close()
+
+
 class WsClient:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -310,7 +350,7 @@ class WsClient:
 
 
 @pytest.mark.parametrize("code", [0, 7])
-async def test_exec_over_websocket_v5_closes_channels(
+async def test_a_websocket_v5_client_ends_a_channel_and_the_server_never_does(
     server: StreamingServer, backend: Backend, code: int
 ) -> None:
     backend.io.code = code
@@ -323,7 +363,56 @@ async def test_exec_over_websocket_v5_closes_channels(
     assert channels[1] == b"hello"
     status = json.loads(channels[3])
     assert status["status"] == ("Failure" if code else "Success")
-    assert set(channels[255]) == {1, 2, 3}
+    assert set(channels) <= {1, 2, 3}, "a client would say 'Unknown stream'"
+
+
+FAILURES = [
+    (FailedPrecondition("there is no such command"), "no such command"),
+    (OSError(5, "Input/output error"), "Input/output error"),
+    (RuntimeError("a defect"), "internal error"),
+]
+
+
+@pytest.mark.parametrize(("failure", "words"), FAILURES)
+async def test_a_command_that_fails_behind_its_start_is_no_success_over_spdy(
+    server: StreamingServer, backend: Backend, failure: Exception, words: str
+) -> None:
+    backend.io.failure = failure
+    client = await SpdyClient.open(exec_url(server))
+    ids = client.streams("error", "stdin", "stdout", "stderr")
+    client.send(client.frames.data(ids["stdin"], b"", fin=True))
+    await client.drain_until(ids["error"], ids["stdout"], ids["stderr"])
+    status = json.loads(client.data[ids["error"]])
+    assert (status["status"], status["reason"]) == ("Failure", "InternalError")
+    assert words in status["message"]
+    client.close()
+
+
+@pytest.mark.parametrize(("failure", "words"), FAILURES)
+async def test_a_command_that_fails_behind_its_start_is_no_success_over_websocket(
+    server: StreamingServer, backend: Backend, failure: Exception, words: str
+) -> None:
+    backend.io.failure = failure
+    client = await WsClient.open(exec_url(server), "v5.channel.k8s.io")
+    client.send(b"\xff\x00")
+    status = json.loads((await client.all())[3])
+    assert status["status"] == "Failure"
+    assert words in status["message"]
+
+
+@pytest.mark.parametrize("kind", ["exec", "attach"])
+async def test_a_lost_process_is_no_success(server: StreamingServer, backend: Backend, kind: str) -> None:
+    backend.io.code, backend.io.message = 137, "the VM is gone"
+    url = exec_url(server)
+    if kind == "attach":
+        url = server.attach_url("c", tty=False, stdin=True, stdout=True, stderr=True)
+    client = await SpdyClient.open(url)
+    ids = client.streams("error", "stdin", "stdout", "stderr")
+    client.send(client.frames.data(ids["stdin"], b"", fin=True))
+    await client.drain_until(ids["error"])
+    status = json.loads(client.data[ids["error"]])
+    assert (status["status"], status["message"]) == ("Failure", "the VM is gone")
+    client.close()
 
 
 async def test_a_websocket_with_an_unknown_protocol_is_refused(server: StreamingServer) -> None:

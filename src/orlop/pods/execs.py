@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from orlop import tracing
-from orlop.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from orlop.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from orlop.pods.node import Node
 from orlop.sandbox.base import Connection, ProcessIO
 from orlop.sandbox.spec import ExecSpec, Value
@@ -72,4 +72,6 @@ class Execs:
             status = await process.wait()
         finally:
             await process.close()
+        if status.message:
+            raise Unavailable(f"command {args[0]!r} in container {ref[:12]} was lost: {status.message}")
         return ExecResult(stdout=bytes(kept[1]), stderr=bytes(kept[2]), exit_code=status.code)

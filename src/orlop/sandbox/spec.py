@@ -238,7 +238,10 @@ class ExecSpec(Value, frozen=True):
 
 
 class ExitStatus(Value, frozen=True):
-    """How a process ended. ``code`` is 128 + signal for a death by signal, as shells count."""
+    """How a process ended. ``code`` is 128 + signal for a death by signal, as shells count.
+
+    ``message`` is empty unless the process was lost: then nobody knows how it ended, and it says why.
+    """
 
     code: int
     finished_at: int

@@ -12,6 +12,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
+from orlop.errors import OrlopError
+
 PIPE_LIMIT = 256 << 10
 
 
@@ -102,3 +104,12 @@ class Pipe:
         self._size -= len(chunk)
         self._changed.set()
         return chunk
+
+
+def first_failure(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure of a task group that a client is to hear of: one with words for people, else the first."""
+    for failure in failures.exceptions:
+        if isinstance(failure, OrlopError):
+            return failure
+    first = failures.exceptions[0]
+    return first_failure(first) if isinstance(first, BaseExceptionGroup) else first

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 
-from orlop.cri.streaming.channels import Channels, Reader
+from orlop.cri.streaming.channels import Channels, Reader, first_failure
 from orlop.errors import OrlopError
 from orlop.sandbox.base import ProcessIO
 from orlop.sandbox.spec import ExitStatus
@@ -32,19 +32,8 @@ async def serve(
     the client wants. Cancelled when the client goes away, which closes the process's streams.
     """
     structured = protocol in STATUS_PROTOCOLS
-    try:
-        io = await start()
-        try:
-            status = await _join(channels, io)
-        finally:
-            await io.close()
-    except OrlopError as error:
-        report = _failure(str(error)) if structured else str(error).encode()
-    except OSError as error:
-        log.debug("streaming session lost its client: %s", error)
-        return
-    else:
-        report = _exit(status, structured=structured) if report_exit else _exit(None, structured=structured)
+    report = await _outcome(channels, start, structured=structured, report_exit=report_exit)
+    # The error channel comes last: a client that has its report stops reading the others.
     for output in (channels.stdout, channels.stderr):
         if output is not None:
             await output.close()
@@ -53,20 +42,52 @@ async def serve(
     await channels.error.close()
 
 
+async def _outcome(
+    channels: Channels, start: Callable[[], Awaitable[ProcessIO]], *, structured: bool, report_exit: bool
+) -> bytes:
+    """Run the session; what the error channel is to say of it.
+
+    Every failure becomes a report: a client that is told nothing takes silence for success. One
+    that has gone does not hear it, which its next write finds out.
+    """
+    try:
+        io = await start()
+        try:
+            status = await _join(channels, io)
+        finally:
+            await io.close()
+    except OrlopError as error:
+        reason = str(error)
+    except OSError as error:
+        log.debug("streaming session failed, or lost its client: %s", error)
+        reason = f"the streams of the process failed: {error}"
+    except Exception:
+        log.exception("streaming session failed")
+        reason = "an internal error ended the session; the daemon's log says more"
+    else:
+        if not status.message:
+            return _exit(status if report_exit else None, structured=structured)
+        reason = status.message
+    return _failure(reason) if structured else reason.encode()
+
+
 async def _join(channels: Channels, io: ProcessIO) -> ExitStatus:
-    async with asyncio.TaskGroup() as group:
-        inputs = []
-        if channels.stdin is not None:
-            inputs.append(group.create_task(_stdin(channels.stdin, io)))
-        if channels.resize is not None:
-            inputs.append(group.create_task(_resize(channels.resize, io)))
-        async for stream, data in io.output():
-            output = channels.stdout if stream == 1 else channels.stderr
-            if output is not None:
-                await output.write(data)
-        status = await io.wait()
-        for task in inputs:
-            task.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            inputs = []
+            if channels.stdin is not None:
+                inputs.append(group.create_task(_stdin(channels.stdin, io)))
+            if channels.resize is not None:
+                inputs.append(group.create_task(_resize(channels.resize, io)))
+            async for stream, data in io.output():
+                output = channels.stdout if stream == 1 else channels.stderr
+                if output is not None:
+                    await output.write(data)
+            status = await io.wait()
+            for task in inputs:
+                task.cancel()
+    except BaseExceptionGroup as failures:
+        raise first_failure(failures) from failures
     return status
 
 

@@ -22,7 +22,7 @@ from orlop.cri.streaming.http import HttpConnection, Request, Upgraded
 from orlop.cri.streaming.portforward import Dial
 from orlop.cri.streaming.tokens import TokenCache
 from orlop.cri.streaming.websocket import WebSocket
-from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
 from orlop.sandbox.base import Connection, ProcessIO
 from orlop.sandbox.spec import ExecSpec
 
@@ -152,7 +152,7 @@ class StreamingServer:
             log.debug("streaming connection ended: %s", error)
         except h11.RemoteProtocolError as error:
             log.info("streaming connection refused: %s", error)
-        except InvalidArgument as error:
+        except OrlopError as error:
             log.info("streaming connection ended: %s", error)
         except Exception:
             log.exception("streaming session failed")

@@ -1,8 +1,9 @@
 """WebSocket connections: exec, attach and port-forward channels, and SPDY carried inside.
 
 wsproto does the framing. Channel protocols put the channel's number before each message:
-a byte, or an ASCII digit before base64 text. v5 adds a close signal for single channels
-(KEP-4006); ``SPDY/3.1+portforward.k8s.io`` carries a whole SPDY connection in binary messages.
+a byte, or an ASCII digit before base64 text. v5 adds a signal by which a client, and only a
+client, ends one of its channels (KEP-4006); ``SPDY/3.1+portforward.k8s.io`` carries a whole
+SPDY connection in binary messages.
 """
 
 from __future__ import annotations
@@ -148,10 +149,8 @@ class ChannelWriter:
             await self._connection.send(self._channel, data)
 
     async def close(self) -> None:
-        """End the channel; only v5 can say so on the wire."""
-        if not self._closed:
-            self._closed = True
-            await self._connection.close_channel(self._channel)
+        """End the channel. No protocol lets a server say so before it ends the connection."""
+        self._closed = True
 
 
 class ChannelConnection:
@@ -179,11 +178,6 @@ class ChannelConnection:
             await self._websocket.send_text(f"{channel}{base64.b64encode(data).decode()}")
         else:
             await self._websocket.send(bytes([channel]) + data)
-
-    async def close_channel(self, channel: int) -> None:
-        """Tell a v5 client that a channel has ended."""
-        if self._can_close:
-            await self._websocket.send(bytes([CLOSE_CHANNEL, channel]))
 
     async def _take(self, message: bytes) -> None:
         if not message:
