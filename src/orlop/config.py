@@ -36,12 +36,12 @@ _PATH = r"\A/[^\0]*\Z"
 AbsolutePath = Annotated[str, Meta(pattern=_PATH, description="an absolute path")]
 OptionalPath = Annotated[str, Meta(pattern=rf"\A\Z|{_PATH}", description="an absolute path, or empty")]
 # What is bound below them has to fit into sockaddr_un.sun_path (107 bytes, see unix(7)): the server's
-# socket under a longer name first, a VM's sockets as vm/<12 characters>/agent.sock.
+# socket under a longer name first, a VM's as vms/<12 characters>/machine/agent.sock.
 SocketPath = Annotated[
     str, Meta(pattern=_PATH, max_length=100, description="an absolute path of at most 100 characters")
 ]
 StatePath = Annotated[
-    str, Meta(pattern=_PATH, max_length=80, description="an absolute path of at most 80 characters")
+    str, Meta(pattern=_PATH, max_length=70, description="an absolute path of at most 70 characters")
 ]
 Command = Annotated[str, Meta(pattern=r"\A[^\0\s][^\0]*\Z", description="a command")]
 Machine = Annotated[str, Meta(pattern=r"\A[\w.+-]+\Z", description="a machine type of QEMU")]
