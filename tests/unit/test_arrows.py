@@ -36,6 +36,7 @@ BOTTOM_ARROWS = {"config": {"errors"}, "tracing": {"errors"}}
 MAX_MODULE = 600
 MAX_FUNCTION = 60
 MAX_FRONT_PAGE = 40
+MAX_POSITIONAL = 6
 GENERATED = ("_pb2.py", "_pb2_grpc.py")
 
 PROCESS_CALLS = {"fork", "forkpty", "execv", "execve", "execvp", "execvpe", "posix_spawn", "system", "popen"}
@@ -170,6 +171,32 @@ def test_the_size_of_modules_and_functions() -> None:
             lines = (function.end_lineno or function.lineno) - function.lineno + 1
             if lines > MAX_FUNCTION:
                 wrong.append(f"{module.name}:{function.lineno}: {function.name} has {lines} lines")
+    assert not wrong, "\n".join(wrong)
+
+
+def positional(module: Module) -> Iterator[tuple[str, int, int]]:
+    """Each function with its line and the number of parameters that may be given by position, but self."""
+    methods = {
+        id(function)
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ClassDef)
+        for function in node.body
+    }
+    for function in functions(module):
+        decorators = {node.id for node in function.decorator_list if isinstance(node, ast.Name)}
+        bound = id(function) in methods and "staticmethod" not in decorators
+        taken = len(function.args.posonlyargs) + len(function.args.args) - bound
+        yield function.name, function.lineno, taken
+
+
+def test_functions_take_few_parameters_by_position() -> None:
+    """A call with many values in a row cannot be read; what comes after the sixth has a name."""
+    wrong = [
+        f"{module.name}:{line}: {name} takes {taken}"
+        for module in MODULES
+        for name, line, taken in positional(module)
+        if taken > MAX_POSITIONAL
+    ]
     assert not wrong, "\n".join(wrong)
 
 

@@ -62,6 +62,7 @@ Json = Annotated[bool, typer.Option("--json", help="The daemon's answer as JSON.
 def run(
     image: Annotated[str, typer.Argument(help="The image, for example docker.io/library/busybox.")],
     command: Annotated[Many, typer.Argument(help="Instead of the image's own.")] = None,
+    *,
     interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Hand stdin through.")] = False,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
     remove: Annotated[bool, typer.Option("--rm", help="Remove everything when it ends.")] = False,
@@ -86,9 +87,9 @@ def run(
 ) -> None:
     """Run a command in a new container, in a pod of its own. Its exit code becomes ours."""
     from orlop.cli import session
-    from orlop.cli.run import RunOptions, run_command
+    from orlop.cli.run import Launch, run_command
 
-    options = RunOptions(
+    launch = Launch(
         image=image,
         command=tuple(command or ()),
         interactive=interactive,
@@ -110,7 +111,7 @@ def run(
         read_only=read_only,
         pull=pull.value,
     )
-    raise typer.Exit(session.run_async(lambda: run_command(socket, options)))
+    raise typer.Exit(session.run_async(lambda: run_command(socket, launch)))
 
 
 @app.command()

@@ -25,8 +25,12 @@ STOP_GRACE = 10
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What the command line asked for."""
+class Launch:
+    """A pod with one container, as people ask for it.
+
+    ``ports``, ``volumes``, ``environment`` and ``memory`` are written as on the command line
+    (:mod:`orlop.cli.units`); "" and 0 leave a thing to the image or to the daemon.
+    """
 
     image: str
     command: tuple[str, ...] = ()
@@ -56,60 +60,60 @@ def log_root() -> Path:
     return Path(os.environ.get("ORLOP_LOG_ROOT") or LOG_ROOT)
 
 
-def resources(options: RunOptions) -> pb.LinuxContainerResources:
+def resources(launch: Launch) -> pb.LinuxContainerResources:
     """Limits as CRI has them."""
     limits = pb.LinuxContainerResources()
-    if options.memory:
-        limits.memory_limit_in_bytes = units.parse_size(options.memory)
-    if options.cpus > 0:
+    if launch.memory:
+        limits.memory_limit_in_bytes = units.parse_size(launch.memory)
+    if launch.cpus > 0:
         limits.cpu_period = 100_000
-        limits.cpu_quota = int(options.cpus * 100_000)
-        limits.cpu_shares = max(2, int(options.cpus * 1024))
+        limits.cpu_quota = int(launch.cpus * 100_000)
+        limits.cpu_shares = max(2, int(launch.cpus * 1024))
     return limits
 
 
-def pod_config(options: RunOptions, name: str, uid: str) -> pb.PodSandboxConfig:
+def pod_config(launch: Launch, name: str, uid: str) -> pb.PodSandboxConfig:
     """The pod of a run."""
     config = pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(name=name, uid=uid, namespace=session.NAMESPACE),
-        hostname="" if options.host_network else name,
+        hostname="" if launch.host_network else name,
         log_directory=os.fspath(log_root() / f"{name}_{uid}"),
-        labels={session.RUN_LABEL: name, **options.labels},
+        labels={session.RUN_LABEL: name, **launch.labels},
     )
-    config.port_mappings.extend(units.parse_port(text) for text in options.ports)
-    config.linux.resources.CopyFrom(resources(options))
+    config.port_mappings.extend(units.parse_port(text) for text in launch.ports)
+    config.linux.resources.CopyFrom(resources(launch))
     context = config.linux.security_context
-    context.privileged = options.privileged
-    if options.host_network:
+    context.privileged = launch.privileged
+    if launch.host_network:
         context.namespace_options.network = pb.NODE
     return config
 
 
-def container_config(options: RunOptions, name: str, image: str) -> pb.ContainerConfig:
+def container_config(launch: Launch, name: str, image: str) -> pb.ContainerConfig:
     """The container of a run."""
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=name),
-        image=pb.ImageSpec(image=image, user_specified_image=options.image),
-        command=[options.entrypoint] if options.entrypoint else [],
-        args=options.command,
-        working_dir=options.workdir,
-        labels={session.RUN_LABEL: name, **options.labels},
+        image=pb.ImageSpec(image=image, user_specified_image=launch.image),
+        command=[launch.entrypoint] if launch.entrypoint else [],
+        args=launch.command,
+        working_dir=launch.workdir,
+        labels={session.RUN_LABEL: name, **launch.labels},
         log_path=LOG_NAME,
-        stdin=options.interactive,
-        stdin_once=options.interactive,
-        tty=options.tty,
+        stdin=launch.interactive,
+        stdin_once=launch.interactive,
+        tty=launch.tty,
     )
-    if options.tty:
+    if launch.tty:
         config.envs.append(pb.KeyValue(key="TERM", value=os.environ.get("TERM", "xterm").encode()))
-    config.envs.extend(units.parse_environment(text) for text in options.environment)
-    config.mounts.extend(units.parse_volume(text) for text in options.volumes)
-    config.linux.resources.CopyFrom(resources(options))
+    config.envs.extend(units.parse_environment(text) for text in launch.environment)
+    config.mounts.extend(units.parse_volume(text) for text in launch.volumes)
+    config.linux.resources.CopyFrom(resources(launch))
     context = config.linux.security_context
-    context.privileged = options.privileged
-    context.readonly_rootfs = options.read_only
-    if options.host_network:
+    context.privileged = launch.privileged
+    context.readonly_rootfs = launch.read_only
+    if launch.host_network:
         context.namespace_options.network = pb.NODE
-    _set_user(context, options.user)
+    _set_user(context, launch.user)
     return config
 
 
@@ -127,13 +131,13 @@ def _set_user(context: pb.LinuxContainerSecurityContext, user: str) -> None:
         context.run_as_group.value = int(group)
 
 
-async def _image_id(client: CriClient, options: RunOptions) -> str:
-    found = "" if options.pull == "always" else await images.present(client, options.image)
+async def _image_id(client: CriClient, launch: Launch) -> str:
+    found = "" if launch.pull == "always" else await images.present(client, launch.image)
     if found:
         return found
-    if options.pull == "never":
-        raise CliError(f"no image {options.image} here, and --pull never forbids to fetch it")
-    return await images.pull(client, options.image)
+    if launch.pull == "never":
+        raise CliError(f"no image {launch.image} here, and --pull never forbids to fetch it")
+    return await images.pull(client, launch.image)
 
 
 async def remove_pod(client: CriClient, pod_id: str, log_directory: str = "") -> None:
@@ -148,21 +152,21 @@ async def remove_pod(client: CriClient, pod_id: str, log_directory: str = "") ->
 class Run:
     """One run, from its image to its exit code."""
 
-    def __init__(self, client: CriClient, options: RunOptions) -> None:
+    def __init__(self, client: CriClient, launch: Launch) -> None:
         self._client = client
-        self._options = options
-        self._name = options.name or f"orlop-{secrets.token_hex(3)}"
-        self._pod = pod_config(options, self._name, secrets.token_hex(8))
+        self._launch = launch
+        self._name = launch.name or f"orlop-{secrets.token_hex(3)}"
+        self._pod = pod_config(launch, self._name, secrets.token_hex(8))
         self.pod_id = ""
         self.container_id = ""
 
     async def start(self) -> None:
         """Make the pod and start the container; on failure nothing stays behind."""
-        image = await _image_id(self._client, self._options)
-        config = container_config(self._options, self._name, image)
+        image = await _image_id(self._client, self._launch)
+        config = container_config(self._launch, self._name, image)
         runtime = self._client.runtime
         answer = await runtime.run_pod_sandbox(
-            pb.RunPodSandboxRequest(config=self._pod, runtime_handler=self._options.handler),
+            pb.RunPodSandboxRequest(config=self._pod, runtime_handler=self._launch.handler),
             timeout=START_TIMEOUT,
         )
         self.pod_id = answer.pod_sandbox_id
@@ -202,7 +206,7 @@ class Run:
 
     async def foreground(self) -> int:
         """Show the output, hand stdin through, return the exit code."""
-        if self._options.tty:
+        if self._launch.tty:
             await self._terminal()
         else:
             await self._plain()
@@ -211,7 +215,7 @@ class Run:
     async def _plain(self) -> None:
         # Output comes from the log, which holds all of it from the first byte on.
         feeding = None
-        if self._options.interactive:
+        if self._launch.interactive:
             feeding = asyncio.ensure_future(self._feed())
         try:
             path = Path(self._pod.log_directory) / LOG_NAME
@@ -225,10 +229,10 @@ class Run:
     async def _open(self, *, output: bool) -> streams.Channels:
         request = pb.AttachRequest(
             container_id=self.container_id,
-            stdin=self._options.interactive,
-            tty=self._options.tty,
+            stdin=self._launch.interactive,
+            tty=self._launch.tty,
             stdout=output,
-            stderr=output and not self._options.tty,
+            stderr=output and not self._launch.tty,
         )
         answer = await self._client.runtime.attach(request)
         return await streams.Channels.open(answer.url)
@@ -258,29 +262,29 @@ class Run:
         if channels is None:
             return
         try:
-            await streams.interact(channels, stdin=self._options.interactive, tty=True)
+            await streams.interact(channels, stdin=self._launch.interactive, tty=True)
         finally:
             await channels.close()
 
 
-async def run_command(socket: str, options: RunOptions) -> int:
+async def run_command(socket: str, launch: Launch) -> int:
     """``orlop run``: the exit code of the container, 0 when detached."""
-    if options.detach and options.remove:
+    if launch.detach and launch.remove:
         raise CliError(
             "--rm needs the foreground: a detached container is removed with `orlop rm`", exit_code=2
         )
-    if options.tty and options.interactive and not terminal.is_terminal():
+    if launch.tty and launch.interactive and not terminal.is_terminal():
         raise CliError("-it needs a terminal, and stdin is none: leave out -t", exit_code=2)
     async with session.connect(socket) as client:
-        run = Run(client, options)
+        run = Run(client, launch)
         await run.start()
-        if options.detach:
+        if launch.detach:
             print(run.container_id)
             return 0
-        return await _to_the_end(client, run, options)
+        return await _to_the_end(client, run, launch)
 
 
-async def _to_the_end(client: CriClient, run: Run, options: RunOptions) -> int:
+async def _to_the_end(client: CriClient, run: Run, launch: Launch) -> int:
     loop = asyncio.get_running_loop()
     showing = asyncio.ensure_future(run.foreground())
     caught: list[int] = []
@@ -300,7 +304,7 @@ async def _to_the_end(client: CriClient, run: Run, options: RunOptions) -> int:
         await client.runtime.stop_container(request, timeout=STOP_GRACE + 60)
         return 128 + caught[0]
     finally:
-        if options.remove:
+        if launch.remove:
             await run.discard()
         else:
             # The container stays to be looked at; its VM has nothing left to do.

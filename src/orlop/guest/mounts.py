@@ -148,7 +148,7 @@ def _directory(steps: Script, path: str) -> None:
 
 
 def _mount(
-    steps: Script, source: str, target: str, kind: str, flags: int, options: str = "", tolerate: int = 0
+    steps: Script, source: str, target: str, kind: str, flags: int, options: str = "", *, tolerate: int = 0
 ) -> None:
     steps.add(
         "mount", source, target, kind, flags, options, tolerate=tolerate, what=f"mount {kind} at {target}"

@@ -173,13 +173,16 @@ class QemuHypervisor:
     ) -> QemuMachine:
         memory = memory or Memory(size_mib=shape.memory_mib, max_mib=self._config.max_memory_mib)
         boot = Boot(self._guest.kernel, self._guest.initrd, verbose)
-        return await self._launch(directory, shape, finding, tap_fd, share, memory, boot)
+        return await self._launch(
+            directory, shape, finding, tap_fd=tap_fd, share=share, memory=memory, boot=boot
+        )
 
     async def _launch(
         self,
         directory: Path,
         shape: MachineShape,
         finding: Finding,
+        *,
         tap_fd: int | None,
         share: Path,
         memory: Memory,
@@ -194,7 +197,16 @@ class QemuHypervisor:
             directory.mkdir(parents=True, exist_ok=True)
 
             def build(sockets: Sockets, network: Network) -> Arguments:
-                return self._arguments(directory, shape, finding, share, memory, boot, sockets, network)
+                return self._arguments(
+                    directory,
+                    shape,
+                    finding,
+                    share=share,
+                    memory=memory,
+                    boot=boot,
+                    sockets=sockets,
+                    network=network,
+                )
 
             child = await launch(directory, build, tap_fd=tap, pass_fds=pass_fds)
             known = record.MachineRecord(
@@ -223,6 +235,7 @@ class QemuHypervisor:
         directory: Path,
         shape: MachineShape,
         finding: Finding,
+        *,
         share: Path,
         memory: Memory,
         boot: Boot | None,
@@ -309,7 +322,14 @@ class QemuHypervisor:
         state = os.open(template.directory / templates.STATE, os.O_RDONLY | os.O_CLOEXEC)
         try:
             machine = await self._launch(
-                directory, template.shape, finding, tap_fd, share, memory, None, (state,)
+                directory,
+                template.shape,
+                finding,
+                tap_fd=tap_fd,
+                share=share,
+                memory=memory,
+                boot=None,
+                pass_fds=(state,),
             )
             try:
                 await migration.load(machine, state, timeout=_RESTORE_TIMEOUT)
@@ -342,7 +362,14 @@ class QemuHypervisor:
         shape = self.template_shape
         memory = self._template_memory(self._root, shared=False)
         arguments = self._arguments(
-            self._root, shape, finding, self._root, memory, None, Sockets(0, 0), Network(0)
+            self._root,
+            shape,
+            finding,
+            share=self._root,
+            memory=memory,
+            boot=None,
+            sockets=Sockets(0, 0),
+            network=Network(0),
         )
         version = await self._version()
         parts = [str(_RECIPE), version, self._guest.digest, machine_key(arguments)]

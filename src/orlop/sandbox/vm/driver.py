@@ -340,8 +340,8 @@ class VmDriver:
             clone,
             files,
             pod,
-            plugs,
-            _Teardown(spec.id, clone, cloner, self._network),
+            plugs=plugs,
+            teardown=_Teardown(spec.id, clone, cloner, self._network),
             busy=self._pool.busy if self._pool is not None else nullcontext,
         )
 

@@ -87,9 +87,9 @@ class VmSandbox:
         clone: Clone,
         files: PodFiles,
         pod: PodFile,
+        *,
         plugs: Plugs,
         teardown: Teardown,
-        *,
         busy: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._spec = spec
