@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from pathlib import Path
 
 import msgspec
 
+from orlop.host import files
 from orlop.images.model import ImageConfigOci
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Records:
 
     def save_image(self, record: ImageRecord) -> None:
         """Write or replace an image. Raises OSError."""
-        _write(self._image_path(record.id), msgspec.json.encode(record))
+        files.save(self._image_path(record.id), msgspec.json.encode(record))
 
     def delete_image(self, image_id: str) -> None:
         """Forget an image. Idempotent."""
@@ -80,7 +80,7 @@ class Records:
 
     def save_use(self, record: UseRecord) -> None:
         """Write or replace what a container uses. Raises OSError."""
-        _write(self._use_path(record.owner), msgspec.json.encode(record))
+        files.save(self._use_path(record.owner), msgspec.json.encode(record))
 
     def delete_use(self, owner: str) -> None:
         """Forget what a container uses. Idempotent."""
@@ -105,15 +105,6 @@ def _read_all(directory: Path, kind: type[ImageRecord] | type[UseRecord]) -> lis
             log.warning("%s is damaged and dropped: %s", path, error)
             path.unlink(missing_ok=True)
     return found
-
-
-def _write(path: Path, data: bytes) -> None:
-    aside = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.tmp")
-    try:
-        aside.write_bytes(data)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def sync(paths: list[Path]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from orlop.host import files
 from orlop.net import plugins, result
 from orlop.net.conflist import CHECK_SINCE, NetworkList, PluginConfig
 from orlop.net.model import Value
@@ -42,12 +43,9 @@ class Records:
         return self._directory / f"{pod_id}.json"
 
     def save(self, attachment: Attachment) -> None:
-        """Write aside and rename. Raises OSError."""
+        """Replace the pod's file. Raises OSError."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._path(attachment.invocation.container_id)
-        aside = path.with_suffix(".new")
-        aside.write_bytes(msgspec.json.encode(attachment))
-        aside.rename(path)
+        files.save(self._path(attachment.invocation.container_id), msgspec.json.encode(attachment))
 
     def load(self, pod_id: str) -> Attachment | None:
         """The pod's attachment, or None. A damaged file counts as none."""

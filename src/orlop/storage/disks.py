@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from orlop.host import process
+from orlop.host import files, process
 
 SECTOR = 512
 MAX_LAYERS = 124
@@ -60,8 +60,9 @@ def _image_disk(layers: tuple[str, ...], directory: Path, disk_id: str) -> tuple
             raise FailedPrecondition(
                 f"the path {path!r} cannot stand in a disk description; use a plainer root"
             )
-    _write(table, partition_table([sectors for _, sectors in extents], disk_id))
-    _write(descriptor, _descriptor(os.fspath(table.absolute()), extents).encode())
+    table.parent.mkdir(parents=True, exist_ok=True)
+    files.save(table, partition_table([sectors for _, sectors in extents], disk_id))
+    files.save(descriptor, _descriptor(os.fspath(table.absolute()), extents).encode())
     return descriptor, len(layers)
 
 
@@ -150,16 +151,6 @@ def _protective_mbr(total: int) -> bytes:
     covered = min(total - 1, 0xFFFFFFFF)
     entry = struct.pack("<B3sB3sII", 0, b"\x00\x02\x00", 0xEE, b"\xff\xff\xff", 1, covered)
     return bytes(446) + entry + bytes(48) + b"\x55\xaa"
-
-
-def _write(path: Path, data: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 # The parts of freshly made file systems that are not zero, by size in MiB: some hundred kilobytes each.

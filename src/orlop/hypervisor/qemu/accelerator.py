@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import DeadlineExceeded
+from orlop.host import files
 from orlop.hypervisor.base import Accelerator, Machine
 
 _NAME = "accelerator.json"
@@ -88,6 +89,4 @@ def remembered(root: Path, wanted: str) -> Finding | None:
 def remember(root: Path, finding: Finding) -> None:
     """Write it down. Raises OSError."""
     root.mkdir(parents=True, exist_ok=True)
-    temporary = root / f".{_NAME}"
-    temporary.write_bytes(msgspec.json.encode(finding))
-    temporary.replace(root / _NAME)
+    files.save(root / _NAME, msgspec.json.encode(finding))

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import DataLoss, NotFound
+from orlop.host import files
 from orlop.hypervisor.base import MachineShape
 from orlop.hypervisor.qemu.bays import Bay
 
@@ -35,10 +36,8 @@ def title(directory: Path) -> str:
 
 
 def save(directory: Path, record: MachineRecord) -> None:
-    """Write it aside and rename. Raises OSError."""
-    temporary = directory / f".{_NAME}"
-    temporary.write_bytes(msgspec.json.encode(record))
-    temporary.replace(directory / _NAME)
+    """Replace it. Raises OSError."""
+    files.save(directory / _NAME, msgspec.json.encode(record))
 
 
 def load(directory: Path) -> MachineRecord:

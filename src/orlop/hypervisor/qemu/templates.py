@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import DataLoss
+from orlop.host import files
 from orlop.hypervisor.base import Accelerator, MachineShape, Template
 
 MEMORY = "memory"
@@ -51,14 +52,11 @@ def seal(work: Path, root: Path, key: str, shape: MachineShape, accelerator: Acc
     """Make ``work``, which holds ``memory`` and ``state``, the template of ``key``; others are removed.
 
     Raises OSError."""
-    files = tuple(_File(name, (work / name).stat().st_size, _digest(work / name)) for name in (MEMORY, STATE))
+    parts = tuple(_File(name, (work / name).stat().st_size, _digest(work / name)) for name in (MEMORY, STATE))
     for name in (MEMORY, STATE):
         (work / name).chmod(0o400)
-    manifest = _Manifest(key, shape, accelerator, files)
-    with (work / _MANIFEST).open("wb") as file:
-        file.write(msgspec.json.encode(manifest))
-        file.flush()
-        os.fsync(file.fileno())
+    manifest = _Manifest(key, shape, accelerator, parts)
+    files.save(work / _MANIFEST, msgspec.json.encode(manifest), durable=True)
     target = directory_for(root, key)
     for path in root.glob(f"{_PREFIX}*"):
         # Clones that run keep the files they mapped.

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import InvalidArgument
+from orlop.host import files
 from orlop.sandbox.spec import Value
 
 PASSABLE = 0o711
@@ -160,10 +161,8 @@ class Layout:
 
 
 def save(path: Path, value: Value) -> None:
-    """Write a record aside and rename it. Raises OSError."""
-    aside = path.with_suffix(".new")
-    aside.write_bytes(msgspec.json.encode(value))
-    aside.rename(path)
+    """Replace a record. Raises OSError."""
+    files.save(path, msgspec.json.encode(value))
 
 
 def load_pod(path: Path) -> PodState | None:

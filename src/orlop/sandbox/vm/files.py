@@ -15,6 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from orlop.errors import DataLoss, InvalidArgument
+from orlop.host import files
 from orlop.sandbox.crilog import LogPosition
 from orlop.sandbox.spec import Value
 
@@ -79,7 +80,7 @@ class PodFiles:
     def write(self, pod: PodFile) -> None:
         """Replace the pod's file."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(self.directory / _POD, pod)
+        files.save(self.directory / _POD, msgspec.json.encode(pod))
 
     def containers(self) -> list[ContainerFile]:
         """The files of all containers; a damaged one is left out."""
@@ -95,7 +96,7 @@ class PodFiles:
     def write_container(self, container: ContainerFile) -> None:
         """Replace a container's file."""
         _check(container.id)
-        _write(self.directory / f"{container.id}.json", container)
+        files.save(self.directory / f"{container.id}.json", msgspec.json.encode(container))
 
     def remove_container(self, container_id: str) -> None:
         """Forget a container. Idempotent."""
@@ -144,9 +145,3 @@ def _read(path: Path, kind: type[T]) -> T | None:
         return None
     except (msgspec.DecodeError, OSError) as error:
         raise DataLoss(f"state file {path} cannot be read: {error}") from error
-
-
-def _write(path: Path, value: Value) -> None:
-    aside = path.with_suffix(".new")
-    aside.write_bytes(msgspec.json.encode(value))
-    aside.replace(path)
