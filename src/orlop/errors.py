@@ -89,6 +89,10 @@ class Unavailable(OrlopError):
     code = Code.UNAVAILABLE
 
 
+class NotUndone(Unavailable):
+    """Something could not be taken back whole; the message names what is left, and a retry goes on."""
+
+
 class DeadlineExceeded(OrlopError):
     """The time allowed for the operation ran out."""
 

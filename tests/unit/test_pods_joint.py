@@ -1,4 +1,4 @@
-"""Calls that others can join, and tasks that nobody waits for."""
+"""Calls that others can join."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from orlop.errors import AlreadyExists, Unavailable
-from orlop.pods.joint import JointCalls, Tasks, settle
+from orlop.host.tasks import Tasks
+from orlop.pods.joint import JointCalls
 
 
 async def test_callers_join() -> None:
@@ -78,16 +79,3 @@ async def test_closing_cancels_and_tells() -> None:
         await waiting
     with pytest.raises(Unavailable, match="stopping"):
         await calls.run("a", 1, work)
-
-
-async def test_settle_runs_all_to_the_end() -> None:
-    done = []
-
-    async def work(number: int) -> None:
-        await asyncio.sleep(0)
-        if number == 1:
-            raise ValueError
-        done.append(number)
-
-    errors = await settle(*(work(number) for number in range(3)))
-    assert (done, len(errors)) == ([0, 2], 1)

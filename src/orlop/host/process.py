@@ -22,7 +22,7 @@ from typing import IO
 import msgspec
 
 from orlop.errors import Code, DeadlineExceeded, NotFound, OrlopError, ResourceExhausted
-from orlop.host import threads
+from orlop.host import tasks
 
 Argument = str | os.PathLike[str]
 Stream = int | IO[bytes] | None
@@ -161,13 +161,19 @@ async def spawn_detached(
             start_new_session=new_session,
         )
 
-    starting = asyncio.ensure_future(asyncio.to_thread(start))
+    child: subprocess.Popen[bytes] | None = None
+
+    async def begin() -> Detached:
+        nonlocal child
+        child = await asyncio.to_thread(start)
+        return Detached(child)
+
     try:
-        return Detached(await threads.finish(starting))
+        return await tasks.uncancelled(begin())
     except asyncio.CancelledError:
-        if not starting.cancelled() and starting.exception() is None:
-            starting.result().kill()
-            starting.result().wait()
+        if child is not None:
+            child.kill()
+            child.wait()
         raise
     except OSError as error:
         raise _not_started(arguments[0], cwd, error) from error
@@ -285,7 +291,7 @@ async def _reap(child: Process) -> None:
     if child.returncode is None:
         _kill_group(child)
         signal_child(child, signal.SIGKILL)
-    await threads.finish(asyncio.ensure_future(child.wait()))
+    await tasks.uncancelled(child.wait())
 
 
 def process_start_time(pid: int) -> int:
@@ -389,6 +395,6 @@ async def kill_pid(pid: int, start_time: int, grace: float = 0) -> None:
                         await _readable(descriptor)
                         return
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            await threads.finish(asyncio.ensure_future(_readable(descriptor)))
+            await tasks.uncancelled(_readable(descriptor))
     finally:
         os.close(descriptor)

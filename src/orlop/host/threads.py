@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from orlop.host.tasks import uncancelled
+
 T = TypeVar("T")
 
 
@@ -41,19 +43,4 @@ async def in_own_thread(function: Callable[[], T], *, name: str = "orlop-host") 
         loop.call_soon_threadsafe(deliver, result, failure)
 
     threading.Thread(target=body, name=name, daemon=True).start()
-    return await finish(future)
-
-
-async def finish(future: asyncio.Future[T]) -> T:
-    """Await ``future`` to its end; a cancellation in between is raised only then."""
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait((future,))
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not future.cancelled():
-            future.exception()
-        raise cancelled
-    return future.result()
+    return await uncancelled(future)

@@ -21,7 +21,7 @@ from typing import Any
 
 import orlop
 from orlop.errors import DataLoss, Internal, OrlopError, ResourceExhausted, Unavailable
-from orlop.host import process, threads
+from orlop.host import process, tasks
 from orlop.images.documents import Descriptor
 from orlop.images.repair import Repair
 from orlop.images.repair import name as repair_name
@@ -134,7 +134,7 @@ class LayerStore:
         finally:
             if child is not None:
                 process.signal_child(child, signal.SIGKILL)
-                await threads.finish(asyncio.ensure_future(child.wait()))
+                await tasks.uncancelled(child.wait())
             partial.unlink(missing_ok=True)
 
     def repair(self, diff_ids: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ from orlop.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from orlop.host import process, threads
+from orlop.host import process, tasks
 from orlop.images import policy
 from orlop.images.documents import MAX_DOCUMENT, Descriptor, digest_of
 from orlop.images.failures import failure, last_message
@@ -216,7 +216,7 @@ class Proxy:
     async def close(self) -> None:
         """End the child, whatever it does."""
         process.signal_child(self._child, signal.SIGKILL)
-        await threads.finish(asyncio.ensure_future(self._child.wait()))
+        await tasks.uncancelled(self._child.wait())
         self._listener.cancel()
 
     async def _listen(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from orlop.config import NetworkConfig
 from orlop.errors import OrlopError, Unavailable
-from orlop.host import threads
+from orlop.host import tasks
 from orlop.net import conflist, masquerade, result
 from orlop.net.chain import Attachment, Chain, Records
 from orlop.net.conflist import STATUS_SINCE, NetworkList
@@ -95,7 +95,7 @@ class PodNetwork:
             self._records.save(_with_outcome(attachment, outcome))
             return result.read(outcome, INTERFACE)
         except BaseException:
-            await threads.finish(asyncio.ensure_future(self._undo(attachment)))
+            await tasks.uncancelled(self._undo(attachment))
             raise
 
     async def _undo(self, attachment: Attachment) -> None:

@@ -9,50 +9,13 @@ fails, whoever waits gets the error and the key is free again; the work has undo
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
-from orlop.errors import OrlopError, Unavailable
-
-log = logging.getLogger(__name__)
+from orlop.errors import Unavailable
+from orlop.host.tasks import Tasks
 
 T = TypeVar("T")
-
-
-class Tasks:
-    """Owns tasks that nobody waits for; a failure is logged, never lost, and harms no other."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._closed = False
-
-    def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Run ``work`` until it ends or :meth:`close` cancels it."""
-        if self._closed:
-            work.close()
-            raise Unavailable(f"{name}: the daemon is stopping")
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if isinstance(error, OrlopError):
-            log.debug("%s failed: %s", task.get_name(), error)
-        else:
-            log.error("%s failed unexpectedly", task.get_name(), exc_info=error)
-
-    async def close(self) -> None:
-        """Cancel what still runs and wait until all of it has cleaned up."""
-        self._closed = True
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
 
 
 class JointCalls(Generic[T]):
@@ -79,7 +42,7 @@ class JointCalls(Generic[T]):
         """
         flight = self._flights.get(key)
         if flight is None:
-            task = self._tasks.spawn(work(), f"call {key}")
+            task = self._tasks.spawn(work(), f"call {key}", awaited=True)
             self._flights[key] = (request, task)
             task.add_done_callback(lambda _: self._flights.pop(key, None))
         else:
@@ -105,13 +68,3 @@ async def wait_shielded(task: asyncio.Task[T], what: str) -> T:
 def _cancelling() -> bool:
     current = asyncio.current_task()
     return current is not None and current.cancelling() > 0
-
-
-async def settle(*work: Awaitable[object]) -> list[BaseException]:
-    """Run all of ``work`` at once to the end; returns the errors (a cancellation is passed on)."""
-    results = await asyncio.gather(*work, return_exceptions=True)
-    errors = [result for result in results if isinstance(result, BaseException)]
-    for error in errors:
-        if isinstance(error, asyncio.CancelledError):
-            raise error
-    return errors

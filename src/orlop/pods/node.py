@@ -8,9 +8,10 @@ import time
 from dataclasses import dataclass, field
 
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.host.tasks import Tasks
 from orlop.pods.events import Events
 from orlop.pods.handlers import Handlers
-from orlop.pods.joint import JointCalls, Tasks
+from orlop.pods.joint import JointCalls
 from orlop.pods.ledger import Ledger
 from orlop.pods.ports import Images
 from orlop.pods.records import (

@@ -16,8 +16,8 @@ import logging
 from collections.abc import Awaitable
 
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.host.tasks import failures_of
 from orlop.pods.containers import Containers
-from orlop.pods.joint import settle
 from orlop.pods.node import Node, now, reason_of
 from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord
 from orlop.pods.sandboxes import Pods
@@ -54,7 +54,7 @@ class Recovery:
             async with limit:
                 await self._pod(record)
 
-        for error in await settle(*(recover(record) for record in ledger.all_pods())):
+        for error in await failures_of(*(recover(record) for record in ledger.all_pods())):
             log.error("a pod could not be recovered: %s", reason_of(error), exc_info=error)
         await self._node.images.reconcile({member.id for member in ledger.all_containers()})
 

@@ -20,7 +20,7 @@ from orlop.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from orlop.host import process, threads
+from orlop.host import process, tasks
 from orlop.hypervisor.base import Disk, DiskFormat, MachineShape, MemoryUse, Slot
 from orlop.hypervisor.qemu import bays, blocks, cmdline, memuse, record
 from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
@@ -133,7 +133,7 @@ class QemuMachine:
             else:
                 await self._plug(disk, lun)
         except BaseException:
-            await threads.finish(asyncio.ensure_future(self._undo(disk.id)))
+            await tasks.uncancelled(self._undo(disk.id))
             raise
         return Slot(lun=lun, lasting=bay is not None)
 
@@ -330,7 +330,7 @@ class QemuMachine:
                 finally:
                     down.cancel()
         finally:
-            await threads.finish(asyncio.ensure_future(self._end()))
+            await tasks.uncancelled(self._end())
 
     async def wait(self) -> str:
         """Wait for the end; see :class:`orlop.hypervisor.base.Machine`."""

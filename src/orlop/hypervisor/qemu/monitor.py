@@ -14,7 +14,7 @@ from collections.abc import Callable
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
 
 from orlop.errors import DeadlineExceeded, Internal, Unavailable
-from orlop.host import threads
+from orlop.host import tasks
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Monitor:
         """Disconnect; QEMU goes on. Idempotent."""
         self._closing.set()
         if self._tasks:
-            await threads.finish(asyncio.gather(*self._tasks))
+            await tasks.uncancelled(asyncio.gather(*self._tasks))
 
     async def _follow(self) -> None:
         """Disconnect when asked to, or when QEMU has ended: the library's own error is then retrieved."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import FailedPrecondition, Internal, NotFound
-from orlop.host import process, threads
+from orlop.host import process, tasks
 from orlop.sandbox.process.layout import ContainerPaths, Process
 from orlop.sandbox.process.runtime import Runtime, last_error
 
@@ -96,7 +96,7 @@ async def create(
         os.close(writing)
         writing = -1
         # It puts itself into the background at once, and writes its pid first: only then can it be found.
-        status = await threads.finish(asyncio.ensure_future(child.wait()))
+        status = await tasks.uncancelled(child.wait())
         report = await _read_report(reading)
     finally:
         os.close(reading)

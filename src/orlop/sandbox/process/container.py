@@ -21,7 +21,7 @@ import msgspec
 
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
 from orlop.guest.users import Identity
-from orlop.host import cgroups, cgroupstats, mounts, process, threads
+from orlop.host import cgroups, cgroupstats, mounts, process, tasks
 from orlop.host.cgroups import Cgroup
 from orlop.sandbox.process import apparmor, conmon, identity, layout, oci, volumes
 from orlop.sandbox.process.layout import ContainerPaths, ContainerState, PodPaths
@@ -216,7 +216,7 @@ class Container:
         """
         async with self._deleting:
             await self.kill()
-            await threads.finish(asyncio.ensure_future(self._remove()))
+            await tasks.uncancelled(self._remove())
 
     async def _remove(self) -> None:
         deadline = time.monotonic() + _LATE_RUNTIME

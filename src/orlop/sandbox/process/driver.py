@@ -13,7 +13,7 @@ import shutil
 
 from orlop.config import Config
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
-from orlop.host import process, threads
+from orlop.host import process, tasks
 from orlop.net.network import PodNetwork
 from orlop.sandbox.base import Features, Sandbox
 from orlop.sandbox.process import checks, conmon, layout, podns, runtime
@@ -115,7 +115,7 @@ class ProcessDriver:
                 self._layout.pause,
             )
         except BaseException:
-            await threads.finish(asyncio.ensure_future(self._give_up(spec.id)))
+            await tasks.uncancelled(self._give_up(spec.id))
             raise
         found = ProcessSandbox(tools, self._network, spec, paths, state, holder)
         self._running[spec.id] = found

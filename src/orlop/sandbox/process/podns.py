@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orlop.errors import FailedPrecondition, InvalidArgument
-from orlop.host import mounts, namespaces, process, threads
+from orlop.host import mounts, namespaces, process, tasks
 from orlop.host import syscalls as sys
 from orlop.sandbox.process import volumes
 from orlop.sandbox.process.layout import PodPaths, Process
@@ -135,7 +135,7 @@ async def _hold(
             if descriptor >= 0:
                 os.close(descriptor)
         if holder is not None:
-            await threads.finish(asyncio.ensure_future(_end(holder)))
+            await tasks.uncancelled(_end(holder))
 
 
 async def _end(holder: process.Detached) -> None:

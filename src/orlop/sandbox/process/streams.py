@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from orlop.errors import FailedPrecondition
-from orlop.host import namespaces, process, threads
+from orlop.host import namespaces, process, tasks
 from orlop.sandbox.process import conmon
 from orlop.sandbox.process.runtime import Runtime, last_error
 from orlop.sandbox.spec import ExecSpec, ExitStatus
@@ -154,7 +154,7 @@ class ExecProcess:
         if self._closed:
             return
         self._closed = True
-        await threads.finish(asyncio.ensure_future(self._release()))
+        await tasks.uncancelled(self._release())
 
     async def _release(self) -> None:
         if self._child.returncode is None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from orlop.config import VmConfig
 from orlop.errors import DataLoss, OrlopError, Unavailable
-from orlop.host import mounts, netns, threads
+from orlop.host import mounts, netns, tasks
 from orlop.hypervisor.base import (
     Accelerator,
     Hypervisor,
@@ -183,7 +183,7 @@ class Cloner:
             await Share(directory / "share").protect()
             await netns.create(netns_of(directory))
         except BaseException:
-            await threads.finish(asyncio.ensure_future(self.discard(directory)))
+            await tasks.uncancelled(self.discard(directory))
             raise
         return directory
 
@@ -203,7 +203,7 @@ class Cloner:
         try:
             return await self.finish(directory)
         except BaseException:
-            await threads.finish(asyncio.ensure_future(self.discard(directory)))
+            await tasks.uncancelled(self.discard(directory))
             raise
 
     async def warm_up(self, clone: Clone) -> None:

@@ -24,7 +24,8 @@ from orlop import tracing
 from orlop.config import Config
 from orlop.errors import DataLoss, NotFound, OrlopError, Unavailable
 from orlop.guestos.build import GuestArtifacts, find
-from orlop.host import threads
+from orlop.host import tasks
+from orlop.host.tasks import together
 from orlop.hypervisor.base import Hypervisor, MachineShape
 from orlop.hypervisor.qemu import QemuHypervisor
 from orlop.net.network import PodNetwork
@@ -39,7 +40,6 @@ from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.pool import Pool
 from orlop.sandbox.vm.sandbox import VmSandbox
 from orlop.sandbox.vm.sizing import shape_of
-from orlop.sandbox.vm.together import together
 from orlop.wire.messages import Setup, SetupReply
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class VmDriver:
             with pool.busy():
                 sandbox = await self._start(spec, cloner, pool, files)
         except BaseException:
-            await threads.finish(asyncio.ensure_future(self._clean_up(spec.id)))
+            await tasks.uncancelled(self._clean_up(spec.id))
             raise
         sandbox.timings["total"] = _since(begun)
         self._sandboxes[spec.id] = sandbox
@@ -179,7 +179,7 @@ class VmDriver:
         try:
             await sandbox.adopt(containers)
         except BaseException:
-            await threads.finish(asyncio.ensure_future(sandbox.release(cloner)))
+            await tasks.uncancelled(sandbox.release(cloner))
             raise
         self._sandboxes[spec.id] = sandbox
         return sandbox

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from orlop.errors import NotFound
 from orlop.host import mounts
+from orlop.host.tasks import together
 from orlop.hypervisor.base import Disk, DiskFormat, Machine
 from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount
 from orlop.sandbox.vm.files import ContainerFile, DiskUse
 from orlop.sandbox.vm.idmaps import user_namespace
-from orlop.sandbox.vm.together import together
 from orlop.sandbox.vm.translate import Plugged
 from orlop.storage import disks
 from orlop.storage.share import Share

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 
 from orlop.config import PoolConfig
 from orlop.errors import OrlopError
-from orlop.host import threads
+from orlop.host import tasks
 from orlop.hypervisor.base import MachineShape
 from orlop.sandbox.vm.clone import Clone, Cloner
 from orlop.sandbox.vm.pressure import memory_pressure
@@ -195,7 +195,7 @@ class Pool:
             clone.be_nice(0)
             use = await clone.machine.memory()
         except BaseException:
-            await threads.finish(asyncio.ensure_future(self._end(clone)))
+            await tasks.uncancelled(self._end(clone))
             raise
         self._ready[clone] = use.pss
         self._watchers[clone] = asyncio.create_task(self._watch(clone), name=f"pool VM {clone.id}")
@@ -217,7 +217,7 @@ class Pool:
 
     async def _drop(self, clone: Clone) -> None:
         self._forget(clone)
-        await threads.finish(asyncio.ensure_future(self._end(clone)))
+        await tasks.uncancelled(self._end(clone))
 
     async def _end(self, clone: Clone) -> None:
         try:

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from orlop import tracing
 from orlop.config import VmConfig
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, OrlopError
-from orlop.host import threads
+from orlop.host import tasks
+from orlop.host.tasks import together
 from orlop.hypervisor.base import MachineShape
 from orlop.net import tap
 from orlop.sandbox import seccomp
@@ -40,7 +41,6 @@ from orlop.sandbox.vm.files import ContainerFile, PodFile, PodFiles
 from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.process import SIGKILL, Attachment, ExecProcess, PortConnection
 from orlop.sandbox.vm.sizing import size
-from orlop.sandbox.vm.together import together
 from orlop.wire import values as wire
 from orlop.wire.messages import (
     Connect,
@@ -182,7 +182,7 @@ class VmSandbox:
                 made = await self._agent.call(Create(container=message), _STEP_TIMEOUT)
             await self._pin(self._cpusets())
         except BaseException:
-            await threads.finish(asyncio.ensure_future(self._undo_create(container)))
+            await tasks.uncancelled(self._undo_create(container))
             raise
         container.pump()
         return UserIds(uid=made.uid, gid=made.gid, groups=made.groups)

@@ -15,11 +15,11 @@ import time
 import uuid
 from pathlib import Path
 
+from orlop.host.tasks import together
 from orlop.hypervisor.base import Disk, DiskFormat, Machine
 from orlop.sandbox import seccomp
 from orlop.sandbox.spec import Seccomp, SeccompMode
 from orlop.sandbox.vm.agent import AgentClient
-from orlop.sandbox.vm.together import together
 from orlop.storage.disks import scratch_disk
 from orlop.wire import values as wire
 from orlop.wire.messages import Create, Delete, Exec, Setup, Signal, Start, Stats
