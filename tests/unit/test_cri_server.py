@@ -450,7 +450,7 @@ CALLS = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_request_is_answered_or_refused(data: st.DataObject) -> None:
     """Every call with any message of its type ends with an answer, or an error that is the caller's."""

@@ -40,7 +40,7 @@ def answer(call: Any, *args: Any) -> Any:
         return None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(messages(pb.PodSandboxConfig.DESCRIPTOR), TEXT)
 def test_any_pod_config_is_taken_or_refused(config: pb.PodSandboxConfig, handler: str) -> None:
     spec = answer(pod.pod_spec, config, handler)
@@ -49,7 +49,7 @@ def test_any_pod_config_is_taken_or_refused(config: pb.PodSandboxConfig, handler
         assert all(0 < item.host_port < 65536 for item in spec.port_mappings)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXT, messages(pb.ContainerConfig.DESCRIPTOR))
 def test_any_container_config_is_taken_or_refused(pod_id: str, config: pb.ContainerConfig) -> None:
     request = answer(container.container_request, pod_id, config)
@@ -58,7 +58,7 @@ def test_any_container_config_is_taken_or_refused(pod_id: str, config: pb.Contai
         assert all("\0" not in item for item in (*request.command, *request.args))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.one_of(
         messages(pb.ContainerFilter.DESCRIPTOR),

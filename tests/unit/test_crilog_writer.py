@@ -86,7 +86,7 @@ async def test_long_lines_go_out_in_pieces(tmp_path: Path, size: int, chunk: int
     ),
     st.integers(0, 20),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 async def test_nothing_is_lost_when_the_writer_dies(
     tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, bytes]], death: int
 ) -> None:

@@ -338,7 +338,7 @@ ENDS_WITH_A_BLOCK = {
 """Files whose last inode ends a block, behind which fsck.erofs 1.5 reads on."""
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     files=st.dictionaries(names, st.binary(max_size=9000), max_size=12), kind=st.sampled_from(["gnu", "pax"])
 )
@@ -360,7 +360,7 @@ def test_any_tree_comes_back(files: dict[str, bytes], kind: str, tmp_path: Path)
     assert (tmp_path / "i").stat().st_size % BLOCK == 0
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_is_refused_not_guessed(data: st.DataObject, tmp_path: Path) -> None:
     archive = (

@@ -58,7 +58,7 @@ def test_what_leads_nowhere(path: str, error: type[Exception], root: Path) -> No
         resolve_in(root, path)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     links=st.lists(
         st.tuples(st.sampled_from("xyz"), st.text("./axyzb", min_size=1, max_size=12)), max_size=4

@@ -92,7 +92,7 @@ class Stream(RuleBasedStateMachine):
 
 
 TestStream = Stream.TestCase
-TestStream.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestStream.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def test_the_window_is_never_overrun() -> None:

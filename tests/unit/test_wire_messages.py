@@ -72,7 +72,7 @@ def create() -> st.SearchStrategy[Any]:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(requests())
 def test_requests_come_back_as_they_went(request: Any) -> None:
     payload = messages.pack_request(request)
@@ -80,7 +80,7 @@ def test_requests_come_back_as_they_went(request: Any) -> None:
     assert messages.unpack_request(payload) == request
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_replies_come_back_as_they_went(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(list(messages.REQUESTS.values())))
@@ -89,7 +89,7 @@ def test_replies_come_back_as_they_went(data: st.DataObject) -> None:
     assert messages.unpack_reply(request, messages.pack_reply(reply)) == reply
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_events_come_back_as_they_went(data: st.DataObject) -> None:
     event = data.draw(strategy(data.draw(st.sampled_from(list(messages.EVENTS.values())))))
@@ -103,7 +103,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(messages.REQUESTS)), st.data())
 def test_wrong_types_are_named_errors(op: str, data: st.DataObject) -> None:
     kind = messages.REQUESTS[op]
