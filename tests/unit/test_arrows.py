@@ -1,6 +1,6 @@
 """The rules of the house: which room may import which, and how large anything may grow.
 
-``errors, config, wire, tracing`` -> ``guest, host`` -> ``hypervisor, guestos, images, net, storage``
+``errors, config, linux, wire, tracing`` -> ``guest, host`` -> ``hypervisor, guestos, images, net, storage``
 -> ``sandbox`` -> ``pods`` -> ``cri`` -> ``daemon`` -> ``cli``. A room imports only what lies below.
 """
 
@@ -19,7 +19,7 @@ import orlop
 SOURCE = Path(orlop.__file__).parent
 
 RANKS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "config", "wire", "tracing"}),
+    frozenset({"errors", "config", "linux", "wire", "tracing"}),
     frozenset({"guest", "host"}),
     frozenset({"hypervisor", "guestos", "images", "net", "storage"}),
     frozenset({"sandbox"}),
@@ -129,11 +129,24 @@ def test_the_two_sandboxes_do_not_know_each_other() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_process_sandbox_needs_no_guest() -> None:
+    wrong = [
+        f"{module.name}:{line}"
+        for module in MODULES
+        if module.name.startswith("sandbox/process/")
+        for used, line in rooms_used(module)
+        if used == "guest"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize(
-    ("room", "allowed"), [("guest", {"guest", "wire"}), ("wire", {"wire"})], ids=["guest", "wire"]
+    ("room", "allowed"),
+    [("guest", {"guest", "wire", "linux"}), ("wire", {"wire"}), ("linux", {"linux"})],
+    ids=["guest", "wire", "linux"],
 )
 def test_the_guest_needs_only_python(room: str, allowed: set[str]) -> None:
-    """What runs in the guest imports the standard library, itself and the wire."""
+    """What runs in the guest imports the standard library, itself, the wire and what Linux itself is."""
     wrong = []
     for module in MODULES:
         if module.room != room:

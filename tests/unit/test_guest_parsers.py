@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orlop.guest import cgroup, credentials, devicefilter, netlink, setup, stats
+from orlop.guest import cgroup, credentials, devicefilter, links, setup, stats
 from orlop.guest.lookup import resolve_target
 from orlop.guest.userns import outer_id
+from orlop.linux import netlink
 from orlop.wire.messages import Refused
 from orlop.wire.values import Device, IdMapping, Resources, Rlimit
 
@@ -101,7 +102,7 @@ def test_attributes_are_padded_to_four_bytes() -> None:
 @pytest.mark.parametrize("text", ["", "aa:bb", "aa:bb:cc:dd:ee:ff:00", "zz:bb:cc:dd:ee:ff"])
 def test_a_bad_mac_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        netlink.mac_bytes(text)
+        links.mac_bytes(text)
 
 
 @pytest.mark.parametrize("name", ["", "net", "../etc/passwd", "net/../../x", "/net/x", "net..x"])
@@ -149,11 +150,11 @@ def test_links_of_an_image_stay_within_it(tmp_path: Path) -> None:
     ],
 )
 def test_networks(text: str, length: int, first: str, last: str) -> None:
-    family, packed, found = netlink.network_bytes(text)
+    family, packed, found = links.network_bytes(text)
     assert found == length
-    assert netlink.masked(packed, length) == netlink.address_bytes(first)[1]
-    assert netlink.masked(packed, length, fill=True) == netlink.address_bytes(last)[1]
-    assert family == netlink.address_bytes(first)[0]
+    assert links.masked(packed, length) == links.address_bytes(first)[1]
+    assert links.masked(packed, length, fill=True) == links.address_bytes(last)[1]
+    assert family == links.address_bytes(first)[0]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_networks(text: str, length: int, first: str, last: str) -> None:
 )
 def test_what_is_no_network_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="is not an address"):
-        netlink.network_bytes(text)
+        links.network_bytes(text)
 
 
 def decide(program: bytes, kind: int, access: int, major: int, minor: int) -> int:

@@ -130,7 +130,7 @@ def test_descriptors_of_the_agent_do_not_reach_the_program() -> None:
 
 def test_an_endless_script_goes_on_until_it_is_killed() -> None:
     steps = Script()
-    steps.forever("pause")
+    steps.forever("ppoll")
     child = spawn.start(steps)
     assert select.select([child.pidfd], [], [], 0.05)[0] == []
     os.kill(child.pid, 9)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.errors import FailedPrecondition, InvalidArgument
-from orlop.guest.users import Identity
+from orlop.linux.users import Identity
 from orlop.sandbox.process import (
     apparmor,
     checks,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from orlop.guest import cgroup, connect, holder, memory, setup, spawn, stats, syscalls, warm
+from orlop.guest import cgroup, connect, holder, memory, setup, spawn, stats, warm
 from orlop.guest.container import Entry
 from orlop.guest.disks import Disks
 from orlop.guest.execs import Execs
@@ -15,6 +15,7 @@ from orlop.guest.oom import OomWatch
 from orlop.guest.process import Process, Streaming
 from orlop.guest.system import Share
 from orlop.guest.userns import IdMaps
+from orlop.linux import syscalls
 from orlop.wire import messages
 from orlop.wire.messages import Done, Refused
 from orlop.wire.statistics import ContainerUsage

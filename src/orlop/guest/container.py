@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
-from orlop.guest import cgroup, devicefilter, paths, spawn, syscalls
+from orlop.guest import cgroup, devicefilter, paths, spawn
 from orlop.guest.cgroup import Cgroup
 from orlop.guest.disks import Disks
 from orlop.guest.lookup import Root
@@ -17,7 +17,8 @@ from orlop.guest.process import Process, Streaming
 from orlop.guest.program import TTY_GROUP, Program, add_program, add_terminal, prepare
 from orlop.guest.script import ANY, Script
 from orlop.guest.userns import IdMaps, outer_id, write_maps
-from orlop.guest.users import Identity
+from orlop.linux import syscalls
+from orlop.linux.users import Identity
 from orlop.wire.messages import Refused
 from orlop.wire.values import Container, ContainerState, Disk, Mount, Resources
 

@@ -8,11 +8,12 @@ import resource
 import struct
 from collections.abc import Iterator
 
-from orlop.guest import syscalls
 from orlop.guest.script import Script, errors
-from orlop.guest.users import Identity
+from orlop.linux import syscalls
+from orlop.linux.capabilities import CAPABILITIES
+from orlop.linux.users import Identity
 from orlop.wire.messages import Refused
-from orlop.wire.values import CAPABILITIES, Rlimit, Security
+from orlop.wire.values import Rlimit, Security
 
 _NUMBERS = {name: number for number, name in enumerate(CAPABILITIES)}
 _CAPABILITY_VERSION = 0x20080522

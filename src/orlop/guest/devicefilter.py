@@ -13,7 +13,7 @@ import stat
 import struct
 from dataclasses import dataclass
 
-from orlop.guest import syscalls
+from orlop.linux import syscalls
 from orlop.wire.messages import Refused
 from orlop.wire.values import Device
 

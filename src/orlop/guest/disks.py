@@ -16,8 +16,9 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from orlop.guest import paths, syscalls
+from orlop.guest import paths
 from orlop.guest.paths import read_text, write_text
+from orlop.linux import syscalls
 from orlop.wire.messages import Refused
 from orlop.wire.values import Disk
 

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orlop.guest import spawn, syscalls
+from orlop.guest import spawn
 from orlop.guest.container import Entry
 from orlop.guest.loop import Timer
 from orlop.guest.process import Process, Streaming
 from orlop.guest.program import TTY_GROUP, Program, add_program, add_terminal, prepare
 from orlop.guest.script import ANY, Script
 from orlop.guest.userns import outer_id
+from orlop.linux import syscalls
 from orlop.wire import messages
 from orlop.wire.messages import Refused
 from orlop.wire.values import ExecState

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 
-from orlop.guest import spawn, syscalls
+from orlop.guest import spawn
 from orlop.guest.script import Script
 from orlop.guest.userns import write_maps
+from orlop.linux import syscalls
 from orlop.wire.values import Namespaces
 
 _SIGCHLD = 17
@@ -31,7 +32,7 @@ def start(namespaces: Namespaces) -> spawn.Child:
     steps.add("prctl", syscalls.PR_SET_NAME, b"pause")
     steps.add("setsid")
     steps.add("close_range", 0, 0xFFFFFFFF, 0)
-    steps.forever("pause")
+    steps.forever("ppoll")
     try:
         child = spawn.start(steps, flags=flags)
     finally:

@@ -12,8 +12,8 @@ import os
 import stat
 import struct
 
-from orlop.guest import syscalls
-from orlop.guest.users import MAX_FILE
+from orlop.linux import syscalls
+from orlop.linux.users import MAX_FILE
 from orlop.wire.messages import Refused
 
 _TIOCSPTLCK = 0x40045431

@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 
-from orlop.guest import cgroup, syscalls, system
+from orlop.guest import cgroup, system
 from orlop.guest.dispatch import Dispatcher
 from orlop.guest.loop import Loop
+from orlop.linux import syscalls
 
 PORT = "org.orlop.agent"
 

@@ -15,10 +15,11 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 
-from orlop.guest import paths, syscalls
+from orlop.guest import paths
 from orlop.guest.lookup import resolve_target
 from orlop.guest.script import Script, errors
-from orlop.guest.syscalls import (
+from orlop.linux import syscalls
+from orlop.linux.syscalls import (
     AT_FDCWD,
     MNT_DETACH,
     MOUNT_ATTR_RDONLY,
@@ -101,7 +102,13 @@ def _common(without: frozenset[str], privileged: bool) -> Script:
         for name, (major, minor) in _NODES.items():
             path = f"/dev/{name}"
             steps.add(
-                "mknod", path, stat.S_IFCHR | 0o666, os.makedev(major, minor), tolerate=_EXISTS, what=path
+                "mknodat",
+                AT_FDCWD,
+                path,
+                stat.S_IFCHR | 0o666,
+                os.makedev(major, minor),
+                tolerate=_EXISTS,
+                what=path,
             )
     if "/sys" not in without:
         _directory(steps, "/sys")
@@ -140,11 +147,11 @@ def _dev(steps: Script, options: str) -> None:
         _directory(steps, f"/dev/{name}")
     _mount(steps, "devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)
     for target, link in _LINKS:
-        steps.add("symlink", target, link, what=link)
+        steps.add("symlinkat", target, AT_FDCWD, link, what=link)
 
 
 def _directory(steps: Script, path: str) -> None:
-    steps.add("mkdir", path, 0o755, tolerate=_EXISTS, what=f"mount point {path}", code="invalid")
+    steps.add("mkdirat", AT_FDCWD, path, 0o755, tolerate=_EXISTS, what=f"mount point {path}", code="invalid")
 
 
 def _mount(
@@ -264,7 +271,13 @@ class Builder:
                 status = entry.stat(follow_symlinks=False)
                 if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
                     self._steps.add(
-                        "mknod", entry.path, status.st_mode, status.st_rdev, tolerate=_EXISTS, what=entry.path
+                        "mknodat",
+                        AT_FDCWD,
+                        entry.path,
+                        status.st_mode,
+                        status.st_rdev,
+                        tolerate=_EXISTS,
+                        what=entry.path,
                     )
 
     def _device(self, device: Device) -> None:
@@ -281,7 +294,9 @@ class Builder:
         if self._view.own_user_namespace:
             self._attach(self._take(source), target, directory=False)
         else:
-            self._steps.add("mknod", target, mode, device, tolerate=_EXISTS, what=f"device {target}")
+            self._steps.add(
+                "mknodat", AT_FDCWD, target, mode, device, tolerate=_EXISTS, what=f"device {target}"
+            )
 
     def _resolved(self, target: str) -> str:
         """The target with the image's own links followed, so that a dangling one gets what it points to."""
@@ -300,7 +315,7 @@ class Builder:
         else:
             self._directory(os.path.dirname(target))
             self._steps.add(
-                "mknod", target, stat.S_IFREG | 0o644, 0, tolerate=_EXISTS,
+                "mknodat", AT_FDCWD, target, stat.S_IFREG | 0o644, 0, tolerate=_EXISTS,
                 what=f"mount point {target}", code="invalid",
             )  # fmt: skip
         _move(self._steps, fd, target)

@@ -6,8 +6,8 @@ import os
 import struct
 from collections.abc import Callable
 
-from orlop.guest import syscalls
 from orlop.guest.loop import IN, Loop
+from orlop.linux import syscalls
 
 _EVENT = struct.Struct("=iIII")
 

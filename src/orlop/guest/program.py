@@ -8,10 +8,13 @@ import termios
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orlop.guest import credentials, spawn, syscalls
+from orlop.guest import credentials, spawn
 from orlop.guest.lookup import Root
 from orlop.guest.script import ANY, Script, errors
-from orlop.guest.users import Identity, resolve
+from orlop.linux import syscalls, users
+from orlop.linux.syscalls import AT_FDCWD
+from orlop.linux.users import Identity
+from orlop.wire.messages import Refused
 from orlop.wire.values import Security
 
 TTY_GROUP = 5
@@ -46,7 +49,7 @@ class Prepared:
 
 def prepare(program: Program, root: Root) -> Prepared:
     """Look up user and executable as the container sees them. Raises Refused."""
-    identity = resolve(program.security, root.read("/etc/passwd"), root.read("/etc/group"))
+    identity = _identity(program.security, root)
     env = dict(program.env)
     env.setdefault(b"PATH", DEFAULT_PATH)
     env.setdefault(b"HOME", os.fsencode(identity.home))
@@ -56,12 +59,33 @@ def prepare(program: Program, root: Root) -> Prepared:
     return Prepared(program, identity, path, env)
 
 
+def _identity(security: Security, root: Root) -> Identity:
+    wanted = users.Wanted(
+        user=security.user,
+        group=security.group,
+        supplemental_groups=security.supplemental_groups,
+        strict_groups=security.strict_groups,
+    )
+    try:
+        return users.find(wanted, root.read("/etc/passwd"), root.read("/etc/group"))
+    except users.UnknownName as error:
+        raise Refused("invalid", str(error)) from error
+
+
 def add_terminal(steps: Script, path: str, *, console: bool) -> None:
     """Make the terminal at ``path`` stdin, stdout, stderr and the session's own."""
     if console:
-        steps.add("mknod", "/dev/console", 0o100620, 0, tolerate=errors(errno.EEXIST), what="/dev/console")
+        steps.add(
+            "mknodat",
+            AT_FDCWD,
+            "/dev/console",
+            0o100620,
+            0,
+            tolerate=errors(errno.EEXIST),
+            what="/dev/console",
+        )
         steps.add("mount", path, "/dev/console", 0, syscalls.MS_BIND, what="/dev/console")
-    steps.add("open", path, os.O_RDWR | os.O_NOCTTY, what="open the terminal")
+    steps.add("openat", AT_FDCWD, path, os.O_RDWR | os.O_NOCTTY, what="open the terminal")
     for number in (0, 1, 2):
         steps.add("dup3", _FREE, number, 0, what="terminal")
     steps.add("close", _FREE)
@@ -78,7 +102,7 @@ def add_program(steps: Script, prepared: Prepared, *, make_cwd: bool) -> None:
     steps.add("chdir", program.cwd, what=where, code="exec_failed")
     if not program.own_user_namespace:
         score = str(security.oom_score_adj).encode()
-        steps.add("open", "/proc/self/oom_score_adj", os.O_WRONLY, what="oom_score_adj")
+        steps.add("openat", AT_FDCWD, "/proc/self/oom_score_adj", os.O_WRONLY, what="oom_score_adj")
         steps.add(
             "write",
             _FREE,
@@ -101,4 +125,4 @@ def add_program(steps: Script, prepared: Prepared, *, make_cwd: bool) -> None:
 def _make_directories(steps: Script, path: str) -> None:
     parts = path.strip("/").split("/")
     for count in range(1, len(parts) + 1):
-        steps.add("mkdir", "/" + "/".join(parts[:count]), 0o755, tolerate=ANY)
+        steps.add("mkdirat", AT_FDCWD, "/" + "/".join(parts[:count]), 0o755, tolerate=ANY)

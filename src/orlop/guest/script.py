@@ -3,7 +3,8 @@
 A child that is forked from Python pays for the copy of its page tables and for every page that it
 touches, tens of milliseconds where a VM is emulated. So the child shares the agent's memory (CLONE_VM)
 and runs no Python: it walks a chain of *steps*, each of them one system call with its arguments worked
-out before, and the last of them is execve. Five dozen bytes of machine code are the walker::
+out before, and the last of them is execve. A hundred bytes of machine code are the walker, which
+:class:`~orlop.linux.architecture.Architecture` holds; for x86-64 they are::
 
         mov eax, 435            ; clone3(rdi = arguments, rsi = their size)
         syscall
@@ -58,22 +59,10 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 
+from orlop.linux import architecture
 from orlop.wire.messages import Refused
 
-_WALKER = bytes.fromhex(
-    "b8b30100000f054885c07401c34889d3488b03488b7b08488b7310488b53184c8b53204c8b43284c8b4b300f"
-    "054889435048f7d8483dff0f000077184885c074134883f83f7707480fa343387206488b5b48ebbc488b4340"
-    "4885c075064883c358ebad4889c3eba8"
-)
-
-_NUMBERS = {
-    "read": 0, "write": 1, "open": 2, "close": 3, "rt_sigaction": 13, "ioctl": 16, "pause": 34, "dup3": 292,
-    "exit_group": 231, "umask": 95, "chdir": 80, "mkdir": 83, "symlink": 88, "fchown": 93, "chmod": 90,
-    "mknod": 133, "setsid": 112, "setgroups": 116, "setresuid": 117, "setresgid": 119, "capset": 126,
-    "pivot_root": 155, "prctl": 157, "mount": 165, "umount2": 166, "unshare": 272, "setns": 308,
-    "seccomp": 317, "keyctl": 250, "prlimit64": 302, "execve": 59, "close_range": 436, "move_mount": 429,
-    "mount_setattr": 442,
-}  # fmt: skip
+_OWN = architecture.own()
 
 # Number, six arguments, tolerated errors, link, what to do on failure, result.
 _STEP = struct.Struct("=7qQQQq")
@@ -97,9 +86,9 @@ def errors(*numbers: int) -> int:
 class _Walker:
     """The machine code, in memory that may be executed."""
 
-    def __init__(self) -> None:
+    def __init__(self, code: bytes) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self._memory.write(_WALKER)
+        self._memory.write(code)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         libc = ctypes.PyDLL(None, use_errno=True)
         if libc.mprotect(
@@ -116,10 +105,10 @@ _walker: _Walker | None = None
 def start(arguments: bytes, first: int) -> int:
     """clone3 with ``arguments``; the child walks the chain at ``first``. Returns its pid."""
     global _walker
-    if os.uname().machine != "x86_64":
-        raise Refused("internal", f"the agent cannot start processes on {os.uname().machine}")
     if _walker is None:
-        _walker = _Walker()
+        if not _OWN.walker:
+            raise Refused("internal", f"the agent cannot start processes on {_OWN.machine}")
+        _walker = _Walker(_OWN.walker)
     pid = int(_walker.call(arguments, len(arguments), first))
     if pid < 0:
         raise OSError(-pid, f"clone: {os.strerror(-pid)}")
@@ -129,7 +118,7 @@ def start(arguments: bytes, first: int) -> int:
 def _exit_step() -> ctypes.Array[ctypes.c_char]:
     buffer = (ctypes.c_char * _STEP.size)()
     address = ctypes.addressof(buffer)
-    _STEP.pack_into(buffer, 0, _NUMBERS["exit_group"], 127, 0, 0, 0, 0, 0, ANY, address, address, 0)
+    _STEP.pack_into(buffer, 0, _OWN.calls["exit_group"], 127, 0, 0, 0, 0, 0, ANY, address, address, 0)
     return buffer
 
 
@@ -174,7 +163,7 @@ class Script:
     ) -> None:
         """Append one step. ``tolerate`` is made by :func:`errors`; bytes and str become pointers."""
         values = [value if type(value) is int else self.pointer(value) for value in (a, b, c, d, e)]  # type: ignore[arg-type]
-        self._code += _STEP.pack(_NUMBERS[call], *values, 0, tolerate, 0, _EXIT_ADDRESS, _PENDING)
+        self._code += _STEP.pack(_OWN.calls[call], *values, 0, tolerate, 0, _EXIT_ADDRESS, _PENDING)
         self._reasons.append((what or call, code, tolerate))
 
     def label(self, name: str) -> None:

@@ -10,9 +10,10 @@ import struct
 import time
 from contextlib import suppress
 
-from orlop.guest import cgroup, paths, syscalls
-from orlop.guest.netlink import Netlink
+from orlop.guest import cgroup, links, paths
 from orlop.guest.paths import create_text, read_text, write_text
+from orlop.linux import syscalls
+from orlop.linux.netlink import Netlink
 from orlop.wire.messages import Refused, Setup, SetupReply
 from orlop.wire.values import NO_LIMITS, Interface
 
@@ -44,8 +45,8 @@ class Identity:
         if self._prepared:
             return
         self._prepared = True
-        with Netlink() as netlink:
-            netlink.set_link(socket.if_nametoindex("lo"), up=True)
+        with Netlink() as kernel:
+            links.set_link(kernel, socket.if_nametoindex("lo"), up=True)
         for path, target in ((_MACHINE_ID, "/etc/machine-id"), (paths.BOOT_ID, _KERNEL_BOOT_ID)):
             if os.path.exists(target):
                 create_text(path, read_text(target), 0o444)
@@ -100,18 +101,18 @@ class Identity:
         self._shm_size = size
 
     def _network(self, interfaces: tuple[Interface, ...]) -> None:
-        with Netlink() as netlink:
+        with Netlink() as kernel:
             for device, name in self._names.items():
                 # Routes and neighbours go with the link that goes down.
                 index = socket.if_nametoindex(name)
-                netlink.set_link(index, up=False)
-                netlink.remove_addresses(index)
+                links.set_link(kernel, index, up=False)
+                links.remove_addresses(kernel, index)
                 if name != device:
-                    netlink.set_link(index, name=device)
+                    links.set_link(kernel, index, name=device)
             self._names = {}
             for interface in interfaces:
                 self._names[interface.device] = interface.name
-                _interface(netlink, interface)
+                _interface(kernel, interface)
 
 
 def set_sysctl(name: str, value: str) -> None:
@@ -148,36 +149,29 @@ def _seed(entropy: bytes) -> None:
         os.close(fd)
 
 
-def _interface(netlink: Netlink, interface: Interface) -> None:
+def _interface(kernel: Netlink, interface: Interface) -> None:
     doing = "find it"
     try:
         index = socket.if_nametoindex(interface.device)
         doing = "set it up"
         if interface.name != interface.device:
-            netlink.set_link(index, up=False)
-            netlink.set_link(index, name=interface.name)
+            links.set_link(kernel, index, up=False)
+            links.set_link(kernel, index, name=interface.name)
         if interface.mac:
-            netlink.set_link(index, mac=interface.mac)
+            links.set_link(kernel, index, mac=interface.mac)
         with suppress(OSError):
             write_text(f"/proc/sys/net/ipv6/conf/{interface.name}/accept_ra", "0")
         if any(":" in address for address in interface.addresses):
             write_text(f"/proc/sys/net/ipv6/conf/{interface.name}/disable_ipv6", "0")
-        netlink.set_link(index, mtu=interface.mtu, up=True)
+        links.set_link(kernel, index, mtu=interface.mtu, up=True)
         for address in interface.addresses:
             doing = f"add the address {address}"
-            netlink.add_address(index, address)
+            links.add_address(kernel, index, address)
         for neighbour in interface.neighbours:
             doing = f"add the neighbour {neighbour.address}"
-            netlink.add_neighbour(index, neighbour.address, neighbour.mac)
+            links.add_neighbour(kernel, index, neighbour)
         for route in sorted(interface.routes, key=lambda route: bool(route.gateway)):
             doing = f"add the route to {route.destination}"
-            netlink.add_route(
-                index,
-                route.destination,
-                gateway=route.gateway,
-                source=route.source,
-                on_link=route.on_link,
-                metric=route.metric,
-            )
+            links.add_route(kernel, index, route)
     except (OSError, ValueError) as error:
         raise Refused("invalid", f"interface {interface.name}: cannot {doing}: {error}") from error

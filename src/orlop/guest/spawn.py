@@ -13,8 +13,9 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 
-from orlop.guest import script, syscalls
+from orlop.guest import script
 from orlop.guest.script import Script
+from orlop.linux import syscalls
 
 _CLONE_VM = 0x100
 _CLONE_PIDFD = 0x1000

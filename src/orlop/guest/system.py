@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from orlop.guest import paths, syscalls
-from orlop.guest.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REC, MS_SHARED
+from orlop.guest import paths
+from orlop.linux import syscalls
+from orlop.linux.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REC, MS_SHARED
 
 _SECURE = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _MOUNTS = (

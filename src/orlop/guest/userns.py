@@ -6,8 +6,9 @@ import os
 import select
 from collections.abc import Sequence
 
-from orlop.guest import paths, spawn, syscalls
+from orlop.guest import paths, spawn
 from orlop.guest.script import Script
+from orlop.linux import syscalls
 from orlop.wire.messages import Refused
 from orlop.wire.values import IdMapping, Namespaces
 

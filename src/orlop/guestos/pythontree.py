@@ -21,7 +21,7 @@ from orlop.host import process
 
 # Loaded by the library itself behind a caller's back.
 _ALWAYS = ("traceback", "linecache", "encodings.idna", "encodings.latin_1", "encodings.ascii", "ctypes.util")
-_AGENT_PACKAGES = ("wire", "guest")
+_AGENT_PACKAGES = ("linux", "wire", "guest")
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
 _FIND = """

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from orlop.host import syscalls as sys
+from orlop.linux import syscalls as sys
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 
@@ -94,7 +94,7 @@ def _bind_old(
             sys.mount("", target, "", sys.MS_BIND | sys.MS_REMOUNT | sys.MS_RDONLY | locked)
     except OSError:
         with suppress(OSError):
-            sys.umount2(target, sys.MNT_DETACH)
+            sys.umount(target, sys.MNT_DETACH)
         raise
 
 
@@ -110,7 +110,7 @@ def _flags(path: str | Path) -> int:
 
 
 def mount(source: str | Path, target: str | Path, fstype: str, *, flags: int = 0, options: str = "") -> None:
-    """Mount a file system; ``flags`` are the MS_ constants of :mod:`orlop.host.syscalls`. Raises OSError."""
+    """Mount a file system; ``flags`` are the MS_ constants of :mod:`orlop.linux.syscalls`. Raises OSError."""
     sys.mount(source, target, fstype, flags, options)
 
 
@@ -152,7 +152,7 @@ def unmount(target: str | Path, *, lazy: bool = True) -> None:
     flags = sys.UMOUNT_NOFOLLOW | (sys.MNT_DETACH if lazy else 0)
     while True:
         try:
-            sys.umount2(target, flags)
+            sys.umount(target, flags)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
                 return

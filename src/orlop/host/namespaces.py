@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from orlop.errors import NotFound
 from orlop.host import mounts, process, threads
-from orlop.host import syscalls as sys
+from orlop.linux import syscalls as sys
 
 T = TypeVar("T")
 

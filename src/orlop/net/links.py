@@ -11,41 +11,19 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from orlop.host.netlink import Netlink, attribute, attributes, text
+from orlop.linux import netlink
+from orlop.linux.netlink import Netlink, attribute, attributes, text
 from orlop.net.model import InterfaceCounters, Neighbour, Route, Value
 
-_NEWLINK, _GETLINK = 16, 18
-_GETADDR = 22
-_GETROUTE = 26
-_GETNEIGH = 30
-_NEWQDISC = 36
-_NEWTFILTER = 44
-
-_IFINFO = struct.Struct("=BxHiII")
-_IFADDR = struct.Struct("=BBBBI")
-_ROUTE = struct.Struct("=BBBBBBBBI")
-_NEIGH = struct.Struct("=BxxxiHBB")
 _TC = struct.Struct("=BxxxiIII")
 _STATS64 = struct.Struct("=12Q")
 _MIRRED = struct.Struct("=IIiiiiI")
-
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_STATS64 = 1, 3, 4, 23
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
-_NDA_DST, _NDA_LLADDR = 1, 2
 _TCA_KIND, _TCA_OPTIONS = 1, 2
-
-_UP = 1
-_SCOPE_LINK = 253
-_TABLE_MAIN = 254
-_ROUTE_UNICAST = 1
-_ON_LINK = 4
-_PROTOCOL_KERNEL = 2
-_PERMANENT = 0x80
 _PARENT_INGRESS = 0xFFFFFFF1
 _HANDLE_INGRESS = 0xFFFF0000
 _ALL_PROTOCOLS = socket.htons(3)
 _STOLEN = 4
+_NEW = netlink.CREATE | netlink.EXCLUSIVE
 _EGRESS_REDIRECT = 1
 
 
@@ -60,21 +38,21 @@ class Link(Value, frozen=True):
     counters: InterfaceCounters
 
 
-def links(netlink: Netlink) -> list[Link]:
+def links(kernel: Netlink) -> list[Link]:
     """All interfaces. Raises OSError."""
     found = []
-    for _, data in netlink.dump(_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0)):
-        _family, _kind, index, flags, _change = _IFINFO.unpack_from(data)
-        fields = attributes(data[_IFINFO.size :])
-        name = fields[_IFLA_IFNAME].rstrip(b"\0").decode()
+    for _, data in kernel.dump(netlink.GETLINK, netlink.IFINFO.pack(0, 0, 0, 0, 0)):
+        _family, _kind, index, flags, _change = netlink.IFINFO.unpack_from(data)
+        fields = attributes(data[netlink.IFINFO.size :])
+        name = fields[netlink.IFLA_IFNAME].rstrip(b"\0").decode()
         found.append(
             Link(
                 index=index,
                 name=name,
-                mac=":".join(f"{byte:02x}" for byte in fields.get(_IFLA_ADDRESS, b"")),
-                mtu=int.from_bytes(fields.get(_IFLA_MTU, b""), "little"),
-                up=bool(flags & _UP),
-                counters=_counters(name, fields.get(_IFLA_STATS64, b"")),
+                mac=":".join(f"{byte:02x}" for byte in fields.get(netlink.IFLA_ADDRESS, b"")),
+                mtu=int.from_bytes(fields.get(netlink.IFLA_MTU, b""), "little"),
+                up=bool(flags & netlink.IFF_UP),
+                counters=_counters(name, fields.get(netlink.IFLA_STATS64, b"")),
             )
         )
     return found
@@ -99,56 +77,60 @@ def _counters(name: str, data: bytes) -> InterfaceCounters:
     )
 
 
-def find(netlink: Netlink, name: str) -> Link:
+def find(kernel: Netlink, name: str) -> Link:
     """The interface of that name. Raises OSError ENODEV."""
-    for link in links(netlink):
+    for link in links(kernel):
         if link.name == name:
             return link
     raise OSError(errno.ENODEV, "no such interface", name)
 
 
-def set_up(netlink: Netlink, index: int, *, mtu: int = 0) -> None:
+def set_up(kernel: Netlink, index: int, *, mtu: int = 0) -> None:
     """Switch an interface on, with another MTU first if one is given. Raises OSError."""
-    body = attribute(_IFLA_MTU, struct.pack("=I", mtu)) if mtu else b""
-    netlink.change(_NEWLINK, _IFINFO.pack(0, 0, index, _UP, _UP) + body)
+    body = attribute(netlink.IFLA_MTU, struct.pack("=I", mtu)) if mtu else b""
+    kernel.change(netlink.NEWLINK, netlink.IFINFO.pack(0, 0, index, netlink.IFF_UP, netlink.IFF_UP) + body)
 
 
-def addresses(netlink: Netlink, index: int) -> tuple[str, ...]:
+def addresses(kernel: Netlink, index: int) -> tuple[str, ...]:
     """The interface's own addresses in CIDR form, IPv4 first, without link-local ones. Raises OSError."""
     found: dict[int, list[str]] = {4: [], 6: []}
-    for _, data in netlink.dump(_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0)):
-        _family, prefix, _flags, scope, owner = _IFADDR.unpack_from(data)
-        if owner != index or scope == _SCOPE_LINK:
+    for _, data in kernel.dump(netlink.GETADDR, netlink.IFADDR.pack(0, 0, 0, 0, 0)):
+        _family, prefix, _flags, scope, owner = netlink.IFADDR.unpack_from(data)
+        if owner != index or scope == netlink.SCOPE_LINK:
             continue
-        fields = attributes(data[_IFADDR.size :])
-        address = ipaddress.ip_address(fields.get(_IFA_LOCAL, fields[_IFA_ADDRESS]))
+        fields = attributes(data[netlink.IFADDR.size :])
+        address = ipaddress.ip_address(fields.get(netlink.IFA_LOCAL, fields[netlink.IFA_ADDRESS]))
         found[address.version].append(f"{address}/{prefix}")
     return (*found[4], *found[6])
 
 
-def routes(netlink: Netlink, index: int) -> tuple[Route, ...]:
+def routes(kernel: Netlink, index: int) -> tuple[Route, ...]:
     """The routes that lead through the interface, those on the link first. Raises OSError.
 
     Routes that the kernel makes by itself from an address are left out.
     """
     found = []
-    for _, data in netlink.dump(_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
-        family, bits, _src, _tos, table, protocol, _scope, kind, flags = _ROUTE.unpack_from(data)
-        fields = attributes(data[_ROUTE.size :])
-        table = _integer(fields, _RTA_TABLE) or table
-        if table != _TABLE_MAIN or kind != _ROUTE_UNICAST or protocol == _PROTOCOL_KERNEL:
+    for _, data in kernel.dump(netlink.GETROUTE, netlink.ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
+        family, bits, _src, _tos, table, protocol, _scope, kind, flags = netlink.ROUTE.unpack_from(data)
+        fields = attributes(data[netlink.ROUTE.size :])
+        table = _integer(fields, netlink.RTA_TABLE) or table
+        if (
+            table != netlink.TABLE_MAIN
+            or kind != netlink.ROUTE_UNICAST
+            or protocol == netlink.PROTOCOL_KERNEL
+        ):
             continue
-        if _integer(fields, _RTA_OIF) != index:
+        if _integer(fields, netlink.RTA_OIF) != index:
             continue
         nothing = "0.0.0.0" if family == socket.AF_INET else "::"
-        destination = _address(fields, _RTA_DST) or nothing
+        destination = _address(fields, netlink.RTA_DST) or nothing
         found.append(
             Route(
                 destination=f"{destination}/{bits}",
-                gateway=_address(fields, _RTA_GATEWAY),
-                metric=_integer(fields, _RTA_PRIORITY),
-                source=_address(fields, _RTA_PREFSRC),
-                on_link=bool(flags & _ON_LINK),
+                gateway=_address(fields, netlink.RTA_GATEWAY),
+                metric=_integer(fields, netlink.RTA_PRIORITY),
+                source=_address(fields, netlink.RTA_PREFSRC),
+                on_link=bool(flags & netlink.RTNH_F_ONLINK),
             )
         )
     found.sort(key=lambda route: bool(route.gateway))
@@ -164,32 +146,32 @@ def _address(fields: dict[int, bytes], kind: int) -> str:
     return str(ipaddress.ip_address(raw)) if len(raw) in (4, 16) else ""
 
 
-def neighbours(netlink: Netlink, index: int) -> tuple[Neighbour, ...]:
+def neighbours(kernel: Netlink, index: int) -> tuple[Neighbour, ...]:
     """The permanent neighbours of the interface, which some networks set up by hand. Raises OSError."""
     found = []
-    for _, data in netlink.dump(_GETNEIGH, _NEIGH.pack(0, 0, 0, 0, 0)):
-        _family, owner, state, _flags, _kind = _NEIGH.unpack_from(data)
-        fields = attributes(data[_NEIGH.size :])
-        if owner == index and state & _PERMANENT and _NDA_LLADDR in fields:
-            mac = ":".join(f"{byte:02x}" for byte in fields[_NDA_LLADDR])
-            found.append(Neighbour(address=_address(fields, _NDA_DST), mac=mac))
+    for _, data in kernel.dump(netlink.GETNEIGH, netlink.NEIGHBOUR.pack(0, 0, 0, 0, 0)):
+        _family, owner, state, _flags, _kind = netlink.NEIGHBOUR.unpack_from(data)
+        fields = attributes(data[netlink.NEIGHBOUR.size :])
+        if owner == index and state & netlink.NUD_PERMANENT and netlink.NDA_LLADDR in fields:
+            mac = ":".join(f"{byte:02x}" for byte in fields[netlink.NDA_LLADDR])
+            found.append(Neighbour(address=_address(fields, netlink.NDA_DST), mac=mac))
     return tuple(found)
 
 
-def redirect(netlink: Netlink, source: int, target: int) -> None:
+def redirect(kernel: Netlink, source: int, target: int) -> None:
     """Send every frame that arrives at interface ``source`` out of interface ``target``. Raises OSError.
 
     That is ``tc filter ... match all action mirred egress redirect``; the classifier is u32
     where the kernel has it, otherwise matchall.
     """
     qdisc = _TC.pack(0, source, _HANDLE_INGRESS, _PARENT_INGRESS, 0)
-    netlink.change(_NEWQDISC, qdisc + attribute(_TCA_KIND, text("ingress")), create=True)
+    kernel.change(netlink.NEWQDISC, qdisc + attribute(_TCA_KIND, text("ingress")), _NEW)
     filters = list(_match_all(target))
     for position, (kind, options) in enumerate(filters):
         head = _TC.pack(0, source, 0, _HANDLE_INGRESS, 1 << 16 | _ALL_PROTOCOLS)
         body = attribute(_TCA_KIND, text(kind)) + attribute(_TCA_OPTIONS, options)
         try:
-            netlink.change(_NEWTFILTER, head + body, create=True)
+            kernel.change(netlink.NEWTFILTER, head + body, _NEW)
         except OSError as error:
             if error.errno != errno.ENOENT or position == len(filters) - 1:
                 raise

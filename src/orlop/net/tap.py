@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orlop.errors import FailedPrecondition, Internal
 from orlop.host import netns as namespaces
-from orlop.host.netlink import Netlink
+from orlop.linux.netlink import Netlink
 from orlop.net import links
 from orlop.net.model import InterfaceCounters, TapInfo
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from orlop.errors import InvalidArgument
-from orlop.wire.values import CAPABILITIES
+from orlop.linux.capabilities import CAPABILITIES
 
 ALL = CAPABILITIES
 

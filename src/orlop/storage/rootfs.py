@@ -21,7 +21,7 @@ import msgspec
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.host import mounts, process
-from orlop.host import syscalls as sys
+from orlop.linux import syscalls as sys
 
 MAX_LINKS = 40
 

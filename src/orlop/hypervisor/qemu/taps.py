@@ -11,7 +11,8 @@ import os
 import struct
 
 from orlop.errors import FailedPrecondition
-from orlop.host import syscalls, threads
+from orlop.host import threads
+from orlop.linux import syscalls
 
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA

@@ -20,9 +20,9 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
-from orlop.guest.users import Identity
 from orlop.host import cgroups, cgroupstats, mounts, process, tasks
 from orlop.host.cgroups import Cgroup
+from orlop.linux.users import Identity
 from orlop.sandbox.process import apparmor, conmon, identity, layout, oci, volumes
 from orlop.sandbox.process.layout import ContainerPaths, ContainerState, PodPaths
 from orlop.sandbox.process.runtime import Runtime

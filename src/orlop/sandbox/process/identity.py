@@ -7,24 +7,22 @@ import stat
 from pathlib import Path
 
 from orlop.errors import InvalidArgument, OrlopError
-from orlop.guest import users
+from orlop.linux import users
 from orlop.sandbox.spec import Security
 from orlop.storage.rootfs import resolve_in
-from orlop.wire.messages import Refused
-from orlop.wire.values import Security as GuestSecurity
 
 
 def resolve(security: Security, rootfs: Path) -> users.Identity:
     """The identity that ``security`` asks for. Raises InvalidArgument for a name that does not exist."""
-    wanted = GuestSecurity(
+    wanted = users.Wanted(
         user=security.user,
         group=security.group,
         supplemental_groups=security.supplemental_groups,
         strict_groups=security.strict_groups,
     )
     try:
-        return users.resolve(wanted, _read(rootfs, "etc/passwd"), _read(rootfs, "etc/group"))
-    except Refused as error:
+        return users.find(wanted, _read(rootfs, "etc/passwd"), _read(rootfs, "etc/group"))
+    except users.UnknownName as error:
         raise InvalidArgument(str(error)) from error
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from orlop.errors import InvalidArgument
-from orlop.guest.users import Identity
 from orlop.host import cgroups
+from orlop.linux.capabilities import CAPABILITIES
+from orlop.linux.users import Identity
 from orlop.sandbox import seccomp
 from orlop.sandbox.process import devices, selinux, volumes
 from orlop.sandbox.process.layout import PodPaths
 from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec, Resources
-from orlop.wire.values import CAPABILITIES
 
 VERSION = "1.0.2"
 _SYS_RESOURCE = 24

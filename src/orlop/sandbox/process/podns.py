@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.host import mounts, namespaces, process, tasks
-from orlop.host import syscalls as sys
+from orlop.linux import syscalls as sys
 from orlop.sandbox.process import volumes
 from orlop.sandbox.process.layout import PodPaths, Process
 from orlop.sandbox.spec import Dns, IdMapping, NamespaceMode, PodSpec

@@ -14,7 +14,7 @@ from typing import Any
 
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.host import cgroups, mounts
-from orlop.host import syscalls as sys
+from orlop.linux import syscalls as sys
 from orlop.sandbox.process import selinux
 from orlop.sandbox.process.layout import ContainerPaths, PodPaths
 from orlop.sandbox.spec import ContainerSpec, Mount, NamespaceMode, PodSpec, Propagation

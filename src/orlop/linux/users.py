@@ -9,12 +9,26 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from orlop.wire.messages import Refused
-from orlop.wire.values import Security
-
 MAX_FILE = 4 << 20
 _KEPT_TEXT = 64 << 10
 MAX_ID = (1 << 32) - 2
+
+
+class UnknownName(LookupError):
+    """There is no user, or no group, of that name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Who is asked for: "name", "uid" or either with ":group"; ``group`` wins over the latter.
+
+    Unless ``strict_groups``, the groups that /etc/group lists for the user are added to those asked for.
+    """
+
+    user: str = ""
+    group: str = ""
+    supplemental_groups: tuple[int, ...] = ()
+    strict_groups: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,44 +95,40 @@ def parse_group(text: str) -> list[GroupEntry]:
     return found
 
 
-def resolve(security: Security, passwd: str, group: str) -> Identity:
-    """Find the identity that ``security`` asks for, or recall it: each exec asks the same again.
+def find(wanted: Wanted, passwd: str, group: str) -> Identity:
+    """Find the identity that ``wanted`` asks for, or recall it: each exec asks the same again.
 
-    See :func:`find`.
+    ``passwd`` and ``group`` are the texts of the two files. A numeric user need not exist. Raises
+    UnknownName for a name that does not.
     """
     if len(passwd) + len(group) > _KEPT_TEXT:
-        return find(security, passwd, group)
-    return _recall(security, passwd, group)
+        return _find(wanted, passwd, group)
+    return _recall(wanted, passwd, group)
 
 
 @functools.lru_cache(maxsize=16)
-def _recall(security: Security, passwd: str, group: str) -> Identity:
-    return find(security, passwd, group)
+def _recall(wanted: Wanted, passwd: str, group: str) -> Identity:
+    return _find(wanted, passwd, group)
 
 
-def find(security: Security, passwd: str, group: str) -> Identity:
-    """Find the identity that ``security`` asks for; ``invalid`` for a name that does not exist.
-
-    A numeric user need not exist. Unless ``strict_groups``, the groups that /etc/group lists for
-    the user are added to those asked for.
-    """
-    user, colon, second = security.user.partition(":")
-    wanted_group = security.group or (second if colon else "")
+def _find(wanted: Wanted, passwd: str, group: str) -> Identity:
+    user, colon, second = wanted.user.partition(":")
+    wanted_group = wanted.group or (second if colon else "")
     users = parse_passwd(passwd)
     groups = parse_group(group)
     uid = _id(user) if user else 0
     if uid is None:
         entry = next((e for e in users if e.name == user), None)
         if entry is None:
-            raise Refused("invalid", f"unable to find user {user}: no matching entries in passwd file")
+            raise UnknownName(f"unable to find user {user}: no matching entries in passwd file")
         uid = entry.uid
     else:
         entry = next((e for e in users if e.uid == uid), None)
     gid = entry.gid if entry is not None else 0
     if wanted_group:
         gid = _group(wanted_group, groups)
-    supplemental = list(security.supplemental_groups)
-    if not security.strict_groups and entry is not None:
+    supplemental = list(wanted.supplemental_groups)
+    if not wanted.strict_groups and entry is not None:
         supplemental += [g.gid for g in groups if entry.name in g.members]
     home = entry.home if entry is not None and entry.home else "/"
     return Identity(uid, gid, tuple(dict.fromkeys([gid, *supplemental])), home)
@@ -130,5 +140,5 @@ def _group(name: str, groups: list[GroupEntry]) -> int:
         return gid
     entry = next((g for g in groups if g.name == name), None)
     if entry is None:
-        raise Refused("invalid", f"unable to find group {name}: no matching entries in group file")
+        raise UnknownName(f"unable to find group {name}: no matching entries in group file")
     return entry.gid

@@ -1,0 +1,222 @@
+"""System calls that Python's standard library does not offer, by ctypes.
+
+Every function raises OSError, with the path it was about where there is one. The numbers of calls that
+are newer than 2019 are the same on every architecture, so they go through ``syscall(2)`` and need no
+recent libc; the others come from libc.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+from orlop.linux import architecture
+
+StrPath = str | os.PathLike[str]
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_NOATIME = 0x400
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MS_STRICTATIME = 1 << 24
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+CLONE_FS = 0x00000200
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_RESOLVE_IN_ROOT = 0x10
+
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_IDMAP = 0x100000
+
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+IN_MODIFY = 0x2
+_IN_NONBLOCK = 0o4000
+_IN_CLOEXEC = 0o2000000
+
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
+_NR_OPENAT2 = 437
+_NR_MOUNT_SETATTR = 442
+
+_REBOOT_POWER_OFF = 0x4321FEDC
+
+# The daemon has threads, and a mount can take long: the interpreter's lock is not held during a call.
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+def _checked(result: int, about: StrPath | None = None) -> int:
+    if result >= 0:
+        return result
+    number = ctypes.get_errno()
+    if about is None:
+        raise OSError(number, os.strerror(number))
+    raise OSError(number, os.strerror(number), os.fspath(about))
+
+
+def _call(
+    number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char], about: StrPath | None = None
+) -> int:
+    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    return _checked(_syscall(ctypes.c_long(number), *converted), about)
+
+
+def mount(source: StrPath, target: StrPath, kind: str = "", flags: int = 0, options: str = "") -> None:
+    """mount(2). ``target`` names the error."""
+    result = _libc.mount(
+        os.fsencode(source),
+        os.fsencode(target),
+        kind.encode() or None,
+        ctypes.c_ulong(flags),
+        os.fsencode(options) or None,
+    )
+    _checked(result, target)
+
+
+def umount(target: StrPath, flags: int = 0) -> None:
+    """umount2(2)."""
+    _checked(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), target)
+
+
+def setns(descriptor: int, flags: int) -> None:
+    """setns(2): moves the calling *thread*; with a pidfd, ``flags`` may name several namespaces."""
+    _checked(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(flags)))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): gives the calling *thread* new namespaces."""
+    _checked(_libc.unshare(ctypes.c_int(flags)))
+
+
+def open_tree(path: StrPath, *, recursive: bool = True, directory: int = AT_FDCWD) -> int:
+    """A detached copy of the mount at ``path`` (or of a single file), as a descriptor. Linux 5.2.
+
+    "" is what the descriptor ``directory`` itself refers to.
+    """
+    name = os.fsencode(path)
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    flags |= (AT_RECURSIVE if recursive else 0) | (0 if name else AT_EMPTY_PATH)
+    return _call(_NR_OPEN_TREE, directory, name, flags, about=path)
+
+
+def open_in_root(root: int, path: str, flags: int) -> int:
+    """Open ``path`` as if the directory ``root`` were /: no symbolic link leads out of it. Linux 5.6."""
+    how = struct.pack("=3Q", flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
+    return _call(_NR_OPENAT2, root, os.fsencode(path or "."), how, len(how), about=path)
+
+
+def open_below(root: StrPath, path: str) -> int:
+    """An O_PATH descriptor of ``path`` within ``root``; see :func:`open_in_root`."""
+    descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return open_in_root(descriptor, path, os.O_PATH)
+    finally:
+        os.close(descriptor)
+
+
+def move_mount(descriptor: int, target: StrPath) -> None:
+    """Attach a detached mount at ``target``. Linux 5.2."""
+    _call(
+        _NR_MOVE_MOUNT,
+        descriptor,
+        b"",
+        AT_FDCWD,
+        os.fsencode(target),
+        _MOVE_MOUNT_F_EMPTY_PATH,
+        about=target,
+    )
+
+
+def mount_setattr(
+    descriptor: int,
+    *,
+    add: int = 0,
+    remove: int = 0,
+    propagation: int = 0,
+    recursive: bool = False,
+    userns: int = 0,
+) -> None:
+    """Change the mount that ``descriptor`` is, and with ``recursive`` all below it. Linux 5.12."""
+    attributes = struct.pack("=4Q", add, remove, propagation, userns)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _call(_NR_MOUNT_SETATTR, descriptor, b"", flags, attributes, len(attributes))
+
+
+def forbid_inspection() -> None:
+    """Let no process without CAP_SYS_PTRACE look into this one, whose memory its children share."""
+    _checked(_libc.prctl(ctypes.c_int(PR_SET_DUMPABLE), ctypes.c_ulong(0), 0, 0, 0))
+
+
+def set_process_name(name: str) -> None:
+    """What ``ps`` and /proc/PID/comm show."""
+    _libc.prctl(ctypes.c_int(PR_SET_NAME), name.encode()[:15], 0, 0, 0)
+
+
+def set_command_line(text: str) -> None:
+    """What /proc/PID/cmdline shows of this process and of children that share its memory; proc(5)."""
+    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+        fields = file.read().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    data = text.encode()[: end - start - 1]
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, data, len(data))
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    """bpf(2)."""
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    return _call(architecture.own().calls["bpf"], command, buffer, len(attributes))
+
+
+def inotify() -> int:
+    """A new inotify descriptor."""
+    return _checked(_libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC))
+
+
+def inotify_watch(descriptor: int, path: str, mask: int) -> int:
+    """Watch ``path``; returns the watch's number."""
+    return _checked(_libc.inotify_add_watch(descriptor, os.fsencode(path), ctypes.c_uint32(mask)), path)
+
+
+def inotify_unwatch(descriptor: int, watch: int) -> None:
+    """Forget a watch; one that is gone already is no error."""
+    _libc.inotify_rm_watch(descriptor, watch)
+
+
+def power_off() -> None:
+    """Switch the machine off, at once."""
+    _libc.reboot(ctypes.c_int(_REBOOT_POWER_OFF))

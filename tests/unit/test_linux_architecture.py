@@ -1,0 +1,40 @@
+"""What is known of processor architectures, against a library that knows them all."""
+
+import ctypes
+import os
+
+import pytest
+
+from orlop.linux import architecture
+from orlop.linux.architecture import ALL, ARM64, X86_64, Architecture
+
+
+def resolve(one: Architecture, call: str) -> int:
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        pytest.skip("libseccomp is not installed")
+    library.seccomp_syscall_resolve_name_arch.argtypes = (ctypes.c_uint32, ctypes.c_char_p)
+    return int(library.seccomp_syscall_resolve_name_arch(one.audit, call.encode()))
+
+
+@pytest.mark.parametrize("one", ALL, ids=lambda one: one.machine)
+def test_the_numbers_of_system_calls(one: Architecture) -> None:
+    assert one.calls == {name: resolve(one, name) for name in one.calls}
+
+
+def test_all_know_the_same_calls() -> None:
+    assert X86_64.calls.keys() == ARM64.calls.keys()
+
+
+def test_this_machine_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture.own.cache_clear()
+    try:
+        assert architecture.own().machine == os.uname().machine
+        architecture.own.cache_clear()
+        other = os.uname_result(("Linux", "here", "6.1", "1", "vax"))
+        monkeypatch.setattr(os, "uname", lambda: other)
+        with pytest.raises(NotImplementedError, match="vax"):
+            architecture.own()
+    finally:
+        architecture.own.cache_clear()
