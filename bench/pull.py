@@ -30,7 +30,7 @@ from typing import Any
 
 from tests.registry import Registry
 
-from orlop.cli.imagewriter import LAYER_GZIP, Blob, Image, Layer
+from orlop.cli.demo.imagewriter import LAYER_GZIP, Blob, Image, Layer
 from orlop.config import ImageConfig
 from orlop.images.store import ImageStore
 

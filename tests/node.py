@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orlop.cli import privatedaemon
+from orlop.cli.demo import privatedaemon
 from orlop.config import Config
 from orlop.host.process import pid_alive, process_start_time
 from tests.conformance import images, tools

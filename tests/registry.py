@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from orlop.cli.imagewriter import Image, Pusher
+from orlop.cli.demo.imagewriter import Image, Pusher
 from tests.conformance import tools
 
 USER, PASSWORD = "user", "secret"

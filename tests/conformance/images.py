@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orlop.cli.imagewriter import Image, Layer, LayerWriter, Pusher
+from orlop.cli.demo.imagewriter import Image, Layer, LayerWriter, Pusher
 from tests.conformance import tools
 
 HOSTS = ("registry.k8s.io", "k8s.gcr.io", "gcr.io")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orlop.cli.imagewriter import Image, LayerWriter, Pusher
+from orlop.cli.demo.imagewriter import Image, LayerWriter, Pusher
 from tests.conformance import images, tools
 from tests.node import BUSYBOX, NGINX, OWN, Done, Node
 from tests.node import node as new_node

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orlop.cli.imagewriter import LAYER_GZIP, Blob, Image, Layer
+from orlop.cli.demo.imagewriter import LAYER_GZIP, Blob, Image, Layer
 from orlop.config import ImageConfig
 from orlop.host import process
 from orlop.images.store import ImageStore

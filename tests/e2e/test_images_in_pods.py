@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orlop.cli.imagewriter import Image, LayerWriter
+from orlop.cli.demo.imagewriter import Image, LayerWriter
 from tests.conformance import images
 from tests.node import Node, node
 from tests.registry import Registry

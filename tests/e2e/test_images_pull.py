@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orlop.cli.imagewriter import Image, LayerWriter
+from orlop.cli.demo.imagewriter import Image, LayerWriter
 from orlop.config import ImageConfig
 from orlop.errors import (
     DataLoss,

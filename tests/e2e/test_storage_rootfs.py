@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orlop.cli.imagewriter import LayerWriter
+from orlop.cli.demo.imagewriter import LayerWriter
 from orlop.errors import NotFound
 from orlop.host import mounts, process
 from orlop.images import convert

@@ -253,7 +253,7 @@ def demo(
 ) -> None:
     """Make an image, serve it, pull it and run it in a VM, with a private daemon. Leaves nothing behind."""
     from orlop.cli import session
-    from orlop.cli.demo import demo_command
+    from orlop.cli.demo.command import demo_command
 
     raise typer.Exit(session.run_async(lambda: demo_command(handler, keep=keep)))
 

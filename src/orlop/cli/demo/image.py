@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from orlop.cli.imagewriter import Image, Layer, LayerWriter, Pusher
+from orlop.cli.demo.imagewriter import Image, Layer, LayerWriter, Pusher
 from orlop.cli.problems import CliError
 from orlop.host import process
 

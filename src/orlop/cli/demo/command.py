@@ -20,8 +20,9 @@ from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import TypeVar
 
-from orlop.cli import output, privatedaemon, session
-from orlop.cli.demoimage import PORT, push_demo_image
+from orlop.cli import output, session
+from orlop.cli.demo import privatedaemon
+from orlop.cli.demo.image import PORT, push_demo_image
 from orlop.cli.problems import CliError
 from orlop.config import load
 from orlop.cri.api import runtime_v1_pb2 as pb

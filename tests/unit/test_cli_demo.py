@@ -8,8 +8,8 @@ import tarfile
 import tomllib
 from pathlib import Path
 
-from orlop.cli import privatedaemon
-from orlop.cli.imagewriter import Image, LayerWriter, index
+from orlop.cli.demo import privatedaemon
+from orlop.cli.demo.imagewriter import Image, LayerWriter, index
 from orlop.config import Config, VmConfig, load
 
 
