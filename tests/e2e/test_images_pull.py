@@ -91,6 +91,31 @@ async def test_by_tag_and_by_digest(served: Registry, tmp_path: Path) -> None:
         assert both.repo_tags == (f"{served.address}/app:1", f"{served.address}/app:same")
 
 
+async def test_two_names_of_one_image_pulled_at_once_are_both_kept(served: Registry, tmp_path: Path) -> None:
+    names = [f"{served.address}/app:{tag}" for tag in ("1", "same")]
+    for round_ in range(20):
+        root = tmp_path / str(round_)
+        async with opened(root, served.conf) as store:
+            await asyncio.gather(*map(store.pull, names))
+            assert [image.repo_tags for image in store.list()] == [tuple(names)]
+        async with opened(root, served.conf) as store:
+            assert [image.repo_tags for image in store.list()] == [tuple(names)]
+
+
+async def test_a_removed_image_stays_away(served: Registry, tmp_path: Path) -> None:
+    """However shortly after its pull: its record is written once more when its layers are on disk."""
+    name = f"{served.address}/app:1"
+    moment = random.Random(5)
+    async with opened(tmp_path, served.conf) as store:
+        for _ in range(25):
+            await store.pull(name)
+            await asyncio.sleep(moment.uniform(0, 0.004))
+            await store.remove(name)
+            assert store.list() == []
+            await store.close()
+            assert list((tmp_path / "images").iterdir()) == []
+
+
 async def test_an_index_and_zstd_share_layers(served: Registry, tmp_path: Path) -> None:
     async with opened(tmp_path, served.conf) as store:
         app = await store.pull(f"{served.address}/app:1")

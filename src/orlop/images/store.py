@@ -15,11 +15,13 @@ import re
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from orlop.config import ImageConfig
 from orlop.errors import InvalidArgument, NotFound, ResourceExhausted
+from orlop.host.tasks import uncancelled
 from orlop.images import reference as references
 from orlop.images.layers import LayerStore
 from orlop.images.model import FsInfo, Image, PullProgress, RegistryAuth
@@ -31,8 +33,15 @@ log = logging.getLogger(__name__)
 
 UNFINISHED_KEPT = 3600.0
 
+T = TypeVar("T")
+
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{3,64})")
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
+
+
+async def _written(change: Callable[[T], None], value: T) -> None:
+    """Change a file, to the end: a cancelled caller's write must not come after the lock was given up."""
+    await uncancelled(asyncio.to_thread(change, value))
 
 
 class _Pull:
@@ -56,6 +65,10 @@ class ImageStore:
         self._uses: dict[str, UseRecord] = {}
         self._pulls: dict[tuple[str, RegistryAuth | None], _Pull] = {}
         self._settling: set[asyncio.Task[None]] = set()
+        # Held from the reading of a record until its file is written: what two callers change at once must
+        # keep both changes, and a file must not be written after it was deleted. One lock for all records,
+        # since a name that moves changes two of them; the files are small.
+        self._changing = asyncio.Lock()
         self._boot = boot_id()
 
     async def open(self) -> None:
@@ -120,11 +133,12 @@ class ImageStore:
 
     async def remove(self, reference_or_id: str) -> None:
         """Forget an image with all its names. Not here is success. Layers in use stay until released."""
-        record = self._find(reference_or_id)
-        if record is None:
-            return
-        del self._images[record.id]
-        await asyncio.to_thread(self._records.delete_image, record.id)
+        async with self._changing:
+            record = self._find(reference_or_id)
+            if record is None:
+                return
+            del self._images[record.id]
+            await _written(self._records.delete_image, record.id)
         await self._discard(record.diff_ids)
 
     async def fs_info(self) -> FsInfo:
@@ -144,22 +158,24 @@ class ImageStore:
         """
         if not _OWNER.fullmatch(owner):
             raise InvalidArgument(f"{owner!r} cannot be the owner of an image")
-        record = self._find(image_id)
-        if record is None:
-            raise NotFound(f"image {image_id} is not here; pull it first")
-        before = self._uses.get(owner)
-        diff_ids = record.diff_ids if before is None else (*before.diff_ids, *record.diff_ids)
-        use = UseRecord(owner=owner, image_id=record.id, diff_ids=tuple(dict.fromkeys(diff_ids)))
-        self._uses[owner] = use
-        await asyncio.to_thread(self._records.save_use, use)
+        async with self._changing:
+            record = self._find(image_id)
+            if record is None:
+                raise NotFound(f"image {image_id} is not here; pull it first")
+            before = self._uses.get(owner)
+            diff_ids = record.diff_ids if before is None else (*before.diff_ids, *record.diff_ids)
+            use = UseRecord(owner=owner, image_id=record.id, diff_ids=tuple(dict.fromkeys(diff_ids)))
+            self._uses[owner] = use
+            await _written(self._records.save_use, use)
         return self._image(record)
 
     async def release(self, owner: str) -> None:
         """Let go of what ``owner`` used. Idempotent. Layers that nothing needs any more are removed."""
-        use = self._uses.pop(owner, None)
-        if use is None:
-            return
-        await asyncio.to_thread(self._records.delete_use, owner)
+        async with self._changing:
+            use = self._uses.pop(owner, None)
+            if use is None:
+                return
+            await _written(self._records.delete_use, owner)
         await self._discard(use.diff_ids)
 
     async def reconcile(self, owners: Collection[str]) -> None:
@@ -196,7 +212,8 @@ class ImageStore:
         try:
             pulled = await self._puller.pull(reference, auth, progress)
             try:
-                record = await self._record(reference, pulled)
+                # Whole, even if nobody waits any more: half of it would come back after a restart.
+                record = await uncancelled(self._record(reference, pulled))
             finally:
                 self._puller.release(pulled.diff_ids)
         except (ResourceExhausted, OSError) as error:
@@ -211,29 +228,32 @@ class ImageStore:
 
     async def _record(self, reference: Reference, pulled: Pulled) -> ImageRecord:
         """Note the image under its name; the name leaves the image that had it before."""
-        known = self._images.get(pulled.id)
-        tags = (*known.tags, reference.tagged) if known else (reference.tagged,)
-        digests = (*known.digests, reference.at(pulled.digest)) if known else (reference.at(pulled.digest),)
-        sizes = [self._layers.size(diff_id) for diff_id in dict.fromkeys(pulled.diff_ids)]
-        record = ImageRecord(
-            id=pulled.id,
-            config=pulled.config,
-            diff_ids=pulled.diff_ids,
-            tags=tuple(sorted({tag for tag in tags if tag})),
-            digests=tuple(sorted(set(digests))),
-            size=sum(sizes),
-            pulled_at=time.time_ns(),
-            unsettled=self._boot,
-        )
-        changed = [record]
-        for other in self._images.values():
-            if other.id != record.id and reference.tagged in other.tags:
-                left = tuple(tag for tag in other.tags if tag != reference.tagged)
-                changed.append(msgspec.structs.replace(other, tags=left))
-        # The new holder of the name first: a crash in between leaves the name twice, and the later pull wins.
-        for each in changed:
-            await asyncio.to_thread(self._records.save_image, each)
-            self._images[each.id] = each
+        async with self._changing:
+            known = self._images.get(pulled.id)
+            tags = (*known.tags, reference.tagged) if known else (reference.tagged,)
+            digests = (
+                (*known.digests, reference.at(pulled.digest)) if known else (reference.at(pulled.digest),)
+            )
+            sizes = [self._layers.size(diff_id) for diff_id in dict.fromkeys(pulled.diff_ids)]
+            record = ImageRecord(
+                id=pulled.id,
+                config=pulled.config,
+                diff_ids=pulled.diff_ids,
+                tags=tuple(sorted({tag for tag in tags if tag})),
+                digests=tuple(sorted(set(digests))),
+                size=sum(sizes),
+                pulled_at=time.time_ns(),
+                unsettled=self._boot,
+            )
+            changed = [record]
+            for other in self._images.values():
+                if other.id != record.id and reference.tagged in other.tags:
+                    left = tuple(tag for tag in other.tags if tag != reference.tagged)
+                    changed.append(msgspec.structs.replace(other, tags=left))
+            # The new holder of the name first: a crash in between leaves it twice, and the later pull wins.
+            for each in changed:
+                await _written(self._records.save_image, each)
+                self._images[each.id] = each
         return record
 
     def _settle(self, record: ImageRecord) -> None:
@@ -243,11 +263,12 @@ class ImageStore:
             paths = [self._layers.path(diff_id) for diff_id in record.diff_ids]
             try:
                 await asyncio.to_thread(sync, paths)
-                current = self._images.get(record.id)
-                if current is not None and current.unsettled:
-                    settled = msgspec.structs.replace(current, unsettled="")
-                    self._images[record.id] = settled
-                    await asyncio.to_thread(self._records.save_image, settled)
+                async with self._changing:
+                    current = self._images.get(record.id)
+                    if current is not None and current.unsettled:
+                        settled = msgspec.structs.replace(current, unsettled="")
+                        self._images[record.id] = settled
+                        await _written(self._records.save_image, settled)
             except OSError as error:
                 log.warning("the layers of image %s cannot be synced: %s", record.id, error)
 
