@@ -30,6 +30,18 @@ RANKS: tuple[frozenset[str], ...] = (
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 
+GUEST_RANKS: tuple[frozenset[str], ...] = (
+    frozenset({"loop", "paths", "answer"}),
+    frozenset({"channel", "devices", "disks", "launch", "streams", "system"}),
+    frozenset({"machine"}),
+    frozenset({"containers"}),
+    frozenset({"agent"}),
+    frozenset({"warm"}),
+    frozenset({"dispatch"}),
+    frozenset({"main"}),
+)
+"""What the guest's room is divided into."""
+
 BOTTOM_ARROWS = {"config": {"errors"}, "tracing": {"errors"}}
 """The only imports within the lowest rank."""
 
@@ -77,7 +89,7 @@ def imports(module: Module) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module.name}:{node.lineno}: relative import"
             base = node.module or ""
-            if base in ("orlop", "orlop.sandbox"):
+            if base in ("orlop", "orlop.guest", "orlop.sandbox"):
                 for alias in node.names:
                     yield f"{base}.{alias.name}", node.lineno
             else:
@@ -113,6 +125,24 @@ def test_arrows_point_down() -> None:
             allowed = RANK[used] < RANK[module.room] or used in BOTTOM_ARROWS.get(module.room, set())
             if not allowed:
                 wrong.append(f"{module.name}:{line}: {module.room} imports {used}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_guests_arrows_point_down() -> None:
+    rank = {part: number for number, parts in enumerate(GUEST_RANKS) for part in parts}
+    wrong = []
+    for module in MODULES:
+        inner = module.name.removeprefix("guest/").removesuffix(".py")
+        if module.room != "guest" or inner == "__init__":
+            continue
+        part = inner.split("/")[0]
+        for name, line in imports(module):
+            package, _, rest = name.partition("orlop.guest.")
+            if package or not rest:
+                continue
+            used = rest.split(".")[0]
+            if used != part and rank[used] >= rank[part]:
+                wrong.append(f"{module.name}:{line}: {part} imports {used}")
     assert not wrong, "\n".join(wrong)
 
 

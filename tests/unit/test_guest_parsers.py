@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orlop.guest import cgroup, credentials, devicefilter, links, setup, stats
-from orlop.guest.lookup import resolve_target
-from orlop.guest.userns import outer_id
+from orlop.guest.containers import devicefilter
+from orlop.guest.launch import credentials
+from orlop.guest.launch.lookup import resolve_target
+from orlop.guest.launch.userns import outer_id
+from orlop.guest.machine import cgroup, links, setup, stats
 from orlop.linux import netlink
 from orlop.wire.messages import Refused
 from orlop.wire.values import Device, IdMapping, Resources, Rlimit

@@ -6,8 +6,8 @@ import select
 
 import pytest
 
-from orlop.guest import spawn
-from orlop.guest.script import ANY, Script, errors
+from orlop.guest.launch import spawn
+from orlop.guest.launch.script import ANY, Script, errors
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the walker is x86-64 code")
 

@@ -8,7 +8,7 @@ import pytest
 
 from orlop.guest.channel import Channel
 from orlop.guest.loop import Loop
-from orlop.guest.streams import Input, Output
+from orlop.guest.streams.pipes import Input, Output
 from orlop.wire.flow import WINDOW, Receiver, Sender
 from orlop.wire.framing import Frame, Kind, Parser, frame, preamble
 

@@ -6,15 +6,19 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from orlop.guest import cgroup, connect, holder, memory, setup, spawn, stats, warm
-from orlop.guest.container import Entry
+from orlop.guest.answer import Answer
+from orlop.guest.containers.container import Entry
+from orlop.guest.containers.execs import Execs
+from orlop.guest.containers.process import Process
 from orlop.guest.disks import Disks
-from orlop.guest.execs import Execs
+from orlop.guest.launch import holder, spawn
+from orlop.guest.launch.userns import IdMaps
 from orlop.guest.loop import Loop
-from orlop.guest.oom import OomWatch
-from orlop.guest.process import Process, Streaming
+from orlop.guest.machine import cgroup, memory, setup, stats
+from orlop.guest.machine.oom import OomWatch
+from orlop.guest.streams import connect
+from orlop.guest.streams.table import Streaming
 from orlop.guest.system import Share
-from orlop.guest.userns import IdMaps
 from orlop.linux import syscalls
 from orlop.wire import messages
 from orlop.wire.messages import Done, Refused
@@ -25,26 +29,6 @@ DELETE_RETRY = 0.005
 DELETE_PATIENCE = 2000
 
 
-class Answer:
-    """Where the reply to one request goes; the first of :meth:`ok` and :meth:`refuse` counts."""
-
-    def __init__(self, send: Callable[[bytes], None]) -> None:
-        self._send: Callable[[bytes], None] | None = send
-
-    def ok(self, reply: Any) -> None:
-        """It was done."""
-        self._once(messages.pack_reply(reply))
-
-    def refuse(self, refused: Refused) -> None:
-        """It was not."""
-        self._once(messages.pack_failure(refused.code, str(refused)))
-
-    def _once(self, payload: bytes) -> None:
-        send, self._send = self._send, None
-        if send is not None:
-            send(payload)
-
-
 class Agent:
     """State and requests. ``emit`` sends an event if somebody listens, and says whether it did."""
 
@@ -52,11 +36,11 @@ class Agent:
         self.loop = loop
         self.streaming = streaming
         self.containers: dict[str, Entry] = {}
-        self.execs = Execs(self, streaming, self.emit)
+        self.execs = Execs(streaming, self.adopt, self.emit)
         self.disks = Disks()
         self.id_maps = IdMaps()
         self.is_set_up = False
-        self._identity = setup.Identity()
+        self.identity = setup.Identity()
         self.quiet = False
         self._emit = emit
         self._share = Share()
@@ -102,19 +86,9 @@ class Agent:
         """Make this clone one pod's own. While it has no containers this can be repeated."""
         if self.containers:
             raise Refused("failed_precondition", "this VM belongs to a pod with containers already")
-        reply = self._identity.apply(request)
+        reply = self.identity.apply(request)
         self.is_set_up = True
         answer.ok(reply)
-
-    def quiesce(self, request: messages.Quiesce, answer: Answer) -> None:
-        """Get ready to be saved as a template."""
-        self._identity.prepare()
-
-        def done() -> None:
-            memory.freeze()
-            answer.ok(Done())
-
-        warm.up(self, done)
 
     def online(self, request: messages.Online, answer: Answer) -> None:
         """Use what was hot-plugged."""
@@ -269,7 +243,7 @@ class Agent:
             found.append(
                 ContainerUsage(id=id_, usage=stats.usage(entry.cgroup), fs_used=used, fs_inodes=inodes)
             )
-        total, available = setup.memory()
+        total, available = memory.figures()
         answer.ok(
             messages.StatsReply(
                 pod=stats.usage(cgroup.POD),

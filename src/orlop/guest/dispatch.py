@@ -8,11 +8,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from orlop.guest import paths
-from orlop.guest.agent import Agent, Answer
+from orlop.guest import paths, warm
+from orlop.guest.agent import Agent
+from orlop.guest.answer import Answer
 from orlop.guest.channel import Channel
 from orlop.guest.loop import Loop
-from orlop.guest.process import Streaming
+from orlop.guest.streams.table import Streaming
 from orlop.wire import messages
 from orlop.wire.codec import ProtocolError
 from orlop.wire.framing import Frame, Kind, frame
@@ -31,8 +32,10 @@ class Dispatcher:
         self._streaming = Streaming(loop, self._channel.send)
         self.agent = Agent(loop, self._streaming, self._emit)
         self._handlers: dict[str, Callable[[Any, Answer], None]] = {
-            op: getattr(self.agent, op) for op in messages.REQUESTS
+            op: getattr(self.agent, op) for op in messages.REQUESTS if op != messages.Quiesce.op
         }
+        # It walks through all the others.
+        self._handlers[messages.Quiesce.op] = lambda request, answer: warm.quiesce(self.agent, answer)
 
     def log(self, text: str, level: str = "error") -> None:
         """Say something on the console, and to the daemon if it listens."""

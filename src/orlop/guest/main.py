@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 
-from orlop.guest import cgroup, system
+from orlop.guest import system
 from orlop.guest.dispatch import Dispatcher
 from orlop.guest.loop import Loop
+from orlop.guest.machine import cgroup
 from orlop.linux import syscalls
 
 PORT = "org.orlop.agent"

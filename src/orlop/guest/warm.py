@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from orlop.guest import cgroup, setup, stats
-from orlop.guest.container import Entry
+from orlop.guest.agent import Agent
+from orlop.guest.answer import Answer
+from orlop.guest.containers.container import Entry
+from orlop.guest.machine import cgroup, memory, stats
 from orlop.wire import messages
 from orlop.wire.values import Container, Disk, Mount, Resources, Security
-
-if TYPE_CHECKING:
-    from orlop.guest.agent import Agent
 
 _ID = "warm"
 _SLEEP = "import signal; signal.pause()"
@@ -41,8 +40,19 @@ class _Entry(Entry):
         return ["/"]
 
 
-def up(agent: Agent, then: Callable[[], None]) -> None:
-    """Run it and call ``then``, however it went."""
+def quiesce(agent: Agent, answer: Answer) -> None:
+    """Get the agent ready to be saved as a template, and answer."""
+    agent.identity.prepare()
+
+    def done() -> None:
+        memory.freeze()
+        answer.ok(messages.Done())
+
+    _walk(agent, done)
+
+
+def _walk(agent: Agent, then: Callable[[], None]) -> None:
+    """Run a container and call ``then``, however it went."""
     _talk()
     agent.quiet = True
     request = _create()
@@ -60,8 +70,6 @@ def up(agent: Agent, then: Callable[[], None]) -> None:
     problems: list[str] = []
 
     def following(payload: bytes) -> None:
-        from orlop.guest.agent import Answer
-
         if b'"error"' in payload[:10]:
             problems.append(payload.decode())
         step = next(steps, None)
@@ -118,4 +126,4 @@ def _talk() -> None:
         messages.unpack_request(messages.pack_request(request))
     stats.usage(cgroup.POD)
     stats.interfaces()
-    setup.memory()
+    memory.figures()

@@ -13,8 +13,8 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 
-from orlop.guest import script
-from orlop.guest.script import Script
+from orlop.guest.launch import script
+from orlop.guest.launch.script import Script
 from orlop.linux import syscalls
 
 _CLONE_VM = 0x100

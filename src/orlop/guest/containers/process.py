@@ -11,61 +11,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from orlop.guest import spawn
-from orlop.guest.connect import Connection
-from orlop.guest.loop import IN, Loop
-from orlop.guest.script import Script
-from orlop.guest.spawn import Child
-from orlop.guest.streams import Input, Output
+from orlop.guest.launch import spawn
+from orlop.guest.launch.script import Script
+from orlop.guest.launch.spawn import Child
+from orlop.guest.loop import IN
+from orlop.guest.streams.pipes import Input, Output
+from orlop.guest.streams.table import Streaming
 from orlop.wire.messages import Refused
 from orlop.wire.values import Exit, Streams
-
-
-class Streaming:
-    """What streams need of the agent: the loop, the way to the host, and the table of open streams."""
-
-    def __init__(self, loop: Loop, send: Callable[[bytes], None]) -> None:
-        self.loop = loop
-        self.send = send
-        self.flowing = False
-        self.next_stream = 1
-        self.table: dict[int, Input | Output | Connection] = {}
-
-    def claim(self, *streams: int) -> None:
-        """Note stream ids as used; ``invalid`` when one is in use."""
-        wanted = [stream for stream in streams if stream]
-        if len(set(wanted)) != len(wanted) or any(stream in self.table for stream in wanted):
-            raise Refused("invalid", f"stream ids {wanted} are in use")
-        self.next_stream = max([self.next_stream, *(stream + 1 for stream in wanted)])
-
-    def output(self, stream: int, fd: int, on_done: Callable[[], None]) -> Output:
-        """Open a stream from ``fd``."""
-        opened = Output(self.loop, self.send, stream, fd, paused=not self.flowing)
-        opened.on_done = lambda: self.forget(stream, on_done)
-        self.table[stream] = opened
-        return opened
-
-    def input(
-        self, stream: int, fd: int, on_done: Callable[[], None] | None = None, *, terminal: bool = False
-    ) -> Input:
-        """Open a stream to ``fd``."""
-        opened = Input(self.loop, self.send, stream, fd, terminal=terminal)
-        opened.on_done = lambda: self.forget(stream, on_done)
-        self.table[stream] = opened
-        return opened
-
-    def pause(self) -> None:
-        """No daemon: streams keep what they have."""
-        self.flowing = False
-        for opened in self.table.values():
-            opened.pause()
-
-    def forget(self, stream: int, then: Callable[[], None] | None = None) -> None:
-        """A stream is done."""
-        self.table.pop(stream, None)
-        if then is not None:
-            then()
-
 
 Launch = Callable[[tuple[int, int, int], socket.socket], Child]
 

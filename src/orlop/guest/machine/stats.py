@@ -6,8 +6,8 @@ import os
 import time
 
 from orlop.guest import paths
-from orlop.guest.cgroup import Cgroup
 from orlop.guest.disks import Mounted
+from orlop.guest.machine.cgroup import Cgroup
 from orlop.wire.statistics import InterfaceCounters, Pressure, Usage
 
 

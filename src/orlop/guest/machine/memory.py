@@ -6,7 +6,6 @@ import gc
 import os
 from contextlib import suppress
 
-from orlop.guest import setup
 from orlop.guest.paths import read_text, write_text
 from orlop.wire.messages import MemoryReply
 
@@ -14,9 +13,19 @@ _MEMORY = "/sys/devices/system/memory"
 _CPUS = "/sys/devices/system/cpu"
 
 
+def figures() -> tuple[int, int]:
+    """The guest's memory in bytes: (total, available)."""
+    found = {}
+    for line in read_text("/proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if name in ("MemTotal", "MemAvailable"):
+            found[name] = int(rest.split()[0]) * 1024
+    return found.get("MemTotal", 0), found.get("MemAvailable", 0)
+
+
 def reply() -> MemoryReply:
     """What there is now."""
-    total, available = setup.memory()
+    total, available = figures()
     return MemoryReply(total=total, available=available, cpus=os.cpu_count() or 1)
 
 

@@ -8,9 +8,9 @@ import termios
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orlop.guest import credentials, spawn
-from orlop.guest.lookup import Root
-from orlop.guest.script import ANY, Script, errors
+from orlop.guest.launch import credentials, spawn
+from orlop.guest.launch.lookup import Root
+from orlop.guest.launch.script import ANY, Script, errors
 from orlop.linux import syscalls, users
 from orlop.linux.syscalls import AT_FDCWD
 from orlop.linux.users import Identity

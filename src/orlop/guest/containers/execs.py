@@ -6,22 +6,20 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from orlop.guest import spawn
-from orlop.guest.container import Entry
+from orlop.guest.answer import Answer
+from orlop.guest.containers.container import Entry
+from orlop.guest.containers.process import Process
+from orlop.guest.launch import spawn
+from orlop.guest.launch.program import TTY_GROUP, Program, add_program, add_terminal, prepare
+from orlop.guest.launch.script import ANY, Script
+from orlop.guest.launch.userns import outer_id
 from orlop.guest.loop import Timer
-from orlop.guest.process import Process, Streaming
-from orlop.guest.program import TTY_GROUP, Program, add_program, add_terminal, prepare
-from orlop.guest.script import ANY, Script
-from orlop.guest.userns import outer_id
+from orlop.guest.streams.table import Streaming
 from orlop.linux import syscalls
 from orlop.wire import messages
 from orlop.wire.messages import Refused
 from orlop.wire.values import ExecState
-
-if TYPE_CHECKING:
-    from orlop.guest.agent import Agent, Answer
 
 _JOIN_SESSION_KEYRING = 1
 
@@ -37,10 +35,18 @@ class Running:
 
 
 class Execs:
-    """The execs of all containers, by their own id within their container's."""
+    """The execs of all containers, by their own id within their container's.
 
-    def __init__(self, agent: Agent, streaming: Streaming, emit: Callable[[messages.Event], bool]) -> None:
-        self._agent = agent
+    ``adopt`` has a process told of its child's end; ``emit`` sends an event and says whether it did.
+    """
+
+    def __init__(
+        self,
+        streaming: Streaming,
+        adopt: Callable[[Process], None],
+        emit: Callable[[messages.Event], bool],
+    ) -> None:
+        self._adopt = adopt
         self._streaming = streaming
         self._emit = emit
         self._running: dict[tuple[str, str], Running] = {}
@@ -67,7 +73,7 @@ class Execs:
                 answer.refuse(problem)
                 return
             if request.timeout_ms:
-                running.timer = self._agent.loop.call_later(
+                running.timer = self._streaming.loop.call_later(
                     request.timeout_ms / 1000, lambda: self._on_timeout(running)
                 )
             answer.ok(messages.Started(pid=process.pid, started_at=process.started_at))
@@ -81,7 +87,7 @@ class Execs:
         except BaseException:
             self._running.pop(key, None)
             raise
-        self._agent.adopt(process)
+        self._adopt(process)
 
     def signal(self, container_id: str, id_: str, number: int) -> None:
         """Signal one; one that has ended and was forgotten is no error. KILL is for its whole session."""

@@ -8,15 +8,19 @@ import stat
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
-from orlop.guest import cgroup, devicefilter, paths, spawn
-from orlop.guest.cgroup import Cgroup
+from orlop.guest import paths
+from orlop.guest.containers import devicefilter
+from orlop.guest.containers.mounts import Builder, Source, View
+from orlop.guest.containers.process import Process
 from orlop.guest.disks import Disks
-from orlop.guest.lookup import Root
-from orlop.guest.mounts import Builder, Source, View
-from orlop.guest.process import Process, Streaming
-from orlop.guest.program import TTY_GROUP, Program, add_program, add_terminal, prepare
-from orlop.guest.script import ANY, Script
-from orlop.guest.userns import IdMaps, outer_id, write_maps
+from orlop.guest.launch import spawn
+from orlop.guest.launch.lookup import Root
+from orlop.guest.launch.program import TTY_GROUP, Program, add_program, add_terminal, prepare
+from orlop.guest.launch.script import ANY, Script
+from orlop.guest.launch.userns import IdMaps, outer_id, write_maps
+from orlop.guest.machine import cgroup
+from orlop.guest.machine.cgroup import Cgroup
+from orlop.guest.streams.table import Streaming
 from orlop.linux import syscalls
 from orlop.linux.users import Identity
 from orlop.wire.messages import Refused

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 
 from orlop.guest.loop import OUT, Loop
-from orlop.guest.streams import Input, Output, Send
+from orlop.guest.streams.pipes import Input, Output, Send
 from orlop.wire.framing import Frame, Kind
 from orlop.wire.messages import Refused
 from orlop.wire.values import StreamOffsets

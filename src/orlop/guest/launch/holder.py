@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 
-from orlop.guest import spawn
-from orlop.guest.script import Script
-from orlop.guest.userns import write_maps
+from orlop.guest.launch import spawn
+from orlop.guest.launch.script import Script
+from orlop.guest.launch.userns import write_maps
 from orlop.linux import syscalls
 from orlop.wire.values import Namespaces
 

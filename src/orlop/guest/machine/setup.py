@@ -10,7 +10,8 @@ import struct
 import time
 from contextlib import suppress
 
-from orlop.guest import cgroup, links, paths
+from orlop.guest import paths
+from orlop.guest.machine import cgroup, links
 from orlop.guest.paths import create_text, read_text, write_text
 from orlop.linux import syscalls
 from orlop.linux.netlink import Netlink
@@ -126,16 +127,6 @@ def set_sysctl(name: str, value: str) -> None:
         write_text(f"/proc/sys/{path}", value)
     except OSError as error:
         raise Refused("invalid", f"cannot set sysctl {name} to {value!r}: {error.strerror}") from error
-
-
-def memory() -> tuple[int, int]:
-    """The guest's memory in bytes: (total, available)."""
-    found = {}
-    for line in paths.read_text("/proc/meminfo").splitlines():
-        name, _, rest = line.partition(":")
-        if name in ("MemTotal", "MemAvailable"):
-            found[name] = int(rest.split()[0]) * 1024
-    return found.get("MemTotal", 0), found.get("MemAvailable", 0)
 
 
 def _seed(entropy: bytes) -> None:

@@ -6,8 +6,9 @@ import os
 import select
 from collections.abc import Sequence
 
-from orlop.guest import paths, spawn
-from orlop.guest.script import Script
+from orlop.guest import paths
+from orlop.guest.launch import spawn
+from orlop.guest.launch.script import Script
 from orlop.linux import syscalls
 from orlop.wire.messages import Refused
 from orlop.wire.values import IdMapping, Namespaces

@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from orlop.guest import paths
-from orlop.guest.lookup import resolve_target
-from orlop.guest.script import Script, errors
+from orlop.guest.launch.lookup import resolve_target
+from orlop.guest.launch.script import Script, errors
 from orlop.linux import syscalls
 from orlop.linux.syscalls import (
     AT_FDCWD,

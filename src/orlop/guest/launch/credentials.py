@@ -8,7 +8,7 @@ import resource
 import struct
 from collections.abc import Iterator
 
-from orlop.guest.script import Script, errors
+from orlop.guest.launch.script import Script, errors
 from orlop.linux import syscalls
 from orlop.linux.capabilities import CAPABILITIES
 from orlop.linux.users import Identity
