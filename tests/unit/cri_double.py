@@ -248,7 +248,14 @@ IMAGE = Image(
     repo_tags=("docker.io/library/busybox:1.36", "docker.io/library/busybox:latest"),
     repo_digests=("docker.io/library/busybox@sha256:" + "b" * 64,),
     size=4_000_000,
-    config=ImageConfigOci(user="1002:50"),
+    config=ImageConfigOci(
+        user="1002:50",
+        env=("A=b",),
+        exposed_ports=("80/tcp",),
+        architecture="amd64",
+        os="linux",
+        created="2026-01-01T00:00:00Z",
+    ),
 )
 
 

@@ -356,7 +356,7 @@ async def test_images(world: World) -> None:
     assert world.images.pulls[0][1] is not None and world.images.pulls[0][1].password == "p"
     answer = await service.image_status(pb.ImageStatusRequest(image=spec, verbose=True))
     assert (answer.image.id, answer.image.uid.value, answer.image.username) == (IMAGE.id, 1002, "")
-    assert json.loads(answer.info["info"])["imageSpec"]["config"]["user"] == "1002:50"
+    assert json.loads(answer.info["info"])["imageSpec"]["config"]["User"] == "1002:50"
     (listed,) = (await service.list_images(pb.ListImagesRequest())).images
     assert listed == answer.image
     wanted = pb.ImageFilter(image=pb.ImageSpec(image="other"))
@@ -381,15 +381,40 @@ async def test_verbose_status_shows_pulls_under_way(world: World) -> None:
         status = await world.client.runtime.status(pb.StatusRequest(verbose=True))
         return json.loads(status.info["pulls"])
 
-    assert await shown() == []
+    assert await shown() == {}
     world.images.gate.clear()
     request = pb.PullImageRequest(image=pb.ImageSpec(image="busybox"))
     pull = asyncio.ensure_future(world.client.images.pull_image(request))
     await until(lambda: world.images.pulls)
-    assert await shown() == [{"reference": "busybox", "done": 40, "total": 100}]
+    assert await shown() == {"busybox": {"done": 40, "total": 100}}
     world.images.gate.set()
     await pull
-    assert await shown() == []
+    assert await shown() == {}
+
+
+@pytest.mark.parametrize(
+    ("handler", "reason"), [("vm", "virtual machine"), ("process", "handler process saves no containers")]
+)
+async def test_a_checkpoint_is_refused_with_the_reason_of_the_handler(
+    world: World, handler: str, reason: str
+) -> None:
+    container_id = await world.container(await world.pod(handler=handler))
+    request = pb.CheckpointContainerRequest(container_id=container_id, location="/x")
+    with pytest.raises(Unimplemented, match=reason) as refused:
+        await world.client.runtime.checkpoint_container(request)
+    assert ("virtual machine" in str(refused.value)) == (handler == "vm")
+
+
+async def test_an_image_is_inspected_in_the_words_of_its_specification(world: World) -> None:
+    await world.client.images.pull_image(pb.PullImageRequest(image=pb.ImageSpec(image="busybox")))
+    request = pb.ImageStatusRequest(image=pb.ImageSpec(image="busybox"), verbose=True)
+    spec = json.loads((await world.client.images.image_status(request)).info["info"])["imageSpec"]
+    assert spec == {
+        "created": "2026-01-01T00:00:00Z",
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"User": "1002:50", "Env": ["A=b"], "ExposedPorts": {"80/tcp": {}}},
+    }
 
 
 async def test_updates(world: World) -> None:
@@ -418,7 +443,7 @@ async def test_updates(world: World) -> None:
     network.network_config.pod_cidr = "10.0.0.0/240"
     with pytest.raises(InvalidArgument, match="not a network"):
         await runtime.update_runtime_config(pb.UpdateRuntimeConfigRequest(runtime_config=network))
-    with pytest.raises(Unimplemented, match="cannot be saved apart"):
+    with pytest.raises(NotFound):
         await runtime.checkpoint_container(pb.CheckpointContainerRequest(container_id="c", location="/x"))
     with pytest.raises(FailedPrecondition):
         await runtime.reopen_container_log(pb.ReopenContainerLogRequest(container_id="c"))

@@ -165,6 +165,8 @@ async def test_layers_of_broken_pulls_wait_for_the_next_try(tmp_path: Path) -> N
         ("write /var/tmp/x: no space left on device", ResourceExhausted),
         ("corrupted blob, expecting sha256:1, got sha256:2", DataLoss),
         ("Source image rejected: Running image x is rejected by policy.", PermissionDenied),
+        ('Error parsing image name "docker://UP/x:1": invalid reference format: it must be', InvalidArgument),
+        ('Get "https://x.y:99999/v2/": dial tcp: address 99999: invalid port', InvalidArgument),
         ("something never seen", Unavailable),
         ("reading manifest 1 in 127.0.0.1:40145/nowhere: manifest unknown: manifest unknown", NotFound),
         ('Get "http://[::1]:40145/v2/": dial tcp [::1]:40145: connect: connection refused', Unavailable),

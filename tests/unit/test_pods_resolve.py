@@ -16,7 +16,7 @@ from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopErr
 from orlop.pods import capabilities, cdi, resolve
 from orlop.pods.requests import ContainerRequest, SecurityRequest
 from orlop.sandbox.spec import ContainerSpec, IdMapping, NamespaceMode, Namespaces, Seccomp, SeccompMode
-from tests.unit.pods_double import DoubleConfig
+from tests.unit.pods_double import DoubleConfig, DoubleImage
 
 
 def request(**changes: object) -> ContainerRequest:
@@ -42,6 +42,27 @@ def test_command_line(
 ) -> None:
     config = DoubleConfig(entrypoint=entrypoint, cmd=cmd)
     assert resolve.command_line(request(command=command, args=args), config) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "repository"),
+    [
+        (("z.example/app:1", "sha256:" + "1" * 64), "z.example/app"),
+        (("", "z.example/app"), "z.example/app"),
+        (("z.example/app@sha256:" + "4" * 64,), "z.example/app"),
+        (("", "sha256:" + "1" * 64), "a.example/app"),
+        (("nonsense//",), "a.example/app"),
+    ],
+)
+def test_an_image_is_named_by_the_repository_that_was_asked_for(
+    asked: tuple[str, ...], repository: str
+) -> None:
+    digests = (f"a.example/app@sha256:{'2' * 64}", f"z.example/app@sha256:{'3' * 64}")
+    image = DoubleImage(repo_digests=(*digests, f"z.example/app@sha256:{'4' * 64}"))
+    found = resolve.image_reference(image, *asked)
+    assert found.startswith(f"{repository}@")
+    if "4" * 64 in asked[0]:
+        assert found == asked[0]
 
 
 def test_no_command_at_all() -> None:

@@ -29,10 +29,8 @@ def split_credentials(text: str) -> pb.AuthConfig | None:
 async def _progress(client: CriClient, reference: str) -> tuple[int, int] | None:
     """Bytes done and bytes in all of a pull under way, as the verbose status tells it."""
     status = await client.runtime.status(pb.StatusRequest(verbose=True))
-    for one in json.loads(status.info.get("pulls", "[]")):
-        if reference in (one.get("reference"), one.get("requested")) and one.get("total"):
-            return int(one["done"]), int(one["total"])
-    return None
+    one = json.loads(status.info.get("pulls", "{}")).get(reference, {})
+    return (int(one["done"]), int(one["total"])) if one.get("total") else None
 
 
 async def _watch(client: CriClient, reference: str) -> None:

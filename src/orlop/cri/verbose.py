@@ -8,8 +8,11 @@ from collections.abc import Mapping
 import msgspec
 
 
-def text(value: object) -> str:
-    """``value`` as JSON; what JSON has no word for becomes text."""
+def text(value: Mapping[str, object]) -> str:
+    """``value`` as a JSON object, the only kind that crictl does not show as a string.
+
+    What JSON has no word for becomes text.
+    """
     return msgspec.json.encode(value, enc_hook=str).decode()
 
 

@@ -14,6 +14,7 @@ from orlop.errors import (
     Code,
     DataLoss,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     OrlopError,
     PermissionDenied,
@@ -30,6 +31,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], type[OrlopError], str], ...] = (
         PermissionDenied,
         "SignatureValidationFailed: the policy forbids it",
     ),
+    (("invalid reference format", "invalid port"), InvalidArgument, "this is no name of an image"),
     (("toomanyrequests", "too many requests"), ResourceExhausted, "the registry allows no more requests now"),
     (
         ("http response to https client", "x509:", "tls:", "certificate"),

@@ -135,7 +135,7 @@ class Containers:
             annotations=request.annotations,
             image=request.image,
             user_image=request.user_image,
-            image_ref=resolve.image_reference(image),
+            image_ref=resolve.image_reference(image, request.user_image, request.image),
             stop_signal=resolve.signal_name(spec.stop_signal),
             user=resolve.known_user(spec.security),
         )

@@ -7,6 +7,7 @@ alone replace only the cmd; the request's variables come after, and win over, th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
+from orlop.images import reference as references
 from orlop.pods import capabilities
 from orlop.pods.ports import ImageConfigLike, ImageLike
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
@@ -177,8 +179,19 @@ def log_path(pod: PodSpec, request: ContainerRequest) -> str:
     return posixpath.join(pod.log_directory, relative)
 
 
-def image_reference(image: ImageLike) -> str:
-    """How a container's status names what it runs: by repository digest where there is one."""
+def image_reference(image: ImageLike, *asked: str) -> str:
+    """How a container's status names what it runs: by repository digest where there is one.
+
+    Of several repositories it is the one in ``asked``, the image as callers wrote it: names or ids.
+    """
+    for name in asked:
+        with contextlib.suppress(InvalidArgument):
+            wanted = references.parse(name)
+            if str(wanted) in image.repo_digests:
+                return str(wanted)
+            for digest in image.repo_digests:
+                if digest.startswith(wanted.at("")):
+                    return digest
     return image.repo_digests[0] if image.repo_digests else image.id
 
 
@@ -238,7 +251,7 @@ def _image_mount(request: MountRequest, lookup: ImageLookup) -> Mount:
         layers=tuple(image.layers),
         sub_path="" if sub_path == "." else sub_path,
         reference=request.image,
-        image_ref=image_reference(image),
+        image_ref=image_reference(image, request.image),
     )
     return Mount(container_path=request.container_path, image=volume, read_only=True)
 

@@ -89,11 +89,12 @@ class ContainerCalls:
     async def checkpoint_container(
         self, request: pb.CheckpointContainerRequest
     ) -> pb.CheckpointContainerResponse:
-        """Refused."""
-        validate.identifier(request.container_id, "container_id")
-        raise Unimplemented(
-            "CheckpointContainer: a container cannot be saved apart from its pod's virtual machine"
-        )
+        """Refused, with the reason of the handler that runs it."""
+        record = self._pods.container(validate.identifier(request.container_id, "container_id"))
+        reasons = {"vm": "it cannot be saved apart from its pod's virtual machine"}
+        handler = self._pods.pod(record.pod_id).handler
+        reason = reasons.get(handler, f"the handler {handler} saves no containers")
+        raise Unimplemented(f"CheckpointContainer: container {record.name} ({record.id[:12]}): {reason}")
 
 
 def image_tags(images: Images, record: ContainerRecord) -> tuple[str, ...]:

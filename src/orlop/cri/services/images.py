@@ -37,12 +37,12 @@ class Pulls:
         finally:
             del self._states[key]
 
-    def shown(self) -> list[dict[str, object]]:
-        """Each pull by the reference that was asked for, with bytes done and in all (0: not known)."""
-        return [
-            {"reference": reference, "done": state.read_bytes, "total": state.total_bytes}
+    def shown(self) -> dict[str, dict[str, int]]:
+        """By the reference that was asked for: bytes done and in all (0: not known)."""
+        return {
+            reference: {"done": state.read_bytes, "total": state.total_bytes}
             for reference, state in self._states.values()
-        ]
+        }
 
 
 class ImageCalls:

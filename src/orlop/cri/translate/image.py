@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from orlop.cri import validate
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.images.model import Image, RegistryAuth
@@ -45,5 +43,25 @@ def image(value: Image) -> pb.Image:
 
 
 def info(value: Image) -> dict[str, object]:
-    """For verbose status: the OCI image configuration."""
-    return {"imageSpec": {"config": msgspec.to_builtins(value.config)}, "layers": len(value.layers)}
+    """For verbose status: the image's configuration in the shape and words of the OCI image specification."""
+    config = value.config
+    process: dict[str, object] = {
+        "User": config.user,
+        "ExposedPorts": {port: {} for port in config.exposed_ports},
+        "Env": config.env,
+        "Entrypoint": config.entrypoint,
+        "Cmd": config.cmd,
+        "Volumes": {volume: {} for volume in config.volumes},
+        "WorkingDir": config.working_dir,
+        "Labels": config.labels,
+        "StopSignal": config.stop_signal,
+    }
+    return {
+        "imageSpec": {
+            "created": config.created,
+            "architecture": config.architecture,
+            "os": config.os,
+            "config": {name: found for name, found in process.items() if found},
+        },
+        "layers": len(value.layers),
+    }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.cri.translate import common, signals
 from orlop.cri.translate.container import PHASE_NUMBERS, PROPAGATION_NUMBERS
+from orlop.errors import InvalidArgument
+from orlop.images import reference as references
 from orlop.pods.records import ContainerPhase, ContainerRecord, Event, EventKind, PodRecord
 from orlop.sandbox.spec import IdMapping, Mount, NamespaceMode, Namespaces, Resources
 
@@ -140,8 +143,11 @@ def image_name(record: ContainerRecord, tags: tuple[str, ...]) -> str:
     """The image by a name for people: callers create containers from ids, but want to show a tag."""
     if record.image.removeprefix("sha256:") != record.image_id.removeprefix("sha256:") or not tags:
         return record.image
-    wanted = record.user_image
-    return next((tag for tag in tags if tag == wanted or (wanted and tag.endswith(f"/{wanted}"))), tags[0])
+    with contextlib.suppress(InvalidArgument):
+        wanted = str(references.parse(record.user_image))
+        if wanted in tags:
+            return wanted
+    return tags[0]
 
 
 def _mount(item: Mount) -> pb.Mount:
