@@ -6,8 +6,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 HANDLER ?= process
 TRANSPORT ?= spdy
 FOCUS ?=
+COMMAND ?=
 
-.PHONY: help test lint types unit e2e conformance conformance-all bench clean
+.PHONY: help test lint types unit e2e conformance conformance-all debian13 bench clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -32,6 +33,9 @@ conformance: $(PYTHON) ## critest: HANDLER=vm|process|auto TRANSPORT=spdy|websoc
 
 conformance-all: $(PYTHON) ## The runs of critest that CI makes (root)
 	$(PYTHON) -m tests.conformance --all
+
+debian13: $(PYTHON) ## Set-up and the fast end-to-end tests in a root of Debian 13 (root)
+	$(PYTHON) -m tests.lab debian13 $(COMMAND)
 
 bench: $(PYTHON) ## Times and memory (root); see docs/performance.md
 	$(PYTHON) -m bench

@@ -38,7 +38,7 @@ die() {
 
 runtime_packages="qemu-system-x86 skopeo containernetworking-plugins erofs-utils crun runc conmon
     iptables nftables libseccomp2 iproute2 e2fsprogs kmod cpio zstd busybox-static util-linux ca-certificates"
-development_packages="qemu-utils umoci make gcc libc6-dev binutils bzip2 curl git procps"
+development_packages="debootstrap qemu-utils umoci make gcc libc6-dev binutils bzip2 curl git procps"
 
 [ "$(uname -s)" = Linux ] || die "Orlop runs on Linux only, this is $(uname -s)"
 [ "$(uname -m)" = x86_64 ] || die "Orlop runs on x86_64 only so far, this machine is $(uname -m)"

@@ -1,0 +1,157 @@
+"""A root directory of Debian 13 on this machine, with Orlop set up in it by its own ``setup.sh``.
+
+debootstrap fills it from the mirrors that this machine's apt is configured with. It is kept in the cache
+(``$ORLOP_CACHE``, or ``~/.cache/orlop``): made in minutes, entered in a moment. It needs
+root, but neither loop devices nor kernel modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tests.conformance.tools import ToolError, cache_dir, run
+
+RELEASE = "trixie"
+CHECKOUT = Path(__file__).resolve().parents[2]
+INSIDE = "orlop"
+"""Where the checkout is in the root."""
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENTER = Path(__file__).with_name("enter.sh")
+# What apt has to know to reach the mirrors from here; not this machine's hooks.
+_APT_OPTIONS = re.compile(r"Acquire::(http|https|ftp|Retries|Check-Date|Check-Valid-Until)\b")
+_KEPT = {".venv"}
+
+
+def say(message: str) -> None:
+    """Tell a person what takes its time."""
+    print(f"==> {message}", flush=True)
+
+
+@contextlib.contextmanager
+def debian13() -> Iterator[Path]:
+    """The root, with this checkout set up in it; nobody else has it meanwhile. Raises ToolError."""
+    if os.geteuid() != 0:
+        raise ToolError("a root of another Debian needs root")
+    place = cache_dir() / "debian13"
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another run that uses {place}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        root = place / "root"
+        recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        stamp = place / "recipe"
+        if not root.exists() or not stamp.exists() or stamp.read_text() != recipe:
+            stamp.unlink(missing_ok=True)
+            _bootstrap(root)
+            stamp.write_text(recipe)
+        for name in ("resolv.conf", "hosts"):
+            shutil.copy(f"/etc/{name}", root / "etc" / name)
+        place_checkout(root / INSIDE)
+        say("setting Orlop up in Debian 13")
+        enter(root, ["./setup.sh", "--no-demo"])
+        yield root
+
+
+def enter(
+    root: Path, command: Sequence[str], *, network: bool = True, env: Mapping[str, str] | None = None
+) -> None:
+    """Run a command in the root's checkout, in mount and PID namespaces that end with it.
+
+    Without ``network`` it has a network namespace of its own as well. Raises ToolError when it fails.
+    """
+    namespaces = ["--mount", "--pid", "--fork", "--kill-child", *(() if network else ("--net",))]
+    argv = [
+        "unshare",
+        *namespaces,
+        "sh",
+        os.fspath(_ENTER),
+        os.fspath(root),
+        os.fspath(cache_dir()),
+        *command,
+    ]
+    # Where this machine keeps things is not where that one does.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("ORLOP_TEST_")}
+    for name in ("ORLOP_CACHE", "VIRTUAL_ENV", "TMPDIR", "MAKEFLAGS", "MAKELEVEL"):
+        own.pop(name, None)
+    own |= {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", **(env or {})}
+    done = subprocess.run(argv, env=own, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        raise ToolError(f"{' '.join(command)} in Debian 13 ended with {done.returncode}")
+
+
+def _bootstrap(root: Path) -> None:
+    """Make the root anew: Debian's smallest system, and apt configured as on this machine."""
+    if shutil.which("debootstrap") is None:
+        raise ToolError("there is no debootstrap: run ./setup.sh")
+    sources = debian_sources(RELEASE)
+    say(f"making a root of Debian 13 in {root} (minutes, once)")
+    subprocess.run(["rm", "-rf", "--one-file-system", root], check=True)
+    making = root.with_name("making")
+    subprocess.run(["rm", "-rf", "--one-file-system", making], check=True)
+    mirror = sources[0].split()[1]
+    # debootstrap mounts /proc and leaves it to its caller to take it away.
+    command = [
+        "debootstrap",
+        "--variant=minbase",
+        "--include=ca-certificates",
+        RELEASE,
+        os.fspath(making),
+        mirror,
+    ]
+    run(["unshare", "--mount", *command])
+    (making / "etc/apt/sources.list").write_text("\n".join(sources) + "\n")
+    options = [line for line in run(["apt-config", "dump"]).splitlines() if _APT_OPTIONS.match(line)]
+    (making / "etc/apt/apt.conf.d/90mirrors").write_text("\n".join(options) + "\n")
+    making.rename(root)
+
+
+def debian_sources(release: str) -> list[str]:
+    """Lines of sources.list(5) for another release of Debian on the mirrors of this machine's apt.
+
+    The first one is the archive itself; the others are its updates as far as this machine has them.
+    """
+    found = run(
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(RELEASE) $(COMPONENT) $(LABEL)",
+            "Created-By: Packages",
+        ]
+    )
+    lines = []
+    for line in found.splitlines():
+        uri, suite, component, label = (*line.split(" ", 3), "")[:4]
+        if label.startswith("Debian") and component == "main":
+            tail = suite.partition("-")[1:] if "/" not in suite else ("", "")
+            lines.append(f"deb {uri} {release}{''.join(tail)} {component}")
+    lines.sort(key=len)
+    if not lines:
+        raise ToolError("this machine's apt knows no archive of Debian (apt-get update?)")
+    return list(dict.fromkeys(lines))
+
+
+def place_checkout(target: Path) -> None:
+    """Put what git knows, or would take, of this checkout into ``target``, which keeps its .venv."""
+    listed = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=CHECKOUT)
+    target.mkdir(exist_ok=True)
+    for path in target.iterdir():
+        if path.name not in _KEPT:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for name in filter(None, listed.split("\0")):
+        source = CHECKOUT / name
+        if source.exists():  # git still knows what was just deleted
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / name, follow_symlinks=False)
