@@ -123,9 +123,16 @@ def _drivers(config: Config, network: PodNetwork) -> tuple[dict[str, SandboxDriv
 
 
 def _vm(config: Config, network: PodNetwork) -> SandboxDriver:
+    from orlop.guestos.build import find
+    from orlop.hypervisor.base import GuestFiles, Hypervisor
+    from orlop.hypervisor.qemu import QemuHypervisor, QemuMachines
     from orlop.sandbox.vm.driver import VmDriver
 
-    return VmDriver(config, network)
+    async def source() -> tuple[Hypervisor, GuestFiles]:
+        guest = await asyncio.to_thread(find, config.vm.guest, config.root_dir / "guest")
+        return QemuHypervisor(config.vm, guest, root=config.root_dir / "hypervisor"), guest
+
+    return VmDriver(config, network, QemuMachines(), source)
 
 
 def _process(config: Config, network: PodNetwork) -> SandboxDriver:

@@ -36,8 +36,7 @@ async def running(env: Environment, pod: PodSpec) -> tuple[VmSandbox, ContainerS
 
 async def test_two_clones_differ_and_know_the_time() -> None:
     async with environment(pool=2) as env:
-        pool = env.driver._pool
-        assert pool is not None
+        pool = env.pool
         await until(lambda: pool.size == 2, 60)
         await asyncio.sleep(1)
         pods = [await running(env, pod_spec()) for _ in range(2)]
@@ -55,8 +54,7 @@ async def test_two_clones_differ_and_know_the_time() -> None:
 
 async def test_a_dead_clone_in_the_pool_is_replaced() -> None:
     async with environment(pool=1) as env:
-        pool = env.driver._pool
-        assert pool is not None
+        pool = env.pool
         await until(lambda: pool.size == 1, 60)
         (clone,) = pool._ready
         os.kill(clone.machine.pid, signal.SIGKILL)
@@ -69,8 +67,7 @@ async def test_a_dead_clone_in_the_pool_is_replaced() -> None:
 
 async def test_a_pod_gets_the_size_it_asks_for() -> None:
     async with environment(pool=1) as env:
-        pool = env.driver._pool
-        assert pool is not None
+        pool = env.pool
         await until(lambda: pool.size == 1, 60)
         big = Resources(memory_limit=1024 * MIB, cpu_quota=200_000, cpu_period=100_000)
         sandbox, container = await running(env, pod_spec(resources=big))
@@ -91,9 +88,7 @@ def _vcpus(sandbox: VmSandbox, wanted: int) -> int:
 
 async def test_a_damaged_template_is_made_again() -> None:
     async with environment() as env:
-        cloner = env.driver._cloner
-        assert cloner is not None
-        template = await cloner.prepare()
+        template = await env.pool._cloner.prepare()
         assert template is not None
         state = template.directory / "state"
         with state.open("r+b") as file:

@@ -8,8 +8,10 @@ import signal
 
 import pytest
 
-from orlop.errors import NotFound
+from orlop.errors import NotFound, Unavailable
+from orlop.hypervisor.base import GuestFiles, Hypervisor
 from orlop.sandbox.spec import ContainerSpec, ExecSpec
+from orlop.sandbox.vm import driver as drivers
 from tests.e2e.vm_environment import (
     Environment,
     container_spec,
@@ -88,6 +90,46 @@ async def test_what_happens_while_no_daemon_runs_is_known_afterwards() -> None:
             await sandbox.wait_container("another")
         await sandbox.delete(short.id)
         await sandbox.delete(long.id)
+
+
+async def test_a_guest_image_that_comes_later_serves_pods_found_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(drivers, "_LOOK_AGAIN", 0.1)
+    async with environment(pool=1) as env:
+        pod = pod_spec()
+        sandbox = await env.run(pod)
+        known = container_spec(pod, "sleep", "600")
+        await sandbox.create(known)
+        await sandbox.start(known.id)
+        await env.crash()
+        missing = True
+
+        async def source() -> tuple[Hypervisor, GuestFiles]:
+            if missing:
+                raise NotFound("there is no guest image")
+            return await env.source()
+
+        await env.again(source)
+        assert await env.driver.ready() == "there is no guest image"
+        sandbox = await env.recover(pod, known)
+        with pytest.raises(Unavailable, match="there is no guest image"):
+            await env.driver.run(pod_spec())
+        seen = set()
+        # The pool gives way to a pod that was found before there was a pool.
+        with sandbox._activity.begun():
+            missing = False
+            async with asyncio.timeout(60):
+                while reason := await env.driver.ready():
+                    seen.add(reason)
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(3)
+            assert env.pool.size == 0
+        assert not [reason for reason in seen if "made" in reason]
+        await until(lambda: env.pool.size == 1, 60)
+        more = container_spec(pod, "sleep", "600")
+        await sandbox.create(more)
+        assert (await execute(sandbox, known.id, "true"))[2] == 0
 
 
 async def test_a_container_nobody_remembers_is_removed() -> None:

@@ -19,13 +19,16 @@ from typing import Any
 from orlop.config import Config, NetworkConfig, PoolConfig, VmConfig
 from orlop.guestos.build import GuestArtifacts, build
 from orlop.host import mounts, process
-from orlop.hypervisor.qemu import QemuHypervisor
+from orlop.hypervisor.base import GuestFiles, Hypervisor
+from orlop.hypervisor.qemu import QemuHypervisor, QemuMachines
 from orlop.net import conflist
 from orlop.net.network import PodNetwork
 from orlop.sandbox.base import ProcessIO
 from orlop.sandbox.spec import ContainerSpec, ExecSpec, PodSpec
-from orlop.sandbox.vm.driver import VmDriver
+from orlop.sandbox.vm.driver import Source, VmDriver
+from orlop.sandbox.vm.pool import Pool
 from orlop.sandbox.vm.sandbox import VmSandbox
+from orlop.sandbox.vm.states import Ready
 from tests.conformance import tools
 
 NUMBER = os.getpid() % 250  # runs at the same time must not share a bridge
@@ -133,14 +136,24 @@ class Environment:
         self.sandboxes.clear()
         await driver.close()
 
-    async def again(self) -> None:
-        """A new driver that knows only what is on disk."""
+    async def again(self, source: Source | None = None) -> None:
+        """A new driver that knows only what is on disk; unless it has another source it is ready."""
         await self.driver.close()
         self.hypervisor = QemuHypervisor(self.config.vm, await guest(), root=CACHE / "test-root/hypervisor")
         self.network = PodNetwork(self.config.network, self.config.root_dir / "net")
-        self.driver = VmDriver(self.config, self.network, given=(self.hypervisor, await guest()))
+        self.driver = VmDriver(self.config, self.network, QemuMachines(), source or self.source)
         await self.driver.open()
-        await until(lambda: not self.driver._reason, 120)
+        await until(lambda: bool(source) or not self.driver._state.reason, 120)
+
+    async def source(self) -> tuple[Hypervisor, GuestFiles]:
+        """See :data:`orlop.sandbox.vm.driver.Source`."""
+        return self.hypervisor, await guest()
+
+    @property
+    def pool(self) -> Pool:
+        """The pool of a driver that is ready."""
+        assert isinstance(self.driver._state, Ready)
+        return self.driver._state.pool
 
     async def recover(self, pod: PodSpec, *containers: ContainerSpec) -> VmSandbox:
         """Find a pod again."""
@@ -174,11 +187,15 @@ async def environment(*, pool: int = 0, **vm: Any) -> AsyncIterator[Environment]
     artifacts = await guest()
     hypervisor = QemuHypervisor(config.vm, artifacts, root=templates)
     network = PodNetwork(config.network, config.root_dir / "net")
-    driver = VmDriver(config, network, given=(hypervisor, artifacts))
+
+    async def source() -> tuple[Hypervisor, GuestFiles]:
+        return hypervisor, artifacts
+
+    driver = VmDriver(config, network, QemuMachines(), source)
     env = Environment(scratch, config, hypervisor, network, driver)
     try:
         await driver.open()
-        await until(lambda: not driver._reason, 120)
+        await until(lambda: not driver._state.reason, 120)
         yield env
         for sandbox in env.sandboxes:
             await env.driver.discard(sandbox.pod_id)

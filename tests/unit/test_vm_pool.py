@@ -15,7 +15,7 @@ from orlop.errors import Unavailable
 from orlop.hypervisor.base import MachineShape, MemoryUse
 from orlop.sandbox.vm import pool as pools
 from orlop.sandbox.vm.clone import Clone, Cloner
-from orlop.sandbox.vm.pool import Demand, Pool
+from orlop.sandbox.vm.pool import Activity, Demand, Pool
 from orlop.sandbox.vm.pressure import memory_pressure
 
 MIB = 1 << 20
@@ -96,10 +96,17 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def pool_of(
-    tmp_path: Path, *, size: int = 2, limit: int = 2048, pressure: Callable[[], str] = lambda: ""
+    tmp_path: Path,
+    *,
+    size: int = 2,
+    limit: int = 2048,
+    pressure: Callable[[], str] = lambda: "",
+    activity: Activity | None = None,
 ) -> AsyncIterator[tuple[Pool, FakeCloner]]:
     cloner = FakeCloner(tmp_path)
-    pool = Pool(PoolConfig(size=size, max_memory_mib=limit), cloner, SMALL, pressure=pressure)
+    pool = Pool(
+        PoolConfig(size=size, max_memory_mib=limit), cloner, SMALL, activity or Activity(), pressure=pressure
+    )
     pool.open()
     try:
         yield pool, cloner
@@ -126,9 +133,10 @@ async def test_fills_is_claimed_and_refills(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_made_while_a_pod_starts(tmp_path: Path) -> None:
-    async with pool_of(tmp_path) as (pool, _cloner):
+    activity = Activity()
+    async with pool_of(tmp_path, activity=activity) as (pool, _cloner):
         await until(lambda: pool.size == 2)
-        with pool.busy():
+        with activity.begun():
             assert pool.claim(SMALL) is not None
             await asyncio.sleep(0.1)
             assert pool.size == 1
@@ -185,7 +193,7 @@ async def test_memory_pressure_empties_it_and_its_end_fills_it(tmp_path: Path) -
 async def test_a_failure_is_told_and_tried_again(tmp_path: Path) -> None:
     cloner = FakeCloner(tmp_path)
     cloner.failure = "no QEMU"
-    pool = Pool(PoolConfig(size=1), cloner, SMALL, pressure=lambda: "")
+    pool = Pool(PoolConfig(size=1), cloner, SMALL, Activity(), pressure=lambda: "")
     pool.open()
     await until(lambda: pool.reason == "no QEMU")
     cloner.failure = ""
@@ -197,7 +205,7 @@ async def test_a_failure_is_told_and_tried_again(tmp_path: Path) -> None:
 async def test_closing_while_a_clone_is_being_made(tmp_path: Path) -> None:
     cloner = FakeCloner(tmp_path)
     cloner.gate.clear()
-    pool = Pool(PoolConfig(size=1), cloner, SMALL, pressure=lambda: "")
+    pool = Pool(PoolConfig(size=1), cloner, SMALL, Activity(), pressure=lambda: "")
     pool.open()
     await until(lambda: cloner.made == 1)
     await pool.close()

@@ -2,7 +2,7 @@
 
 A *machine* is one virtual machine in one directory of its own. It is started cold, or restored from
 a *template*: a machine that was booted once, stopped when its agent was ready, and saved. It outlives
-the daemon, which finds it again with :meth:`Hypervisor.recover`.
+the daemon, which finds it again with :meth:`Machines.recover`.
 
 Sizes are MiB where a name ends in ``_mib`` and bytes otherwise; times are seconds.
 """
@@ -178,7 +178,7 @@ class Machine(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of the running machine, which goes on; :meth:`Hypervisor.recover` finds it again."""
+        """Let go of the running machine, which goes on; :meth:`Machines.recover` finds it again."""
         ...
 
 
@@ -186,7 +186,19 @@ Settle = Callable[[Machine], Awaitable[None]]
 Progress = Callable[[str], None]
 
 
-class Hypervisor(Protocol):
+class Machines(Protocol):
+    """Finds machines that run, and removes them: all that can be done without a guest to boot."""
+
+    async def recover(self, directory: Path) -> Machine:
+        """Find a machine again that an earlier daemon made; NotFound if it runs no more."""
+        ...
+
+    async def discard(self, directory: Path) -> None:
+        """End the machine in ``directory``, if any, and remove the directory. Idempotent."""
+        ...
+
+
+class Hypervisor(Machines, Protocol):
     """Makes, finds and removes machines."""
 
     @property
@@ -228,12 +240,4 @@ class Hypervisor(Protocol):
 
         Raises DataLoss when the template is damaged; it is then thrown away, and the next
         :meth:`template` builds another."""
-        ...
-
-    async def recover(self, directory: Path) -> Machine:
-        """Find a machine again that an earlier daemon made; NotFound if it runs no more."""
-        ...
-
-    async def discard(self, directory: Path) -> None:
-        """End the machine in ``directory``, if any, and remove the directory. Idempotent."""
         ...

@@ -50,7 +50,37 @@ _CODE_MIB = 64
 _BOOT_CODE_MIB = 128
 
 
-class QemuHypervisor:
+class QemuMachines:
+    """QEMU machines that run; see :class:`orlop.hypervisor.base.Machines`."""
+
+    async def recover(self, directory: Path) -> QemuMachine:
+        """Find a machine again; see :class:`orlop.hypervisor.base.Machines`."""
+        known = await asyncio.to_thread(record.load, directory)
+        if not process.pid_alive(known.pid, known.start_time):
+            raise NotFound(f"the machine in {directory} has ended")
+        machine = QemuMachine(directory, known)
+        try:
+            await machine.open(agent_ready=True)
+            status = await machine.monitor.execute("query-status")
+        except Unavailable as error:
+            await machine.stop()
+            raise NotFound(f"the machine in {directory} has ended") from error
+        except BaseException:
+            await machine.close()
+            raise
+        if not isinstance(status, dict) or status.get("status") != "running":
+            await machine.console_tail()
+            await machine.stop()
+            raise NotFound(f"the machine in {directory} has ended: it is in the state {status}")
+        return machine
+
+    async def discard(self, directory: Path) -> None:
+        """Remove a machine; see :class:`orlop.hypervisor.base.Machines`."""
+        await cleanup.end(directory)
+        await cleanup.remove(directory, whole=True)
+
+
+class QemuHypervisor(QemuMachines):
     """QEMU machines that boot ``guest``. ``root`` keeps the template and what was found out about KVM."""
 
     def __init__(self, config: VmConfig, guest: GuestFiles, root: Path) -> None:
@@ -260,32 +290,6 @@ class QemuHypervisor:
             boot=boot,
             code_mib=_CODE_MIB if boot is None else _BOOT_CODE_MIB,
         )
-
-    async def recover(self, directory: Path) -> QemuMachine:
-        """Find a machine again; see :class:`orlop.hypervisor.base.Hypervisor`."""
-        known = await asyncio.to_thread(record.load, directory)
-        if not process.pid_alive(known.pid, known.start_time):
-            raise NotFound(f"the machine in {directory} has ended")
-        machine = QemuMachine(directory, known)
-        try:
-            await machine.open(agent_ready=True)
-            status = await machine.monitor.execute("query-status")
-        except Unavailable as error:
-            await machine.stop()
-            raise NotFound(f"the machine in {directory} has ended") from error
-        except BaseException:
-            await machine.close()
-            raise
-        if not isinstance(status, dict) or status.get("status") != "running":
-            await machine.console_tail()
-            await machine.stop()
-            raise NotFound(f"the machine in {directory} has ended: it is in the state {status}")
-        return machine
-
-    async def discard(self, directory: Path) -> None:
-        """Remove a machine; see :class:`orlop.hypervisor.base.Hypervisor`."""
-        await cleanup.end(directory)
-        await cleanup.remove(directory, whole=True)
 
     # Templates
 

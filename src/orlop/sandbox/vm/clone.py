@@ -2,7 +2,7 @@
 
 A :class:`Clone` owns one directory, ``<state>/vms/<id>``: the machine's own (``machine``), what the
 guest may see of the host (``share``) and the pinned network namespace (``netns``). The
-:class:`Cloner` makes clones, finds them again and removes them; it is the only one who does.
+:class:`Cloner` makes clones; :class:`Clones` finds them again and removes them. Nobody else does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from orlop.hypervisor.base import (
     Accelerator,
     Hypervisor,
     Machine,
+    Machines,
     MachineShape,
+    Progress,
     Template,
 )
 from orlop.net.tap import create_tap
@@ -43,7 +45,7 @@ _ONLINE_TIME = 5.0
 
 
 class Clone:
-    """One machine that runs. Whoever has it removes it with :meth:`Cloner.discard`."""
+    """One machine that runs. Whoever has it removes it with :meth:`Clones.discard`."""
 
     def __init__(self, directory: Path, machine: Machine, agent: AgentClient) -> None:
         self.directory = directory
@@ -117,20 +119,78 @@ def machine_of(directory: Path) -> Path:
     return directory / "machine"
 
 
-class Cloner:
-    """Makes and removes clones below ``state``; ``image`` is the guest's root disk.
+class Clones:
+    """Finds the clones below ``state`` again, and removes them: all that needs no guest image.
 
     Below ``scratch``, which is on disk, each VM has a directory for the writable layers of its containers.
     """
 
+    def __init__(self, machines: Machines, *, state: Path, scratch: Path) -> None:
+        self._machines = machines
+        self.directory = state / "vms"
+        self._scratch = scratch
+
+    def scratch_of(self, vm_id: str) -> Path:
+        """Where the writable layers of a VM's containers are."""
+        return self._scratch / vm_id
+
+    async def recover(self, vm_id: str) -> Clone:
+        """The clone that an earlier daemon made; its agent waits for a Resume.
+
+        Raises NotFound, or Unavailable, when it runs no more.
+        """
+        directory = self.directory / vm_id
+        machine = await self._machines.recover(machine_of(directory))
+        agent = await AgentClient.connect(machine.agent_socket, name=f"VM {vm_id}", timeout=_ANSWER_TIMEOUT)
+        return Clone(directory, machine, agent)
+
+    async def release(self, clone: Clone) -> None:
+        """Let go of a clone that goes on running."""
+        await clone.agent.flush()
+        await clone.agent.close("the daemon stops")
+        await clone.machine.close()
+
+    async def discard(self, directory: Path) -> None:
+        """End the machine in ``directory`` and remove all there is of it. Idempotent.
+
+        Its pod's network is torn down by whoever attached it, before this.
+        """
+        await self._machines.discard(machine_of(directory))
+        await netns.delete(netns_of(directory))
+        await Share(directory / "share").release_all()
+        await asyncio.to_thread(_remove, directory)
+        await asyncio.to_thread(shutil.rmtree, self.scratch_of(directory.name), ignore_errors=True)
+
+    async def sweep(self, keep: Callable[[str], bool]) -> None:
+        """Remove clones of an earlier daemon that no pod owns."""
+        for place in (self.directory, self._scratch):
+            for found in sorted(place.iterdir()) if place.is_dir() else ():
+                if not keep(found.name):
+                    log.info("removing VM %s, which belongs to no pod", found.name)
+                    await self.discard(self.directory / found.name)
+
+
+class Cloner(Clones):
+    """Makes clones, and builds the template they come from; ``image`` is the guest's root disk.
+
+    ``say`` hears of the steps when a template has to be made.
+    """
+
     def __init__(
-        self, config: VmConfig, hypervisor: Hypervisor, *, state: Path, scratch: Path, image: Path
+        self,
+        config: VmConfig,
+        hypervisor: Hypervisor,
+        *,
+        state: Path,
+        scratch: Path,
+        image: Path,
+        say: Progress = lambda step: None,
     ) -> None:
+        super().__init__(hypervisor, state=state, scratch=scratch)
         self._config = config
         self._hypervisor = hypervisor
         self._image = image
-        self.directory = state / "vms"
-        self._scratch = scratch
+        self._say = say
         self._template: Template | None = None
         self._building: asyncio.Task[Template] | None = None
 
@@ -167,10 +227,7 @@ class Cloner:
             return self._template
         if self._building is None or self._building.done():
             self._building = asyncio.create_task(
-                self._hypervisor.template(
-                    self._settle, progress=lambda step: log.info("VM template: %s", step)
-                ),
-                name="VM template",
+                self._hypervisor.template(self._settle, progress=self._say), name="VM template"
             )
         self._template = await asyncio.shield(self._building)
         return self._template
@@ -218,45 +275,6 @@ class Cloner:
             scratch_mib=self._config.scratch_mib,
             share="warm",
         )
-
-    def scratch_of(self, vm_id: str) -> Path:
-        """Where the writable layers of a VM's containers are."""
-        return self._scratch / vm_id
-
-    async def recover(self, vm_id: str) -> Clone:
-        """The clone that an earlier daemon made; its agent waits for a Resume.
-
-        Raises NotFound, or Unavailable, when it runs no more.
-        """
-        directory = self.directory / vm_id
-        machine = await self._hypervisor.recover(machine_of(directory))
-        agent = await AgentClient.connect(machine.agent_socket, name=f"VM {vm_id}", timeout=_ANSWER_TIMEOUT)
-        return Clone(directory, machine, agent)
-
-    async def release(self, clone: Clone) -> None:
-        """Let go of a clone that goes on running."""
-        await clone.agent.flush()
-        await clone.agent.close("the daemon stops")
-        await clone.machine.close()
-
-    async def discard(self, directory: Path) -> None:
-        """End the machine in ``directory`` and remove all there is of it. Idempotent.
-
-        Its pod's network is torn down by whoever attached it, before this.
-        """
-        await self._hypervisor.discard(machine_of(directory))
-        await netns.delete(netns_of(directory))
-        await Share(directory / "share").release_all()
-        await asyncio.to_thread(_remove, directory)
-        await asyncio.to_thread(shutil.rmtree, self.scratch_of(directory.name), ignore_errors=True)
-
-    async def sweep(self, keep: Callable[[str], bool]) -> None:
-        """Remove clones of an earlier daemon that no pod owns."""
-        for place in (self.directory, self._scratch):
-            for found in sorted(place.iterdir()) if place.is_dir() else ():
-                if not keep(found.name):
-                    log.info("removing VM %s, which belongs to no pod", found.name)
-                    await self.discard(self.directory / found.name)
 
     async def close(self) -> None:
         """Stop building."""

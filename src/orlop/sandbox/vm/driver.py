@@ -13,9 +13,9 @@ import os
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Coroutine
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,23 +23,22 @@ from typing import Any, TypeVar
 from orlop import tracing
 from orlop.config import Config
 from orlop.errors import DataLoss, NotFound, OrlopError, Unavailable
-from orlop.guestos.build import GuestArtifacts, find
 from orlop.host import tasks
 from orlop.host.tasks import together
-from orlop.hypervisor.base import Hypervisor, MachineShape
-from orlop.hypervisor.qemu import QemuHypervisor
+from orlop.hypervisor.base import GuestFiles, Hypervisor, Machines, MachineShape
 from orlop.net.network import PodNetwork
 from orlop.net.tap import join_tap
 from orlop.sandbox.base import Features
 from orlop.sandbox.spec import ContainerSpec, PodSpec
 from orlop.sandbox.vm import hostgroup, translate
 from orlop.sandbox.vm.checks import check_pod
-from orlop.sandbox.vm.clone import TAP, Clone, Cloner, netns_of
+from orlop.sandbox.vm.clone import TAP, Clone, Cloner, Clones, netns_of
 from orlop.sandbox.vm.files import PodFile, PodFiles, owned_vms, pods_on_disk
 from orlop.sandbox.vm.plugs import Plugs
-from orlop.sandbox.vm.pool import Pool
+from orlop.sandbox.vm.pool import Activity, Pool
 from orlop.sandbox.vm.sandbox import VmSandbox
 from orlop.sandbox.vm.sizing import shape_of
+from orlop.sandbox.vm.states import Absent, Preparing, Ready, State
 from orlop.wire.messages import Setup, SetupReply
 
 log = logging.getLogger(__name__)
@@ -50,8 +49,14 @@ NAME = "vm"
 _SETUP_TIMEOUT = 30.0
 _ENTROPY = 256
 _LOOK_AGAIN = 10.0
-_NO_GUEST = GuestArtifacts(kernel=Path(), initrd=Path(), image=Path(), digest="", size=0)
+_SEARCHING = "the accelerator and the VM template are being looked for"
 _RESOLV_CONF = Path("/etc/resolv.conf")
+
+
+Source = Callable[[], Awaitable[tuple[Hypervisor, GuestFiles]]]
+"""Finds the guest image, and makes the hypervisor that boots it.
+
+Raises an OrlopError with the remedy while there is none."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class _Teardown:
 
     pod_id: str
     clone: Clone
-    cloner: Cloner
+    clones: Clones
     network: PodNetwork
 
     async def detach(self) -> None:
@@ -69,24 +74,22 @@ class _Teardown:
 
     async def discard(self) -> None:
         """See ``Teardown``."""
-        await self.cloner.discard(self.clone.directory)
+        await self.clones.discard(self.clone.directory)
 
 
 class VmDriver:
-    """See :class:`orlop.sandbox.base.SandboxDriver`."""
+    """See :class:`orlop.sandbox.base.SandboxDriver`. ``machines`` are those of ``source``'s hypervisor."""
 
-    def __init__(
-        self, config: Config, network: PodNetwork, *, given: tuple[Hypervisor, GuestArtifacts] | None = None
-    ) -> None:
+    def __init__(self, config: Config, network: PodNetwork, machines: Machines, source: Source) -> None:
         self._config = config
         self._network = network
-        self._given = given
-        self._cloner: Cloner | None = None
-        self._pool: Pool | None = None
-        self._guestless = True
+        self._source = source
+        self._scratch = config.root_dir / "vm-scratch"
+        self._clones = Clones(machines, state=config.state_dir, scratch=self._scratch)
+        self._activity = Activity()
+        self._state: State = Absent("the handler vm is not open")
         self._sandboxes: dict[str, VmSandbox] = {}
-        self._preparing: asyncio.Task[None] | None = None
-        self._reason = "the handler vm is not open"
+        self._tasks = tasks.Tasks()
 
     @property
     def name(self) -> str:
@@ -100,7 +103,7 @@ class VmDriver:
 
     def gauges(self) -> dict[str, float]:
         """What there is to count."""
-        pool = self._pool
+        pool = self._state.pool if isinstance(self._state, Ready) else None
         return {
             "orlop_vm_sandboxes": float(len(self._sandboxes)),
             "orlop_vm_pool_ready": float(pool.size if pool else 0),
@@ -117,46 +120,38 @@ class VmDriver:
         Without a guest image pods that run can be recovered and removed all the same; the image is
         looked for again until there is one.
         """
-        try:
-            hypervisor, guest = self._given or await self._find()
-        except OrlopError as error:
-            self._reason = str(error)
-            log.error("pods cannot run in VMs: %s", error)
-            guest = _NO_GUEST
-            hypervisor = self._hypervisor(guest)
-        self._use(hypervisor, guest)
-        await self._opened().sweep(owned_vms(self._config.state_dir).__contains__)
-        self._preparing = asyncio.create_task(self._prepare(hypervisor, guest), name="VM driver")
+        await self._clones.sweep(owned_vms(self._config.state_dir).__contains__)
+        await self._look(_SEARCHING)
+        self._tasks.spawn(self._prepare(), "VM driver")
 
     async def close(self) -> None:
         """See ``SandboxDriver``."""
-        if self._preparing is not None:
-            self._preparing.cancel()
-            await asyncio.wait((self._preparing,))
-        if self._pool is not None:
-            await self._pool.close()
-        if self._cloner is not None:
-            for sandbox in list(self._sandboxes.values()):
-                await sandbox.release(self._cloner)
-            self._sandboxes.clear()
-            await self._cloner.close()
+        await self._tasks.close()
+        if isinstance(self._state, Ready):
+            await self._state.pool.close()
+        for sandbox in list(self._sandboxes.values()):
+            await sandbox.release(self._clones)
+        self._sandboxes.clear()
+        if not isinstance(self._state, Absent):
+            await self._state.cloner.close()
+        self._state = Absent("the handler vm is closed")
 
     async def ready(self) -> str:
         """See ``SandboxDriver``."""
-        return self._reason
+        return self._state.reason
 
     async def run(self, spec: PodSpec) -> VmSandbox:
         """See ``SandboxDriver``."""
         self.check(spec)
-        cloner, pool = self._opened(), self._pool
-        if pool is None or self._guestless:
-            raise Unavailable(f"pods cannot run in VMs now: {self._reason}")
+        state = self._state
+        if isinstance(state, Absent):
+            raise Unavailable(f"pods cannot run in VMs now: {state.reason}")
         begun = time.monotonic()
         files = PodFiles(self._config.state_dir, spec.id)
         files.write(PodFile(pod_id=spec.id))
         try:
-            with pool.busy():
-                sandbox = await self._start(spec, cloner, pool, files)
+            with self._activity.begun():
+                sandbox = await self._start(spec, state, files)
         except BaseException:
             await tasks.uncancelled(self._clean_up(spec.id))
             raise
@@ -166,20 +161,19 @@ class VmDriver:
 
     async def recover(self, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> VmSandbox:
         """See ``SandboxDriver``."""
-        cloner = self._opened()
         files = PodFiles(self._config.state_dir, spec.id)
         pod = files.read()
         if pod is None or not pod.set_up:
             raise NotFound(f"pod {spec.id} has no VM")
         try:
-            clone = await cloner.recover(pod.vm_id)
+            clone = await self._clones.recover(pod.vm_id)
         except OrlopError as error:
             raise NotFound(f"the VM of pod {spec.id} runs no more: {error}") from error
-        sandbox = self._sandbox(spec, cloner, clone, files, pod)
+        sandbox = self._sandbox(spec, clone, files, pod)
         try:
             await sandbox.adopt(containers)
         except BaseException:
-            await tasks.uncancelled(sandbox.release(cloner))
+            await tasks.uncancelled(sandbox.release(self._clones))
             raise
         self._sandboxes[spec.id] = sandbox
         return sandbox
@@ -195,58 +189,66 @@ class VmDriver:
         """See ``SandboxDriver``."""
         return await asyncio.to_thread(pods_on_disk, self._config.state_dir)
 
-    async def _find(self) -> tuple[Hypervisor, GuestArtifacts]:
-        guest = await asyncio.to_thread(find, self._config.vm.guest, self._config.root_dir / "guest")
-        return self._hypervisor(guest), guest
-
-    def _hypervisor(self, guest: GuestArtifacts) -> Hypervisor:
-        return QemuHypervisor(self._config.vm, guest, root=self._config.root_dir / "hypervisor")
-
-    def _use(self, hypervisor: Hypervisor, guest: GuestArtifacts) -> None:
-        vm = self._config.vm
-        self._guestless = guest is _NO_GUEST
-        self._cloner = Cloner(
-            vm,
+    async def _look(self, reason: str) -> None:
+        """Look for a guest image; with one, pods may wait, and ``reason`` says what for."""
+        try:
+            hypervisor, guest = await self._source()
+        except OrlopError as error:
+            self._fail(error)
+            return
+        cloner = Cloner(
+            self._config.vm,
             hypervisor,
             state=self._config.state_dir,
-            scratch=self._config.root_dir / "vm-scratch",
+            scratch=self._scratch,
             image=guest.image,
+            say=self._on_template_step,
         )
-        default = MachineShape(memory_mib=vm.default_memory_mib, vcpus=vm.default_vcpus)
-        self._pool = Pool(vm.pool, self._cloner, default)
+        self._state = Preparing(cloner, reason)
 
-    def _opened(self) -> Cloner:
-        if self._cloner is None:
-            raise Unavailable(f"pods cannot run in VMs now: {self._reason}")
-        return self._cloner
-
-    async def _prepare(self, hypervisor: Hypervisor, guest: GuestArtifacts) -> None:
+    async def _prepare(self) -> None:
         """Get to the point where pods can be run, however often it takes."""
         while True:
-            try:
-                if guest is _NO_GUEST:
-                    hypervisor, guest = await self._find()
-                    self._use(hypervisor, guest)
-                self._reason = "the VM template is being made"
-                accelerator = await hypervisor.probe()
-                log.info("VMs run with %s: %s", accelerator.kind, accelerator.reason)
-                await self._opened().prepare()
-                break
-            except OrlopError as error:
-                if str(error) != self._reason:
-                    log.error("pods cannot run in VMs: %s", error)
-                self._reason = str(error)
+            if isinstance(self._state, Preparing):
+                cloner = self._state.cloner
+                try:
+                    self._state = Ready(cloner, await self._pool(cloner))
+                    return
+                except OrlopError as error:
+                    self._fail(error)
+                    await cloner.close()
             await asyncio.sleep(_LOOK_AGAIN)
-        self._reason = ""
-        if self._pool is not None:
-            self._pool.open()
+            # What went wrong last is still the reason, until it is known to be over.
+            await self._look(self._state.reason)
 
-    async def _start(self, spec: PodSpec, cloner: Cloner, pool: Pool, files: PodFiles) -> VmSandbox:
+    async def _pool(self, cloner: Cloner) -> Pool:
+        """The pool of clones of a template, which is found or made before."""
+        accelerator = await cloner.accelerator()
+        log.info("VMs run with %s: %s", accelerator.kind, accelerator.reason)
+        await cloner.prepare()
+        vm = self._config.vm
+        default = MachineShape(memory_mib=vm.default_memory_mib, vcpus=vm.default_vcpus)
+        pool = Pool(vm.pool, cloner, default, self._activity)
+        pool.open()
+        return pool
+
+    def _fail(self, error: OrlopError) -> None:
+        if str(error) != self._state.reason:
+            log.error("pods cannot run in VMs: %s", error)
+        self._state = Absent(str(error))
+
+    def _on_template_step(self, step: str) -> None:
+        log.info("VM template: %s", step)
+        if isinstance(self._state, Preparing):
+            self._state = replace(self._state, reason=f"the VM template is being made: {step}")
+
+    async def _start(self, spec: PodSpec, state: Preparing | Ready, files: PodFiles) -> VmSandbox:
         """Get a VM and a network, and bring them together."""
         timings: dict[str, float] = {}
+        cloner = state.cloner
         shape = cloner.attainable(shape_of(spec, self._config.vm))
         cgroup = hostgroup.path_of(spec.cgroup_parent, spec.id)
-        ready = pool.claim(shape)
+        ready = state.claim(shape)
         if ready is not None:
             clone = ready
             files.write(PodFile(pod_id=spec.id, vm_id=clone.id, cgroup=cgroup))
@@ -281,7 +283,7 @@ class VmDriver:
             accelerator=(await cloner.accelerator()).kind,
         )
         files.write(pod)
-        sandbox = self._sandbox(spec, cloner, clone, files, pod)
+        sandbox = self._sandbox(spec, clone, files, pod)
         sandbox.timings.update(timings)
         return sandbox
 
@@ -324,14 +326,12 @@ class VmDriver:
             timeout=_SETUP_TIMEOUT,
         )
 
-    def _sandbox(
-        self, spec: PodSpec, cloner: Cloner, clone: Clone, files: PodFiles, pod: PodFile
-    ) -> VmSandbox:
+    def _sandbox(self, spec: PodSpec, clone: Clone, files: PodFiles, pod: PodFile) -> VmSandbox:
         plugs = Plugs(
             clone.machine,
             clone.share,
             disk_directory=clone.directory,
-            scratch_directory=cloner.scratch_of(clone.id),
+            scratch_directory=self._clones.scratch_of(clone.id),
             scratch_mib=self._config.vm.scratch_mib,
         )
         return VmSandbox(
@@ -341,23 +341,22 @@ class VmDriver:
             files,
             pod,
             plugs=plugs,
-            teardown=_Teardown(spec.id, clone, cloner, self._network),
-            busy=self._pool.busy if self._pool is not None else nullcontext,
+            teardown=_Teardown(spec.id, clone, self._clones, self._network),
+            activity=self._activity,
         )
 
     async def _clean_up(self, pod_id: str) -> None:
         """Remove all that bears the pod's name, whether it was ever complete or not."""
-        cloner = self._opened()
         files = PodFiles(self._config.state_dir, pod_id)
         try:
             pod = files.read()
         except DataLoss as error:
             log.warning("%s; its VM is removed at the next start of the daemon", error)
             pod = None
-        directory = cloner.directory / pod.vm_id if pod is not None and pod.vm_id else None
-        await self._network.detach(pod_id, netns_of(directory or cloner.directory / "none"))
+        directory = self._clones.directory / pod.vm_id if pod is not None and pod.vm_id else None
+        await self._network.detach(pod_id, netns_of(directory or self._clones.directory / "none"))
         if directory is not None:
-            await cloner.discard(directory)
+            await self._clones.discard(directory)
         await hostgroup.leave(pod.cgroup if pod is not None else "")
         files.remove()
 

@@ -54,14 +54,41 @@ class Demand:
         return plan
 
 
+class Activity:
+    """Pods and containers that are being started: meanwhile the pool leaves the machine to them."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self.on_end: Callable[[], None] = lambda: None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being started."""
+        return self._running == 0
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Something is being started until the block ends."""
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            self.on_end()
+
+
 class Pool:
-    """Keeps clones ready. :meth:`open` starts it, :meth:`close` ends it and all that it holds."""
+    """Keeps clones ready. :meth:`open` starts it, :meth:`close` ends it and all that it holds.
+
+    During ``activity`` no clone is made, nor just after it.
+    """
 
     def __init__(
         self,
         config: PoolConfig,
         cloner: Cloner,
         default: MachineShape,
+        activity: Activity,
         *,
         pressure: Callable[[], str] = memory_pressure,
     ) -> None:
@@ -72,8 +99,9 @@ class Pool:
         self._demand = Demand()
         self._ready: dict[Clone, int] = {}
         self._watchers: dict[Clone, asyncio.Task[None]] = {}
-        self._busy = 0
+        self._activity = activity
         self._wake = asyncio.Event()
+        activity.on_end = self._wake.set
         self._task: asyncio.Task[None] | None = None
         self.reason = ""
         """Why the pool is not full, for people."""
@@ -119,23 +147,13 @@ class Pool:
             self._forget(best)
         return best
 
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """While a pod or container is being started no clone is made, nor just after it."""
-        self._busy += 1
-        try:
-            yield
-        finally:
-            self._busy -= 1
-            self._wake.set()
-
     async def _run(self) -> None:
         while True:
             self._wake.clear()
             delay = _CHECK_EVERY
             try:
                 await self._shrink()
-                if self._busy == 0 and await self._grow():
+                if self._activity.idle and await self._grow():
                     delay = 0.0
             except OrlopError as error:
                 self.reason = str(error)

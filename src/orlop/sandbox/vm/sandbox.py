@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, Protocol
 
 from orlop import tracing
@@ -35,10 +35,11 @@ from orlop.sandbox.spec import (
 )
 from orlop.sandbox.vm import hostgroup, statistics, translate
 from orlop.sandbox.vm.checks import check_container
-from orlop.sandbox.vm.clone import Clone, Cloner
+from orlop.sandbox.vm.clone import Clone, Clones
 from orlop.sandbox.vm.container import Container, Execs
 from orlop.sandbox.vm.files import ContainerFile, PodFile, PodFiles
 from orlop.sandbox.vm.plugs import Plugs
+from orlop.sandbox.vm.pool import Activity
 from orlop.sandbox.vm.process import SIGKILL, Attachment, ExecProcess, PortConnection
 from orlop.sandbox.vm.sizing import size
 from orlop.wire import values as wire
@@ -90,7 +91,7 @@ class VmSandbox:
         *,
         plugs: Plugs,
         teardown: Teardown,
-        busy: Callable[[], AbstractContextManager[None]] = nullcontext,
+        activity: Activity,
     ) -> None:
         self._spec = spec
         self._config = config
@@ -100,7 +101,7 @@ class VmSandbox:
         self._pod = pod
         self._plugs = plugs
         self._teardown = teardown
-        self._busy = busy
+        self._activity = activity
         self._containers: dict[str, Container] = {}
         self._execs = Execs(clone.agent)
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -157,7 +158,7 @@ class VmSandbox:
         plan = self._plugs.plan(spec)
         container = Container.fresh(spec, self._agent, plan, CriLog(spec.log_path))
         self._containers[spec.id] = container
-        with self._busy():
+        with self._activity.begun():
             return await self._create(spec, container, plan)
 
     async def _create(self, spec: ContainerSpec, container: Container, plan: ContainerFile) -> UserIds:
@@ -192,7 +193,7 @@ class VmSandbox:
         container = self._container(container_id)
         if container.running or container.exited.done():
             raise FailedPrecondition(f"container {container_id} was started before")
-        with self._busy(), tracing.span("vm.agent.start"):
+        with self._activity.begun(), tracing.span("vm.agent.start"):
             await self._agent.call(Start(id=container_id), _STEP_TIMEOUT)
         container.running = not container.exited.done()
         return time.time_ns()
@@ -306,14 +307,14 @@ class VmSandbox:
             self._torn_down = True
             self._end("")
 
-    async def release(self, cloner: Cloner) -> None:
+    async def release(self, clones: Clones) -> None:
         """Let the pod run on without this daemon; its output waits in the guest."""
         self._watch.cancel()
         for container in self._containers.values():
             await container.close()
         for task in list(self._tasks):
             task.cancel()
-        await cloner.release(self._clone)
+        await clones.release(self._clone)
 
     async def adopt(self, specs: tuple[ContainerSpec, ...]) -> None:
         """Take over what an earlier daemon left: called once, before anything else."""
