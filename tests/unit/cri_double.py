@@ -1,4 +1,4 @@
-"""Pods and images in memory, behind the Protocols of ``orlop.cri.backend``: what a server is tested with."""
+"""Pods and images in memory, as ``PodService`` and ``ImageStore`` have them: what a server is tested with."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from grpc import aio
 
 from orlop import errors
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.rpc import method_name
+from orlop.cri.names import method_name
 from orlop.errors import OrlopError
 
 DEFAULT_TIMEOUT = 120.0

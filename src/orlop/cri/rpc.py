@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any, NoReturn
@@ -23,9 +22,10 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
-from orlop.cri.backend import Metrics
+from orlop.cri.names import method_name
 from orlop.cri.tracecontext import CallerTrace
 from orlop.errors import Code, Internal, InvalidArgument, OrlopError, Unavailable
+from orlop.pods.metrics import RpcMetrics
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +46,12 @@ _LEVELS = {
     Code.NOT_FOUND: logging.DEBUG,
 }
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
-_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-
-
-def method_name(rpc: str) -> str:
-    """The servicer's method for a call."""
-    return _WORD.sub("_", rpc).lower()
 
 
 class Router:
     """Makes gRPC handlers of servicers."""
 
-    def __init__(self, metrics: Metrics | None = None, *, traced: bool = False) -> None:
+    def __init__(self, metrics: RpcMetrics | None = None, *, traced: bool = False) -> None:
         self._metrics = metrics
         self._trace = CallerTrace(traced)
         self._streams: set[asyncio.Task[Any]] = set()

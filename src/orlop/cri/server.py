@@ -12,7 +12,6 @@ from grpc import aio
 
 from orlop.config import Config
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.backend import Images, Metrics, Pods, Streaming
 from orlop.cri.rpc import Router
 from orlop.cri.services.containers import ContainerCalls
 from orlop.cri.services.images import ImageCalls, Pulls
@@ -20,7 +19,11 @@ from orlop.cri.services.node import NodeCalls
 from orlop.cri.services.pods import PodCalls
 from orlop.cri.services.statistics import StatisticsCalls
 from orlop.cri.services.streams import StreamCalls
+from orlop.cri.streaming.server import StreamingServer
 from orlop.errors import FailedPrecondition
+from orlop.images.store import ImageStore
+from orlop.pods.metrics import RpcMetrics
+from orlop.pods.service import PodService
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +51,11 @@ class CriServer:
     def __init__(
         self,
         config: Config,
-        pods: Pods,
-        images: Images,
-        streaming: Streaming,
+        pods: PodService,
+        images: ImageStore,
+        streaming: StreamingServer,
         *,
-        metrics: Metrics | None = None,
+        metrics: RpcMetrics | None = None,
     ) -> None:
         self._path = Path(config.socket)
         self._router = Router(metrics, traced=bool(config.metrics.otlp_endpoint))

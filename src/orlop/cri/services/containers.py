@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 
 from orlop.cri import validate, verbose
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.backend import Images, Pods
 from orlop.cri.translate import common, container, status
 from orlop.cri.translate.entries import Entries
 from orlop.errors import InvalidArgument, Unimplemented
+from orlop.images.store import ImageStore
 from orlop.pods.records import ContainerFilter, ContainerRecord
+from orlop.pods.service import PodService
 
 MAX_STOP_SECONDS = 10 * 365 * 86400
 """Kubernetes bounds no grace period; beyond this, a timer would overflow."""
@@ -19,7 +20,7 @@ MAX_STOP_SECONDS = 10 * 365 * 86400
 class ContainerCalls:
     """CreateContainer to ReopenContainerLog."""
 
-    def __init__(self, pods: Pods, images: Images) -> None:
+    def __init__(self, pods: PodService, images: ImageStore) -> None:
         self._pods = pods
         self._images = images
         self._entries: Entries[ContainerRecord] = Entries(status.container_entry)
@@ -97,7 +98,7 @@ class ContainerCalls:
         raise Unimplemented(f"CheckpointContainer: container {record.name} ({record.id[:12]}): {reason}")
 
 
-def image_tags(images: Images, record: ContainerRecord) -> tuple[str, ...]:
+def image_tags(images: ImageStore, record: ContainerRecord) -> tuple[str, ...]:
     """The names of a container's image, if it is still here."""
     image = images.status(record.image_id) if record.image_id else None
     return () if image is None else tuple(image.repo_tags)

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 from orlop.cri import validate, verbose
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.backend import Images, Pods
 from orlop.cri.translate import image
 from orlop.cri.translate.entries import framed, paged
 from orlop.cri.translate.stats import filesystem_usage
 from orlop.errors import InvalidArgument
 from orlop.images.model import Image, PullProgress
+from orlop.images.store import ImageStore
+from orlop.pods.service import PodService
 
 
 class Pulls:
@@ -48,7 +49,7 @@ class Pulls:
 class ImageCalls:
     """The ImageService."""
 
-    def __init__(self, images: Images, pods: Pods, pulls: Pulls) -> None:
+    def __init__(self, images: ImageStore, pods: PodService, pulls: Pulls) -> None:
         self._images = images
         self._pods = pods
         self._pulls = pulls

@@ -11,10 +11,10 @@ from orlop import __version__
 from orlop.config import Config
 from orlop.cri import validate, verbose
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.backend import Pods
 from orlop.cri.services.images import Pulls
 from orlop.errors import InvalidArgument
 from orlop.pods.records import Handler
+from orlop.pods.service import PodService
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _DRIVERS = {"cgroupfs": pb.CGROUPFS, "systemd": pb.SYSTEMD}
 class NodeCalls:
     """Version, Status, RuntimeConfig, UpdateRuntimeConfig."""
 
-    def __init__(self, config: Config, pods: Pods, pulls: Pulls) -> None:
+    def __init__(self, config: Config, pods: PodService, pulls: Pulls) -> None:
         self._config = config
         self._pods = pods
         self._pulls = pulls

@@ -6,18 +6,19 @@ from collections.abc import AsyncIterator
 
 from orlop.cri import validate, verbose
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.backend import Images, Pods
 from orlop.cri.services.containers import image_tags
 from orlop.cri.translate import common, pod, status
 from orlop.cri.translate.entries import Entries
 from orlop.errors import InvalidArgument
+from orlop.images.store import ImageStore
 from orlop.pods.records import ContainerFilter, PodFilter, PodRecord
+from orlop.pods.service import PodService
 
 
 class PodCalls:
     """RunPodSandbox to ListPodSandbox."""
 
-    def __init__(self, pods: Pods, images: Images) -> None:
+    def __init__(self, pods: PodService, images: ImageStore) -> None:
         self._pods = pods
         self._images = images
         self._entries: Entries[PodRecord] = Entries(status.pod_entry)

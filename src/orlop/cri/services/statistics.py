@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, cast
 
 from orlop.cri import validate
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.backend import Images, Pods
 from orlop.cri.services.containers import image_tags
 from orlop.cri.translate import container, metrics, pod, stats, status
 from orlop.cri.translate.entries import framed, paged
+from orlop.images.store import ImageStore
 from orlop.pods.records import PodFilter
+from orlop.pods.service import PodService
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class StatisticsCalls:
     """ContainerStats to GetContainerEvents."""
 
-    def __init__(self, pods: Pods, images: Images) -> None:
+    def __init__(self, pods: PodService, images: ImageStore) -> None:
         self._pods = pods
         self._images = images
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from orlop.cri import validate
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.backend import Pods, Streaming
+from orlop.cri.streaming.server import StreamingServer
 from orlop.errors import FailedPrecondition
+from orlop.pods.service import PodService
 
 MAX_OUTPUT = (16 << 20) - 4096
 """Clients take messages of at most 16 MiB."""
@@ -16,7 +17,7 @@ MAX_TIMEOUT = 10 * 365 * 86400
 class StreamCalls:
     """ExecSync, Exec, Attach, PortForward."""
 
-    def __init__(self, pods: Pods, streaming: Streaming) -> None:
+    def __init__(self, pods: PodService, streaming: StreamingServer) -> None:
         self._pods = pods
         self._streaming = streaming
 
