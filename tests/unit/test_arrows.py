@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ MAX_POSITIONAL = 6
 GENERATED = ("_pb2.py", "_pb2_grpc.py")
 
 PROCESS_CALLS = {"fork", "forkpty", "execv", "execve", "execvp", "execvpe", "posix_spawn", "system", "popen"}
+RECURSIVE_RM = re.compile(r"\brm\s+(-\S+\s+)*-\w*[rR]")
 PROCESS_MODULES = {"subprocess", "multiprocessing", "pty"}
 
 
@@ -204,6 +206,20 @@ def test_children_only_through_their_door() -> None:
             call = (node.value.id, node.attr)
             if call[1].startswith("create_subprocess_") or (call[0] == "os" and call[1] in PROCESS_CALLS):
                 wrong.append(f"{module.name}:{node.lineno}: {'.'.join(call)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_trees_are_removed_in_one_place() -> None:
+    """Only ``linux/removal.py`` knows not to cross a mount."""
+    wrong = []
+    for module in MODULES:
+        if module.name == "linux/removal.py":
+            continue
+        for node in ast.walk(module.tree):
+            name = node.attr if isinstance(node, ast.Attribute) else ""
+            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+            if name in ("rmtree", "removedirs") or RECURSIVE_RM.search(text) or text == "rm":
+                wrong.append(f"{module.name}:{node.lineno}: {name or text!r}")  # type: ignore[attr-defined]
     assert not wrong, "\n".join(wrong)
 
 

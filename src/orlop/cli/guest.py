@@ -12,6 +12,7 @@ from orlop.cli.units import show_age, show_size
 from orlop.config import Config, load
 from orlop.errors import NotFound, OrlopError
 from orlop.guestos import build as guestos
+from orlop.linux.removal import remove_tree
 
 
 def cache_of(config: Config) -> Path:
@@ -45,14 +46,12 @@ async def build_command(path: Path | None, *, force: bool) -> None:
 
 
 def _forget_current(config: Config, cache: Path) -> None:
-    import shutil
-
     try:
         present = guestos.find(config.vm.guest, cache)
     except OrlopError:
         return
     if present.image.parent.parent == cache:
-        shutil.rmtree(present.image.parent)
+        remove_tree(present.image.parent)
 
 
 async def list_command(path: Path | None) -> None:

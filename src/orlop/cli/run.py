@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from orlop.cli.problems import CliError
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.cri.client import CriClient
 from orlop.errors import OrlopError
+from orlop.linux.removal import remove_tree
 
 LOG_ROOT = "/var/log/orlop"
 LOG_NAME = "container.log"
@@ -146,7 +146,8 @@ async def remove_pod(client: CriClient, pod_id: str, log_directory: str = "") ->
     await client.runtime.remove_pod_sandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id), timeout=120)
     directory = Path(log_directory) if log_directory else None
     if directory is not None and directory.parent == log_root():
-        await asyncio.to_thread(shutil.rmtree, directory, True)
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(remove_tree, directory)
 
 
 class Run:

@@ -22,6 +22,7 @@ import msgspec
 from orlop.config import GuestConfig
 from orlop.errors import DataLoss, NotFound
 from orlop.guestos import packages, pythontree, rootfs
+from orlop.linux.removal import remove_tree
 
 Progress = Callable[[str], None]
 
@@ -178,7 +179,7 @@ async def _base(cache: Path, recipe: str, chosen: packages.PackageSet, say: Prog
 def _drop_unused(unpacked: Path) -> None:
     """Of the unpacked packages only Python and its libraries are needed again."""
     for name in ("boot", "lib/modules", "usr/lib/modules", "usr/share", "usr/lib/x86_64-linux-gnu/gconv"):
-        shutil.rmtree(unpacked / name, ignore_errors=True)
+        remove_tree(unpacked / name)
 
 
 async def _assemble(base: Path, sources: dict[str, Path], manifest: _Manifest, target: Path) -> None:
@@ -188,7 +189,7 @@ async def _assemble(base: Path, sources: dict[str, Path], manifest: _Manifest, t
         interpreter = pythontree.Interpreter(base / "unpacked", manifest.python)
         await pythontree.install_agent(interpreter, sources, root)
         await rootfs.make_image(root, work / "root.erofs")
-        await asyncio.to_thread(shutil.rmtree, root)
+        await asyncio.to_thread(remove_tree, root)
         for name in ("vmlinuz", "initrd"):
             await asyncio.to_thread(shutil.copyfile, base / name, work / name)
         sizes = tuple((name, (work / name).stat().st_size) for name in _FILES)
@@ -211,7 +212,8 @@ class _aside:  # noqa: N801 - used like a function
         return self._path
 
     def __exit__(self, *unused: object) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(self._path)
 
 
 def _publish(work: Path, target: Path) -> None:
@@ -219,8 +221,7 @@ def _publish(work: Path, target: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    if target.exists():
-        shutil.rmtree(target)
+    remove_tree(target)
     work.rename(target)
 
 
@@ -243,4 +244,5 @@ def _prune(cache: Path, digest: str) -> None:
 
     builds = [path for path in newest("*") if len(path.name) == len(digest)]
     for path in [*builds[_KEPT:], *newest("base-*")[1:]]:
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(path)

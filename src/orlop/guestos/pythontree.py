@@ -18,6 +18,7 @@ from pathlib import Path
 import orlop
 from orlop.errors import FailedPrecondition, NotFound
 from orlop.host import process
+from orlop.linux.removal import remove_tree
 
 # Loaded by the library itself behind a caller's back.
 _ALWAYS = ("traceback", "linecache", "encodings.idna", "encodings.latin_1", "encodings.ascii", "ctypes.util")
@@ -140,7 +141,7 @@ async def install_agent(interpreter: Interpreter, sources: dict[str, Path], root
             raise FailedPrecondition(f"the agent does not run in the guest's Python: {error}") from error
         await _compile_all(interpreter, sources, used, root)
     finally:
-        await asyncio.to_thread(shutil.rmtree, agent, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, agent)
 
 
 async def _compile_all(

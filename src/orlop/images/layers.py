@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import sys
 import uuid
@@ -25,6 +24,7 @@ from orlop.host import process, tasks
 from orlop.images.documents import Descriptor
 from orlop.images.repair import Repair
 from orlop.images.repair import name as repair_name
+from orlop.linux.removal import remove_tree
 
 STALL = 60.0
 ASK_AFTER = 3.0
@@ -54,7 +54,7 @@ class LayerStore:
         self.ingest.mkdir(mode=0o700, exist_ok=True)
         for path in self.ingest.iterdir():
             if path.is_dir():
-                shutil.rmtree(path)
+                remove_tree(path)
             else:
                 path.unlink(missing_ok=True)
 

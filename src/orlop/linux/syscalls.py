@@ -45,6 +45,8 @@ AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_RESOLVE_NO_XDEV = 0x01
+_RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_IN_ROOT = 0x10
 
 MOUNT_ATTR_RDONLY = 0x1
@@ -135,8 +137,20 @@ def open_tree(path: StrPath, *, recursive: bool = True, directory: int = AT_FDCW
 
 def open_in_root(root: int, path: str, flags: int) -> int:
     """Open ``path`` as if the directory ``root`` were /: no symbolic link leads out of it. Linux 5.6."""
-    how = struct.pack("=3Q", flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
-    return _call(_NR_OPENAT2, root, os.fsencode(path or "."), how, len(how), about=path)
+    return _openat2(root, path or ".", flags, _RESOLVE_IN_ROOT)
+
+
+def open_on_mount(directory: int, path: str, flags: int) -> int:
+    """Open ``path`` below a directory's descriptor; refuses mount points (EXDEV) and symbolic links (ELOOP).
+
+    A mount point of the same file system is one, too. Linux 5.6.
+    """
+    return _openat2(directory, path, flags, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS)
+
+
+def _openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    how = struct.pack("=3Q", flags | os.O_CLOEXEC, 0, resolve)
+    return _call(_NR_OPENAT2, directory, os.fsencode(path), how, len(how), about=path)
 
 
 def open_below(root: StrPath, path: str) -> int:

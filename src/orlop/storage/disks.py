@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import shutil
 import struct
 import uuid
 import zlib
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from orlop.host import files, process
+from orlop.linux.removal import remove_tree
 
 SECTOR = 512
 MAX_LAYERS = 124
@@ -202,7 +202,8 @@ async def _format(path: Path, size_mib: int) -> tuple[tuple[int, bytes], ...]:
         parts = await asyncio.to_thread(_data_parts, aside)
     finally:
         aside.unlink(missing_ok=True)
-        shutil.rmtree(content, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(content)
     while len(_templates) >= _TEMPLATES_KEPT:
         _templates.pop(next(iter(_templates)))
     _templates[size_mib] = parts

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -22,6 +21,7 @@ import msgspec
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.host import mounts, process
 from orlop.linux import syscalls as sys
+from orlop.linux.removal import remove_tree
 
 MAX_LINKS = 40
 
@@ -185,8 +185,7 @@ def _drop_points(points: Sequence[Path]) -> None:
 
 def _unmount(directory: Path) -> None:
     mounts.unmount_below(directory)
-    with suppress(FileNotFoundError):
-        shutil.rmtree(directory)
+    remove_tree(directory)
 
 
 def _usage(upper: Path) -> tuple[int, int]:

@@ -12,7 +12,6 @@ import contextlib
 import http.client
 import os
 import platform
-import shutil
 import socket
 import tempfile
 import time
@@ -28,6 +27,7 @@ from orlop.config import load
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.cri.client import CriClient
 from orlop.errors import OrlopError
+from orlop.linux.removal import remove_tree
 
 T = TypeVar("T")
 
@@ -205,7 +205,8 @@ async def _scratch(keep: bool) -> AsyncIterator[Path]:
         if keep:
             output.console().print(f"  kept: {directory}")
         else:
-            await asyncio.to_thread(shutil.rmtree, directory, True)
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(remove_tree, directory)
 
 
 async def demo_command(handler: str, *, keep: bool) -> int:

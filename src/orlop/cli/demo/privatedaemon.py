@@ -28,6 +28,7 @@ from orlop.config import Config
 from orlop.errors import NotFound, OrlopError
 from orlop.guestos import build as guestos
 from orlop.host import process
+from orlop.linux.removal import remove_tree
 
 START_TIMEOUT = 60.0
 
@@ -142,7 +143,7 @@ def give_back(settings: Settings) -> None:
     if target.is_dir():
         target.rename(target.with_name(f"{target.name}.old"))
     aside.rename(target)
-    shutil.rmtree(target.with_name(f"{target.name}.old"), ignore_errors=True)
+    remove_tree(target.with_name(f"{target.name}.old"))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -317,7 +318,7 @@ async def registry_binary() -> Path:
     except OrlopError as error:
         raise CliError(f"docker-registry could not be fetched (run apt-get update?): {error}") from error
     finally:
-        await asyncio.to_thread(shutil.rmtree, making, True)
+        await asyncio.to_thread(remove_tree, making)
     return target
 
 

@@ -22,6 +22,7 @@ from orlop.guest.machine import cgroup
 from orlop.guest.machine.cgroup import Cgroup
 from orlop.guest.streams.table import Streaming
 from orlop.linux import syscalls
+from orlop.linux.removal import remove_tree
 from orlop.linux.users import Identity
 from orlop.wire.messages import Refused
 from orlop.wire.values import Container, ContainerState, Disk, Mount, Resources
@@ -288,9 +289,8 @@ class Entry:
             return
         mounted = self._disks.get(scratch.disk)
         if mounted is not None and mounted.users - {self.spec.id}:
-            import shutil
-
-            shutil.rmtree(os.path.dirname(self._upper), ignore_errors=True)
+            with suppress(OSError):
+                remove_tree(os.path.dirname(self._upper))
 
 
 def _own_files() -> tuple[tuple[str, str], ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from orlop.host import mounts, process
 from orlop.hypervisor.qemu import record
 from orlop.hypervisor.qemu.launch import AGENT_SOCKET, ERROR_LOG, MONITOR_SOCKET
 from orlop.hypervisor.qemu.monitor import Monitor
+from orlop.linux.removal import remove_tree
 
 _OWN_FILES = (MONITOR_SOCKET, AGENT_SOCKET, ERROR_LOG, "console.log", "machine.json", ".machine.json")
 _QUIT_TIMEOUT = 5.0
@@ -60,4 +60,7 @@ def _remove(directory: Path, whole: bool) -> None:
     left = mounts.mounts_below(directory)
     if left:
         raise FailedPrecondition(f"{directory} is not removed: {left[0]} is still mounted")
-    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        remove_tree(directory)
+    except OSError as error:
+        raise FailedPrecondition(f"{directory} is not removed: {error.filename}: {error.strerror}") from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ import msgspec
 from orlop.errors import DataLoss
 from orlop.host import files
 from orlop.hypervisor.base import Accelerator, MachineShape, Template
+from orlop.linux.removal import remove_tree
 
 MEMORY = "memory"
 STATE = "state"
@@ -60,7 +61,7 @@ def seal(work: Path, root: Path, key: str, shape: MachineShape, accelerator: Acc
     target = directory_for(root, key)
     for path in root.glob(f"{_PREFIX}*"):
         # Clones that run keep the files they mapped.
-        shutil.rmtree(path, ignore_errors=True)
+        _drop(path)
     work.rename(target)
     return Template(key=key, directory=target, shape=shape, accelerator=accelerator)
 
@@ -97,7 +98,12 @@ def stamp(template: Template) -> Stamp:
 def remove(root: Path) -> None:
     """Remove all templates."""
     for path in root.glob(f"{_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        _drop(path)
+
+
+def _drop(path: Path) -> None:
+    with suppress(OSError):  # what is left of an old template harms nobody
+        remove_tree(path)
 
 
 def _digest(path: Path) -> str:

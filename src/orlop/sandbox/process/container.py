@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import shutil
 import signal
 import time
 from contextlib import suppress
@@ -22,6 +21,7 @@ import msgspec
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
 from orlop.host import cgroups, cgroupstats, mounts, process, tasks
 from orlop.host.cgroups import Cgroup
+from orlop.linux.removal import remove_tree
 from orlop.linux.users import Identity
 from orlop.sandbox.process import apparmor, conmon, identity, layout, oci, volumes
 from orlop.sandbox.process.layout import ContainerPaths, ContainerState, PodPaths
@@ -54,7 +54,9 @@ class Container:
         self._tools = tools
         self._exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._watcher: asyncio.Task[None] | None = None
-        self._deleting = asyncio.Lock()
+        # Making, starting and removing exclude one another: what one mounts, the other must not remove.
+        self._changing = asyncio.Lock()
+        self._removed = False
         if state is not None:
             self._watch(state)
 
@@ -68,6 +70,17 @@ class Container:
         What is left after a failure, :meth:`delete` removes. Raises FailedPrecondition,
         InvalidArgument or NotFound with the reason.
         """
+        async with self._changing:
+            if self._removed:
+                raise FailedPrecondition(f"container {spec.name} was removed before it was made")
+            # To its end even when cancelled: a thread that mounts cannot be called back, and must have
+            # ended before anybody removes what it mounts below.
+            making = self._create(pod, spec, paths, cgroup=cgroup, target_pid=target_pid)
+            return await tasks.uncancelled(making)
+
+    async def _create(
+        self, pod: PodSpec, spec: ContainerSpec, paths: PodPaths, *, cgroup: str, target_pid: int
+    ) -> UserIds:
         bundle = self.paths.bundle
         await asyncio.to_thread(_make_directory, bundle)
         owners = _owners(pod, paths)
@@ -138,6 +151,10 @@ class Container:
 
     async def start(self) -> int:
         """Let it run; returns the time (ns). Raises FailedPrecondition when it cannot be started."""
+        async with self._changing:
+            return await tasks.uncancelled(self._start())
+
+    async def _start(self) -> int:
         if self.state is None or self._exit.done():
             raise FailedPrecondition(
                 f"container {self.id[:12]} has ended or was not made, and cannot be started"
@@ -212,9 +229,12 @@ class Container:
     async def delete(self) -> None:
         """Kill what still runs, release everything, remove the directories. Idempotent.
 
-        The exit stays known to :meth:`wait`. Raises OrlopError or OSError when something stays.
+        The exit stays known to :meth:`wait`. Waits for a :meth:`create` under way; a later one is refused.
+        Raises OrlopError or OSError when something stays.
         """
-        async with self._deleting:
+        self._removed = True
+        await self.kill()  # a start that does not come back is ended by this
+        async with self._changing:
             await self.kill()
             await tasks.uncancelled(self._remove())
 
@@ -266,6 +286,5 @@ def _make_directory(bundle: Path) -> None:
 
 def _remove_files(paths: ContainerPaths) -> None:
     mounts.unmount_below(paths.bundle)
-    with suppress(FileNotFoundError):
-        shutil.rmtree(paths.bundle)
+    remove_tree(paths.bundle)
     paths.exit_file.unlink(missing_ok=True)

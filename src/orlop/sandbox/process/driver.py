@@ -22,6 +22,7 @@ from orlop.sandbox.process.container import Tools
 from orlop.sandbox.process.layout import Layout
 from orlop.sandbox.process.sandbox import ProcessSandbox
 from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec
+from orlop.sandbox.turns import Turns
 
 NAME = "process"
 _CGROUP = "/orlop"
@@ -39,6 +40,7 @@ class ProcessDriver:
         self._tools: Tools | None = None
         self._reason = "the handler process is not open"
         self._running: dict[str, ProcessSandbox] = {}
+        self._turns = Turns()
 
     @property
     def name(self) -> str:
@@ -105,6 +107,10 @@ class ProcessDriver:
         """See ``SandboxDriver``."""
         tools = self._open_tools()
         self.check(spec)
+        async with self._turns.of(spec.id):
+            return await self._run(tools, spec)
+
+    async def _run(self, tools: Tools, spec: PodSpec) -> Sandbox:
         paths = self._layout.pod(spec.id)
         try:
             state, holder = await pods.prepare(
@@ -123,13 +129,17 @@ class ProcessDriver:
 
     async def _give_up(self, pod_id: str) -> None:
         try:
-            await self.discard(pod_id)
+            await self._discard(pod_id)
         except OrlopError:
             return  # the pod's owner tries again, by the id
 
     async def recover(self, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> Sandbox:
         """See ``SandboxDriver``."""
         tools = self._open_tools()
+        async with self._turns.of(spec.id):
+            return await self._recover(tools, spec, containers)
+
+    async def _recover(self, tools: Tools, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> Sandbox:
         paths = self._layout.pod(spec.id)
         state = await asyncio.to_thread(layout.load_pod, paths.record)
         if state is None:
@@ -150,9 +160,15 @@ class ProcessDriver:
 
     async def discard(self, pod_id: str) -> None:
         """See ``SandboxDriver``."""
-        known = self._running.pop(pod_id, None)
+        async with self._turns.of(pod_id):
+            await self._discard(pod_id)
+
+    async def _discard(self, pod_id: str) -> None:
+        known = self._running.get(pod_id)
         if known is not None:
+            # Not forgotten before it has stopped: what it is making must end before its files go.
             await known.stop()
+            self._running.pop(pod_id, None)
         parent = self._default_parent(pod_id)
         own = parent if parent.endswith(pod_id) else ""
         await pods.discard(self._open_tools(), self._network, self._layout.pod(pod_id), pod_id, own)

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import msgspec
 
 from orlop.errors import InvalidArgument
 from orlop.host import files
+from orlop.linux.removal import remove_tree
 from orlop.sandbox.spec import Value
 
 PASSABLE = 0o711
@@ -129,8 +129,7 @@ class PodPaths:
     def remove(self) -> None:
         """Remove both directories; nothing may be mounted in them any more. Idempotent. Raises OSError."""
         for path in (self.root, self.state):
-            if path.exists():
-                shutil.rmtree(path)
+            remove_tree(path)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
-from orlop.errors import FailedPrecondition, NotFound
+from orlop.errors import AlreadyExists, FailedPrecondition, NotFound
 from orlop.host import cgroups, process
 from orlop.host.cgroups import Cgroup
 from orlop.net.network import PodNetwork
@@ -52,6 +52,7 @@ class ProcessSandbox:
         self._disks: dict[str, statistics.DiskUse] = {}
         self._stopped = asyncio.Event()
         self._stopping = asyncio.Lock()
+        self._closing = False
 
     # What it is
 
@@ -123,8 +124,10 @@ class ProcessSandbox:
 
     async def create(self, spec: ContainerSpec) -> UserIds:
         """See ``Sandbox``."""
-        if self._stopped.is_set():
-            raise FailedPrecondition(f"pod {self.pod_id[:12]} is stopped")
+        if self._closing:
+            raise FailedPrecondition(f"pod {self.pod_id[:12]} is stopped or being stopped")
+        if spec.id in self._containers:
+            raise AlreadyExists(f"container {spec.id[:12]} exists in pod {self.pod_id[:12]}")
         checks.check_container(spec, self._spec, self._tools.runtime)
         target = self._target(spec)
         container = self._add(spec.id, spec)
@@ -247,6 +250,8 @@ class ProcessSandbox:
 
     async def stop(self) -> None:
         """See ``Sandbox``. Raises the first failure after everything was tried."""
+        # From here on no container is added, so that those deleted below are all there will ever be.
+        self._closing = True
         async with self._stopping:
             if self._stopped.is_set():
                 return

@@ -11,14 +11,13 @@ import asyncio
 import logging
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from orlop.config import VmConfig
-from orlop.errors import DataLoss, OrlopError, Unavailable
+from orlop.errors import DataLoss, FailedPrecondition, OrlopError, Unavailable
 from orlop.host import mounts, netns, tasks
 from orlop.hypervisor.base import (
     Accelerator,
@@ -29,6 +28,7 @@ from orlop.hypervisor.base import (
     Progress,
     Template,
 )
+from orlop.linux.removal import remove_tree
 from orlop.net.tap import create_tap
 from orlop.sandbox.vm import warm
 from orlop.sandbox.vm.agent import AgentClient
@@ -158,8 +158,10 @@ class Clones:
         await self._machines.discard(machine_of(directory))
         await netns.delete(netns_of(directory))
         await Share(directory / "share").release_all()
-        await asyncio.to_thread(_remove, directory)
-        await asyncio.to_thread(shutil.rmtree, self.scratch_of(directory.name), ignore_errors=True)
+        try:
+            await asyncio.to_thread(_remove, directory, self.scratch_of(directory.name))
+        except OSError as error:
+            raise FailedPrecondition(f"VM {directory.name} cannot be removed: {error}") from error
 
     async def sweep(self, keep: Callable[[str], bool]) -> None:
         """Remove clones of an earlier daemon that no pod owns."""
@@ -333,7 +335,7 @@ class Cloner(Clones):
             await agent.close("the template is saved")
 
 
-def _remove(directory: Path) -> None:
-    # Never through a mount: rmtree would empty the volume behind it.
+def _remove(directory: Path, scratch: Path) -> None:
     mounts.unmount_below(directory)
-    shutil.rmtree(directory, ignore_errors=True)
+    remove_tree(directory)
+    remove_tree(scratch)

@@ -31,6 +31,8 @@ class Container:
         self.log = log
         self.running = False
         self.oom = False
+        self.changing = asyncio.Lock()
+        """Held while it is made, started or removed: what one step plugs, another must not pull out."""
         self.cpuset = spec.resources.cpuset_cpus
         self.exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._agent = agent

@@ -30,6 +30,7 @@ from orlop.net.network import PodNetwork
 from orlop.net.tap import join_tap
 from orlop.sandbox.base import Features
 from orlop.sandbox.spec import ContainerSpec, PodSpec
+from orlop.sandbox.turns import Turns
 from orlop.sandbox.vm import hostgroup, translate
 from orlop.sandbox.vm.checks import check_pod
 from orlop.sandbox.vm.clone import TAP, Clone, Cloner, Clones, netns_of
@@ -89,6 +90,7 @@ class VmDriver:
         self._activity = Activity()
         self._state: State = Absent("the handler vm is not open")
         self._sandboxes: dict[str, VmSandbox] = {}
+        self._turns = Turns()
         self._tasks = tasks.Tasks()
 
     @property
@@ -146,6 +148,10 @@ class VmDriver:
         state = self._state
         if isinstance(state, Absent):
             raise Unavailable(f"pods cannot run in VMs now: {state.reason}")
+        async with self._turns.of(spec.id):
+            return await self._run(spec, state)
+
+    async def _run(self, spec: PodSpec, state: Preparing | Ready) -> VmSandbox:
         begun = time.monotonic()
         files = PodFiles(self._config.state_dir, spec.id)
         files.write(PodFile(pod_id=spec.id))
@@ -161,6 +167,10 @@ class VmDriver:
 
     async def recover(self, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> VmSandbox:
         """See ``SandboxDriver``."""
+        async with self._turns.of(spec.id):
+            return await self._recover(spec, containers)
+
+    async def _recover(self, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> VmSandbox:
         files = PodFiles(self._config.state_dir, spec.id)
         pod = files.read()
         if pod is None or not pod.set_up:
@@ -180,10 +190,13 @@ class VmDriver:
 
     async def discard(self, pod_id: str) -> None:
         """See ``SandboxDriver``."""
-        sandbox = self._sandboxes.pop(pod_id, None)
-        if sandbox is not None:
-            await sandbox.stop()
-        await self._clean_up(pod_id)
+        async with self._turns.of(pod_id):
+            sandbox = self._sandboxes.get(pod_id)
+            if sandbox is not None:
+                # Not forgotten before it has stopped: what it is making must end before its files go.
+                await sandbox.stop()
+                self._sandboxes.pop(pod_id, None)
+            await self._clean_up(pod_id)
 
     async def traces(self) -> list[str]:
         """See ``SandboxDriver``."""

@@ -159,16 +159,22 @@ class VmSandbox:
         container = Container.fresh(spec, self._agent, plan, CriLog(spec.log_path))
         self._containers[spec.id] = container
         with self._activity.begun():
-            return await self._create(spec, container, plan)
+            async with container.changing:
+                return await self._create(spec, container, plan)
 
     async def _create(self, spec: ContainerSpec, container: Container, plan: ContainerFile) -> UserIds:
         try:
+            self._check_alive()
             self._files.write_container(plan)
             with tracing.span("vm.plug"):
-                plugged, program, _ = await together(
-                    self._plugs.plug(spec, plan),
-                    asyncio.to_thread(_filter, spec.security),
-                    container.log.open(),
+                # To its end even when cancelled: a thread that mounts a volume cannot be called back, and
+                # must have ended before anybody removes what it mounts below.
+                plugged, program, _ = await tasks.uncancelled(
+                    together(
+                        self._plugs.plug(spec, plan),
+                        asyncio.to_thread(_filter, spec.security),
+                        container.log.open(),
+                    )
                 )
             message = translate.container(
                 spec,
@@ -191,12 +197,13 @@ class VmSandbox:
     async def start(self, container_id: str) -> int:
         """See ``Sandbox``."""
         container = self._container(container_id)
-        if container.running or container.exited.done():
-            raise FailedPrecondition(f"container {container_id} was started before")
-        with self._activity.begun(), tracing.span("vm.agent.start"):
-            await self._agent.call(Start(id=container_id), _STEP_TIMEOUT)
-        container.running = not container.exited.done()
-        return time.time_ns()
+        async with container.changing:
+            if container.running or container.exited.done():
+                raise FailedPrecondition(f"container {container_id} was started before")
+            with self._activity.begun(), tracing.span("vm.agent.start"):
+                await self._agent.call(Start(id=container_id), _STEP_TIMEOUT)
+            container.running = not container.exited.done()
+            return time.time_ns()
 
     async def wait_container(self, container_id: str) -> ExitStatus:
         """See ``Sandbox``."""
@@ -212,6 +219,12 @@ class VmSandbox:
         container = self._containers.get(container_id)
         if container is None:
             return
+        async with container.changing:
+            if self._containers.get(container_id) is container:
+                await self._delete(container)
+
+    async def _delete(self, container: Container) -> None:
+        container_id = container.spec.id
         if not self._agent.closed:
             await self._agent.call(Delete(id=container_id), _STEP_TIMEOUT)
         container.lost("it was deleted while it ran")
@@ -296,12 +309,15 @@ class VmSandbox:
             self._stopping = True
             self._watch.cancel()
             await together(self._power_off(), self._teardown.detach())
-            for container in self._containers.values():
-                if not container.exited.done():
-                    container.lost("its pod was stopped")
-                await container.close()
-            self._execs.lost("the pod was stopped")
+            # Whoever makes or removes a container now fails at its next step, and has ended before the
+            # directories go: a volume that is being mounted below them would go with them.
             await self._agent.close("the pod was stopped")
+            for container in list(self._containers.values()):
+                async with container.changing:
+                    if not container.exited.done():
+                        container.lost("its pod was stopped")
+                    await container.close()
+            self._execs.lost("the pod was stopped")
             await self._plugs.release()
             await self._teardown.discard()
             self._torn_down = True

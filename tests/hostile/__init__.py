@@ -1,0 +1,1 @@
+"""Attacks on a node, each of which must fail; where a guard can be left out, they are shown to work then."""
