@@ -14,14 +14,14 @@ from typing import Any
 from orlop.config import VmConfig
 from orlop.guestos.build import GuestArtifacts
 from orlop.hypervisor.base import Disk as HostDisk
-from orlop.hypervisor.base import DiskFormat, Machine
+from orlop.hypervisor.base import Machine
 from orlop.hypervisor.qemu import QemuHypervisor
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.streams import Incoming, Outgoing
 from orlop.storage import disks
 from orlop.wire import messages, values
-from orlop.wire.values import Container, Disk, Exit, Scratch, Security, Streams
+from orlop.wire.values import Container, Disk, Disks, Exit, Security, Streams
 from tests.e2e.vm_environment import busybox_layer
 
 CONFIG = VmConfig(accelerator="tcg")
@@ -68,7 +68,7 @@ class Guest:
     agent: AgentClient
     place: Path
     events: list[messages.Event] = field(default_factory=list)
-    root: Disk = field(default_factory=lambda: Disk(lun=0))
+    root: Disk = field(default_factory=lambda: Disk(id="root"))
     streams: dict[str, tuple[Outgoing | None, Incoming, Incoming | None]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -76,26 +76,20 @@ class Guest:
         self.events.append(event)
         self.changed.set()
 
-    async def plug(
-        self, path: Path | str, *, read_only: bool = True, partitions: int = 0, hotplug: bool = False
-    ) -> Disk:
-        kind = DiskFormat.VMDK if str(path).endswith(".vmdk") else DiskFormat.RAW
+    async def plug(self, *files: Path | str, read_only: bool = True, reversible: bool = False) -> Disk:
         name = f"d{secrets.token_hex(4)}"
-        slot = await self.machine.attach_disk(
-            HostDisk(id=name, path=str(path), format=kind, read_only=read_only), hotplug=hotplug
-        )
-        return Disk(lun=slot.lun, partitions=partitions, lasting=slot.lasting)
-
-    async def image(self, *layers: str, hotplug: bool = False) -> Disk:
-        path, partitions = await disks.image_disk(layers, self.place, secrets.token_hex(4))
-        return await self.plug(path, partitions=partitions, hotplug=hotplug)
+        disk = HostDisk(id=name, files=tuple(str(file) for file in files), read_only=read_only)
+        return Disk(id=name, at=await self.machine.attach_disk(disk, reversible=reversible))
 
     async def create(self, name: str, *args: str, stdin: bool = False, **changes: Any) -> messages.Created:
-        scratch = await disks.scratch_disk(self.place / f"{name}.ext4", 64)
+        """``root``, ``scratch`` and ``volumes`` are its disks, all else is the container's."""
+        parts = {part: changes.pop(part) for part in ("root", "scratch", "volumes") if part in changes}
+        if "scratch" not in parts:
+            scratch = await disks.scratch_disk(self.place / f"{name}.ext4", 64)
+            parts["scratch"] = await self.plug(scratch, read_only=False)
         streams = self._streams(name, stdin=stdin, tty=changes.get("tty", False))
         ordinary: dict[str, Any] = {
-            "lower": (self.root,),
-            "scratch": Scratch(disk=await self.plug(scratch, read_only=False)),
+            "disks": Disks(**({"root": (self.root,)} | parts)),
             "security": security(),
             "streams": streams,
         }
@@ -178,12 +172,13 @@ async def fresh_guest(
         await agent.call(messages.Resume())
         identity: dict[str, Any] = {
             "hostname": "pod",
+            "share": machine.share_at,
             "clock": time.time_ns(),
             "entropy": secrets.token_bytes(64),
             "resolv_conf": "nameserver 192.0.2.53\n",
         }
         await agent.call(messages.Setup(**(identity | setup)), TIMEOUT)
-        guest.root = await guest.image(busybox_layer())
+        guest.root = await guest.plug(busybox_layer())
         yield guest
         with suppress(Exception):
             await guest.agent.close()

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -19,7 +20,7 @@ from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, Unavaila
 from orlop.guestos.build import GuestArtifacts, build
 from orlop.storage import disks
 from orlop.wire import messages
-from orlop.wire.values import Device, Disk, IdMapping, Mount, Namespaces, Resources, Rlimit, Scratch
+from orlop.wire.values import Device, Disk, IdMapping, Mount, Namespaces, Resources, Rlimit
 from tests.e2e.guest_machine import CAPABILITIES, CONFIG, Guest, fresh_guest, read_all, security
 from tests.e2e.vm_environment import CACHE, busybox_layer
 
@@ -96,26 +97,25 @@ async def test_what_a_container_sees(guest: Guest) -> None:
 
 async def test_layers_are_stacked_in_order(guest: Guest) -> None:
     top = layer({"etc/hello": "top\n", "etc/group": "other:x:9:\n"})
-    image = await guest.image(busybox_layer(), top)
-    finished = await guest.run("one", "cat", "/etc/hello", "/etc/group", lower=(image,))
+    image = await guest.plug(busybox_layer(), top)
+    finished = await guest.run("one", "cat", "/etc/hello", "/etc/group", root=(image,))
     assert finished.out == "top\nother:x:9:\n"
     Path(top).unlink()
 
 
 @pytest.mark.parametrize("hotplug", [False, True])
 @pytest.mark.parametrize("count", [1, 3])
-async def test_disks_in_lasting_devices_and_in_new_ones(guest: Guest, count: int, *, hotplug: bool) -> None:
+async def test_disks_in_kept_devices_and_in_new_ones(guest: Guest, count: int, *, hotplug: bool) -> None:
     layers = [busybox_layer(), layer({"a": "2\n"}), layer({"a": "3\n"})]
+    scheme = "scsi:" if hotplug else "scsi-kept:"
     for number in range(2):
-        image = await guest.image(*layers[:count], hotplug=hotplug)
-        assert image.lasting is not hotplug
-        assert image.partitions == (count if count > 1 else 0)
+        image = await guest.plug(*layers[:count], reversible=hotplug)
         scratch = await disks.scratch_disk(guest.place / f"{number}.img", CONFIG.scratch_mib)
-        upper = await guest.plug(scratch, read_only=False, hotplug=hotplug)
-        assert upper.lasting is not hotplug
+        upper = await guest.plug(scratch, read_only=False, reversible=hotplug)
+        assert all(place.startswith(scheme) for place in (*image.at, *upper.at))
         finished = await guest.run(
             f"c{number}", "sh", "-c", "cat /a 2>/dev/null || echo 1; ls /mine; >/mine; df -m / | tail -n 1",
-            lower=(image,), scratch=Scratch(disk=upper),
+            root=(image,), scratch=upper,
         )  # fmt: skip
         lines = finished.out.splitlines()
         assert lines[0] == str(count)
@@ -222,7 +222,7 @@ async def test_volumes(guest: Guest) -> None:
     (share / "v").mkdir()
     (share / "v/file").write_text("from the host\n")
     (share / "single").write_text("one file\n")
-    image = await guest.image(layer({"sub/two": "two\n", "one": "one\n"}))
+    image = await guest.plug(layer({"sub/two": "two\n", "one": "one\n"}))
     finished = await guest.run(
         "one", "sh", "-c",
         "cat /rw/file /deep/er/file; echo back > /rw/new; "
@@ -233,9 +233,10 @@ async def test_volumes(guest: Guest) -> None:
             Mount(target="/ro", kind="share", source="v", read_only=True, recursive_read_only=True),
             Mount(target="/read/only", kind="tmpfs", read_only=True),
             Mount(target="/deep/er/file", kind="share", source="single"),
-            Mount(target="/image", kind="image", disk=image, source="sub"),
+            Mount(target="/image", kind="image", volume=image.id, source="sub"),
             Mount(target="/small", kind="tmpfs", size=1 << 20),
         ),
+        volumes=(image,),
     )  # fmt: skip
     assert finished.out.startswith("from the host\none file\n")
     assert finished.out.count("Read-only file system") == 3
@@ -248,10 +249,10 @@ async def test_volumes(guest: Guest) -> None:
 
 async def test_links_of_an_image_lead_no_mount_out_of_it(guest: Guest) -> None:
     top = layer({}, {"etc/resolv.conf": "../run/dangling/resolv.conf", "out": "/run/orlop"})
-    image = await guest.image(busybox_layer(), top)
+    image = await guest.plug(busybox_layer(), top)
     finished = await guest.run(
         "one", "sh", "-c", "cat /etc/resolv.conf; ls /run/orlop",
-        lower=(image,), mounts=(Mount(target="/out/here", kind="tmpfs"),),
+        root=(image,), mounts=(Mount(target="/out/here", kind="tmpfs"),),
     )  # fmt: skip
     assert finished.out == "nameserver 192.0.2.53\nhere\n"
     Path(top).unlink()
@@ -432,14 +433,29 @@ async def test_setup_can_be_repeated_until_there_is_a_container(guest: Guest) ->
 
 
 async def test_what_is_not_there_is_said(guest: Guest) -> None:
-    with pytest.raises(Unavailable, match="did not appear"):
-        await guest.create("one", "true", lower=(Disk(lun=999),))
+    with pytest.raises(Unavailable, match="no disk appeared at scsi:999 within 10 seconds"):
+        await guest.create("one", "true", root=(Disk(id="none", at=("scsi:999",)),))
     empty = guest.place / "empty"
     empty.write_bytes(b"\0" * (1 << 20))
     disk = await guest.plug(empty)
     with pytest.raises(FailedPrecondition, match="cannot mount erofs"):
-        await guest.create("two", "true", lower=(disk,))
+        await guest.create("two", "true", root=(disk,))
     scratch = await disks.scratch_disk(guest.place / "s.ext4", 64)
-    shared = Scratch(disk=await guest.plug(scratch, read_only=False), directory="a/b")
-    assert (await guest.run("three", "sh", "-c", "echo x > /y; cat /y", scratch=shared)).out == "x\n"
-    assert (await guest.run("four", "true", scratch=Scratch(size=1 << 20))).exit.code == 0
+    upper = await guest.plug(scratch, read_only=False)
+    assert (await guest.run("three", "sh", "-c", "echo x > /y; cat /y", scratch=upper)).out == "x\n"
+    assert (await guest.run("four", "true", scratch=None)).exit.code == 0
+    with pytest.raises(InvalidArgument, match="does not know how to find a disk"):
+        await guest.create("five", "true", root=(Disk(id="odd", at=("nvme:1",)),))
+
+
+async def test_a_disk_that_is_waited_for_keeps_nobody_else_waiting(guest: Guest) -> None:
+    making = asyncio.create_task(guest.create("one", "true", root=(Disk(id="none", at=("scsi:999",)),)))
+    await asyncio.sleep(1)
+    begun = time.monotonic()
+    await guest.agent.call(messages.Ping())
+    assert (await guest.run("two", "true")).exit.code == 0
+    assert time.monotonic() - begun < 8, "all of it while the other one is waited for"
+    assert not making.done()
+    await guest.delete("one")
+    with pytest.raises(FailedPrecondition, match="deleted meanwhile"):
+        await making

@@ -19,7 +19,7 @@ from orlop.config import GuestConfig, VmConfig
 from orlop.errors import AlreadyExists, DataLoss, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
 from orlop.guestos.build import GuestArtifacts, build, find
 from orlop.host import process
-from orlop.hypervisor.base import Disk, DiskFormat, Machine, MachineShape, Template
+from orlop.hypervisor.base import Disk, Machine, MachineShape, Stacking, Template
 from orlop.hypervisor.qemu import QemuHypervisor, accelerator, templates
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.vm.agent import AgentClient
@@ -161,55 +161,56 @@ async def test_clones_do_not_see_each_other(guest: GuestArtifacts, saved: Path, 
 async def test_disks_come_and_go(guest: GuestArtifacts, saved: Path, place: Path, *, hotplug: bool) -> None:
     raw = place / "disk,with=comma.raw"
     raw.write_bytes(bytes(1 << 20))
-    vmdk = place / "image.vmdk"
-    vmdk.write_text(
-        '# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\n\n'
-        f'RW 2048 FLAT "{place}/extent" 0\n\nddb.adapterType = "ide"\nddb.geometry.sectors = "63"\n'
-        'ddb.geometry.heads = "16"\nddb.geometry.cylinders = "2"\n'
-    )
-    (place / "extent").write_bytes(bytes(1 << 20))
+    layers = tuple(str(place / f"layer {number}") for number in range(3))
+    for layer in layers:
+        Path(layer).write_bytes(bytes(1 << 20))
     async with clone(guest, saved, place) as (_, machine):
-        slots = [
-            await machine.attach_disk(Disk(id="raw", path=str(raw), read_only=False), hotplug=hotplug),
-            await machine.attach_disk(
-                Disk(id="image", path=str(vmdk), format=DiskFormat.VMDK), hotplug=hotplug
-            ),
-        ]
-        assert len({slot.lun for slot in slots}) == 2
+        writable = Disk(id="raw", files=(str(raw),), read_only=False)
+        stack = Disk(id="image", files=layers)
+        one = await machine.attach_disk(writable, reversible=hotplug)
+        three = await machine.attach_disk(stack, reversible=hotplug)
+        assert len(one) == 1 and len(three) == 3
         with pytest.raises(AlreadyExists):
-            await machine.attach_disk(Disk(id="raw", path=str(raw)))
+            await machine.attach_disk(Disk(id="raw", files=(str(raw),)))
         with pytest.raises(NotFound):
-            await machine.attach_disk(Disk(id="other", path=str(place / "none")))
+            await machine.attach_disk(Disk(id="other", files=(str(raw), str(place / "none"))))
         await asyncio.gather(*(machine.detach_disk(name) for name in ("raw", "image", "unknown")))
         await machine.detach_disk("raw")
         opened = [str(entry.readlink()) for entry in Path(f"/proc/{machine.pid}/fd").iterdir()]
-        assert not any(name.startswith(str(place / "disk")) for name in opened)
+        assert not any(name.startswith((str(raw), str(place / "layer"))) for name in opened)
+        assert not list(machine.directory.glob("image.*"))
         again = await asyncio.gather(
-            *(machine.attach_disk(Disk(id=f"d{number}", path=str(raw))) for number in range(8))
+            *(machine.attach_disk(Disk(id=f"d{number}", files=(str(raw),))) for number in range(8))
         )
-        assert len({slot.lun for slot in [*slots, *again]}) == 10
+        assert len({*one, *three, *(place for places in again for place in places)}) == 12
 
 
 async def test_lasting_devices_are_used_once(guest: GuestArtifacts, saved: Path, place: Path) -> None:
     writable, other = place / "writable", place / "other"
     await scratch_disk(writable, CONFIG.scratch_mib)
     other.write_bytes(bytes(1 << 20))
+
+    def kept(places: tuple[str, ...]) -> bool:
+        return places[0].startswith("scsi-kept:")
+
     async with clone(guest, saved, place) as (hypervisor, machine):
-        first = await machine.attach_disk(Disk(id="first", path=str(writable), read_only=False))
-        odd = await machine.attach_disk(Disk(id="odd", path=str(other), read_only=False))
-        assert first.lasting and not odd.lasting, "only the size that the guest knows fits"
+        first = await machine.attach_disk(Disk(id="first", files=(str(writable),), read_only=False))
+        odd = await machine.attach_disk(Disk(id="odd", files=(str(other),), read_only=False))
+        assert kept(first) and not kept(odd), "only the size that the guest knows fits"
         await machine.detach_disk("first")
         opened = [str(entry.readlink()) for entry in Path(f"/proc/{machine.pid}/fd").iterdir()]
         assert str(writable) not in opened
         await machine.close()
         found = await hypervisor.recover(machine.directory)
         try:
-            second = await found.attach_disk(Disk(id="second", path=str(writable), read_only=False))
-            assert second.lasting and second.lun != first.lun, "also a later daemon knows what was used"
-            assert found.lasting > 2
-            slots = [await found.attach_disk(Disk(id=f"d{n}", path=str(guest.image))) for n in range(14)]
-            assert {slot.lasting for slot in slots} == {True, False} and found.lasting == 0
-            assert len({slot.lun for slot in [first, odd, second, *slots]}) == 17
+            second = await found.attach_disk(Disk(id="second", files=(str(writable),), read_only=False))
+            assert kept(second) and second != first, "also a later daemon knows what was used"
+            assert found.stacking(3) is Stacking.APART
+            image = (str(guest.image),)
+            rest = [await found.attach_disk(Disk(id=f"d{n}", files=image)) for n in range(14)]
+            assert {kept(places) for places in rest} == {True, False}
+            assert found.stacking(1) is Stacking.TOGETHER and found.stacking(0) is Stacking.APART
+            assert len({first, odd, second, *rest}) == 17
         finally:
             await found.stop()
             await reap(machine)
@@ -219,14 +220,14 @@ async def test_lasting_devices_are_used_once(guest: GuestArtifacts, saved: Path,
 async def test_a_disk_that_qemu_refuses_leaves_no_trace(
     guest: GuestArtifacts, saved: Path, place: Path, *, hotplug: bool
 ) -> None:
-    bad = place / "bad.vmdk"
-    bad.write_text("not a disk at all")
+    bad = place / "directory"
+    bad.mkdir()
     good = place / "good"
     good.write_bytes(bytes(1 << 20))
     async with clone(guest, saved, place) as (_, machine):
         with pytest.raises(Exception, match="refused blockdev-add"):
-            await machine.attach_disk(Disk(id="x", path=str(bad), format=DiskFormat.VMDK), hotplug=hotplug)
-        await machine.attach_disk(Disk(id="x", path=str(good)), hotplug=hotplug)
+            await machine.attach_disk(Disk(id="x", files=(str(bad),)), reversible=hotplug)
+        await machine.attach_disk(Disk(id="x", files=(str(good),)), reversible=hotplug)
 
 
 async def test_memory_grows_and_comes_back(guest: GuestArtifacts, saved: Path, place: Path) -> None:
@@ -245,7 +246,7 @@ async def test_memory_grows_and_comes_back(guest: GuestArtifacts, saved: Path, p
 
 async def test_a_later_daemon_finds_the_machine(guest: GuestArtifacts, saved: Path, place: Path) -> None:
     async with clone(guest, saved, place) as (hypervisor, machine):
-        slot = await machine.attach_disk(Disk(id="root2", path=str(guest.image)))
+        slot = await machine.attach_disk(Disk(id="root2", files=(str(guest.image),)))
         await machine.close()
         found = await hypervisor.recover(machine.directory)
         try:
@@ -257,7 +258,7 @@ async def test_a_later_daemon_finds_the_machine(guest: GuestArtifacts, saved: Pa
             async with agent_of(found) as agent:
                 await agent.call(Ping())
             await found.detach_disk("root2")
-            assert (await found.attach_disk(Disk(id="new", path=str(guest.image)))).lun != slot.lun
+            assert await found.attach_disk(Disk(id="new", files=(str(guest.image),))) != slot
             await found.stop()
             assert await found.wait() == "it was stopped"
             await reap(machine)
@@ -275,7 +276,7 @@ async def test_the_end_of_a_machine_is_told_with_its_reason(
         os.kill(machine.pid, signal.SIGKILL)
         assert {await task for task in waiting} == {"QEMU ended by signal 9"}
         with pytest.raises(Unavailable, match="signal 9"):
-            await machine.attach_disk(Disk(id="d", path=str(guest.image)))
+            await machine.attach_disk(Disk(id="d", files=(str(guest.image),)))
         with pytest.raises(Unavailable):
             await machine.memory()
         await machine.detach_disk("d")

@@ -3,7 +3,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from orlop.hypervisor.qemu import cmdline
 from orlop.hypervisor.qemu.bays import bays
 from orlop.hypervisor.qemu.cmdline import Arguments, Boot, Memory, Network, Sockets, machine_key, render
 
@@ -121,7 +120,6 @@ def test_devices_have_addresses_of_their_own() -> None:
         if word.startswith("addr=")
     ]
     assert len(addresses) == len(set(addresses)) == 6
-    assert cmdline.AGENT_PORT_NAME == "org.orlop.agent"
 
 
 def test_a_kernel_on_trial_tells_its_progress() -> None:

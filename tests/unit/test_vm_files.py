@@ -13,7 +13,6 @@ from orlop.hypervisor.base import MemoryUse
 from orlop.sandbox.spec import MachineMemory
 from orlop.sandbox.vm.files import (
     ContainerFile,
-    DiskUse,
     PodFile,
     PodFiles,
     directory,
@@ -23,6 +22,11 @@ from orlop.sandbox.vm.files import (
 from orlop.sandbox.vm.statistics import pod_stats
 from orlop.wire.messages import StatsReply
 from orlop.wire.statistics import ContainerUsage, Usage
+from orlop.wire.values import Disk, Disks
+
+DISKS = Disks(
+    root=(Disk(id="d", at=("scsi:3/1", "scsi:3/2")),), scratch=Disk(id="rw"), volumes=(Disk(id="v"),)
+)
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
@@ -30,7 +34,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert files.read() is None
     pod = PodFile(pod_id="p1", vm_id="abc", set_up=True, addresses=("10.0.0.2",))
     files.write(pod)
-    container = ContainerFile(id="c1", disks=(DiskUse(id="d", lun=3, path="/x", partitions=2),))
+    container = ContainerFile(id="c1", disks=DISKS)
     files.write_container(container)
     assert files.read() == pod
     assert files.containers() == [container]

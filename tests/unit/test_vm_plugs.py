@@ -1,4 +1,4 @@
-"""Which disks a container's layers become, as long as a machine has lasting devices and after."""
+"""Which disks a container's layers become, and who shares them."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ import os
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 
-from orlop.hypervisor.base import Disk, Machine, Slot
-from orlop.sandbox.spec import ContainerSpec
+from orlop.hypervisor.base import Disk, Machine, Stacking
+from orlop.sandbox.spec import ContainerSpec, ImageVolume, Mount
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.plugs import Plugs
 
 
 class FakeMachine:
-    """Gives out ``lasting`` devices once each, then new ones."""
+    """Likes layers apart while it has ``room`` for them."""
 
-    def __init__(self, lasting: int) -> None:
-        self.lasting = lasting
+    def __init__(self, room: int) -> None:
+        self.room = room
         self.pid = os.getpid()
-        self.plugged: dict[str, Slot] = {}
-        self._next = 0
+        self.plugged: dict[str, Disk] = {}
+        self.attached = 0
 
-    async def attach_disk(self, disk: Disk, *, hotplug: bool = False) -> Slot:
+    def stacking(self, layers: int) -> Stacking:
+        return Stacking.APART if layers <= self.room else Stacking.TOGETHER
+
+    async def attach_disk(self, disk: Disk, *, reversible: bool = False) -> tuple[str, ...]:
         assert disk.id not in self.plugged
-        lasting = disk.read_only and self.lasting > 0
-        self.lasting -= lasting
-        self._next += 1
-        self.plugged[disk.id] = Slot(lun=self._next, lasting=lasting)
-        return self.plugged[disk.id]
+        self.room -= disk.read_only and self.room > 0
+        self.attached += 1
+        self.plugged[disk.id] = disk
+        return tuple(f"here:{self.attached}/{number}" for number, _ in enumerate(disk.files))
 
     async def detach_disk(self, disk_id: str) -> None:
         self.plugged.pop(disk_id, None)
@@ -49,7 +52,6 @@ def plugs_of(machine: FakeMachine, place: Path) -> Plugs:
     return Plugs(
         cast(Machine, machine),
         place / "share",
-        disk_directory=place / "disks",
         scratch_directory=place / "scratch",
         scratch_mib=8,
     )
@@ -59,39 +61,78 @@ def spec(name: str, layers: tuple[str, ...]) -> ContainerSpec:
     return ContainerSpec(id=name, pod_id="p", name=name, layers=layers)
 
 
-async def plug(plugs: Plugs, wanted: ContainerSpec) -> tuple[ContainerFile, list[tuple[int, bool]]]:
+async def plug(plugs: Plugs, wanted: ContainerSpec) -> tuple[ContainerFile, list[int]]:
+    """What is held then, and how many file systems each disk of the root has."""
     plan = plugs.plan(wanted)
     plugged = await plugs.plug(wanted, plan)
-    held = ContainerFile(id=plan.id, disks=plugs.described(plan, plugged), scratch=plan.scratch)
-    return held, [(disk.partitions, disk.lasting) for disk in plugged.root]
+    held = msgspec.structs.replace(plan, disks=plugged.disks)
+    assert [disk.id for disk in held.disks.root] == [disk.id for disk in plan.disks.root]
+    assert len({place for disk in held.disks.root for place in disk.at}) == len(wanted.layers)
+    return held, [len(disk.at) for disk in plugged.disks.root]
 
 
-async def test_layers_have_devices_of_their_own_while_there_are_any(
+async def test_layers_have_disks_of_their_own_while_the_machine_likes_it(
     tmp_path: Path, layers: tuple[str, ...]
 ) -> None:
-    machine = FakeMachine(lasting=4)
+    machine = FakeMachine(room=4)
     plugs = plugs_of(machine, tmp_path)
     first, disks = await plug(plugs, spec("a", layers))
-    assert disks == [(0, True)] * 3
+    assert disks == [1, 1, 1]
     second, disks = await plug(plugs, spec("b", layers))
-    assert disks == [(0, True)] * 3 and machine.lasting == 1, "two containers share their image's disks"
+    assert disks == [1, 1, 1] and machine.room == 1, "two containers share their image's disks"
+    assert first.disks.root == second.disks.root and first.disks.scratch != second.disks.scratch
     await plugs.unplug(first, running=True)
     assert len(machine.plugged) == 4
     await plugs.unplug(second, running=True)
     assert machine.plugged == {}
     _, disks = await plug(plugs, spec("c", layers))
-    assert disks == [(3, True)], "one disk with partitions, for three devices are not left"
+    assert disks == [3], "one disk for all, for there is no room for three"
 
 
-async def test_a_layer_that_comes_twice_needs_partitions(tmp_path: Path, layers: tuple[str, ...]) -> None:
-    _, disks = await plug(plugs_of(FakeMachine(lasting=9), tmp_path), spec("a", (layers[0], layers[0])))
-    assert disks == [(2, True)]
+async def test_a_layer_that_comes_twice_is_on_one_disk(tmp_path: Path, layers: tuple[str, ...]) -> None:
+    _, disks = await plug(plugs_of(FakeMachine(room=9), tmp_path), spec("a", (layers[0], layers[0])))
+    assert disks == [2]
+
+
+async def test_an_image_volume_is_one_disk_and_shared_with_a_root(
+    tmp_path: Path, layers: tuple[str, ...]
+) -> None:
+    machine = FakeMachine(room=9)
+    plugs = plugs_of(machine, tmp_path)
+    mounts = tuple(
+        Mount(container_path=path, image=ImageVolume(image_id="i", layers=stack))
+        for path, stack in (("/all", layers), ("/one", layers[:1]))
+    )
+    wanted = msgspec.structs.replace(spec("a", layers), mounts=mounts)
+    plan = plugs.plan(wanted)
+    plugged = await plugs.plug(wanted, plan)
+    by_id = {disk.id: disk for disk in plugged.disks.volumes}
+    assert len(by_id[plugged.volumes["/all"]].at) == 3
+    assert by_id[plugged.volumes["/one"]] == plugged.disks.root[0]
+    await plugs.unplug(msgspec.structs.replace(plan, disks=plugged.disks), running=True)
+    assert machine.plugged == {}
 
 
 async def test_a_later_daemon_shares_what_is_plugged(tmp_path: Path, layers: tuple[str, ...]) -> None:
-    machine = FakeMachine(lasting=3)
+    machine = FakeMachine(room=3)
     held, _ = await plug(plugs_of(machine, tmp_path), spec("a", layers))
     later = plugs_of(machine, tmp_path)
     later.adopt(held)
     _, disks = await plug(later, spec("b", layers))
-    assert disks == [(0, True)] * 3 and len(machine.plugged) == 5
+    assert disks == [1, 1, 1] and len(machine.plugged) == 5
+
+
+async def test_a_disk_that_a_killed_daemon_attached_and_did_not_write_down(
+    tmp_path: Path, layers: tuple[str, ...]
+) -> None:
+    machine = FakeMachine(room=9)
+    first = plugs_of(machine, tmp_path)
+    plan = first.plan(spec("a", layers))
+    await first.plug(spec("a", layers), plan)
+    later = plugs_of(machine, tmp_path)
+    later.adopt(plan)
+    held, _ = await plug(later, spec("b", layers))
+    assert all(disk.at for disk in held.disks.root)
+    await later.unplug(held, running=True)
+    await later.unplug(plan, running=True)
+    assert machine.plugged == {}

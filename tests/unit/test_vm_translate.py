@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,8 +27,9 @@ from orlop.sandbox.vm.translate import Plugged
 from orlop.wire import values as wire
 from orlop.wire.messages import Create, pack_request, unpack_request
 
-ROOT = wire.Disk(lun=3, partitions=2)
-SCRATCH = wire.Disk(lun=4)
+DISKS = wire.Disks(
+    root=(wire.Disk(id="img", at=("scsi:3/1", "scsi:3/2")),), scratch=wire.Disk(id="rw", at=("scsi:4",))
+)
 
 
 def spec(**changes: object) -> ContainerSpec:
@@ -44,7 +47,7 @@ def spec(**changes: object) -> ContainerSpec:
 def translated(container: ContainerSpec, plugged: Plugged | None = None) -> wire.Container:
     message = translate.container(
         container,
-        plugged or Plugged(root=(ROOT,), scratch=SCRATCH),
+        plugged or Plugged(disks=DISKS),
         streams=wire.Streams(stdout=1, stderr=2),
         seccomp=b"12345678",
         seccomp_flags=1,
@@ -56,8 +59,7 @@ def translated(container: ContainerSpec, plugged: Plugged | None = None) -> wire
 
 def test_a_plain_container() -> None:
     container = translated(spec())
-    assert container.lower == (ROOT,)
-    assert container.scratch.disk == SCRATCH
+    assert container.disks == DISKS
     assert container.env == (("A", b"\xff"),)
     assert container.security.seccomp == b"12345678"
     assert container.namespaces.pid == "container"
@@ -70,16 +72,17 @@ def test_volumes() -> None:
         Mount(container_path="/ro", host_path="/srv", read_only=True, recursive_read_only=True),
         Mount(container_path="/img", image=image),
     )
+    volume_disk = wire.Disk(id="volume", at=("scsi-kept:9",))
     plugged = Plugged(
-        root=(ROOT,),
-        scratch=SCRATCH,
+        disks=dataclasses.replace(DISKS, volumes=(volume_disk,)),
         shares={"/data": "c1-0", "/ro": "c1-1"},
-        images={"/img": wire.Disk(lun=9, partitions=1)},
+        volumes={"/img": "volume"},
     )
     data, read_only, volume = translated(spec(mounts=mounts), plugged).mounts
     assert (data.kind, data.source, data.propagation) == ("share", "c1-0", "rslave")
     assert read_only.recursive_read_only
     assert (volume.kind, volume.source, volume.read_only) == ("image", "sub/dir", True)
+    assert volume.volume == volume_disk.id
 
 
 def test_security_and_namespaces() -> None:
@@ -131,7 +134,8 @@ def test_interface() -> None:
         routes=(Route(destination="0.0.0.0/0", gateway="10.1.0.1", on_link=True),),
         neighbours=(Neighbour(address="10.1.0.1", mac="02:00:00:00:00:02"),),
     )
-    found = translate.interface(info)
+    found = translate.interface(info, "pci:0000:00:05.0")
+    assert found.at == "pci:0000:00:05.0"
     assert found.mac == info.mac and found.mtu == 1450
     assert found.routes[0].gateway == "10.1.0.1" and found.routes[0].on_link
     assert found.neighbours[0].mac == "02:00:00:00:00:02"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orlop.wire import messages
 from orlop.wire.codec import AbsolutePath, Length, ProtocolError, Range, RelativePath, decode, loads
-from orlop.wire.values import Container, Disk, Mount
+from orlop.wire.values import Container, Disk, Disks, Mount
 
 
 def strategy(kind: Any, extras: tuple[Any, ...] = ()) -> st.SearchStrategy[Any]:
@@ -53,6 +53,7 @@ def strategy(kind: Any, extras: tuple[Any, ...] = ()) -> st.SearchStrategy[Any]:
 
 MOUNT = st.sampled_from([Mount(target="/a", kind="share", source="x"), Mount(target="/b", kind="tmpfs")])
 st.register_type_strategy(Mount, MOUNT)
+DISKS = st.builds(Disks, root=st.just((Disk(id="r", at=("scsi:1", "scsi:2/3")),)))
 _plain = strategy
 
 
@@ -66,9 +67,14 @@ def messages_of(kind: Any) -> st.SearchStrategy[Any]:
 
 def create() -> st.SearchStrategy[Any]:
     hints = typing.get_type_hints(Container, include_extras=True)
-    fields = {f.name: strategy(hints[f.name]) for f in dataclasses.fields(Container) if f.name != "mounts"}
+    fields = {
+        f.name: strategy(hints[f.name])
+        for f in dataclasses.fields(Container)
+        if f.name not in ("mounts", "disks")
+    }
     return st.builds(
-        lambda c: messages.Create(container=c), st.builds(Container, mounts=st.tuples(MOUNT), **fields)
+        lambda c: messages.Create(container=c),
+        st.builds(Container, mounts=st.tuples(MOUNT), disks=DISKS, **fields),
     )
 
 
@@ -147,14 +153,25 @@ def test_paths_stay_below_the_share(path: str) -> None:
 
 
 def test_ranges_and_lengths() -> None:
-    for bad in ({"lun": -1}, {"lun": 1 << 20}, {"lun": True}, {"lun": 1.0}, {"lun": "1"}, {}):
+    for bad in (-1, 1 << 20, True, 1.0, "1", None):
+        with pytest.raises(ProtocolError):
+            decode(messages.Connect, {"stream": 1, "port": bad})
+    for bad in ({"id": ""}, {"id": "d", "at": ["x" * 65]}, {"id": "d", "at": [1]}, {"at": []}, {}):
         with pytest.raises(ProtocolError):
             decode(Disk, bad)
-    with pytest.raises(ProtocolError, match="names no disk"):
-        decode(Mount, {"target": "/x", "kind": "image"})
+
+
+def test_a_container_has_a_root_and_its_image_volumes() -> None:
+    container = {"id": "c", "args": ["true"], "disks": {"root": [{"id": "r", "at": ["scsi:1"]}]}}
+    assert decode(Container, container).disks.root == (Disk(id="r", at=("scsi:1",)),)
+    with pytest.raises(ProtocolError, match="has no root"):
+        decode(Container, container | {"disks": {}})
+    mount = {"target": "/x", "kind": "image", "volume": "v"}
+    with pytest.raises(ProtocolError, match="names no volume"):
+        decode(Container, container | {"mounts": [mount]})
 
 
 def test_another_version_is_refused() -> None:
     with pytest.raises(ProtocolError, match="version"):
-        messages.unpack_hello(b'{"version": 2}')
+        messages.unpack_hello(b'{"version": 1}')
     assert messages.unpack_hello(messages.pack_hello(messages.Hello(agent="x"))).agent == "x"

@@ -10,7 +10,8 @@ from orlop.guest.answer import Answer
 from orlop.guest.containers.container import Entry
 from orlop.guest.containers.execs import Execs
 from orlop.guest.containers.process import Process
-from orlop.guest.disks import Disks
+from orlop.guest.devices.block import Disks
+from orlop.guest.devices.share import Share
 from orlop.guest.launch import holder, spawn
 from orlop.guest.launch.userns import IdMaps
 from orlop.guest.loop import Loop
@@ -18,7 +19,6 @@ from orlop.guest.machine import cgroup, memory, setup, stats
 from orlop.guest.machine.oom import OomWatch
 from orlop.guest.streams import connect
 from orlop.guest.streams.table import Streaming
-from orlop.guest.system import Share
 from orlop.linux import syscalls
 from orlop.wire import messages
 from orlop.wire.messages import Done, Refused
@@ -37,7 +37,7 @@ class Agent:
         self.streaming = streaming
         self.containers: dict[str, Entry] = {}
         self.execs = Execs(streaming, self.adopt, self.emit)
-        self.disks = Disks()
+        self.disks = Disks(loop)
         self.id_maps = IdMaps()
         self.is_set_up = False
         self.identity = setup.Identity()
@@ -86,6 +86,7 @@ class Agent:
         """Make this clone one pod's own. While it has no containers this can be repeated."""
         if self.containers:
             raise Refused("failed_precondition", "this VM belongs to a pod with containers already")
+        self._share.locate(request.share)
         reply = self.identity.apply(request)
         self.is_set_up = True
         answer.ok(reply)
@@ -113,7 +114,19 @@ class Agent:
         spec = request.container
         if spec.id in self.containers:
             raise Refused("exists", f"container {spec.id} exists already")
-        self.bring_up(Entry(spec, self.streaming, self.disks, self.id_maps), answer)
+        entry = Entry(spec, self.streaming, self.disks, self.id_maps)
+        self.containers[spec.id] = entry
+
+        def on_found(problem: Refused | None) -> None:
+            if entry.status != "creating":
+                answer.refuse(Refused("failed_precondition", f"container {spec.id} was deleted meanwhile"))
+            elif problem is not None:
+                self._abandon(entry, answer, problem)
+            else:
+                self.bring_up(entry, answer)
+
+        scratch = (spec.disks.scratch,) if spec.disks.scratch else ()
+        self.disks.find((*spec.disks.root, *scratch, *spec.disks.volumes), on_found)
 
     def bring_up(self, entry: Entry, answer: Answer) -> None:
         """What :meth:`create` does, for an entry that was made."""
@@ -238,8 +251,8 @@ class Agent:
                 continue
             used, inodes = 0, 0
             if request.filesystems:
-                disk = entry.spec.scratch.disk
-                used, inodes = stats.written(entry.upper, self.disks.get(disk) if disk else None)
+                disk = entry.spec.disks.scratch
+                used, inodes = stats.written(entry.upper, self.disks.get(disk.id) if disk else None)
             found.append(
                 ContainerUsage(id=id_, usage=stats.usage(entry.cgroup), fs_used=used, fs_inodes=inodes)
             )

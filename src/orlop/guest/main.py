@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
 from orlop.guest import system
+from orlop.guest.devices import channel
 from orlop.guest.dispatch import Dispatcher
 from orlop.guest.loop import Loop
 from orlop.guest.machine import cgroup
 from orlop.linux import syscalls
-
-PORT = "org.orlop.agent"
 
 
 def main() -> None:
@@ -24,7 +22,7 @@ def main() -> None:
     system.mount_all()
     system.tune()
     cgroup.prepare()
-    run(os.open(system.port(PORT), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+    run(channel.connect())
 
 
 def _ignore_no_signal() -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from orlop.guest import paths
 from orlop.linux import syscalls
-from orlop.linux.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REC, MS_SHARED
+from orlop.linux.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REC
 
 _SECURE = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _MOUNTS = (
@@ -69,30 +69,3 @@ def tune() -> None:
     for path, text in _TUNING:
         with suppress(OSError):
             paths.write_text(path, text)
-
-
-class Share:
-    """The host's 9p share, mounted when it is first needed: a mounted one cannot be saved."""
-
-    def __init__(self) -> None:
-        self._mounted = False
-
-    def __call__(self) -> str:
-        """The directory it is mounted at."""
-        if not self._mounted:
-            options = "trans=virtio,version=9p2000.L,msize=262144,cache=mmap,access=user"
-            syscalls.mount("share", paths.SHARE, "9p", MS_NODEV, options)
-            # Shared, so that a mount made in one container can be seen in another that asks for it.
-            syscalls.mount("", paths.SHARE, "", MS_SHARED)
-            self._mounted = True
-        return paths.SHARE
-
-
-def port(name: str) -> str:
-    """The device of the virtio-serial port called ``name``; FileNotFoundError if there is none."""
-    base = "/sys/class/virtio-ports"
-    for entry in sorted(os.listdir(base)) if os.path.isdir(base) else []:
-        with suppress(OSError):
-            if paths.read_text(f"{base}/{entry}/name").strip() == name:
-                return f"/dev/{entry}"
-    raise FileNotFoundError(f"no virtio-serial port is called {name}")

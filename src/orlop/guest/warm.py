@@ -15,7 +15,7 @@ from orlop.guest.answer import Answer
 from orlop.guest.containers.container import Entry
 from orlop.guest.machine import cgroup, memory, stats
 from orlop.wire import messages
-from orlop.wire.values import Container, Disk, Mount, Resources, Security
+from orlop.wire.values import Container, Disk, Disks, Mount, Resources, Security
 
 _ID = "warm"
 _SLEEP = "import signal; signal.pause()"
@@ -98,7 +98,7 @@ def _create() -> messages.Create:
     )
     container = Container(
         id=_ID,
-        lower=(Disk(lun=0),),
+        disks=Disks(root=(Disk(id=_ID),)),
         args=(sys.executable or "/usr/bin/python3", "-S", "-E", "-c", _SLEEP),
         env=(("PATH", b"/usr/bin:/bin"),),
         hostname=_ID,

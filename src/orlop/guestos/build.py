@@ -21,6 +21,7 @@ import msgspec
 
 from orlop.config import GuestConfig
 from orlop.errors import DataLoss, NotFound
+from orlop.guest.devices import drivers
 from orlop.guestos import packages, pythontree, rootfs
 from orlop.linux.removal import remove_tree
 
@@ -130,9 +131,9 @@ def _named(kernel: Path, initrd: Path, image: Path) -> GuestArtifacts:
 
 
 def _recipe() -> str:
-    """A digest over this very recipe: the source of the package."""
+    """A digest over this very recipe: the source of the package, and what the guest's devices need."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(drivers.__file__)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

@@ -1,17 +1,17 @@
 """The guest's first program: a shell script that reaches the root disk and becomes the agent.
 
-It loads the modules by name, one file after another, mounts the EROFS root from the SCSI disk at unit 0,
-and gives its process to Python with ``switch_root``: process 1 is then the agent, on a real root, which
-``pivot_root`` needs.
+It loads the modules by name, one file after another, mounts the EROFS root from the disk that the kernel's
+command line names, and gives its process to Python with ``switch_root``: process 1 is then the agent, on a
+real root, which ``pivot_root`` needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orlop.guest.devices.drivers import FIND_ROOT
+
 AGENT_DIRECTORY = "/usr/lib/orlop"
-# By its place: the kernel names disks in the order in which it happens to find them.
-_DISK = "/sys/class/scsi_device/*:0:0:0/device/block"
 _START = f'import sys; sys.path.insert(0, "{AGENT_DIRECTORY}"); from orlop.guest.main import main; main()'
 
 _TEMPLATE = """#!/bin/busybox sh
@@ -24,8 +24,12 @@ fail() {{
 {early}
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
+for word in $(/bin/busybox cat /proc/cmdline); do
+    case $word in orlop.root=*) root=${{word#*=}} ;; esac
+done
+{find_root}
 n=0
-until disk=$(cd {disk} && echo *) && [ -b "/dev/$disk" ]; do
+until disk=$(find_root) && [ -b "/dev/$disk" ]; do
     n=$((n + 1))
     [ $n -le 500 ] || fail "no root disk"
     /bin/busybox usleep 10000
@@ -52,5 +56,5 @@ def script(release: str, early: Sequence[str], late: Sequence[tuple[str, bool]])
         for path, needed in late
     ]
     return _TEMPLATE.format(
-        early="\n".join(load), late="\n".join(more), release=release, disk=_DISK, start=_START
+        early="\n".join(load), late="\n".join(more), release=release, find_root=FIND_ROOT, start=_START
     )

@@ -13,25 +13,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from orlop.errors import NotFound
+from orlop.guest.devices import drivers
 
-# To reach the root disk.
-EARLY = ("virtio_pci", "virtio_scsi", "sd_mod", "erofs")
+# To mount the root disk.
+EARLY = (*drivers.EARLY, "erofs")
 # What file systems need and no module says; later kernels have it built in.
 EARLY_OPTIONAL = ("crc32c_generic",)
 # Before the agent starts, in the order of need.
-LATE = (
-    "virtio_console",
-    "virtio_rng",
-    "virtio_net",
-    "virtio_balloon",
-    "virtio_mem",
-    "overlay",
-    "ext4",
-    "9p",
-    "9pnet_virtio",
-    "tun",
-    "fuse",
-)
+LATE = (*drivers.LATE, "overlay", "ext4", "tun", "fuse")
 # Loaded at boot where the processor has what they need; a failure is no error.
 OPTIONAL = ("crc32c_intel",)
 # Only there for pods that ask for them: packet filters, bridges, other network interfaces.

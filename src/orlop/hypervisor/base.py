@@ -4,6 +4,9 @@ A *machine* is one virtual machine in one directory of its own. It is started co
 a *template*: a machine that was booted once, stopped when its agent was ready, and saved. It outlives
 the daemon, which finds it again with :meth:`Machines.recover`.
 
+A device is found by the guest at a :data:`GuestAddress`, text that only the back end and the guest's
+``devices`` understand; everybody else hands it on as it is.
+
 Sizes are MiB where a name ends in ``_mib`` and bytes otherwise; times are seconds.
 """
 
@@ -15,6 +18,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
+
+from orlop.wire.values import GuestAddress
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,30 +40,22 @@ class Accelerator(Value, frozen=True, kw_only=True):
     reason: str
 
 
-class DiskFormat(StrEnum):
-    """How a disk's file is laid out. ``VMDK`` is a descriptor that strings raw files together."""
-
-    RAW = "raw"
-    VMDK = "vmdk"
-
-
 class Disk(Value, frozen=True, kw_only=True):
-    """A disk to plug. ``id`` is unique within its machine: letters, digits, ``-``, ``_`` and ``.``."""
+    """A disk to attach. ``id`` is unique within its machine: letters, digits, ``-``, ``_`` and ``.``.
+
+    Each of ``files`` is one file system, bottom first. A writable disk has one file.
+    """
 
     id: str
-    path: str
-    format: DiskFormat = DiskFormat.RAW
+    files: tuple[str, ...]
     read_only: bool = True
 
 
-class Slot(Value, frozen=True, kw_only=True):
-    """Where the guest finds a plugged disk: the logical unit on its one SCSI adapter.
+class Stacking(StrEnum):
+    """How the guest gets a stack of read-only layers soonest: a disk for each, or one disk for all."""
 
-    ``lasting`` says that the guest has had the device all along, and keeps it when the disk is gone.
-    """
-
-    lun: int
-    lasting: bool = False
+    APART = "apart"
+    TOGETHER = "together"
 
 
 class MemoryUse(Value, frozen=True, kw_only=True):
@@ -133,15 +130,27 @@ class Machine(Protocol):
         ...
 
     @property
-    def lasting(self) -> int:
-        """How many devices for read-only disks it has that last and that no disk was in yet."""
+    def share_at(self) -> GuestAddress:
+        """Where the guest finds the host's directory that it can mount."""
         ...
 
-    async def attach_disk(self, disk: Disk, *, hotplug: bool = False) -> Slot:
-        """Plug a disk; with ``hotplug`` none of the lasting devices is used, of which there are few.
+    @property
+    def network_at(self) -> GuestAddress:
+        """Where the guest finds its network interface."""
+        ...
 
-        Raises AlreadyExists for a used id, NotFound for a missing file, ResourceExhausted when no slot
-        is left, Unavailable when the machine has ended."""
+    def stacking(self, layers: int) -> Stacking:
+        """How a stack of which ``layers`` layers are not attached yet is best attached now."""
+        ...
+
+    async def attach_disk(self, disk: Disk, *, reversible: bool = False) -> tuple[GuestAddress, ...]:
+        """Plug a disk; returns where the guest finds the file system of each of its files.
+
+        With ``reversible`` the machine is as it was once the disk is detached: nothing that it has a
+        bounded number of is used up. A machine that is going to be a template wants that.
+
+        Raises AlreadyExists for a used id, NotFound for a missing file, ResourceExhausted when there is
+        no place left, Unavailable when the machine has ended."""
         ...
 
     async def detach_disk(self, disk_id: str) -> None:

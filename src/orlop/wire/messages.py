@@ -33,7 +33,7 @@ from orlop.wire.values import (
     UserId,
 )
 
-VERSION = 1
+VERSION = 2
 
 R = TypeVar("R")
 
@@ -113,11 +113,13 @@ class Setup(Request[SetupReply]):
 
     ``clock`` is the wall clock to set; ``entropy`` seeds the random number generator;
     ``machine_id`` (32 hex digits) and ``boot_id`` (a UUID) replace the template's.
-    ``resolv_conf`` and ``hosts`` are the files' text; ``shm_size`` 0 means 64 MiB.
+    ``resolv_conf`` and ``hosts`` are the files' text; ``shm_size`` 0 means 64 MiB. ``share`` is where the
+    directory is that the host shares.
     """
 
     op: ClassVar[str] = "setup"
     hostname: Annotated[str, Length(1, 64)]
+    share: Annotated[str, Length(0, 64)] = ""
     clock: int = 0
     entropy: Annotated[bytes, Length(0, 4096)] = b""
     machine_id: Annotated[str, Length(0, 64)] = ""
@@ -183,7 +185,7 @@ class Signal(Request[Done]):
 
 @dataclass(frozen=True, kw_only=True)
 class Delete(Request[Done]):
-    """Kill what runs, unmount, remove the SCSI disks only it used and its scratch directory. Idempotent."""
+    """Kill what runs, unmount, let go of the disks only it used. Idempotent."""
 
     op: ClassVar[str] = "delete"
     id: Id

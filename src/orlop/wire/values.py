@@ -22,6 +22,8 @@ Limit = Annotated[int, Range(-1, (1 << 63) - 1)]
 Cells = Annotated[int, Range(0, 65535)]
 Mac = Annotated[str, Length(17, 17)]
 Address = Annotated[str, Length(2, 64)]
+GuestAddress = Annotated[str, Length(1, 64)]
+"""Where the guest finds a device: said by the hypervisor, understood by the guest's ``devices`` alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +50,9 @@ class Neighbour:
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """A network interface of the guest: ``device`` is its kernel name, ``name`` what it shall be called."""
+    """A network interface of the guest: ``at`` is where it is, ``name`` what it shall be called."""
 
-    device: Annotated[str, Length(1, 15)] = "eth0"
+    at: GuestAddress
     name: Annotated[str, Length(1, 15)] = "eth0"
     mac: Annotated[str, Length(0, 17)] = ""
     mtu: Annotated[int, Range(0, 65535)] = 0
@@ -61,56 +63,44 @@ class Interface:
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """A SCSI disk. ``partitions`` EROFS layers, bottom first; 0 when the whole disk is one file system.
+    """A disk of a VM. ``at`` is where its file systems are, bottom first; empty until it is attached."""
 
-    ``channel:target:lun`` is its place on the virtio-scsi adapter. A ``lasting`` device was there before
-    the disk, whose partitions have to be looked for, and stays when the disk goes.
-    """
-
-    lun: Annotated[int, Range(0, 16383)]
-    target: Annotated[int, Range(0, 255)] = 0
-    channel: Annotated[int, Range(0, 255)] = 0
-    partitions: Annotated[int, Range(0, 127)] = 0
-    lasting: bool = False
+    id: Id
+    at: Annotated[tuple[GuestAddress, ...], Length(0, 128)] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scratch:
-    """Where a container writes: a directory (made if missing) on an ext4 disk that several may share.
+class Disks:
+    """A container's disks: those of its root, bottom first, the one it writes to, and its image volumes'.
 
-    Without a disk a tmpfs of ``size`` bytes (0: half of the memory) is used.
+    The one it writes to holds an ext4 file system, all others EROFS. Without one a tmpfs is used.
     """
 
-    disk: Disk | None = None
-    directory: Below = ""
-    size: Annotated[int, Range(0, 1 << 50)] = 0
+    root: Annotated[tuple[Disk, ...], Length(0, 128)] = ()
+    scratch: Disk | None = None
+    volumes: Annotated[tuple[Disk, ...], Length(0, 1024)] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
     """A mount in a container.
 
-    ``share``: ``source`` is relative to the 9p share. ``image``: ``disk`` holds an image's layers,
-    ``source`` is the sub-path, always read-only. ``tmpfs``: ``size`` bytes (0: the kernel's
-    default), ``mode`` as octal digits. ``guest``: ``source`` is a path in the guest, relative to /.
+    ``share``: ``source`` is relative to the host's share. ``image``: ``volume`` is the id of the disk with
+    the image's layers, ``source`` is the sub-path, always read-only. ``tmpfs``: ``size`` bytes (0: the
+    kernel's default), ``mode`` as octal digits. ``guest``: ``source`` is a path in the guest, relative to /.
     ``options`` are further flags: noexec, nosuid, nodev.
     """
 
     target: Path
     kind: Literal["share", "image", "tmpfs", "guest"]
     source: Below = ""
-    disk: Disk | None = None
+    volume: Annotated[str, Length(0, 128)] = ""
     read_only: bool = False
     recursive_read_only: bool = False
     propagation: Literal["private", "rslave", "rshared"] = "private"
     size: Annotated[int, Range(0, 1 << 50)] = 0
     mode: Annotated[int, Range(0, 0o7777)] = 0o1777
     options: Annotated[tuple[Literal["noexec", "nosuid", "nodev"], ...], Length(0, 8)] = ()
-
-    def __post_init__(self) -> None:
-        """Check what one field alone cannot say."""
-        if self.kind == "image" and self.disk is None:
-            raise ValueError(f"image mount at {self.target} names no disk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,11 +202,10 @@ Environment = Annotated[tuple[tuple[Annotated[str, Length(1, 65536)], bytes], ..
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """A container as the agent makes it. ``lower`` are the disks with the root's layers, bottom first."""
+    """A container as the agent makes it."""
 
     id: Id
-    lower: Annotated[tuple[Disk, ...], Length(1, 64)]
-    scratch: Scratch = Scratch()
+    disks: Disks
     args: Arguments
     env: Environment = ()
     cwd: Path = "/"
@@ -228,6 +217,15 @@ class Container:
     resources: Resources = NO_LIMITS
     security: Security = Security()
     namespaces: Namespaces = Namespaces()
+
+    def __post_init__(self) -> None:
+        """Check what one field alone cannot say."""
+        if not self.disks.root:
+            raise ValueError(f"container {self.id} has no root")
+        volumes = {disk.id for disk in self.disks.volumes}
+        for mount in self.mounts:
+            if mount.kind == "image" and mount.volume not in volumes:
+                raise ValueError(f"the image mount at {mount.target} names no volume")
 
 
 @dataclass(frozen=True, kw_only=True)

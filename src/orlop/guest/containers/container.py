@@ -12,7 +12,7 @@ from orlop.guest import paths
 from orlop.guest.containers import devicefilter
 from orlop.guest.containers.mounts import Builder, Source, View
 from orlop.guest.containers.process import Process
-from orlop.guest.disks import Disks
+from orlop.guest.devices.block import Disks
 from orlop.guest.launch import spawn
 from orlop.guest.launch.lookup import Root
 from orlop.guest.launch.program import TTY_GROUP, Program, add_program, add_terminal, prepare
@@ -22,7 +22,6 @@ from orlop.guest.machine import cgroup
 from orlop.guest.machine.cgroup import Cgroup
 from orlop.guest.streams.table import Streaming
 from orlop.linux import syscalls
-from orlop.linux.removal import remove_tree
 from orlop.linux.users import Identity
 from orlop.wire.messages import Refused
 from orlop.wire.values import Container, ContainerState, Disk, Mount, Resources
@@ -61,7 +60,7 @@ class Entry:
         """Mount the root file system and make the cgroup. ``share`` mounts the host's share on demand."""
         spec = self.spec
         os.makedirs(f"{self._directory}/root")
-        lower = self._mapped(self.lower(spec.lower))
+        lower = self._mapped(self.lower(spec.disks.root))
         upper = self._scratch()
         self._overlay(f"{self._directory}/root", lower, upper)
         self.cgroup.create()
@@ -204,7 +203,6 @@ class Entry:
         while self._mounted:
             with suppress(OSError):
                 syscalls.umount(self._mounted.pop(), syscalls.MNT_DETACH)
-        self._remove_scratch()
         self._disks.release(self.spec.id)
         for directory, _, _ in os.walk(self._directory, topdown=False):
             with suppress(OSError):
@@ -232,17 +230,14 @@ class Entry:
         return found
 
     def _scratch(self) -> str:
-        scratch = self.spec.scratch
-        if scratch.disk is None:
+        scratch = self.spec.disks.scratch
+        if scratch is None:
             base = f"{self._directory}/scratch"
             os.makedirs(base)
-            options = f"mode=755,size={scratch.size}" if scratch.size else "mode=755"
-            syscalls.mount("scratch", base, "tmpfs", 0, options)
+            syscalls.mount("scratch", base, "tmpfs", 0, "mode=755")
             self._mounted.append(base)
         else:
-            base = self._disks.mount(scratch.disk, self.spec.id, writable=True).directories[0]
-        if scratch.directory:
-            base = f"{base}/{scratch.directory}"
+            (base,) = self._disks.mount(scratch, self.spec.id, writable=True).directories
         os.makedirs(f"{base}/upper", 0o755, exist_ok=True)
         os.makedirs(f"{base}/work", 0o755, exist_ok=True)
         self._upper = f"{base}/upper"
@@ -270,8 +265,8 @@ class Entry:
             return Source(mount, "/", mount.source)
         if mount.kind == "tmpfs":
             return Source(mount, "", "")
-        assert mount.disk is not None
-        layers = self._disks.mount(mount.disk, self.spec.id).directories
+        volume = next(disk for disk in self.spec.disks.volumes if disk.id == mount.volume)
+        layers = self._disks.mount(volume, self.spec.id).directories
         if len(layers) == 1:
             return Source(mount, layers[0], mount.source)
         target = f"{self._directory}/image-{number}"
@@ -281,16 +276,6 @@ class Entry:
         )
         self._mounted.append(target)
         return Source(mount, target, mount.source)
-
-    def _remove_scratch(self) -> None:
-        """A directory on a disk that others use too must go; a disk of its own goes as a whole."""
-        scratch = self.spec.scratch
-        if scratch.disk is None or not scratch.directory or not self._upper:
-            return
-        mounted = self._disks.get(scratch.disk)
-        if mounted is not None and mounted.users - {self.spec.id}:
-            with suppress(OSError):
-                remove_tree(os.path.dirname(self._upper))
 
 
 def _own_files() -> tuple[tuple[str, str], ...]:

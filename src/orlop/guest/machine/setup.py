@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 
 from orlop.guest import paths
+from orlop.guest.devices import net
 from orlop.guest.machine import cgroup, links
 from orlop.guest.paths import create_text, read_text, write_text
 from orlop.linux import syscalls
@@ -112,8 +113,9 @@ class Identity:
                     links.set_link(kernel, index, name=device)
             self._names = {}
             for interface in interfaces:
-                self._names[interface.device] = interface.name
-                _interface(kernel, interface)
+                device = net.interface(interface.at)
+                self._names[device] = interface.name
+                _interface(kernel, interface, device)
 
 
 def set_sysctl(name: str, value: str) -> None:
@@ -140,12 +142,12 @@ def _seed(entropy: bytes) -> None:
         os.close(fd)
 
 
-def _interface(kernel: Netlink, interface: Interface) -> None:
+def _interface(kernel: Netlink, interface: Interface, device: str) -> None:
     doing = "find it"
     try:
-        index = socket.if_nametoindex(interface.device)
+        index = socket.if_nametoindex(device)
         doing = "set it up"
-        if interface.name != interface.device:
+        if interface.name != device:
             links.set_link(kernel, index, up=False)
             links.set_link(kernel, index, name=interface.name)
         if interface.mac:

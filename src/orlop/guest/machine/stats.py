@@ -6,7 +6,7 @@ import os
 import time
 
 from orlop.guest import paths
-from orlop.guest.disks import Mounted
+from orlop.guest.devices.block import Mounted
 from orlop.guest.machine.cgroup import Cgroup
 from orlop.wire.statistics import InterfaceCounters, Pressure, Usage
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 
-from orlop.hypervisor.base import Disk, DiskFormat
 from orlop.hypervisor.qemu import blocks
+from orlop.hypervisor.qemu.blocks import Content
 from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
 
 MIB = 1 << 20
@@ -60,32 +59,30 @@ def arguments(every: Iterable[Bay]) -> Sequence[str]:
     return words
 
 
-def choose(every: Iterable[Bay], spent: Iterable[int], disk: Disk) -> Bay | None:
-    """A bay that was never used and fits the disk."""
+def left(every: Iterable[Bay], spent: Iterable[int], *, read_only: bool) -> int:
+    """How many bays of a kind were never used."""
+    return sum(bay.read_only == read_only and bay.lun not in spent for bay in every)
+
+
+def choose(every: Iterable[Bay], spent: Iterable[int], content: Content) -> Bay | None:
+    """A bay that was never used and fits."""
     for bay in every:
-        if bay.lun in spent or bay.read_only != disk.read_only:
+        if bay.lun in spent or bay.read_only != content.read_only:
             continue
-        if bay.read_only or (disk.format is DiskFormat.RAW and Path(disk.path).stat().st_size == bay.size):
+        if bay.read_only or content.size == bay.size:
             return bay
     return None
 
 
-async def insert(monitor: Monitor, bay: Bay, disk: Disk) -> None:
+async def insert(monitor: Monitor, bay: Bay, content: Content) -> None:
     """Put the disk into the empty bay. A failure leaves the bay empty."""
-    content = f"disk{bay.lun}"
-    file = {
-        "driver": "file",
-        "filename": disk.path,
-        "read-only": disk.read_only,
-        **blocks.policy(read_only=bay.read_only),
-    }
-    node = file if disk.format is DiskFormat.RAW else {"driver": "vmdk", "read-only": True, "file": file}
-    await monitor.execute("blockdev-add", {"node-name": content, **node})
+    node = f"disk{bay.lun}"
+    await monitor.execute("blockdev-add", {"node-name": node, **content.node})
     try:
-        await _fill(monitor, bay, content)
+        await _fill(monitor, bay, node)
     except BaseException:
         with suppress(CommandFailed):
-            await monitor.execute("blockdev-del", {"node-name": content})
+            await monitor.execute("blockdev-del", {"node-name": node})
         raise
 
 

@@ -2,7 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
+
 from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
+
+
+class Content(msgspec.Struct, frozen=True, kw_only=True):
+    """What a disk holds: one raw file, or with ``stacked`` several that a VMDK strings together."""
+
+    path: Path
+    size: int
+    read_only: bool
+    stacked: bool = False
+
+    @property
+    def node(self) -> dict[str, object]:
+        """Its node without a name, to be used by a bay."""
+        file: dict[str, object] = {
+            "driver": "file",
+            "filename": str(self.path),
+            "read-only": self.read_only,
+            **policy(read_only=self.read_only),
+        }
+        return {"driver": "vmdk", "read-only": True, "file": file} if self.stacked else file
+
+    @property
+    def whole_node(self) -> dict[str, object]:
+        """Its node without a name, to be used by a device."""
+        if self.stacked:
+            return self.node
+        own = policy(read_only=self.read_only)
+        return {"driver": "raw", "read-only": self.read_only, "file": self.node, **own}
 
 
 def policy(*, read_only: bool) -> dict[str, object]:

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import msgspec
 
-from orlop.hypervisor.qemu import bays
+from orlop.hypervisor.qemu import addresses, bays
 from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
 
 MIB = 1 << 20
-AGENT_PORT_NAME = "org.orlop.agent"
 AGENT_PORT_ID = "agentport"
-SHARE_TAG = "share"
 CONSOLE_ID = "console"
 CONSOLE_BYTES = 64 << 10
-ROOT_LUN = 0
 MAX_LUN = 16383
 MEMORY_DEVICE = "vmem0"
 
 _KERNEL_ARGUMENTS = (
     "console=ttyS0",
+    # Where the guest finds its root and the line to the daemon.
+    f"orlop.root={addresses.disk(addresses.ROOT_LUN, 1, kept=True)[0]}",
+    f"orlop.channel={addresses.CHANNEL}",
     "panic=-1",
     "tsc=reliable",
     "no_timer_check",
@@ -190,7 +190,10 @@ def _channels(sockets: Sockets) -> Sequence[str]:
         *("-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=agent,fd={sockets.agent_fd},server=on,wait=off"),
         *("-device", "virtio-serial-pci,id=serial0,max_ports=2,disable-legacy=on,addr=0x3"),
-        *("-device", f"virtserialport,bus=serial0.0,id={AGENT_PORT_ID},chardev=agent,name={AGENT_PORT_NAME}"),
+        *(
+            "-device",
+            f"virtserialport,bus=serial0.0,id={AGENT_PORT_ID},chardev=agent,name={addresses.CHANNEL_NAME}",
+        ),
     )
 
 
@@ -198,13 +201,13 @@ def _disks(image: Path) -> Sequence[str]:
     return (
         *("-device", "virtio-scsi-pci,id=scsi0,num_queues=1,disable-legacy=on,addr=0x4"),
         *("-blockdev", f"driver=file,node-name=root,filename={_escape(image)},read-only=on"),
-        *("-device", f"scsi-hd,bus={SCSI_BUS},channel=0,scsi-id=0,lun={ROOT_LUN},drive=root"),
+        *("-device", f"scsi-hd,bus={SCSI_BUS},channel=0,scsi-id=0,lun={addresses.ROOT_LUN},drive=root"),
     )
 
 
 def _network(network: Network) -> Sequence[str]:
     # A restored guest has nothing to announce: it gets another address at once.
-    options = "romfile=,disable-legacy=on,guest_announce=off,addr=0x5"
+    options = f"romfile=,disable-legacy=on,guest_announce=off,addr={addresses.NETWORK_SLOT:#x}"
     return (
         *("-netdev", f"tap,id=net0,fd={network.tap_fd},vhost=off"),
         *("-device", f"virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,{options}"),
@@ -215,7 +218,10 @@ def _share(share: Path) -> Sequence[str]:
     # The guest keeps the owners of files, so QEMU has to set them: no user mapping.
     return (
         *("-fsdev", f"local,id=share0,path={_escape(share)},security_model=none,multidevs=remap"),
-        *("-device", f"virtio-9p-pci,fsdev=share0,mount_tag={SHARE_TAG},disable-legacy=on,addr=0x6"),
+        *(
+            "-device",
+            f"virtio-9p-pci,fsdev=share0,mount_tag={addresses.SHARE_TAG},disable-legacy=on,addr=0x6",
+        ),
     )
 
 

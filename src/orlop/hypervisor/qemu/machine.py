@@ -21,12 +21,14 @@ from orlop.errors import (
     Unavailable,
 )
 from orlop.host import process, tasks
-from orlop.hypervisor.base import Disk, DiskFormat, MachineShape, MemoryUse, Slot
-from orlop.hypervisor.qemu import bays, blocks, cmdline, memuse, record
+from orlop.hypervisor.base import Disk, MachineShape, MemoryUse, Stacking
+from orlop.hypervisor.qemu import addresses, bays, blocks, cmdline, memuse, record, stacks
 from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
+from orlop.hypervisor.qemu.blocks import Content
 from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET, last_words
 from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
 from orlop.hypervisor.qemu.record import title
+from orlop.wire.values import GuestAddress
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +93,14 @@ class QemuMachine:
         return self._record.shape
 
     @property
-    def lasting(self) -> int:
-        """Bays for images that are left."""
-        return sum(bay.read_only and bay.lun not in self._record.spent for bay in self._record.bays)
+    def share_at(self) -> GuestAddress:
+        """See :class:`orlop.hypervisor.base.Machine`."""
+        return addresses.SHARE
+
+    @property
+    def network_at(self) -> GuestAddress:
+        """See :class:`orlop.hypervisor.base.Machine`."""
+        return addresses.NETWORK
 
     @property
     def monitor(self) -> Monitor:
@@ -122,20 +129,28 @@ class QemuMachine:
 
     # Disks
 
-    async def attach_disk(self, disk: Disk, *, hotplug: bool = False) -> Slot:
+    def stacking(self, layers: int) -> Stacking:
+        """See :class:`orlop.hypervisor.base.Machine`.
+
+        The guest need not look for disks in bays. Where it has to, one with partitions is less work."""
+        room = bays.left(self._record.bays, self._record.spent, read_only=True)
+        return Stacking.APART if layers <= room else Stacking.TOGETHER
+
+    async def attach_disk(self, disk: Disk, *, reversible: bool = False) -> tuple[GuestAddress, ...]:
         """Plug one disk; see :class:`orlop.hypervisor.base.Machine`."""
         async with self._lock:
-            lun, bay = self._assign(disk, hotplug=hotplug)
+            content = await self._content(disk)
+            lun, bay = self._assign(disk.id, content, reversible=reversible)
             await self.save_record()
         try:
             if bay is not None:
-                await bays.insert(self.monitor, bay, disk)
+                await bays.insert(self.monitor, bay, content)
             else:
-                await self._plug(disk, lun)
+                await self._plug(content, lun)
         except BaseException:
             await tasks.uncancelled(self._undo(disk.id))
             raise
-        return Slot(lun=lun, lasting=bay is not None)
+        return addresses.disk(lun, len(disk.files), kept=bay is not None)
 
     async def detach_disk(self, disk_id: str) -> None:
         """Unplug a disk; see :class:`orlop.hypervisor.base.Machine`."""
@@ -148,17 +163,25 @@ class QemuMachine:
         else:
             await self._unplug(lun)
         async with self._lock:
+            await asyncio.to_thread(stacks.remove, self._directory, disk_id)
             disks = tuple(item for item in self._record.disks if item[0] != disk_id)
             self._record = msgspec.structs.replace(self._record, disks=disks)
             await self.save_record()
 
-    def _assign(self, disk: Disk, *, hotplug: bool) -> tuple[int, Bay | None]:
-        used = dict(self._record.disks)
-        if disk.id in used:
+    async def _content(self, disk: Disk) -> Content:
+        if disk.id in dict(self._record.disks):
             raise AlreadyExists(f"the machine {self.name} has a disk {disk.id} already")
-        if not Path(disk.path).exists():
-            raise NotFound(f"the file {disk.path} of disk {disk.id} does not exist")
-        bay = None if hotplug else bays.choose(self._record.bays, self._record.spent, disk)
+        for file in disk.files:
+            if not Path(file).exists():
+                raise NotFound(f"the file {file} of disk {disk.id} does not exist")
+        path, stacked = Path(disk.files[0]), len(disk.files) > 1
+        if stacked:
+            path = await asyncio.to_thread(stacks.write, disk.files, self._directory, disk.id)
+        return Content(path=path, size=path.stat().st_size, read_only=disk.read_only, stacked=stacked)
+
+    def _assign(self, disk_id: str, content: Content, *, reversible: bool) -> tuple[int, Bay | None]:
+        used = dict(self._record.disks)
+        bay = None if reversible else bays.choose(self._record.bays, self._record.spent, content)
         lun, next_lun, spent = self._record.next_lun, self._record.next_lun, self._record.spent
         if bay is not None:
             lun, spent = bay.lun, (*spent, bay.lun)
@@ -170,21 +193,13 @@ class QemuMachine:
             while lun in taken or not 0 < lun <= cmdline.MAX_LUN:
                 lun = lun + 1 if lun < cmdline.MAX_LUN else 1
             next_lun = lun + 1
-        used[disk.id] = lun
+        used[disk_id] = lun
         self._record = msgspec.structs.replace(
             self._record, disks=tuple(used.items()), next_lun=next_lun, spent=spent
         )
         return lun, bay
 
-    async def _plug(self, disk: Disk, lun: int) -> None:
-        writable = blocks.policy(read_only=disk.read_only)
-        node: dict[str, object] = {
-            "driver": "vmdk" if disk.format is DiskFormat.VMDK else "raw",
-            "node-name": f"disk{lun}",
-            "read-only": disk.read_only,
-            "file": {"driver": "file", "filename": disk.path, "read-only": disk.read_only, **writable},
-            **writable,
-        }
+    async def _plug(self, content: Content, lun: int) -> None:
         device: dict[str, object] = {
             "driver": "scsi-hd",
             "id": f"lun{lun}",
@@ -198,7 +213,7 @@ class QemuMachine:
             "werror": "report",
             "rerror": "report",
         }
-        await self.monitor.execute("blockdev-add", node)
+        await self.monitor.execute("blockdev-add", {"node-name": f"disk{lun}", **content.whole_node})
         await self.monitor.execute("device_add", device)
 
     async def _undo(self, disk_id: str) -> None:

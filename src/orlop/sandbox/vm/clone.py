@@ -267,7 +267,7 @@ class Cloner(Clones):
 
     async def warm_up(self, clone: Clone) -> None:
         """Let the machine do once what a pod will ask of it."""
-        await warm.rehearse(clone.agent)
+        await warm.rehearse(clone.machine, clone.agent)
         Share(clone.share).make_point("warm")
         await warm.exercise(
             clone.machine,
@@ -328,7 +328,7 @@ class Cloner(Clones):
                 self._image,
                 machine.directory / "warm.img",
                 scratch_mib=MIN_SCRATCH_MIB,
-                hotplug=True,
+                reversible=True,
             )
             await agent.call(Quiesce(), timeout=_SETTLE_TIMEOUT)
         finally:

@@ -327,11 +327,12 @@ class VmDriver:
         return await clone.agent.call(
             Setup(
                 hostname=hostname,
+                share=clone.machine.share_at,
                 clock=time.time_ns(),
                 entropy=os.urandom(_ENTROPY),
                 machine_id=secrets.token_hex(16),
                 boot_id=str(uuid.uuid4()),
-                interfaces=(translate.interface(info),),
+                interfaces=(translate.interface(info, clone.machine.network_at),),
                 resolv_conf=translate.resolv_conf(spec.dns, node),
                 hosts=translate.hosts(hostname, addresses),
                 sysctls=tuple(spec.sysctls.items()),
@@ -343,7 +344,6 @@ class VmDriver:
         plugs = Plugs(
             clone.machine,
             clone.share,
-            disk_directory=clone.directory,
             scratch_directory=self._clones.scratch_of(clone.id),
             scratch_mib=self._config.vm.scratch_mib,
         )

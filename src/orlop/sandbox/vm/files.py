@@ -18,6 +18,7 @@ from orlop.errors import DataLoss, InvalidArgument
 from orlop.host import files
 from orlop.sandbox.crilog import LogPosition
 from orlop.sandbox.spec import Value
+from orlop.wire.values import Disks
 
 T = TypeVar("T", bound=Value)
 
@@ -40,24 +41,14 @@ class PodFile(Value, frozen=True):
     accelerator: str = ""
 
 
-class DiskUse(Value, frozen=True):
-    """A plugged disk: the host's file, an image's number of layers (0: a writable layer), and what the
-    guest is told: its place, its partitions, and whether the device stays when the disk goes.
+class ContainerFile(Value, frozen=True):
+    """What a container holds, and where its log begins. ``scratch`` is the file that it writes to.
+
+    Disks that are not attached yet stand there without their places.
     """
 
     id: str
-    lun: int
-    path: str
-    layers: int = 0
-    partitions: int = 0
-    lasting: bool = False
-
-
-class ContainerFile(Value, frozen=True):
-    """What a container holds, and where its log begins."""
-
-    id: str
-    disks: tuple[DiskUse, ...] = ()
+    disks: Disks = Disks()
     shares: tuple[str, ...] = ()
     scratch: str = ""
     stdin: int = 0

@@ -1,6 +1,6 @@
 """What is plugged into a VM for its containers: image disks, scratch disks, volumes on the share.
 
-An image disk is plugged once and serves all containers of the pod with that image. What a
+An image disk is attached once and serves all containers of the pod with that image. What a
 container needs is plugged all at once, and :meth:`Plugs.unplug` takes it away after the guest
 let go of it.
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 from orlop.errors import NotFound
 from orlop.host import mounts
 from orlop.host.tasks import together
-from orlop.hypervisor.base import Disk, DiskFormat, Machine
+from orlop.hypervisor.base import Disk, Machine, Stacking
 from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount
-from orlop.sandbox.vm.files import ContainerFile, DiskUse
+from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.idmaps import user_namespace
 from orlop.sandbox.vm.translate import Plugged
-from orlop.storage import disks
+from orlop.storage.disks import check_layers, scratch_disk
 from orlop.storage.share import Share
 from orlop.wire import values as wire
 
@@ -32,25 +32,23 @@ class _Shared:
     """An image disk and the containers that use it."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    use: DiskUse | None = None
+    disk: wire.Disk | None = None
     users: set[str] = field(default_factory=set)
 
 
 class Plugs:
-    """The plugs of one VM. Descriptors go to ``disk_directory``, writable layers to ``scratch_directory``."""
+    """The plugs of one VM. Writable layers go to ``scratch_directory``."""
 
     def __init__(
         self,
         machine: Machine,
         share: Path,
         *,
-        disk_directory: Path,
         scratch_directory: Path,
         scratch_mib: int,
     ) -> None:
         self._machine = machine
         self._share = Share(share, process=machine.pid)
-        self._disk_directory = disk_directory
         self._scratch_directory = scratch_directory
         self._scratch_mib = scratch_mib
         scratch_directory.mkdir(parents=True, exist_ok=True)
@@ -63,68 +61,60 @@ class Plugs:
 
     def plan(self, spec: ContainerSpec) -> ContainerFile:
         """What :meth:`plug` is going to do, to be on disk before it does it."""
-        images = tuple(
-            DiskUse(id=image_disk_id(layers), lun=-1, path="", layers=len(layers))
-            for layers in dict.fromkeys((*self._divided(spec.layers), *_volumes(spec)))
+        disks = wire.Disks(
+            root=tuple(wire.Disk(id=image_disk_id(layers)) for layers in self._divided(spec.layers)),
+            scratch=wire.Disk(id=_scratch_id(spec.id)),
+            volumes=tuple(wire.Disk(id=image_disk_id(layers)) for layers in _volumes(spec)),
         )
-        path = self._scratch_directory / f"{spec.id}.img"
-        scratch = DiskUse(id=_scratch_id(spec.id), lun=-1, path=str(path))
         return ContainerFile(
             id=spec.id,
-            disks=(*images, scratch),
+            disks=disks,
             shares=tuple(_share_key(spec.id, index) for index in range(len(spec.mounts))),
-            scratch=scratch.path,
+            scratch=str(self._scratch_directory / f"{spec.id}.img"),
         )
 
     async def plug(self, spec: ContainerSpec, plan: ContainerFile) -> Plugged:
-        """Plug all that the container needs. A failure leaves plugs behind for :meth:`unplug`."""
-        whole = plan.disks[0].id == image_disk_id(spec.layers)
-        root = (spec.layers,) if whole else tuple((layer,) for layer in spec.layers)
-        stacks = dict.fromkeys((*root, *_volumes(spec)))
+        """Attach all that the container needs. A failure leaves plugs behind for :meth:`unplug`."""
+        stacks = {image_disk_id(layers): layers for layers in (spec.layers, *_volumes(spec))}
+        stacks |= {image_disk_id((layer,)): (layer,) for layer in spec.layers}
+        wanted = dict.fromkeys(disk.id for disk in (*plan.disks.root, *plan.disks.volumes))
         images, scratch, (shares, loose) = await together(
-            together(*(self._image(spec.id, layers) for layers in stacks)),
-            self._scratch(plan.disks[-1]),
+            together(*(self._image(spec.id, disk_id, stacks[disk_id]) for disk_id in wanted)),
+            self._scratch(spec.id, plan.scratch),
             together(self._shares(spec), _with_mounts_below(spec.mounts)),
         )
-        by_stack = dict(zip(stacks, images, strict=True))
+        attached = dict(zip(wanted, images, strict=True))
         return Plugged(
-            root=tuple(by_stack[layers] for layers in root),
-            scratch=scratch,
+            disks=wire.Disks(
+                root=tuple(attached[disk.id] for disk in plan.disks.root),
+                scratch=scratch,
+                volumes=tuple(attached[disk.id] for disk in plan.disks.volumes),
+            ),
             shares=shares,
             loose=loose,
-            images={
-                mount.container_path: by_stack[mount.image.layers]
+            volumes={
+                mount.container_path: image_disk_id(mount.image.layers)
                 for mount in spec.mounts
                 if mount.image is not None
             },
         )
 
     def adopt(self, held: ContainerFile) -> None:
-        """An earlier daemon plugged this."""
-        for disk in held.disks:
-            if disk.layers:
-                shared = self._images.setdefault(disk.id, _Shared())
-                shared.use = disk
-                shared.users.add(held.id)
-
-    def described(self, plan: ContainerFile, plugged: Plugged) -> tuple[DiskUse, ...]:
-        """The plan's disks with the places they were plugged at."""
-        found = []
-        for disk in plan.disks:
-            shared = self._images.get(disk.id)
-            if shared is not None and shared.use is not None:
-                found.append(shared.use)
-            elif plugged.scratch is not None and disk.path == plan.scratch:
-                scratch = plugged.scratch
-                found.append(DiskUse(id=disk.id, lun=scratch.lun, path=disk.path, lasting=scratch.lasting))
-        return tuple(found)
+        """An earlier daemon attached this, or was about to."""
+        for disk in (*held.disks.root, *held.disks.volumes):
+            shared = self._images.setdefault(disk.id, _Shared())
+            shared.users.add(held.id)
+            if shared.disk is None or not shared.disk.at:
+                shared.disk = disk
 
     async def unplug(self, held: ContainerFile, *, running: bool) -> None:
         """Take away what was plugged, or planned, for a container. Idempotent.
 
         ``running`` says whether there still is a VM to unplug from.
         """
-        await together(*(self._unplug_disk(held.id, disk, running=running) for disk in held.disks))
+        scratch = () if held.disks.scratch is None else (held.disks.scratch,)
+        disks = {disk.id for disk in (*held.disks.root, *held.disks.volumes, *scratch)}
+        await together(*(self._unplug_disk(held.id, disk_id, running=running) for disk_id in disks))
         for key in held.shares:
             await self._share.remove(key)
         if held.scratch:
@@ -135,46 +125,39 @@ class Plugs:
         await self._share.release_all()
 
     def _divided(self, layers: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-        """The disks of a root: one for each layer, if the guest need not look for any of them; else one.
+        """The disks of a root: one for each layer, or one for all, as the machine likes it best.
 
-        The kernel takes long to look for partitions, and an overlay takes no directory twice.
+        An overlay takes no directory twice, so an image with one layer twice is one disk.
         """
         single = tuple((layer,) for layer in layers)
         new = [layer for layer in single if not self._in_use(image_disk_id(layer))]
-        if not layers or len(set(layers)) < len(layers) or len(new) > self._machine.lasting:
+        if len(set(layers)) < len(layers) or self._machine.stacking(len(new)) is Stacking.TOGETHER:
             return (layers,)
-        return single
+        return single or (layers,)
 
     def _in_use(self, disk_id: str) -> bool:
         shared = self._images.get(disk_id)
         return shared is not None and bool(shared.users)
 
-    async def _image(self, container_id: str, layers: tuple[str, ...]) -> wire.Disk:
-        disk_id = image_disk_id(layers)
+    async def _image(self, container_id: str, disk_id: str, layers: tuple[str, ...]) -> wire.Disk:
         shared = self._images.setdefault(disk_id, _Shared())
         shared.users.add(container_id)
         async with shared.lock:
-            if shared.use is None:
-                path, partitions = await disks.image_disk(layers, self._disk_directory, disk_id)
-                kind = DiskFormat.VMDK if partitions else DiskFormat.RAW
-                slot = await self._machine.attach_disk(Disk(id=disk_id, path=str(path), format=kind))
-                shared.use = DiskUse(
-                    id=disk_id,
-                    lun=slot.lun,
-                    path=str(path),
-                    layers=len(layers),
-                    partitions=partitions,
-                    lasting=slot.lasting,
-                )
-            use = shared.use
-            return wire.Disk(lun=use.lun, partitions=use.partitions, lasting=use.lasting)
+            disk = shared.disk
+            if disk is None or not disk.at:
+                await check_layers(layers)
+                if disk is not None:
+                    # An earlier daemon ended before it wrote down whether it had attached it.
+                    await self._detach(disk_id)
+                at = await self._machine.attach_disk(Disk(id=disk_id, files=layers))
+                disk = shared.disk = wire.Disk(id=disk_id, at=at)
+            return disk
 
-    async def _scratch(self, disk: DiskUse) -> wire.Disk:
-        await disks.scratch_disk(Path(disk.path), self._scratch_mib)
-        slot = await self._machine.attach_disk(
-            Disk(id=disk.id, path=disk.path, format=DiskFormat.RAW, read_only=False)
-        )
-        return wire.Disk(lun=slot.lun, lasting=slot.lasting)
+    async def _scratch(self, container_id: str, path: str) -> wire.Disk:
+        await scratch_disk(Path(path), self._scratch_mib)
+        disk_id = _scratch_id(container_id)
+        at = await self._machine.attach_disk(Disk(id=disk_id, files=(path,), read_only=False))
+        return wire.Disk(id=disk_id, at=at)
 
     async def _shares(self, spec: ContainerSpec) -> dict[str, str]:
         shares = {}
@@ -190,18 +173,18 @@ class Plugs:
                 shares[mount.container_path] = await self._share.add(mount, key, userns=namespaces.get(maps))
         return shares
 
-    async def _unplug_disk(self, container_id: str, disk: DiskUse, *, running: bool) -> None:
-        shared = self._images.get(disk.id)
+    async def _unplug_disk(self, container_id: str, disk_id: str, *, running: bool) -> None:
+        shared = self._images.get(disk_id)
         if shared is None:
             if running:
-                await self._detach(disk.id)
+                await self._detach(disk_id)
             return
         async with shared.lock:
             shared.users.discard(container_id)
-            if not shared.users and shared.use is not None:
-                shared.use = None
+            if not shared.users and shared.disk is not None:
+                shared.disk = None
                 if running:
-                    await self._detach(disk.id)
+                    await self._detach(disk_id)
 
     async def _detach(self, disk_id: str) -> None:
         with suppress(NotFound):

@@ -13,6 +13,8 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Protocol
 
+import msgspec
+
 from orlop import tracing
 from orlop.config import VmConfig
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, OrlopError
@@ -183,7 +185,7 @@ class VmSandbox:
                 seccomp=program.program,
                 seccomp_flags=program.flags,
             )
-            container.held = _with_disks(plan, self._plugs, plugged)
+            container.held = msgspec.structs.replace(plan, disks=plugged.disks)
             self._files.write_container(await container.remember_log())
             with tracing.span("vm.agent.create"):
                 made = await self._agent.call(Create(container=message), _STEP_TIMEOUT)
@@ -486,9 +488,3 @@ def _filter(security: Security) -> seccomp.Filter:
     if security.privileged:
         return seccomp.Filter()
     return seccomp.compile_bpf(security.seccomp, capabilities=security.capabilities)
-
-
-def _with_disks(plan: ContainerFile, plugs: Plugs, plugged: translate.Plugged) -> ContainerFile:
-    return ContainerFile(
-        id=plan.id, disks=plugs.described(plan, plugged), shares=plan.shares, scratch=plan.scratch
-    )

@@ -28,15 +28,15 @@ _WEIGHTS = (1, 10000)
 
 @dataclass(frozen=True)
 class Plugged:
-    """What was plugged for a container: the root's disks, bottom first; volumes by the container's path.
+    """What was attached for a container: disks, paths on the share and ids of image volumes, the latter two
+    by the container's path.
 
     ``loose`` are read-only volumes with mounts below them that are not: the host sees to it.
     """
 
-    root: tuple[wire.Disk, ...]
-    scratch: wire.Disk | None
+    disks: wire.Disks
     shares: dict[str, str] = field(default_factory=dict)
-    images: dict[str, wire.Disk] = field(default_factory=dict)
+    volumes: dict[str, str] = field(default_factory=dict)
     loose: frozenset[str] = frozenset()
 
 
@@ -46,8 +46,7 @@ def container(
     """The container for the agent."""
     return wire.Container(
         id=spec.id,
-        lower=plugged.root,
-        scratch=wire.Scratch(disk=plugged.scratch),
+        disks=plugged.disks,
         args=spec.args,
         env=tuple((name, value) for name, value in spec.env if name),
         cwd=spec.cwd or "/",
@@ -97,9 +96,10 @@ def cpu_weight(shares: int) -> int:
     return first + (shares - low) * (last - first) // (high - low)
 
 
-def interface(info: TapInfo) -> wire.Interface:
-    """The guest's interface as the CNI plug-ins made the pod's."""
+def interface(info: TapInfo, at: wire.GuestAddress) -> wire.Interface:
+    """The guest's interface, found ``at``, as the CNI plug-ins made the pod's."""
     return wire.Interface(
+        at=at,
         name=info.name,
         mac=info.mac,
         mtu=info.mtu,
@@ -155,7 +155,7 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.Mount:
             target=mount.container_path,
             kind="image",
             source=mount.image.sub_path.strip("/"),
-            disk=plugged.images[mount.container_path],
+            volume=plugged.volumes[mount.container_path],
             read_only=True,
         )
     return wire.Mount(

@@ -16,7 +16,7 @@ import uuid
 from pathlib import Path
 
 from orlop.host.tasks import together
-from orlop.hypervisor.base import Disk, DiskFormat, Machine
+from orlop.hypervisor.base import Disk, Machine
 from orlop.sandbox import seccomp
 from orlop.sandbox.spec import Seccomp, SeccompMode
 from orlop.sandbox.vm.agent import AgentClient
@@ -41,34 +41,36 @@ async def exercise(
     *,
     scratch_mib: int,
     share: str = "",
-    hotplug: bool = False,
+    reversible: bool = False,
 ) -> None:
     """Run a container of the guest's root image ``image``; ``scratch`` becomes its writable layer.
 
     With ``share``, a directory of the machine's share, the share is mounted as well, for good. What
-    ``hotplug`` means is said at :meth:`orlop.hypervisor.base.Machine.attach_disk`.
+    ``reversible`` means is said at :meth:`orlop.hypervisor.base.Machine.attach_disk`.
     """
     filters = await asyncio.to_thread(
         seccomp.compile_bpf, Seccomp(mode=SeccompMode.RUNTIME_DEFAULT), capabilities=_CAPABILITIES
     )
-    lower = Disk(id=f"{_ID}-root", path=str(image))
-    upper = Disk(id=f"{_ID}-rw", path=str(scratch), format=DiskFormat.RAW, read_only=False)
+    lower = Disk(id=f"{_ID}-root", files=(str(image),))
+    upper = Disk(id=f"{_ID}-rw", files=(str(scratch),), read_only=False)
     try:
         await scratch_disk(scratch, scratch_mib)
-        slots = await together(
-            machine.attach_disk(lower, hotplug=hotplug), machine.attach_disk(upper, hotplug=hotplug)
+        places = await together(
+            machine.attach_disk(lower, reversible=reversible),
+            machine.attach_disk(upper, reversible=reversible),
         )
-        root, rw = (wire.Disk(lun=slot.lun, lasting=slot.lasting) for slot in slots)
-        await _run(agent, root, rw, share, filters.program)
+        root, rw = (wire.Disk(id=disk.id, at=at) for disk, at in zip((lower, upper), places, strict=True))
+        await _run(agent, wire.Disks(root=(root,), scratch=rw), share, filters.program)
         await together(machine.detach_disk(lower.id), machine.detach_disk(upper.id))
     finally:
         await asyncio.to_thread(scratch.unlink, missing_ok=True)
 
 
-async def rehearse(agent: AgentClient) -> None:
+async def rehearse(machine: Machine, agent: AgentClient) -> None:
     """Set the guest up for pods that do not exist; the pod's own Setup replaces all of it."""
     for number in range(_REHEARSALS):
         interface = wire.Interface(
+            at=machine.network_at,
             mac=f"02:00:00:00:00:{number + 1:02x}",
             mtu=1500,
             addresses=(f"192.0.2.{number + 2}/24",),  # RFC 5737, RFC 3849: never anybody's
@@ -77,6 +79,7 @@ async def rehearse(agent: AgentClient) -> None:
         await agent.call(
             Setup(
                 hostname=f"{_ID}-{number}",
+                share=machine.share_at,
                 clock=time.time_ns(),
                 entropy=os.urandom(64),
                 machine_id=secrets.token_hex(16),
@@ -89,12 +92,11 @@ async def rehearse(agent: AgentClient) -> None:
         )
 
 
-async def _run(agent: AgentClient, lower: wire.Disk, upper: wire.Disk, share: str, program: bytes) -> None:
+async def _run(agent: AgentClient, disks: wire.Disks, share: str, program: bytes) -> None:
     streams = [agent.incoming(agent.new_stream()) for _ in range(2)]
     container = wire.Container(
         id=_ID,
-        lower=(lower,),
-        scratch=wire.Scratch(disk=upper),
+        disks=disks,
         args=_SLEEP,
         mounts=(wire.Mount(target="/mnt", kind="share", source=share),) if share else (),
         streams=wire.Streams(stdout=streams[0].stream, stderr=streams[1].stream),

@@ -1,0 +1,33 @@
+"""The host's directory: ``9p:TAG`` is a 9p device with that mount tag."""
+
+from __future__ import annotations
+
+from orlop.guest import paths
+from orlop.linux import syscalls
+from orlop.wire.messages import Refused
+
+_OPTIONS = "trans=virtio,version=9p2000.L,msize=262144,cache=mmap,access=user"
+
+
+class Share:
+    """The share, mounted when it is first needed: a mounted one cannot be saved."""
+
+    def __init__(self) -> None:
+        self._address = ""
+        self._mounted = False
+
+    def locate(self, address: str) -> None:
+        """The device is there, says the daemon."""
+        self._address = address
+
+    def __call__(self) -> str:
+        """The directory it is mounted at."""
+        if not self._mounted:
+            scheme, _, tag = self._address.partition(":")
+            if scheme != "9p":
+                raise Refused("invalid", f"the agent does not know how to mount a share at {self._address!r}")
+            syscalls.mount(tag, paths.SHARE, "9p", syscalls.MS_NODEV, _OPTIONS)
+            # Shared, so that a mount made in one container can be seen in another that asks for it.
+            syscalls.mount("", paths.SHARE, "", syscalls.MS_SHARED)
+            self._mounted = True
+        return paths.SHARE
