@@ -1,6 +1,7 @@
 import asyncio
 import os
 import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,39 @@ async def test_detached_child_is_reaped_by_its_owner() -> None:
     assert child.returncode == 3
     with pytest.raises(NotFound, match="no-such-program"):
         await process.spawn_detached(["no-such-program"])
+
+
+async def test_output_that_nobody_reads_does_not_hold_up_the_end() -> None:
+    async with asyncio.timeout(10):
+        for _ in range(40):
+            with pytest.raises(ResourceExhausted):
+                await process.run(["cat", "/dev/zero"], output_limit=65536)
+
+
+async def test_a_grandchild_with_our_pipe_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """It left the process group, so it lives on; it must not keep the caller."""
+    pid_file = tmp_path / "pid"
+    script = f"setsid sleep 60 & echo $! >> {pid_file}; cat /dev/zero"
+    try:
+        async with asyncio.timeout(5):
+            with pytest.raises(ResourceExhausted):
+                await process.run(["sh", "-c", script], output_limit=65536)
+            with pytest.raises(DeadlineExceeded):
+                await process.run(["sh", "-c", script], timeout=0.2, output_limit=1 << 40)
+    finally:
+        for pid in map(int, pid_file.read_text().split()):
+            await process.kill_pid(pid, process.process_start_time(pid))
+
+
+async def test_reaping_does_not_wait_for_input_that_nobody_reads(tmp_path: Path) -> None:
+    child = await process.spawn(["sh", "-c", "setsid sleep 60 & echo $!; wait"], stdin=PIPE, stdout=PIPE)
+    assert child.stdin is not None and child.stdout is not None
+    sleeper = int(await child.stdout.readline())
+    child.stdin.write(bytes(1 << 20))
+    try:
+        async with asyncio.timeout(5):
+            await process.reap(child)
+            await process.reap(child)
+        assert child.returncode == -9
+    finally:
+        await process.kill_pid(sleeper, process.process_start_time(sleeper))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import subprocess
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process, SubprocessStreamProtocol
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,11 +25,14 @@ import msgspec
 from orlop.errors import Code, DeadlineExceeded, NotFound, OrlopError, ResourceExhausted
 from orlop.host import tasks
 
+log = logging.getLogger(__name__)
+
 Argument = str | os.PathLike[str]
 Stream = int | IO[bytes] | None
 
 _CHUNK = 1 << 16
 _STDERR_SHOWN = 600
+_REAP_TIME = 10.0
 
 
 class Completed(msgspec.Struct, frozen=True):
@@ -51,6 +55,29 @@ class ProcessFailed(OrlopError):
         self.program = program
         self.returncode = returncode
         self.stderr = stderr
+
+
+class Child(Process):
+    """A child of :func:`spawn`, which its owner ends with :func:`reap`."""
+
+    def __init__(
+        self,
+        transport: asyncio.SubprocessTransport,
+        protocol: SubprocessStreamProtocol,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(transport, protocol, loop)
+        self._pipes = [
+            pipe for number in range(3) if (pipe := transport.get_pipe_transport(number)) is not None
+        ]
+
+    def close_pipes(self) -> None:
+        """Let go of our ends, whether what came was read or not, and whoever holds the others."""
+        for pipe in self._pipes:
+            if not isinstance(pipe, asyncio.WriteTransport):
+                pipe.close()
+            elif pipe.get_write_buffer_size() or not pipe.is_closing():
+                pipe.abort()  # closed, it would wait until someone reads what it holds
 
 
 def _watch_by_pidfd() -> None:
@@ -77,15 +104,17 @@ async def spawn(
     stderr: Stream = DEVNULL,
     pass_fds: Sequence[int] = (),
     new_session: bool = True,
-) -> Process:
+) -> Child:
     """Start a child and return at once. The caller owns it; the end of the event loop kills it.
 
     ``env`` replaces the environment. Raises NotFound when there is no such program.
     """
     arguments = [os.fspath(argument) for argument in argv]
     _watch_by_pidfd()
+    loop = asyncio.get_running_loop()
     try:
-        return await asyncio.create_subprocess_exec(
+        transport, protocol = await loop.subprocess_exec(
+            lambda: SubprocessStreamProtocol(limit=_CHUNK, loop=loop),
             *arguments,
             env=env,
             cwd=cwd,
@@ -94,10 +123,10 @@ async def spawn(
             stderr=stderr,
             pass_fds=tuple(pass_fds),
             start_new_session=new_session,
-            limit=_CHUNK,
         )
     except OSError as error:
         raise _not_started(arguments[0], cwd, error) from error
+    return Child(transport, protocol, loop)
 
 
 class Detached:
@@ -229,7 +258,7 @@ async def run(
         _kill_group(child)
         raise
     finally:
-        await _reap(child)
+        await reap(child)
     if check and returncode != 0:
         raise ProcessFailed(program, returncode, stderr.decode(errors="replace"))
     return Completed(returncode, stdout, stderr)
@@ -239,23 +268,17 @@ class _TooMuch(Exception):
     pass
 
 
-async def _communicate(child: Process, data: bytes | None, limit: int) -> tuple[bytes, bytes]:
+async def _communicate(child: Child, data: bytes | None, limit: int) -> tuple[bytes, bytes]:
     assert child.stdout is not None and child.stderr is not None
-    feeding = None
-    if child.stdin is not None:
-        feeding = asyncio.ensure_future(_feed(child.stdin, data or b""))
-    out = asyncio.ensure_future(_collect(child.stdout, limit))
-    err = asyncio.ensure_future(_collect(child.stderr, limit))
-    tasks = [task for task in (feeding, out, err) if task is not None]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-    return out.result(), err.result()
+    stdout, stderr, _ = await tasks.together(
+        _collect(child.stdout, limit), _collect(child.stderr, limit), _feed(child.stdin, data or b"")
+    )
+    return stdout, stderr
 
 
-async def _feed(stdin: asyncio.StreamWriter, data: bytes) -> None:
+async def _feed(stdin: asyncio.StreamWriter | None, data: bytes) -> None:
+    if stdin is None:
+        return
     with suppress(BrokenPipeError, ConnectionResetError):
         stdin.write(data)
         await stdin.drain()
@@ -271,12 +294,12 @@ async def _collect(stream: asyncio.StreamReader, limit: int) -> bytes:
     return bytes(parts)
 
 
-def _kill_group(child: Process) -> None:
+def _kill_group(child: Child) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def signal_child(child: Process, number: int) -> None:
+def signal_child(child: Child, number: int) -> None:
     """Send a signal to a child of :func:`spawn` that has not ended.
 
     asyncio's own way polls first, and takes the exit status away from the one who waits for it.
@@ -286,12 +309,27 @@ def signal_child(child: Process, number: int) -> None:
             os.kill(child.pid, number)
 
 
-async def _reap(child: Process) -> None:
-    """Kill the child's process group if the child still runs and wait for it, even when cancelled."""
+async def reap(child: Child) -> None:
+    """Kill the child's process group if the child still runs and wait for it, even when cancelled.
+
+    What it wrote and nobody has read is dropped. Idempotent.
+    """
     if child.returncode is None:
         _kill_group(child)
         signal_child(child, signal.SIGKILL)
-    await tasks.uncancelled(child.wait())
+    # asyncio knows of an end only when all pipes are closed as well: not while output waits that nobody
+    # reads, nor while a process that has left the group holds one open.
+    child.close_pipes()
+    await tasks.uncancelled(_ended(child))
+
+
+async def _ended(child: Child) -> None:
+    try:
+        async with asyncio.timeout(_REAP_TIME):
+            await child.wait()
+    except TimeoutError:
+        # The kernel holds it (a dead disk, say); whoever waits for us is not to wait for that.
+        log.error("process %d was killed and does not end", child.pid)
 
 
 def process_start_time(pid: int) -> int:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 import uuid
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import orlop
 from orlop.errors import DataLoss, Internal, OrlopError, ResourceExhausted, Unavailable
-from orlop.host import process, tasks
+from orlop.host import process
 from orlop.images.documents import Descriptor
 from orlop.images.repair import Repair
 from orlop.images.repair import name as repair_name
@@ -117,7 +116,7 @@ class LayerStore:
         the blob breaks off. Nothing half-made is left.
         """
         partial = self.ingest / f"{uuid.uuid4().hex}.erofs"
-        child: Process | None = None
+        child: process.Child | None = None
         try:
             try:
                 child = await process.spawn(
@@ -133,8 +132,7 @@ class LayerStore:
             partial.rename(self.path(diff_id))
         finally:
             if child is not None:
-                process.signal_child(child, signal.SIGKILL)
-                await tasks.uncancelled(child.wait())
+                await process.reap(child)
             partial.unlink(missing_ok=True)
 
     def repair(self, diff_ids: Sequence[str]) -> str:
@@ -181,7 +179,7 @@ class _Conversion:
 
     def __init__(
         self,
-        child: Process,
+        child: process.Child,
         layer: Descriptor,
         name: str,
         finish: Callable[[], asyncio.Future[None]],

@@ -14,10 +14,9 @@ import base64
 import binascii
 import json
 import os
-import signal
 import socket
 import tempfile
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,7 +33,7 @@ from orlop.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from orlop.host import process, tasks
+from orlop.host import process
 from orlop.images import policy
 from orlop.images.documents import MAX_DOCUMENT, Descriptor, digest_of
 from orlop.images.failures import failure, last_message
@@ -159,7 +158,7 @@ class Skopeo:
 class Proxy:
     """One ``skopeo experimental-image-proxy``. Requests go one at a time; blobs stream in parallel."""
 
-    def __init__(self, sock: socket.socket, child: Process) -> None:
+    def __init__(self, sock: socket.socket, child: process.Child) -> None:
         self._socket = sock
         self._socket.setblocking(False)
         self._child = child
@@ -215,8 +214,7 @@ class Proxy:
 
     async def close(self) -> None:
         """End the child, whatever it does."""
-        process.signal_child(self._child, signal.SIGKILL)
-        await tasks.uncancelled(self._child.wait())
+        await process.reap(self._child)
         self._listener.cancel()
 
     async def _listen(self) -> None:

@@ -16,7 +16,7 @@ import socket
 import struct
 import termios
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -45,7 +45,7 @@ class _Bundle(msgspec.Struct):
 class ExecProcess:
     """A running exec; implements ``ProcessIO``."""
 
-    def __init__(self, child: Process, directory: Path, name: str, terminal: int = -1) -> None:
+    def __init__(self, child: process.Child, directory: Path, name: str, terminal: int = -1) -> None:
         self._child = child
         self._directory = directory
         self._name = name
@@ -164,10 +164,8 @@ class ExecProcess:
                 process.send_signal(inner, process.process_start_time(inner), signal.SIGKILL)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(2):
-                        await self._child.wait()
-            if self._child.returncode is None:
-                process.signal_child(self._child, signal.SIGKILL)
-                await self._child.wait()
+                        await process.wait_pid(self._child.pid)
+        await process.reap(self._child)
         for transport in self._transports:
             transport.close()
         if self._input is not None:

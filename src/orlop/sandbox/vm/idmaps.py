@@ -38,9 +38,7 @@ async def user_namespace(
             _write(Path(f"/proc/{child.pid}/{kind}_map"), lines(mappings))
         yield Path(f"/proc/{child.pid}/ns/user")
     finally:
-        if child.stdin is not None:
-            child.stdin.close()
-        await child.wait()
+        await process.reap(child)
 
 
 def lines(mappings: Sequence[IdMapping]) -> str:
