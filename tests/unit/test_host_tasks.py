@@ -56,6 +56,18 @@ async def test_closing_waits_for_what_cleans_up() -> None:
         tasks.spawn(work(), "late")
 
 
+async def test_closing_right_after_a_task_has_ended() -> None:
+    tasks = Tasks()
+    ending = asyncio.Event()
+
+    async def work() -> None:
+        ending.set()
+
+    tasks.spawn(work(), "work")
+    await ending.wait()  # it is done, and nobody was told so far
+    await tasks.close()
+
+
 async def test_a_task_may_close_its_own_set() -> None:
     tasks = Tasks()
     task = tasks.spawn(tasks.close(), "closer")

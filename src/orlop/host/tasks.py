@@ -59,8 +59,9 @@ class Tasks:
         A task that closes its own set is left out.
         """
         self._closed = True
-        # One that is cleaning up may have started another just before.
-        while others := self._tasks - {asyncio.current_task()}:
+        # One that was cleaning up may have started another just before.
+        own = asyncio.current_task()
+        while others := [task for task in self._tasks if task is not own and not task.done()]:
             await end(*others)
 
 
