@@ -8,12 +8,24 @@ from typing import Any
 
 import pytest
 
-from orlop.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from orlop.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
+from orlop.host.tasks import beside
 from orlop.sandbox.vm import agent as agents
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.wire.flow import WINDOW
 from orlop.wire.framing import Frame, Kind, data_frames, frame
-from orlop.wire.messages import Event, Hello, OutOfMemory, Ping, Pong, Refused, Request, Shutdown
+from orlop.wire.messages import (
+    Dump,
+    Event,
+    Hello,
+    OutOfMemory,
+    Ping,
+    Pong,
+    Refused,
+    Request,
+    Shutdown,
+    pack_reply,
+)
 from tests.unit.vm_peer import Peer
 
 PONG = Pong(uptime_ns=1, clock=2)
@@ -72,6 +84,49 @@ async def test_a_lost_connection_fails_what_waits(tmp_path: Path) -> None:
         with pytest.raises(Unavailable):
             await stream.read()
         assert "gone" in await client.wait_closed()
+        await client.close()
+
+
+async def test_a_malformed_reply_fails_its_own_caller_at_once(tmp_path: Path) -> None:
+    async with Peer(tmp_path / "s", lambda request: None) as peer:
+        client = await client_of(peer)
+        async with asyncio.timeout(2), beside(client.call(Dump())) as waiting:
+            await peer.until(lambda: bool(peer.requests))
+            peer.send(frame(Kind.REPLY, 1, b'{"ok": {"containers": 7}}'))
+            with pytest.raises(Unavailable, match="broke the protocol: reply to dump"):
+                await waiting
+        assert client.closed
+        await client.close()
+
+
+async def test_a_late_reply_is_dropped_and_the_talk_goes_on(tmp_path: Path) -> None:
+    async with Peer(tmp_path / "s", lambda request: None) as peer:
+        client = await client_of(peer)
+        with pytest.raises(DeadlineExceeded):
+            await client.call(Ping(), timeout=0.02)
+        peer.handler = answer
+        peer.send(frame(Kind.REPLY, 1, pack_reply(PONG)))
+        await client.call(Ping())
+        assert not client.closed
+        peer.send(frame(Kind.REPLY, 1, pack_reply(PONG)))
+        assert "request 1, which was not made" in await client.wait_closed()
+        await client.close()
+
+
+async def test_an_event_that_cannot_be_handled_ends_the_connection(tmp_path: Path) -> None:
+    """And does so for all who wait, instead of leaving nobody to read their answers."""
+    async with Peer(tmp_path / "s", lambda request: None) as peer:
+        client = await client_of(peer)
+
+        def stumble(event: Event) -> None:
+            raise KeyError(event)
+
+        client.on_event = stumble
+        async with asyncio.timeout(2), beside(client.call(Ping())) as waiting:
+            await peer.until(lambda: bool(peer.requests))
+            peer.event(OutOfMemory(id="c1"))
+            with pytest.raises(Internal, match="could not be dealt with"):
+                await waiting
         await client.close()
 
 

@@ -26,6 +26,7 @@ from orlop.errors import (
     Unavailable,
     Unimplemented,
 )
+from orlop.host.tasks import Tasks
 from orlop.sandbox.vm.streams import Incoming, Outgoing
 from orlop.wire.framing import MAX_STREAM, NONCE_SIZE, Frame, Kind, Parser, ProtocolError, frame, preamble
 from orlop.wire.messages import (
@@ -81,7 +82,7 @@ class AgentClient:
         self._outgoing: dict[int, Outgoing] = {}
         self._error: OrlopError | None = None
         self._closed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
 
     @classmethod
     async def connect(cls, path: Path, *, name: str, timeout: float) -> AgentClient:
@@ -107,7 +108,7 @@ class AgentClient:
                 patience *= 2
             except (OSError, ProtocolError) as error:
                 raise Unavailable(f"the agent of {name} cannot be reached: {error}") from error
-        client._task = asyncio.create_task(client._run(), name=f"agent {name}")
+        client._tasks.spawn(client._run(), f"agent of {name}")
         return client
 
     @classmethod
@@ -199,10 +200,7 @@ class AgentClient:
     async def close(self, reason: str = "closed") -> None:
         """Let go of the connection. Idempotent."""
         self._fail(Unavailable(f"the agent of {self.name} is gone: {reason}"))
-        task, self._task = self._task, None
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
-            await asyncio.wait((task,))
+        await self._tasks.close()
 
     async def _greet(self) -> None:
         while True:
@@ -232,6 +230,9 @@ class AgentClient:
             error = Unavailable(f"the agent of {self.name} broke the protocol: {problem}")
         except OSError as problem:
             error = Unavailable(f"the agent of {self.name} is gone: {problem}")
+        except Exception as problem:
+            log.exception("%s: what its agent sent could not be dealt with", self.name)
+            error = Internal(f"what the agent of {self.name} sent could not be dealt with: {problem!r}")
         self._fail(error)
 
     def _dispatch(self, received: Frame) -> None:
@@ -260,16 +261,17 @@ class AgentClient:
             raise ProtocolError(f"{kind.name} in the middle of the talk")
 
     def _on_reply(self, received: Frame) -> None:
-        entry = self._requests.pop(received.stream, None)
+        entry = self._requests.get(received.stream)
         if entry is None:
             raise ProtocolError(f"reply to request {received.stream}, which was not made")
         request, future = entry
-        if future.done():
-            return
-        try:
-            future.set_result(unpack_reply(request, received.payload))
-        except Refused as refused:
-            future.set_exception(refused)
+        if not future.done():
+            # Decoded while it still counts as open: a reply that is none fails its own caller, too.
+            try:
+                future.set_result(unpack_reply(request, received.payload))
+            except Refused as refused:
+                future.set_exception(refused)
+        del self._requests[received.stream]
 
     def _check_stream(self, stream: int) -> None:
         # Frames for a stream that was let go of are on the way still; others were never opened.
