@@ -8,7 +8,6 @@ costs two seconds and no download. Everything is made aside and renamed.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import shutil
@@ -23,6 +22,7 @@ from orlop.config import GuestConfig
 from orlop.errors import DataLoss, NotFound
 from orlop.guest.devices import drivers
 from orlop.guestos import packages, pythontree, rootfs
+from orlop.host import threads
 from orlop.linux.removal import remove_tree
 
 Progress = Callable[[str], None]
@@ -75,10 +75,10 @@ async def build(
 async def _build(
     cache: Path, sources: dict[str, Path], chosen: packages.PackageSet, say: Progress
 ) -> GuestArtifacts:
-    recipe = await asyncio.to_thread(_recipe)
+    recipe = await threads.call(_recipe)
     manifest = _Manifest(
         recipe=recipe,
-        agent=await asyncio.to_thread(pythontree.agent_digest, sources),
+        agent=await threads.call(pythontree.agent_digest, sources),
         kernel=chosen.kernel,
         python=chosen.python,
         packages=chosen.packages,
@@ -86,11 +86,11 @@ async def _build(
     digest = _digest(manifest)
     target = cache / digest
     if not _complete(target):
-        await asyncio.to_thread(cache.mkdir, parents=True, exist_ok=True)
+        await threads.call(cache.mkdir, parents=True, exist_ok=True)
         base = await _base(cache, recipe, chosen, say)
         say("compiling the agent")
         await _assemble(base, sources, manifest, target)
-    await asyncio.to_thread(_make_current, cache, digest)
+    await threads.call(_make_current, cache, digest)
     result = _artifacts(target, digest)
     say(f"guest {digest[:12]}: kernel {chosen.kernel}, Python {chosen.python}, {result.size >> 20} MiB")
     return result
@@ -172,8 +172,8 @@ async def _base(cache: Path, recipe: str, chosen: packages.PackageSet, say: Prog
         interpreter = pythontree.Interpreter(unpacked, chosen.python)
         await rootfs.make_base(interpreter, chosen.kernel, work / "root", work / "initrd")
         shutil.copyfile(rootfs.kernel_image(unpacked, chosen.kernel), work / "vmlinuz")
-        await asyncio.to_thread(_drop_unused, unpacked)
-        await asyncio.to_thread(_publish, work, target)
+        await threads.call(_drop_unused, unpacked)
+        await threads.call(_publish, work, target)
     return target
 
 
@@ -186,19 +186,19 @@ def _drop_unused(unpacked: Path) -> None:
 async def _assemble(base: Path, sources: dict[str, Path], manifest: _Manifest, target: Path) -> None:
     with _aside(target.parent) as work:
         root = work / "root"
-        await asyncio.to_thread(shutil.copytree, base / "root", root, symlinks=True)
+        await threads.call(shutil.copytree, base / "root", root, symlinks=True)
         interpreter = pythontree.Interpreter(base / "unpacked", manifest.python)
         await pythontree.install_agent(interpreter, sources, root)
         await rootfs.make_image(root, work / "root.erofs")
-        await asyncio.to_thread(remove_tree, root)
+        await threads.call(remove_tree, root)
         for name in ("vmlinuz", "initrd"):
-            await asyncio.to_thread(shutil.copyfile, base / name, work / name)
+            await threads.call(shutil.copyfile, base / name, work / name)
         sizes = tuple((name, (work / name).stat().st_size) for name in _FILES)
         if not all(size for name, size in sizes):
             raise DataLoss(f"the build of the guest made an empty file: {sizes}")
         complete = msgspec.structs.replace(manifest, sizes=sizes)
         (work / "manifest.json").write_bytes(msgspec.json.encode(complete))
-        await asyncio.to_thread(_publish, work, target)
+        await threads.call(_publish, work, target)
 
 
 class _aside:  # noqa: N801 - used like a function

@@ -6,7 +6,6 @@ mirrors hold. apt-get checks each file against the signed index; nothing runs a 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import DataLoss, NotFound, Unavailable
-from orlop.host import process
+from orlop.host import process, threads
 
 _KERNEL_META = "linux-image-amd64"
 _PYTHON_META = "python3-minimal"
@@ -96,7 +95,7 @@ async def unpack(packages: Sequence[Package], target: Path, say: Callable[[str],
     for package in packages:
         say(f"unpacking {package.name} {package.version}")
         found = sorted(debs.glob(f"{package.name}_*.deb"))
-        digest = await asyncio.to_thread(_sha256, found[0]) if found else "missing"
+        digest = await threads.call(_sha256, found[0]) if found else "missing"
         if digest != package.sha256:
             raise DataLoss(
                 f"the downloaded package {package.name} {package.version} is not the one in the index"

@@ -8,7 +8,6 @@ module that the agent's source names anywhere, and says which files it loaded.
 from __future__ import annotations
 
 import ast
-import asyncio
 import hashlib
 import json
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import orlop
 from orlop.errors import FailedPrecondition, NotFound
-from orlop.host import process
+from orlop.host import process, threads
 from orlop.linux.removal import remove_tree
 
 # Loaded by the library itself behind a caller's back.
@@ -141,7 +140,7 @@ async def install_agent(interpreter: Interpreter, sources: dict[str, Path], root
             raise FailedPrecondition(f"the agent does not run in the guest's Python: {error}") from error
         await _compile_all(interpreter, sources, used, root)
     finally:
-        await asyncio.to_thread(remove_tree, agent)
+        await threads.call(remove_tree, agent)
 
 
 async def _compile_all(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from pathlib import Path
 
 from orlop.errors import NotFound
 from orlop.guestos import cpio, init, modules
 from orlop.guestos.pythontree import Interpreter
-from orlop.host import process
+from orlop.host import process, threads
 
 _DIRECTORIES = (
     *("dev", "etc", "proc", "root", "run", "sys", "tmp", "var", "mnt"),
@@ -26,14 +25,14 @@ _UUID = "6f726c6f-7000-4000-8000-000000000001"
 
 async def make_base(interpreter: Interpreter, kernel: str, root: Path, initrd: Path) -> None:
     """Make the part that does not depend on the agent: the tree ``root`` and the file ``initrd``."""
-    await asyncio.to_thread(_skeleton, interpreter, root)
+    await threads.call(_skeleton, interpreter, root)
     tree = modules.ModuleTree(_module_directory(interpreter.unpacked, kernel))
     busybox = find_busybox(interpreter.unpacked)
-    await asyncio.to_thread(_copy_modules, tree, root / "usr/lib/modules" / kernel)
+    await threads.call(_copy_modules, tree, root / "usr/lib/modules" / kernel)
     await process.run([busybox, "depmod", "-b", root / "usr", kernel], timeout=120)
     for name in ("modules.order", "modules.symbols"):
         (root / "usr/lib/modules" / kernel / name).unlink(missing_ok=True)
-    await asyncio.to_thread(_write_initrd, tree, kernel, busybox, initrd)
+    await threads.call(_write_initrd, tree, kernel, busybox, initrd)
 
 
 async def make_image(root: Path, image: Path) -> None:

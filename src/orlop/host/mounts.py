@@ -1,6 +1,6 @@
 """Mounts: bind, mount, unmount, and what is mounted where.
 
-Everything here is synchronous system calls. The asynchronous callers use ``asyncio.to_thread``;
+Everything here is synchronous system calls. The asynchronous callers use :func:`orlop.host.threads.call`;
 a bind mount takes some tens of microseconds.
 """
 

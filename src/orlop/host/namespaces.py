@@ -100,10 +100,13 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-async def within(paths: Mapping[str, Path], function: Callable[[], T]) -> T:
+async def within(
+    paths: Mapping[str, Path], function: Callable[[], T], *, unwanted: Callable[[T], object] | None = None
+) -> T:
     """Run a short ``function`` on a thread of its own inside the namespaces given, by kind.
 
-    Raises NotFound when a path does not exist, otherwise what ``function`` raises.
+    ``unwanted`` releases the result when the caller was cancelled meanwhile. Raises NotFound when a path
+    does not exist, otherwise what ``function`` raises.
     """
 
     def body() -> T:
@@ -118,4 +121,4 @@ async def within(paths: Mapping[str, Path], function: Callable[[], T]) -> T:
                 os.close(descriptor)
         return function()
 
-    return await threads.in_own_thread(body, name="orlop-setns")
+    return await threads.in_own_thread(body, name="orlop-setns", unwanted=unwanted)

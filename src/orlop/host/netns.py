@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from orlop.host import namespaces
+from orlop.host import namespaces, threads
 
 T = TypeVar("T")
 
@@ -19,12 +18,14 @@ async def create(path: Path) -> None:
 
 async def delete(path: Path) -> None:
     """Unpin it; the kernel frees it once nothing uses it any more. Idempotent. Raises OSError."""
-    await asyncio.to_thread(namespaces.remove, path)
+    await threads.call(namespaces.remove, path)
 
 
-async def within(path: Path, function: Callable[[], T]) -> T:
+async def within(
+    path: Path, function: Callable[[], T], *, unwanted: Callable[[T], object] | None = None
+) -> T:
     """Run a short ``function`` on a thread of its own inside the network namespace at ``path``.
 
-    Raises NotFound when there is none, otherwise what ``function`` raises.
+    See :func:`orlop.host.namespaces.within`.
     """
-    return await namespaces.within({"net": path}, function)
+    return await namespaces.within({"net": path}, function, unwanted=unwanted)

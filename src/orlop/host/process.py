@@ -22,8 +22,8 @@ from typing import IO
 
 import msgspec
 
-from orlop.errors import Code, DeadlineExceeded, NotFound, OrlopError, ResourceExhausted
-from orlop.host import tasks
+from orlop.errors import Code, DeadlineExceeded, NotFound, OrlopError, ResourceExhausted, Unavailable
+from orlop.host import tasks, threads
 
 log = logging.getLogger(__name__)
 
@@ -190,22 +190,15 @@ async def spawn_detached(
             start_new_session=new_session,
         )
 
-    child: subprocess.Popen[bytes] | None = None
-
-    async def begin() -> Detached:
-        nonlocal child
-        child = await asyncio.to_thread(start)
-        return Detached(child)
-
     try:
-        return await tasks.uncancelled(begin())
-    except asyncio.CancelledError:
-        if child is not None:
-            child.kill()
-            child.wait()
-        raise
+        return Detached(await tasks.uncancelled(threads.call(start), unwanted=_end))
     except OSError as error:
         raise _not_started(arguments[0], cwd, error) from error
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
 
 
 def _not_started(program: str, cwd: Argument | None, error: OSError) -> OrlopError:
@@ -365,12 +358,13 @@ async def wait_pid(pid: int) -> None:
     descriptor = _open_pidfd(pid)
     if descriptor is not None:
         try:
-            await _readable(descriptor)
+            await readable(descriptor)
         finally:
             os.close(descriptor)
 
 
-async def _readable(descriptor: int) -> None:
+async def readable(descriptor: int) -> None:
+    """Return when the descriptor can be read, or is at its end."""
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
 
@@ -416,7 +410,8 @@ def send_signal(pid: int, start_time: int, number: int) -> bool:
 async def kill_pid(pid: int, start_time: int, grace: float = 0) -> None:
     """End that very process: TERM and ``grace`` seconds when ``grace`` is given, then KILL.
 
-    Returns when it has ended. Idempotent; a process with another start time is left alone.
+    Returns when it has ended. Idempotent; a process with another start time is left alone. Raises
+    Unavailable when the kernel does not let go of a killed process for long.
     """
     descriptor = _open_pidfd(pid)
     if descriptor is None:
@@ -430,9 +425,19 @@ async def kill_pid(pid: int, start_time: int, grace: float = 0) -> None:
                 signal.pidfd_send_signal(descriptor, signal.SIGTERM)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(grace):
-                        await _readable(descriptor)
+                        await readable(descriptor)
                         return
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            await tasks.uncancelled(_readable(descriptor))
+            await tasks.uncancelled(_killed(pid, descriptor))
     finally:
         os.close(descriptor)
+
+
+async def _killed(pid: int, descriptor: int) -> None:
+    try:
+        async with asyncio.timeout(_REAP_TIME):
+            await readable(descriptor)
+    except TimeoutError as error:
+        raise Unavailable(
+            f"process {pid} was killed and has not ended within {_REAP_TIME:g} seconds"
+        ) from error

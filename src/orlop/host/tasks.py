@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, overload
 
@@ -84,16 +84,18 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
         raise cancelled
 
 
-async def uncancelled(work: Awaitable[T]) -> T:
+async def uncancelled(work: Awaitable[T], *, unwanted: Callable[[T], object] | None = None) -> T:
     """Await ``work`` to its end; a cancellation in between is raised only then.
 
-    When both happened the cancellation is raised and the work's failure logged.
+    With it, ``unwanted`` is called with the result, which nobody has now, to release it; a failure is logged.
     """
     task = asyncio.ensure_future(work)
     cancelled = await _wait_out((task,))
     if cancelled is None:
         return task.result()
     _log_failure(task)
+    if unwanted is not None and not task.cancelled() and task.exception() is None:
+        unwanted(task.result())
     raise cancelled
 
 

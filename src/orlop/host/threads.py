@@ -1,26 +1,37 @@
-"""Run one function on a thread of its own that ends with it.
+"""Functions on threads, which a cancelled caller waits for.
 
-A thread that changed a namespace must never serve other work again, so these calls cannot use
-the loop's shared pool.
+A thread cannot be interrupted. Whoever were to leave it behind would undo what it is still doing, so a
+cancellation is raised only when it has come back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from orlop.host.tasks import uncancelled
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def in_own_thread(function: Callable[[], T], *, name: str = "orlop-host") -> T:
-    """Call ``function`` on a new thread and await its result.
+async def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``function`` on a thread of the loop's pool and await its result."""
+    work = partial(contextvars.copy_context().run, function, *args, **kwargs)
+    return await uncancelled(asyncio.get_running_loop().run_in_executor(None, work))
 
-    A cancellation waits for the function, which cannot be interrupted, and is raised after it:
-    the caller may therefore undo what was done. Functions given here are short.
+
+async def in_own_thread(
+    function: Callable[[], T], *, name: str = "orlop-host", unwanted: Callable[[T], object] | None = None
+) -> T:
+    """Call ``function`` on a new thread that ends with it, and await its result.
+
+    For a function that changes the thread's namespaces: it must never serve other work again. ``unwanted``
+    releases what the function returned when the caller was cancelled meanwhile.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -43,4 +54,4 @@ async def in_own_thread(function: Callable[[], T], *, name: str = "orlop-host") 
         loop.call_soon_threadsafe(deliver, result, failure)
 
     threading.Thread(target=body, name=name, daemon=True).start()
-    return await uncancelled(future)
+    return await uncancelled(future, unwanted=unwanted)

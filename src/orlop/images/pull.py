@@ -17,6 +17,7 @@ import msgspec
 
 from orlop.config import ImageConfig
 from orlop.errors import OrlopError
+from orlop.host import threads
 from orlop.images import documents, failures, skopeo
 from orlop.images.documents import Descriptor, Manifest
 from orlop.images.layers import LayerStore
@@ -135,7 +136,7 @@ class Puller:
                 self._hold(diff_ids)
                 try:
                     await self._fetch_all(name, source, handle, chosen, diff_ids, progress)
-                    top_layer = await asyncio.to_thread(self._layers.repair, diff_ids)
+                    top_layer = await threads.call(self._layers.repair, diff_ids)
                 except BaseException:
                     self.release(diff_ids)
                     raise

@@ -33,7 +33,7 @@ from orlop.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from orlop.host import process
+from orlop.host import process, threads
 from orlop.images import policy
 from orlop.images.documents import MAX_DOCUMENT, Descriptor, digest_of
 from orlop.images.failures import failure, last_message
@@ -301,7 +301,7 @@ class Copy:
         _check_size(name, what)
         blob = await self.blob(name, image, what)
         with os.fdopen(blob.descriptor, "rb") as file:
-            return _checked(name, await asyncio.to_thread(file.read, what.size + 1), what)
+            return _checked(name, await threads.call(file.read, what.size + 1), what)
 
 
 def _silent(name: str) -> Unavailable:
@@ -354,7 +354,7 @@ async def authenticated(
     if not entry:
         yield Skopeo(config, None, token, arch)
         return
-    document = await asyncio.to_thread(_own_auths, config)
+    document = await threads.call(_own_auths, config)
     document.setdefault("auths", {})[reference.domain] = entry
     descriptor, path = tempfile.mkstemp(prefix="auth-", suffix=".json", dir=scratch)
     try:

@@ -21,6 +21,7 @@ import msgspec
 
 from orlop.config import ImageConfig
 from orlop.errors import InvalidArgument, NotFound, ResourceExhausted
+from orlop.host import threads
 from orlop.host.tasks import uncancelled
 from orlop.images import reference as references
 from orlop.images.layers import LayerStore
@@ -41,7 +42,7 @@ _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 
 async def _written(change: Callable[[T], None], value: T) -> None:
     """Change a file, to the end: a cancelled caller's write must not come after the lock was given up."""
-    await uncancelled(asyncio.to_thread(change, value))
+    await threads.call(change, value)
 
 
 class _Pull:
@@ -73,7 +74,7 @@ class ImageStore:
 
     async def open(self) -> None:
         """Load what is there and clear what a killed daemon or a crashed machine left half-made."""
-        await asyncio.to_thread(self._load)
+        await threads.call(self._load)
         for record in self._images.values():
             if record.unsettled:
                 self._settle(record)
@@ -143,7 +144,7 @@ class ImageStore:
 
     async def fs_info(self) -> FsInfo:
         """The space that the layers take."""
-        used, inodes = await asyncio.to_thread(self._layers.usage)
+        used, inodes = await threads.call(self._layers.usage)
         return FsInfo(
             mountpoint=str(self._layers.directory),
             used_bytes=used,
@@ -188,7 +189,7 @@ class ImageStore:
 
         What a pull that broke off has left stays for ``unfinished_for`` seconds, for the next try.
         """
-        older = await asyncio.to_thread(self._layers.older, time.time() - unfinished_for)
+        older = await threads.call(self._layers.older, time.time() - unfinished_for)
         return await self._discard(older)
 
     async def _discard(self, diff_ids: Collection[str]) -> int:
@@ -201,7 +202,7 @@ class ImageStore:
             grave = self._layers.bury(diff_id)
             if grave is not None:
                 freed += grave.stat().st_blocks * 512
-                await asyncio.to_thread(grave.unlink, missing_ok=True)
+                await threads.call(grave.unlink, missing_ok=True)
         return freed
 
     def _needed(self) -> set[str]:
@@ -262,7 +263,7 @@ class ImageStore:
         async def settle() -> None:
             paths = [self._layers.path(diff_id) for diff_id in record.diff_ids]
             try:
-                await asyncio.to_thread(sync, paths)
+                await threads.call(sync, paths)
                 async with self._changing:
                     current = self._images.get(record.id)
                     if current is not None and current.unsettled:

@@ -50,7 +50,7 @@ async def create_tap(netns: Path, name: str = "tap0") -> int:
             raise
         return descriptor
 
-    return await namespaces.within(netns, make)
+    return await namespaces.within(netns, make, unwanted=os.close)
 
 
 def _silence(name: str) -> None:

@@ -24,6 +24,7 @@ from orlop.errors import (
     NotFound,
     OrlopError,
 )
+from orlop.host import threads
 from orlop.pods import cdi, resolve
 from orlop.pods import ledger as ledgers
 from orlop.pods.node import Node, now, reason_of
@@ -117,12 +118,10 @@ class Containers:
         images = self._node.images
         image = resolve.find_image(images.status, request.image, f"container {request.name}")
         await images.use(image.id, container_id)
-        spec = await asyncio.to_thread(
-            resolve.container, request, container_id, pod.spec, image, images.status
-        )
+        spec = await threads.call(resolve.container, request, container_id, pod.spec, image, images.status)
         names = cdi.requested(request)
         if names:
-            spec = await asyncio.to_thread(cdi.apply, spec, names)
+            spec = await threads.call(cdi.apply, spec, names)
         for mount in spec.mounts:
             if mount.image is not None:
                 await images.use(mount.image.image_id, container_id)

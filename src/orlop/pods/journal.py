@@ -28,6 +28,7 @@ from typing import NamedTuple
 import msgspec
 
 from orlop.errors import Internal, ResourceExhausted
+from orlop.host import threads
 from orlop.pods.records import ContainerRecord, PodRecord
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Journal:
         if self._thread is not None:
             self._queue.put(None)
             thread, self._thread = self._thread, None
-            await asyncio.to_thread(thread.join)
+            await threads.call(thread.join)
 
     async def put_pod(self, record: PodRecord) -> None:
         """Insert or replace a pod. ResourceExhausted when the disk does not take it."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orlop import tracing
 from orlop.config import MetricsConfig
 from orlop.errors import FailedPrecondition, OrlopError
+from orlop.host import threads
 from orlop.pods.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -142,6 +143,6 @@ class MetricsServer:
     async def stop(self) -> None:
         """Stop listening."""
         if self._server is not None:
-            await asyncio.to_thread(self._server.shutdown)
+            await threads.call(self._server.shutdown)
             self._server.server_close()
             self._server = None

@@ -17,6 +17,7 @@ import msgspec
 
 from orlop import tracing
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from orlop.host import threads
 from orlop.pods import ledger as ledgers
 from orlop.pods.containers import Containers, merged
 from orlop.pods.node import Node, now, reason_of
@@ -233,6 +234,6 @@ async def _make_directory(path: str) -> None:
     if not path or Path(path).is_dir():
         return
     try:
-        await asyncio.to_thread(Path(path).mkdir, 0o755, True, True)
+        await threads.call(Path(path).mkdir, 0o755, True, True)
     except OSError as error:
         raise FailedPrecondition(f"log directory {path} cannot be made: {error.strerror}") from error

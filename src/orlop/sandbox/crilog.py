@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orlop.errors import FailedPrecondition
+from orlop.host import threads
+from orlop.host.tasks import uncancelled
 from orlop.sandbox.spec import Value
 
 log = logging.getLogger(__name__)
@@ -140,7 +142,7 @@ class CriLog:
     async def open(self) -> None:
         """Open the file for appending; FailedPrecondition when that is not possible."""
         if self._path:
-            self._fd = await asyncio.to_thread(self._open_file, make_directory=True)
+            self._fd = await self._new_file(make_directory=True)
 
     async def write(self, stream: int, data: bytes) -> int:
         """Take output; returns how many bytes of this stream, from its first on, are settled.
@@ -195,8 +197,9 @@ class CriLog:
         """
         if not self._path:
             return
-        fd = await asyncio.to_thread(self._open_file, make_directory=False)
         async with self._lock:
+            # Under the lock: a wait for it, if cancelled, would lose the file just opened.
+            fd = await self._new_file(make_directory=False)
             old, self._fd = self._fd, fd
         if old >= 0:
             os.close(old)
@@ -206,7 +209,7 @@ class CriLog:
         async with self._lock:
             fd, self._fd = self._fd, -1
         if fd >= 0:
-            await asyncio.to_thread(os.close, fd)
+            await threads.call(os.close, fd)
 
     async def _append(self, stream: int, lines: bytes, held: bytearray | None = None) -> None:
         """Write ``lines``, and of a ``held`` unfinished line what exceeds a log line's length."""
@@ -221,7 +224,7 @@ class CriLog:
             del held[:whole]
         if not text or self._fd < 0:
             return
-        await asyncio.to_thread(self._write_out, self._fd, text)
+        await threads.call(self._write_out, self._fd, text)
 
     def _write_out(self, fd: int, text: bytes) -> None:
         view = memoryview(text)
@@ -232,6 +235,10 @@ class CriLog:
             if self.lost == 0:
                 log.warning("log %s: output is being lost: %s", self._path, error)
             self.lost += len(view)
+
+    async def _new_file(self, *, make_directory: bool) -> int:
+        opening = threads.call(self._open_file, make_directory=make_directory)
+        return await uncancelled(opening, unwanted=os.close)
 
     def _open_file(self, *, make_directory: bool) -> int:
         path = Path(self._path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import uuid
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from orlop.host import process
+from orlop.host import process, threads
 from orlop.linux.removal import remove_tree
 
 MIN_SCRATCH_MIB = 8
@@ -26,7 +25,7 @@ async def check_layers(layers: Sequence[str]) -> None:
     """
     if not layers:
         raise InvalidArgument("a disk without layers cannot be attached")
-    await asyncio.to_thread(_check_layers, layers)
+    await threads.call(_check_layers, layers)
 
 
 def _check_layers(layers: Sequence[str]) -> None:
@@ -63,7 +62,7 @@ async def scratch_disk(path: Path, size_mib: int) -> Path:
     try:
         if parts is None:
             parts = await _format(path, size_mib)
-        await asyncio.to_thread(_fill, path, size_mib << 20, parts)
+        await threads.call(_fill, path, size_mib << 20, parts)
     except OSError as error:
         raise ResourceExhausted(f"the writable layer {path} cannot be made: {error.strerror}") from error
     return path
@@ -73,7 +72,7 @@ async def _format(path: Path, size_mib: int) -> tuple[tuple[int, bytes], ...]:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     content = aside.with_suffix(".content")
     try:
-        await asyncio.to_thread(_fill, aside, size_mib << 20, ())
+        await threads.call(_fill, aside, size_mib << 20, ())
         for name in ("upper", "work"):
             (content / name).mkdir(mode=0o755, parents=True)
         await process.run(
@@ -89,7 +88,7 @@ async def _format(path: Path, size_mib: int) -> tuple[tuple[int, bytes], ...]:
                 aside,
             ]
         )  # fmt: skip
-        parts = await asyncio.to_thread(_data_parts, aside)
+        parts = await threads.call(_data_parts, aside)
     finally:
         aside.unlink(missing_ok=True)
         with suppress(OSError):

@@ -7,7 +7,6 @@ limited here: overlayfs has no quota of its own, and the file system below may h
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
@@ -19,7 +18,7 @@ from typing import Protocol
 import msgspec
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
-from orlop.host import mounts, process
+from orlop.host import mounts, process, threads
 from orlop.linux import syscalls as sys
 from orlop.linux.removal import remove_tree
 
@@ -83,26 +82,26 @@ async def mount_image(
     such path, InvalidArgument when it leads out of the image.
     """
     root = await _mount(layers, directory, writable=False, owned_by=owned_by)
-    return await asyncio.to_thread(resolve_in, root, sub_path)
+    return await threads.call(resolve_in, root, sub_path)
 
 
 async def unmount_rootfs(directory: Path) -> None:
     """Undo either of the above and remove ``directory`` with all that was written. Idempotent."""
-    await asyncio.to_thread(_unmount, directory)
+    await threads.call(_unmount, directory)
 
 
 async def usage(directory: Path) -> tuple[int, int]:
     """Bytes and inodes that a container has written."""
-    return await asyncio.to_thread(_usage, directory / "upper")
+    return await threads.call(_usage, directory / "upper")
 
 
 async def _mount(layers: Sequence[str], directory: Path, *, writable: bool, owned_by: Owners | None) -> Path:
     target = directory / "rootfs"
     if not layers:
         raise InvalidArgument(f"{directory} is to be mounted without layers")
-    if await asyncio.to_thread(mounts.is_mounted, target):
+    if await threads.call(mounts.is_mounted, target):
         return target
-    await asyncio.to_thread(_unmount, directory)
+    await threads.call(_unmount, directory)
     points = [directory / _BELOW / str(number) for number in range(len(layers))]
     try:
         for path in (target, *points, *((directory / "upper", directory / "work") if writable else ())):
@@ -110,22 +109,22 @@ async def _mount(layers: Sequence[str], directory: Path, *, writable: bool, owne
         for layer, point in zip(layers, points, strict=True):
             await _mount_layer(layer, point)
             if owned_by is not None:
-                await asyncio.to_thread(_map_owners, point, owned_by.userns)
+                await threads.call(_map_owners, point, owned_by.userns)
         if writable:
-            await asyncio.to_thread(_prepare_upper, points[-1], directory, owned_by)
-        await asyncio.to_thread(_overlay, points, directory, target, writable)
+            await threads.call(_prepare_upper, points[-1], directory, owned_by)
+        await threads.call(_overlay, points, directory, target, writable)
     except OSError as error:
         raise FailedPrecondition(f"the layers for {directory} cannot be mounted: {error.strerror}") from error
     finally:
-        await asyncio.to_thread(_drop_points, points)
+        await threads.call(_drop_points, points)
     return target
 
 
 async def _mount_layer(layer: str, point: Path) -> None:
-    if not await asyncio.to_thread(Path(layer).exists):
+    if not await threads.call(Path(layer).exists):
         raise NotFound(f"the layer {layer} is gone; pull the image again")
     try:
-        await asyncio.to_thread(mounts.mount, layer, point, "erofs", flags=sys.MS_RDONLY)
+        await threads.call(mounts.mount, layer, point, "erofs", flags=sys.MS_RDONLY)
     except OSError as error:
         if error.errno not in (errno.ENOTBLK, errno.EINVAL, errno.EACCES):
             raise

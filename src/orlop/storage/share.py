@@ -7,7 +7,6 @@ the directory itself read-only, so that a guest can fill its volumes but not the
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError, PermissionDenied
-from orlop.host import mounts
+from orlop.host import mounts, threads
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 _PROPAGATION: dict[str, mounts.Propagation] = {"private": "private", "rslave": "rslave"}
@@ -62,7 +61,7 @@ class Share:
 
         :meth:`release_all` takes the mount away again.
         """
-        await asyncio.to_thread(self._protect)
+        await threads.call(self._protect)
 
     def make_point(self, name: str) -> Path:
         """An empty directory ``name`` in the share that is no volume; returns where it is. Idempotent."""
@@ -80,17 +79,17 @@ class Share:
         mounts recursively read-only.
         """
         _check_key(key)
-        await asyncio.to_thread(self._add, mount, key, userns)
+        await threads.call(self._add, mount, key, userns)
         return key
 
     async def remove(self, key: str) -> None:
         """Take a volume away. Idempotent; what the host has below the path is never touched."""
         _check_key(key)
-        await asyncio.to_thread(self._remove, key)
+        await threads.call(self._remove, key)
 
     async def release_all(self) -> None:
         """Take all volumes away. Idempotent."""
-        await asyncio.to_thread(self._release_all)
+        await threads.call(self._release_all)
 
     def _protect(self) -> None:
         self._points.mkdir(mode=0o711, parents=True, exist_ok=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from pathlib import Path
 
 from orlop.errors import DataLoss, FailedPrecondition, NotFound, OrlopError
-from orlop.host import mounts, process
+from orlop.host import mounts, process, threads
 from orlop.hypervisor.qemu import record
 from orlop.hypervisor.qemu.launch import AGENT_SOCKET, ERROR_LOG, MONITOR_SOCKET
 from orlop.hypervisor.qemu.monitor import Monitor
@@ -20,7 +19,7 @@ _QUIT_TIMEOUT = 5.0
 async def end(directory: Path) -> None:
     """End the machine in ``directory``. Idempotent."""
     try:
-        known = await asyncio.to_thread(record.load, directory)
+        known = await threads.call(record.load, directory)
     except (NotFound, DataLoss):
         # Started, but the daemon died before it wrote the record: the socket still leads to it.
         await _quit(directory / MONITOR_SOCKET)
@@ -46,7 +45,7 @@ async def remove(directory: Path, *, whole: bool) -> None:
 
     Idempotent. What is mounted below is unmounted first and never entered. Raises FailedPrecondition
     when something stays mounted."""
-    await asyncio.to_thread(_remove, directory, whole)
+    await threads.call(_remove, directory, whole)
 
 
 def _remove(directory: Path, whole: bool) -> None:

@@ -22,7 +22,7 @@ from orlop.errors import (
     OrlopError,
     Unavailable,
 )
-from orlop.host import process
+from orlop.host import process, threads
 from orlop.hypervisor.base import (
     Accelerator,
     Capabilities,
@@ -55,7 +55,7 @@ class QemuMachines:
 
     async def recover(self, directory: Path) -> QemuMachine:
         """Find a machine again; see :class:`orlop.hypervisor.base.Machines`."""
-        known = await asyncio.to_thread(record.load, directory)
+        known = await threads.call(record.load, directory)
         if not process.pid_alive(known.pid, known.start_time):
             raise NotFound(f"the machine in {directory} has ended")
         machine = QemuMachine(directory, known)
@@ -138,10 +138,10 @@ class QemuHypervisor(QemuMachines):
             return accelerator.tcg("vm.accelerator asks for it")
         refusal = accelerator.kvm_refusal()
         inputs = accelerator.inputs(version, self._guest.digest)
-        finding = None if refusal else await asyncio.to_thread(accelerator.remembered, self._root, inputs)
+        finding = None if refusal else await threads.call(accelerator.remembered, self._root, inputs)
         if finding is None and not refusal:
             finding = await self._try_kvm(inputs)
-            await asyncio.to_thread(accelerator.remember, self._root, finding)
+            await threads.call(accelerator.remember, self._root, finding)
         finding = finding or accelerator.tcg(refusal)
         if asked == "kvm" and finding.accelerator.kind != "kvm":
             raise FailedPrecondition(
@@ -301,7 +301,7 @@ class QemuHypervisor(QemuMachines):
                 return self._template
             key = await self._key(finding)
             try:
-                template = await asyncio.to_thread(templates.load, self._root, key)
+                template = await threads.call(templates.load, self._root, key)
             except DataLoss as reason:
                 if templates.directory_for(self._root, key).exists():
                     log.warning("the template is made anew: %s", reason)
@@ -314,7 +314,7 @@ class QemuHypervisor(QemuMachines):
         """Throw the template away; the next :meth:`template` builds another."""
         async with self._building:
             self._template = None
-            await asyncio.to_thread(templates.remove, self._root)
+            await threads.call(templates.remove, self._root)
 
     async def restore(
         self, template: Template, directory: Path, *, tap_fd: int | None, share: Path
@@ -396,14 +396,12 @@ class QemuHypervisor(QemuMachines):
                 await migration.save(machine, result / templates.STATE, timeout=_RESTORE_TIMEOUT)
             finally:
                 await machine.stop()
-            return await asyncio.to_thread(
-                templates.seal, result, self._root, key, shape, finding.accelerator
-            )
+            return await threads.call(templates.seal, result, self._root, key, shape, finding.accelerator)
 
     @asynccontextmanager
     async def _scratch(self) -> AsyncIterator[Path]:
         """A directory for one boot, gone afterwards; those of a killed daemon are removed first."""
-        await asyncio.to_thread(self._root.mkdir, parents=True, exist_ok=True)
+        await threads.call(self._root.mkdir, parents=True, exist_ok=True)
         for old in self._root.glob("boot-*"):
             for machine in (old, old / "vm"):
                 with suppress(OrlopError):

@@ -20,7 +20,7 @@ from orlop.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from orlop.host import process, tasks
+from orlop.host import process, tasks, threads
 from orlop.hypervisor.base import Disk, MachineShape, MemoryUse, Stacking
 from orlop.hypervisor.qemu import addresses, bays, blocks, cmdline, memuse, record, stacks
 from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
@@ -125,7 +125,7 @@ class QemuMachine:
 
     async def save_record(self) -> None:
         """Write down what is known, for :meth:`Hypervisor.recover`."""
-        await asyncio.to_thread(record.save, self._directory, self._record)
+        await threads.call(record.save, self._directory, self._record)
 
     # Disks
 
@@ -163,7 +163,7 @@ class QemuMachine:
         else:
             await self._unplug(lun)
         async with self._lock:
-            await asyncio.to_thread(stacks.remove, self._directory, disk_id)
+            await threads.call(stacks.remove, self._directory, disk_id)
             disks = tuple(item for item in self._record.disks if item[0] != disk_id)
             self._record = msgspec.structs.replace(self._record, disks=disks)
             await self.save_record()
@@ -176,7 +176,7 @@ class QemuMachine:
                 raise NotFound(f"the file {file} of disk {disk.id} does not exist")
         path, stacked = Path(disk.files[0]), len(disk.files) > 1
         if stacked:
-            path = await asyncio.to_thread(stacks.write, disk.files, self._directory, disk.id)
+            path = await threads.call(stacks.write, disk.files, self._directory, disk.id)
         return Content(path=path, size=path.stat().st_size, read_only=disk.read_only, stacked=stacked)
 
     def _assign(self, disk_id: str, content: Content, *, reversible: bool) -> tuple[int, Bay | None]:
@@ -304,7 +304,7 @@ class QemuMachine:
         """What it costs the host; see :class:`orlop.hypervisor.base.Machine`."""
         if not process.pid_alive(self.pid, self.start_time):
             raise Unavailable(f"the machine {self.name} has ended: {self._reason()}")
-        return await asyncio.to_thread(memuse.of_process, self.pid)
+        return await threads.call(memuse.of_process, self.pid)
 
     # Console and end
 
@@ -313,7 +313,7 @@ class QemuMachine:
         await self._drain_console()
         path = self._directory / CONSOLE_LOG
         try:
-            data = await asyncio.to_thread(path.read_bytes)
+            data = await threads.call(path.read_bytes)
         except OSError:
             return ""
         return data[-limit:].decode(errors="replace")
@@ -407,7 +407,7 @@ class QemuMachine:
             )
             data = base64.b64decode(str(answer))
             if data:
-                await asyncio.to_thread(_append_bounded, self._directory / CONSOLE_LOG, data)
+                await threads.call(_append_bounded, self._directory / CONSOLE_LOG, data)
 
     def _on_event(self, name: str, data: dict[str, object]) -> None:
         if name == "DEVICE_DELETED":

@@ -27,7 +27,7 @@ async def placeholder() -> int:
 
     Raises FailedPrecondition when this machine has no /dev/net/tun or we may not use it."""
     try:
-        return await threads.in_own_thread(_open, name="orlop-tap")
+        return await threads.in_own_thread(_open, name="orlop-tap", unwanted=os.close)
     except OSError as error:
         raise FailedPrecondition(f"no tap can be made with /dev/net/tun: {error.strerror}") from error
 

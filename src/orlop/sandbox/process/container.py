@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
-from orlop.host import cgroups, cgroupstats, mounts, process, tasks
+from orlop.host import cgroups, cgroupstats, mounts, process, tasks, threads
 from orlop.host.cgroups import Cgroup
 from orlop.linux.removal import remove_tree
 from orlop.linux.users import Identity
@@ -82,7 +82,7 @@ class Container:
         self, pod: PodSpec, spec: ContainerSpec, paths: PodPaths, *, cgroup: str, target_pid: int
     ) -> UserIds:
         bundle = self.paths.bundle
-        await asyncio.to_thread(_make_directory, bundle)
+        await threads.call(_make_directory, bundle)
         owners = _owners(pod, paths)
         root = await rootfs.mount_rootfs(spec.layers, self.paths.rootfs, owned_by=owners)
         mounted = await volumes.volume_mounts(spec, self.paths, owners)
@@ -106,7 +106,7 @@ class Container:
                 Path(spec.log_path).parent.mkdir(parents=True, exist_ok=True)
             return who
 
-        who = await asyncio.to_thread(describe)
+        who = await threads.call(describe)
         options = conmon.Options(
             tty=spec.tty, stdin=spec.stdin, stdin_once=spec.stdin_once, log_path=spec.log_path
         )
@@ -253,17 +253,17 @@ class Container:
     async def _remove_once(self) -> None:
         bundle = self.paths.bundle
         if self.state is None:
-            monitor = await asyncio.to_thread(conmon.leftover, bundle)
+            monitor = await threads.call(conmon.leftover, bundle)
             if monitor.pid:
                 await process.kill_pid(monitor.pid, monitor.start_time)
         else:
             # Processes that it left behind in a PID namespace of others.
-            await asyncio.to_thread(self.cgroup.kill)
+            await threads.call(self.cgroup.kill)
         await self._tools.runtime.delete(self.id, bundle / "runtime.log")
         if self._watcher is not None and self._watcher is not asyncio.current_task():
             await self._watcher
         await rootfs.unmount_rootfs(self.paths.rootfs)
-        await asyncio.to_thread(_remove_files, self.paths)
+        await threads.call(_remove_files, self.paths)
 
     async def release(self) -> None:
         """Stop watching; the container goes on."""

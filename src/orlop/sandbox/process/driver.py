@@ -13,7 +13,7 @@ import shutil
 
 from orlop.config import Config
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
-from orlop.host import process, tasks
+from orlop.host import process, tasks, threads
 from orlop.net.network import PodNetwork
 from orlop.sandbox.base import Features, Sandbox
 from orlop.sandbox.process import checks, conmon, layout, podns, runtime
@@ -73,7 +73,7 @@ class ProcessDriver:
         if monitor is None:
             raise NotFound(f"{self._config.process.conmon} is not installed: install the package conmon")
         await conmon.find(monitor)
-        await asyncio.to_thread(self._link_pause)
+        await threads.call(self._link_pause)
         found = await runtime.find(self._config, self._config.state_dir / "oci")
         return Tools(runtime=found, conmon=monitor)
 
@@ -141,10 +141,10 @@ class ProcessDriver:
 
     async def _recover(self, tools: Tools, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> Sandbox:
         paths = self._layout.pod(spec.id)
-        state = await asyncio.to_thread(layout.load_pod, paths.record)
+        state = await threads.call(layout.load_pod, paths.record)
         if state is None:
             raise NotFound(f"pod {spec.id[:12]} does not run any more: nothing of it is left")
-        pinned = await asyncio.to_thread(podns.pinned, spec, paths)
+        pinned = await threads.call(podns.pinned, spec, paths)
         if lost := [kind for kind, there in pinned.items() if not there]:
             raise NotFound(f"pod {spec.id[:12]} does not run any more: its {lost[0]} namespace is gone")
         if spec.namespaces.pid is NamespaceMode.POD and not process.pid_alive(
@@ -154,7 +154,7 @@ class ProcessDriver:
         found = ProcessSandbox(tools, self._network, spec, paths, state)
         for member in containers:
             record = paths.container(member.id).record
-            found.adopt(member.id, member, await asyncio.to_thread(layout.load_container, record))
+            found.adopt(member.id, member, await threads.call(layout.load_container, record))
         self._running[spec.id] = found
         return found
 
@@ -175,7 +175,7 @@ class ProcessDriver:
 
     async def traces(self) -> list[str]:
         """See ``SandboxDriver``."""
-        return await asyncio.to_thread(self._layout.pods)
+        return await threads.call(self._layout.pods)
 
     def gauges(self) -> dict[str, float]:
         """Counts for the metrics."""

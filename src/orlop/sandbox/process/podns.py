@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orlop.errors import FailedPrecondition, InvalidArgument
-from orlop.host import mounts, namespaces, process, tasks
+from orlop.host import mounts, namespaces, process, tasks, threads
 from orlop.linux import syscalls as sys
 from orlop.sandbox.process import volumes
 from orlop.sandbox.process.layout import PodPaths, Process
@@ -122,7 +122,7 @@ async def _hold(
         inner = _child_of(holder.pid) if with_pid else holder.pid
         _map(inner, "uid", spec.namespaces.uid_mappings)
         _map(inner, "gid", spec.namespaces.gid_mappings)
-        await asyncio.to_thread(_pin, inner, [*own, "user", *(["pid"] if with_pid else [])], paths)
+        await threads.call(_pin, inner, [*own, "user", *(["pid"] if with_pid else [])], paths)
         os.write(go, b"\n")
         await namespaces.prepare({kind: paths.namespace(kind) for kind in own}, hostname=spec.hostname)
         if with_pid:
@@ -144,14 +144,12 @@ async def _end(holder: process.Detached) -> None:
 
 
 async def _line(descriptor: int) -> bool:
-    def read() -> bytes:
-        return os.read(descriptor, 1)
-
     try:
         async with asyncio.timeout(_HOLDER_TIME):
-            return bool(await asyncio.to_thread(read))
+            await process.readable(descriptor)
     except TimeoutError:
         return False
+    return bool(os.read(descriptor, 1))
 
 
 def _child_of(pid: int) -> int:
@@ -254,9 +252,9 @@ async def release(paths: PodPaths, holder: Process) -> None:
     if holder.pid:
         await process.kill_pid(holder.pid, holder.start_time)
     else:
-        for pid in await asyncio.to_thread(_unrecorded, paths):
+        for pid in await threads.call(_unrecorded, paths):
             await process.kill_pid(pid, process.process_start_time(pid))
-    await asyncio.to_thread(_unpin, paths)
+    await threads.call(_unpin, paths)
 
 
 def _unrecorded(paths: PodPaths) -> list[int]:

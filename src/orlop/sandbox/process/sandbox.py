@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound
-from orlop.host import cgroups, process
+from orlop.host import cgroups, process, threads
 from orlop.host.cgroups import Cgroup
 from orlop.net.network import PodNetwork
 from orlop.sandbox.base import Connection, ProcessIO
@@ -159,7 +159,7 @@ class ProcessSandbox:
 
     async def signal(self, container_id: str, signal: int) -> None:
         """See ``Sandbox``."""
-        await asyncio.to_thread(self._container(container_id).signal, signal, everyone=True)
+        await threads.call(self._container(container_id).signal, signal, everyone=True)
 
     async def delete(self, container_id: str) -> None:
         """See ``Sandbox``."""
@@ -190,8 +190,8 @@ class ProcessSandbox:
         )
         group = Cgroup(self._state.cgroup)
         try:
-            await asyncio.to_thread(group.create)
-            await asyncio.to_thread(group.set, limits)
+            await threads.call(group.create)
+            await threads.call(group.set, limits)
         except OSError as error:
             raise FailedPrecondition(
                 f"limits of pod {self.pod_id[:12]} cannot be changed: {error}"
@@ -203,7 +203,7 @@ class ProcessSandbox:
         if not container.running:
             raise FailedPrecondition(f"container {container_id[:12]} does not run")
         path = Path(self._specs[container_id].log_path)
-        await asyncio.to_thread(conmon.reopen_log, container.paths.bundle)
+        await threads.call(conmon.reopen_log, container.paths.bundle)
         for _ in range(100):  # it is an order without an answer
             if not self._specs[container_id].log_path or path.exists():
                 return
@@ -297,11 +297,11 @@ async def prepare(
     Raises OrlopError with the reason; the caller removes what is left.
     """
     try:
-        await asyncio.to_thread(_lay_out, spec, paths, state)
+        await threads.call(_lay_out, spec, paths, state)
         holder = await podns.make(spec, paths, pause)
         if holder is not None:
             state = PodState(cgroup=state.cgroup, holder=holder.first)
-            await asyncio.to_thread(layout.save, paths.record, state)
+            await threads.call(layout.save, paths.record, state)
         addresses: tuple[str, ...] = ()
         if spec.namespaces.network is not NamespaceMode.NODE:
             result = await network.attach(
@@ -316,7 +316,7 @@ async def prepare(
             addresses = result.ips
         await podns.set_sysctls(spec, paths)
         state = PodState(cgroup=state.cgroup, holder=state.holder, addresses=addresses)
-        await asyncio.to_thread(_finish, spec, paths, state)
+        await threads.call(_finish, spec, paths, state)
     except OSError as error:
         raise FailedPrecondition(f"pod {spec.namespace}/{spec.name} cannot be made: {error}") from error
     return state, holder
@@ -338,14 +338,12 @@ async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: st
 
     ``own_cgroup`` is the group that belongs to the pod alone if nobody asked for another, or "".
     """
-    state = await asyncio.to_thread(layout.load_pod, paths.record)
+    state = await threads.call(layout.load_pod, paths.record)
     containers = []
-    for container_id in await asyncio.to_thread(paths.containers):
+    for container_id in await threads.call(paths.containers):
         found = paths.container(container_id)
         containers.append(
-            Container(
-                tools, container_id, found, await asyncio.to_thread(layout.load_container, found.record)
-            )
+            Container(tools, container_id, found, await threads.call(layout.load_container, found.record))
         )
     try:
         await every(
@@ -354,7 +352,7 @@ async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: st
         await podns.release(paths, state.holder if state is not None else layout.Process())
         if own_cgroup:
             await cgroups.destroy(Cgroup(own_cgroup))
-        await asyncio.to_thread(paths.remove)
+        await threads.call(paths.remove)
     except OSError as error:
         raise FailedPrecondition(f"pod {pod_id[:12]} cannot be removed yet: {error}") from error
     finally:

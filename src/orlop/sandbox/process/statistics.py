@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from pathlib import Path
 
 from orlop.errors import NotFound
-from orlop.host import cgroupstats
+from orlop.host import cgroupstats, threads
 from orlop.host.cgroups import Cgroup
 from orlop.host.cgroupstats import Pressure
 from orlop.net import tap
@@ -50,7 +49,7 @@ class DiskUse:
 
 async def container_stats(container_id: str, group: Cgroup, disk: DiskUse) -> ContainerStats:
     """Use of one container."""
-    used = await asyncio.to_thread(cgroupstats.usage, group)
+    used = await threads.call(cgroupstats.usage, group)
     return ContainerStats(
         container_id=container_id,
         cpu=CpuStats(timestamp=used.timestamp, usage_ns=used.cpu_ns),

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from orlop.errors import FailedPrecondition
-from orlop.host import namespaces, process, tasks
+from orlop.host import namespaces, process, tasks, threads
 from orlop.sandbox.process import conmon
 from orlop.sandbox.process.runtime import Runtime, last_error
 from orlop.sandbox.spec import ExecSpec, ExitStatus
@@ -67,7 +67,7 @@ class ExecProcess:
         argv = runtime.command(directory / "log", "exec", *options, *(["--tty"] if spec.tty else []))
         argv.append(container_id)
         try:
-            await asyncio.to_thread(_describe, directory, spec)
+            await threads.call(_describe, directory, spec)
             if spec.tty:
                 return await cls._on_terminal(argv, directory, name)
             stdin = PIPE if spec.stdin else asyncio.subprocess.DEVNULL
@@ -172,7 +172,7 @@ class ExecProcess:
             self._input.close()
         if self._terminal >= 0:
             os.close(self._terminal)
-        await asyncio.to_thread(_remove, self._directory)
+        await threads.call(_remove, self._directory)
 
 
 Read = Callable[[int], Coroutine[Any, Any, bytes]]
@@ -257,7 +257,7 @@ class Attached:
 
     async def resize(self, width: int, height: int) -> None:
         """See ``ProcessIO``."""
-        await asyncio.to_thread(conmon.resize, self._bundle, width, height)
+        await threads.call(conmon.resize, self._bundle, width, height)
 
     async def wait(self) -> ExitStatus:
         """The exit of the container."""

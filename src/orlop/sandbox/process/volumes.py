@@ -6,14 +6,13 @@ into the container by the runtime.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from orlop.errors import FailedPrecondition, InvalidArgument
-from orlop.host import cgroups, mounts
+from orlop.host import cgroups, mounts, threads
 from orlop.linux import syscalls as sys
 from orlop.sandbox.process import selinux
 from orlop.sandbox.process.layout import ContainerPaths, PodPaths
@@ -120,9 +119,9 @@ async def _source(mount: Mount, place: Path, spec: ContainerSpec, owners: Owners
         raise InvalidArgument(
             f"container {spec.name}: mount {mount.container_path} has neither path nor image"
         )
-    await asyncio.to_thread(check_propagation, mount)
+    await threads.call(check_propagation, mount)
     if mount.selinux_relabel and spec.security.selinux_label:
-        await asyncio.to_thread(selinux.relabel, mount.host_path, spec.security.selinux_label)
+        await threads.call(selinux.relabel, mount.host_path, spec.security.selinux_label)
     if not (mount.uid_mappings or mount.gid_mappings):
         return mount.host_path
     if owners is None:
@@ -130,7 +129,7 @@ async def _source(mount: Mount, place: Path, spec: ContainerSpec, owners: Owners
             f"container {spec.name}: mount {mount.container_path} has mapped ids, "
             "but its pod has no user namespace"
         )
-    await asyncio.to_thread(_map_ids, mount, place, owners)
+    await threads.call(_map_ids, mount, place, owners)
     return os.fspath(place)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from orlop.config import VmConfig
 from orlop.errors import DataLoss, FailedPrecondition, OrlopError, Unavailable
-from orlop.host import mounts, netns, tasks
+from orlop.host import mounts, netns, tasks, threads
 from orlop.hypervisor.base import (
     Accelerator,
     Hypervisor,
@@ -159,7 +159,7 @@ class Clones:
         await netns.delete(netns_of(directory))
         await Share(directory / "share").release_all()
         try:
-            await asyncio.to_thread(_remove, directory, self.scratch_of(directory.name))
+            await threads.call(_remove, directory, self.scratch_of(directory.name))
         except OSError as error:
             raise FailedPrecondition(f"VM {directory.name} cannot be removed: {error}") from error
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 
 from orlop.errors import Unavailable
+from orlop.host import threads
 from orlop.sandbox.crilog import STDERR, STDOUT, CriLog, settled_since
 from orlop.sandbox.spec import ContainerSpec, ExecSpec, ExitStatus
 from orlop.sandbox.vm.agent import AgentClient
@@ -65,7 +66,7 @@ class Container:
         log = CriLog(spec.log_path)
         settled = (0, 0)
         if held.log is not None:
-            settled = await asyncio.to_thread(settled_since, spec.log_path, held.log)
+            settled = await threads.call(settled_since, spec.log_path, held.log)
         container = cls(spec, agent, held, log)
         for number, stream in ((STDOUT, state.streams.stdout), (STDERR, state.streams.stderr)):
             if stream and stream in offsets:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from orlop import tracing
 from orlop.config import Config
 from orlop.errors import DataLoss, NotFound, OrlopError, Unavailable
-from orlop.host import tasks
+from orlop.host import tasks, threads
 from orlop.host.tasks import together
 from orlop.hypervisor.base import GuestFiles, Hypervisor, Machines, MachineShape
 from orlop.net.network import PodNetwork
@@ -200,7 +200,7 @@ class VmDriver:
 
     async def traces(self) -> list[str]:
         """See ``SandboxDriver``."""
-        return await asyncio.to_thread(pods_on_disk, self._config.state_dir)
+        return await threads.call(pods_on_disk, self._config.state_dir)
 
     async def _look(self, reason: str) -> None:
         """Look for a guest image; with one, pods may wait, and ``reason`` says what for."""

@@ -6,11 +6,10 @@ sets, which CRI gives per container, hold for the VM as a whole: the union of it
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 
 from orlop.errors import FailedPrecondition
-from orlop.host import cgroups
+from orlop.host import cgroups, threads
 
 _PREFIX = "orlop-vm-"
 
@@ -31,7 +30,7 @@ async def enter(path: str, pid: int) -> None:
         group.add(pid)
 
     try:
-        await asyncio.to_thread(move)
+        await threads.call(move)
     except OSError as error:
         raise FailedPrecondition(
             f"the VM cannot be moved to the control group {path}: {error.strerror}"
@@ -44,7 +43,7 @@ async def pin(path: str, sets: Iterable[str]) -> None:
     if not union:
         return
     try:
-        await asyncio.to_thread(cgroups.Cgroup(path).set, cgroups.Limits(cpuset_cpus=union))
+        await threads.call(cgroups.Cgroup(path).set, cgroups.Limits(cpuset_cpus=union))
     except OSError as error:
         raise FailedPrecondition(
             f"the VM cannot be pinned to processors {union}: {error.strerror}"

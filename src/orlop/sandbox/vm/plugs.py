@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orlop.errors import NotFound
-from orlop.host import mounts
+from orlop.host import mounts, threads
 from orlop.host.tasks import together
 from orlop.hypervisor.base import Disk, Machine, Stacking
 from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount
@@ -118,7 +118,7 @@ class Plugs:
         for key in held.shares:
             await self._share.remove(key)
         if held.scratch:
-            await asyncio.to_thread(Path(held.scratch).unlink, missing_ok=True)
+            await threads.call(Path(held.scratch).unlink, missing_ok=True)
 
     async def release(self) -> None:
         """Take all volumes off the share."""
@@ -207,7 +207,7 @@ async def _with_mounts_below(volumes: tuple[Mount, ...]) -> frozenset[str]:
                 found.add(volume.container_path)
         return frozenset(found)
 
-    return await asyncio.to_thread(look) if wanted else frozenset()
+    return await threads.call(look) if wanted else frozenset()
 
 
 def _volumes(spec: ContainerSpec) -> tuple[tuple[str, ...], ...]:

@@ -18,7 +18,7 @@ import msgspec
 from orlop import tracing
 from orlop.config import VmConfig
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, OrlopError
-from orlop.host import tasks
+from orlop.host import tasks, threads
 from orlop.host.tasks import together
 from orlop.hypervisor.base import MachineShape
 from orlop.net import tap
@@ -174,7 +174,7 @@ class VmSandbox:
                 plugged, program, _ = await tasks.uncancelled(
                     together(
                         self._plugs.plug(spec, plan),
-                        asyncio.to_thread(_filter, spec.security),
+                        threads.call(_filter, spec.security),
                         container.log.open(),
                     )
                 )

@@ -8,13 +8,13 @@ emulator knows the code. The container is made of the guest's own root image and
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import time
 import uuid
 from pathlib import Path
 
+from orlop.host import threads
 from orlop.host.tasks import together
 from orlop.hypervisor.base import Disk, Machine
 from orlop.sandbox import seccomp
@@ -48,7 +48,7 @@ async def exercise(
     With ``share``, a directory of the machine's share, the share is mounted as well, for good. What
     ``reversible`` means is said at :meth:`orlop.hypervisor.base.Machine.attach_disk`.
     """
-    filters = await asyncio.to_thread(
+    filters = await threads.call(
         seccomp.compile_bpf, Seccomp(mode=SeccompMode.RUNTIME_DEFAULT), capabilities=_CAPABILITIES
     )
     lower = Disk(id=f"{_ID}-root", files=(str(image),))
@@ -63,7 +63,7 @@ async def exercise(
         await _run(agent, wire.Disks(root=(root,), scratch=rw), share, filters.program)
         await together(machine.detach_disk(lower.id), machine.detach_disk(upper.id))
     finally:
-        await asyncio.to_thread(scratch.unlink, missing_ok=True)
+        await threads.call(scratch.unlink, missing_ok=True)
 
 
 async def rehearse(machine: Machine, agent: AgentClient) -> None:
