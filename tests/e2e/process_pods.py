@@ -21,7 +21,7 @@ from orlop.net.network import PodNetwork
 from orlop.pods import capabilities
 from orlop.sandbox.base import ProcessIO, Sandbox
 from orlop.sandbox.process.driver import ProcessDriver
-from orlop.sandbox.spec import ContainerSpec, ExecSpec, ExitStatus, PodSpec, Security
+from orlop.sandbox.spec import ContainerSpec, ExecSpec, ExitStatus, PodSpec, Root, Security, Sink
 from tests.conformance.tools import busybox
 
 BRIDGE = "orloptest1"
@@ -75,10 +75,10 @@ class Bed:
             id=container_id,
             pod_id=pod.id,
             name="main",
-            layers=(str(self.layer),),
+            root=Root(layers=(str(self.layer),)),
             args=args or ("sleep", "1000"),
             env=(("PATH", b"/bin"),),
-            log_path=str(self.logs / container_id[:12] / "0.log"),
+            sink=Sink(log=str(self.logs / container_id[:12] / "0.log")),
             security=secure(),
             namespaces=pod.namespaces,
         )

@@ -52,7 +52,7 @@ async def test_life_of_a_pod(host: Bed) -> None:
     assert status.code == 137
     assert not status.oom_killed
     assert await sandbox.wait_container(spec.id) == status
-    log = Path(spec.log_path).read_text().splitlines()
+    log = Path(spec.sink.log).read_text().splitlines()
     assert {re.sub(r"^\S+ ", "", line) for line in log} == {"stdout F out", "stderr F err"}
     await sandbox.delete(spec.id)
     await sandbox.delete(spec.id)
@@ -135,7 +135,7 @@ async def test_log_is_opened_again(host: Bed) -> None:
     spec = host.container(pod, "sh", "-c", "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done")
     await sandbox.create(spec)
     await sandbox.start(spec.id)
-    log = Path(spec.log_path)
+    log = Path(spec.sink.log)
     await asyncio.sleep(0.3)
     log.rename(log.with_suffix(".old"))
     await sandbox.reopen_log(spec.id)
@@ -288,7 +288,7 @@ async def test_user_namespace(host: Bed) -> None:
     await sandbox.create(spec)
     await sandbox.start(spec.id)
     await asyncio.sleep(0.5)
-    words = [line.split()[3:] for line in Path(spec.log_path).read_text().splitlines()]
+    words = [line.split()[3:] for line in Path(spec.sink.log).read_text().splitlines()]
     assert words == [["0", "300000", "65536"], ["0"], ["0"], ["65534"]]
     assert (volume / "y").stat().st_uid == 0
     processes, _, _ = await run(sandbox, spec.id, "ps")

@@ -24,7 +24,7 @@ from orlop.hypervisor.qemu import QemuHypervisor, QemuMachines
 from orlop.net import conflist
 from orlop.net.network import PodNetwork
 from orlop.sandbox.base import ProcessIO
-from orlop.sandbox.spec import ContainerSpec, ExecSpec, PodSpec
+from orlop.sandbox.spec import ContainerSpec, ExecSpec, PodSpec, Root, Sink
 from orlop.sandbox.vm.driver import Source, VmDriver
 from orlop.sandbox.vm.pool import Pool
 from orlop.sandbox.vm.sandbox import VmSandbox
@@ -73,14 +73,15 @@ def pod_spec(**changes: Any) -> PodSpec:
     return PodSpec(**(values | changes))
 
 
-def container_spec(pod: PodSpec, *args: str, **changes: Any) -> ContainerSpec:
+def container_spec(pod: PodSpec, *args: str, log_path: str = "", **changes: Any) -> ContainerSpec:
     """A container with busybox as its image."""
     values: dict[str, Any] = {
         "id": secrets.token_hex(32),
         "pod_id": pod.id,
         "name": f"c-{secrets.token_hex(3)}",
         "image_id": "sha256:busybox",
-        "layers": (busybox_layer(),),
+        "root": Root(layers=(busybox_layer(),)),
+        "sink": Sink(log=log_path),
         "args": args,
         "env": (("PATH", b"/bin:/sbin"), ("HOME", b"/root")),
     }
@@ -106,7 +107,7 @@ class Environment:
 
     def log_of(self, spec: ContainerSpec) -> list[str]:
         """The log's lines without their times."""
-        path = Path(spec.log_path)
+        path = Path(spec.sink.log)
         return [line.split(" ", 1)[1] for line in path.read_text().splitlines()] if path.exists() else []
 
     def log_path(self) -> str:

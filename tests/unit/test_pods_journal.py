@@ -7,12 +7,13 @@ import sqlite3
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from orlop.errors import Internal, ResourceExhausted
 from orlop.pods.journal import Journal
 from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord
-from orlop.sandbox.spec import ContainerSpec, Mount, PodSpec
+from orlop.sandbox.spec import ContainerSpec, Mount, PodSpec, Root, Sink
 
 
 def pod(number: int, phase: PodPhase = PodPhase.READY) -> PodRecord:
@@ -43,6 +44,27 @@ async def test_everything_is_read_back(tmp_path: Path) -> None:
     pods, containers = await Journal(path).open()
     assert len(pods) == 49 and pod(1, PodPhase.REMOVING) in pods
     assert containers == [container(1)]
+
+
+async def test_a_journal_of_the_first_schema_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    journal = Journal(path)
+    await journal.open()
+    await journal.put_container(container(1))
+    await journal.close()
+    with sqlite3.connect(path) as other:
+        (raw,) = other.execute("SELECT record FROM containers").fetchone()
+        record = msgspec.json.decode(raw)
+        record["spec"] |= {"layers": ["/a", "/b"], "log_path": "/logs/0.log"}
+        other.execute("UPDATE containers SET record = ?", (msgspec.json.encode(record),))
+        other.execute("PRAGMA user_version=1")
+    for _ in range(2):
+        journal = Journal(path)
+        ((), (found,)) = await journal.open()
+        await journal.close()
+        assert found.spec.root == Root(layers=("/a", "/b"))
+        assert found.spec.sink == Sink(log="/logs/0.log")
+        assert found.spec.env == container(1).spec.env
 
 
 async def test_a_write_costs_less_than_a_millisecond(tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ async def test_a_container_is_resolved(service: PodService, tmp_path: Path) -> N
     assert spec.args == ("-c", "true")
     assert dict(spec.env)["A"] == b"image" and dict(spec.env)["B"] == b"\xff"
     assert (spec.cwd, spec.stop_signal, record.stop_signal) == ("/srv", 10, "SIGUSR1")
-    assert spec.log_path == str(tmp_path / "logs/main/0.log") and (tmp_path / "logs").is_dir()
+    assert spec.sink.log == str(tmp_path / "logs/main/0.log") and (tmp_path / "logs").is_dir()
     assert spec.mounts[0].host_path == str(tmp_path / "real")
     assert spec.mounts[1].image is not None and spec.mounts[1].image.sub_path == "bin"
     assert record.user == UserIds(uid=1, gid=2, groups=(2, 3))

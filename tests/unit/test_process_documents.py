@@ -39,13 +39,14 @@ from orlop.sandbox.spec import (
     PodSpec,
     Propagation,
     Resources,
+    Root,
     Seccomp,
     SeccompMode,
     Security,
 )
 
 POD = PodSpec(id="p" * 64, name="web", namespace="default", uid="u", hostname="web")
-SPEC = ContainerSpec(id="c" * 64, pod_id=POD.id, name="main", layers=("/l",), args=("sh",))
+SPEC = ContainerSpec(id="c" * 64, pod_id=POD.id, name="main", root=Root(layers=("/l",)), args=("sh",))
 RUNTIME = Runtime("runc", "/usr/bin/runc", "1.1", Path("/run/x/oci"), systemd=False)
 
 
@@ -231,7 +232,7 @@ def test_checks_name_the_reason() -> None:
     with pytest.raises(FailedPrecondition, match="user namespaces"):
         checks.check_pod(user, user_namespaces=False)
     rro = Mount(container_path="/x", host_path="/x", read_only=True, recursive_read_only=True)
-    spec = ContainerSpec(id="c", pod_id="p", name="m", layers=("/l",), mounts=(rro,))
+    spec = ContainerSpec(id="c", pod_id="p", name="m", root=Root(layers=("/l",)), mounts=(rro,))
     with pytest.raises(FailedPrecondition, match="recursively"):
         checks.check_container(spec, POD, RUNTIME)
 

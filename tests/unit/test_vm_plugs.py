@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from orlop.hypervisor.base import Disk, Machine, Stacking
-from orlop.sandbox.spec import ContainerSpec, ImageVolume, Mount
+from orlop.sandbox.spec import ContainerSpec, ImageVolume, Mount, Root
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.plugs import Plugs
 
@@ -58,7 +58,7 @@ def plugs_of(machine: FakeMachine, place: Path) -> Plugs:
 
 
 def spec(name: str, layers: tuple[str, ...]) -> ContainerSpec:
-    return ContainerSpec(id=name, pod_id="p", name=name, layers=layers)
+    return ContainerSpec(id=name, pod_id="p", name=name, root=Root(layers=layers))
 
 
 async def plug(plugs: Plugs, wanted: ContainerSpec) -> tuple[ContainerFile, list[int]]:
@@ -67,7 +67,7 @@ async def plug(plugs: Plugs, wanted: ContainerSpec) -> tuple[ContainerFile, list
     plugged = await plugs.plug(wanted, plan)
     held = msgspec.structs.replace(plan, disks=plugged.disks)
     assert [disk.id for disk in held.disks.root] == [disk.id for disk in plan.disks.root]
-    assert len({place for disk in held.disks.root for place in disk.at}) == len(wanted.layers)
+    assert len({place for disk in held.disks.root for place in disk.at}) == len(wanted.root.layers)
     return held, [len(disk.at) for disk in plugged.disks.root]
 
 

@@ -20,6 +20,7 @@ from orlop.sandbox.spec import (
     PodSpec,
     Propagation,
     Resources,
+    Root,
     Security,
 )
 from orlop.sandbox.vm import translate
@@ -37,7 +38,7 @@ def spec(**changes: object) -> ContainerSpec:
         "id": "c1",
         "pod_id": "p1",
         "name": "main",
-        "layers": ("/a", "/b"),
+        "root": Root(layers=("/a", "/b")),
         "args": ("/bin/sh", "-c", "true"),
         "env": (("A", b"\xff"),),
     }

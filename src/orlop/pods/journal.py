@@ -33,7 +33,7 @@ from orlop.pods.records import ContainerRecord, PodRecord
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 CHECKPOINT_EVERY = 500
 """Commits after which the log is written back into the file, by the writer when it is idle."""
@@ -189,11 +189,29 @@ class Journal:
             if state != "ok":
                 raise sqlite3.DatabaseError(state)
             connection.executescript(_SCHEMA)
+            if version == 1:
+                _to_roots_and_sinks(connection)
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             return connection, _read(connection)
         except BaseException:
             connection.close()
             raise
+
+
+def _to_roots_and_sinks(connection: sqlite3.Connection) -> None:
+    """Schema 1 had a container's layers and its log in the specification itself."""
+    connection.execute("BEGIN IMMEDIATE")
+    for container_id, raw in connection.execute("SELECT id, record FROM containers").fetchall():
+        record = msgspec.json.decode(raw)
+        spec = record["spec"]
+        if layers := spec.pop("layers", None):
+            spec["root"] = {"layers": layers}
+        if path := spec.pop("log_path", None):
+            spec["sink"] = {"log": path}
+        connection.execute(
+            "UPDATE containers SET record = ? WHERE id = ?", (msgspec.json.encode(record), container_id)
+        )
+    connection.execute("COMMIT")
 
 
 def _read(connection: sqlite3.Connection) -> Contents:

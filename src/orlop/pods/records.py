@@ -140,7 +140,7 @@ class ContainerRecord(Value, frozen=True):
     @property
     def log_path(self) -> str:
         """Absolute path of the log file, or ""."""
-        return self.spec.log_path
+        return self.spec.sink.log
 
     @property
     def resources(self) -> Resources:

@@ -28,8 +28,10 @@ from orlop.sandbox.spec import (
     NamespaceMode,
     Namespaces,
     PodSpec,
+    Root,
     Seccomp,
     Security,
+    Sink,
     UserIds,
 )
 
@@ -289,7 +291,7 @@ def container(
         name=request.name,
         attempt=request.attempt,
         image_id=image.id,
-        layers=tuple(image.layers),
+        root=Root(layers=tuple(image.layers)),
         args=command_line(request, config),
         env=environment(request, config),
         cwd=cwd,
@@ -299,7 +301,7 @@ def container(
         tty=request.tty,
         stdin=request.stdin,
         stdin_once=request.stdin_once,
-        log_path=log_path(pod, request),
+        sink=Sink(log=log_path(pod, request)),
         resources=request.resources,
         security=security(request.security, config),
         namespaces=namespaces,

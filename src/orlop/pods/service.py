@@ -161,7 +161,7 @@ class PodService:
             "cwd": record.spec.cwd,
             "user": record.spec.security.user,
             "capabilities": list(record.spec.security.capabilities),
-            "layers": len(record.spec.layers),
+            "layers": len(record.spec.root.layers),
         }
 
     async def update_container(self, container_id: str, resources: Resources) -> None:

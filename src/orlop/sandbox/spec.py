@@ -190,12 +190,28 @@ class Security(Value, frozen=True):
     selinux_label: str = ""
 
 
+class Root(Value, frozen=True):
+    """A container's root file system: ``layers`` are EROFS files on the host, bottom first.
+
+    What the container writes is in a layer of its own above them, and goes with it.
+    """
+
+    layers: tuple[str, ...] = ()
+
+
+class Sink(Value, frozen=True):
+    """Where the output of a container's first process goes, besides to whoever is attached.
+
+    ``log`` is the absolute path of a CRI log file, "" for none.
+    """
+
+    log: str = ""
+
+
 class ContainerSpec(Value, frozen=True):
     """A container as asked for, with its image resolved.
 
-    ``layers`` are EROFS files on the host, bottom first. ``args`` is never empty. ``env``
-    values are bytes because CRI allows values that are not UTF-8. ``log_path`` is absolute,
-    or "" for no log.
+    ``args`` is never empty. ``env`` values are bytes because CRI allows values that are not UTF-8.
     """
 
     id: str
@@ -203,7 +219,7 @@ class ContainerSpec(Value, frozen=True):
     name: str
     attempt: int = 0
     image_id: str = ""
-    layers: tuple[str, ...] = ()
+    root: Root = Root()
     args: tuple[str, ...] = ()
     env: tuple[tuple[str, bytes], ...] = ()
     cwd: str = "/"
@@ -213,7 +229,7 @@ class ContainerSpec(Value, frozen=True):
     tty: bool = False
     stdin: bool = False
     stdin_once: bool = False
-    log_path: str = ""
+    sink: Sink = Sink()
     resources: Resources = Resources()
     security: Security = Security()
     namespaces: Namespaces = Namespaces()

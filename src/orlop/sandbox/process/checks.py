@@ -38,7 +38,7 @@ def check_pod(spec: PodSpec, *, user_namespaces: bool) -> None:
 def check_container(spec: ContainerSpec, pod: PodSpec, runtime: Runtime) -> None:
     """Raise InvalidArgument or FailedPrecondition for a container that cannot be run as asked."""
     container = f"container {spec.name}"
-    if not spec.layers:
+    if not spec.root.layers:
         raise InvalidArgument(f"{container}: its image has no layers")
     if spec.namespaces.pid is NamespaceMode.POD and pod.namespaces.pid is not NamespaceMode.POD:
         raise InvalidArgument(f"{container}: its pod was made without a PID namespace to share")

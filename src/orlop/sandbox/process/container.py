@@ -84,7 +84,7 @@ class Container:
         bundle = self.paths.bundle
         await threads.call(_make_directory, bundle)
         owners = _owners(pod, paths)
-        root = await rootfs.mount_rootfs(spec.layers, self.paths.rootfs, owned_by=owners)
+        root = await rootfs.mount_rootfs(spec.root.layers, self.paths.rootfs, owned_by=owners)
         mounted = await volumes.volume_mounts(spec, self.paths, owners)
         profile = await apparmor.profile_of(spec.security)
 
@@ -102,13 +102,13 @@ class Container:
                 apparmor=profile,
             )
             (bundle / "config.json").write_bytes(msgspec.json.encode(oci.document(inputs)))
-            if spec.log_path:
-                Path(spec.log_path).parent.mkdir(parents=True, exist_ok=True)
+            if spec.sink.log:
+                Path(spec.sink.log).parent.mkdir(parents=True, exist_ok=True)
             return who
 
         who = await threads.call(describe)
         options = conmon.Options(
-            tty=spec.tty, stdin=spec.stdin, stdin_once=spec.stdin_once, log_path=spec.log_path
+            tty=spec.tty, stdin=spec.stdin, stdin_once=spec.stdin_once, log_path=spec.sink.log
         )
         started = await conmon.create(self._tools.conmon, self._tools.runtime, self.id, self.paths, options)
         state = ContainerState(

@@ -202,10 +202,10 @@ class ProcessSandbox:
         container = self._container(container_id)
         if not container.running:
             raise FailedPrecondition(f"container {container_id[:12]} does not run")
-        path = Path(self._specs[container_id].log_path)
+        path = Path(self._specs[container_id].sink.log)
         await threads.call(conmon.reopen_log, container.paths.bundle)
         for _ in range(100):  # it is an order without an answer
-            if not self._specs[container_id].log_path or path.exists():
+            if not self._specs[container_id].sink.log or path.exists():
                 return
             await asyncio.sleep(0.01)
         raise FailedPrecondition(f"log {path} of container {container_id[:12]} was not opened again")

@@ -63,10 +63,10 @@ class Container:
         offsets: Mapping[int, wire.StreamOffsets],
     ) -> Container:
         """A container that an earlier daemon made. What is in its log already is not asked for again."""
-        log = CriLog(spec.log_path)
+        log = CriLog(spec.sink.log)
         settled = (0, 0)
         if held.log is not None:
-            settled = await threads.call(settled_since, spec.log_path, held.log)
+            settled = await threads.call(settled_since, spec.sink.log, held.log)
         container = cls(spec, agent, held, log)
         for number, stream in ((STDOUT, state.streams.stdout), (STDERR, state.streams.stderr)):
             if stream and stream in offsets:

@@ -62,7 +62,7 @@ class Plugs:
     def plan(self, spec: ContainerSpec) -> ContainerFile:
         """What :meth:`plug` is going to do, to be on disk before it does it."""
         disks = wire.Disks(
-            root=tuple(wire.Disk(id=image_disk_id(layers)) for layers in self._divided(spec.layers)),
+            root=tuple(wire.Disk(id=image_disk_id(layers)) for layers in self._divided(spec.root.layers)),
             scratch=wire.Disk(id=_scratch_id(spec.id)),
             volumes=tuple(wire.Disk(id=image_disk_id(layers)) for layers in _volumes(spec)),
         )
@@ -75,8 +75,8 @@ class Plugs:
 
     async def plug(self, spec: ContainerSpec, plan: ContainerFile) -> Plugged:
         """Attach all that the container needs. A failure leaves plugs behind for :meth:`unplug`."""
-        stacks = {image_disk_id(layers): layers for layers in (spec.layers, *_volumes(spec))}
-        stacks |= {image_disk_id((layer,)): (layer,) for layer in spec.layers}
+        stacks = {image_disk_id(layers): layers for layers in (spec.root.layers, *_volumes(spec))}
+        stacks |= {image_disk_id((layer,)): (layer,) for layer in spec.root.layers}
         wanted = dict.fromkeys(disk.id for disk in (*plan.disks.root, *plan.disks.volumes))
         images, scratch, (shares, loose) = await together(
             together(*(self._image(spec.id, disk_id, stacks[disk_id]) for disk_id in wanted)),

@@ -158,7 +158,7 @@ class VmSandbox:
         if spec.id in self._containers:
             raise AlreadyExists(f"container {spec.id} exists in pod {self.pod_id}")
         plan = self._plugs.plan(spec)
-        container = Container.fresh(spec, self._agent, plan, CriLog(spec.log_path))
+        container = Container.fresh(spec, self._agent, plan, CriLog(spec.sink.log))
         self._containers[spec.id] = container
         with self._activity.begun():
             async with container.changing:
@@ -366,7 +366,7 @@ class VmSandbox:
 
     def _lost_container(self, spec: ContainerSpec, held: ContainerFile | None) -> None:
         """The daemon died while it made or removed this one: the guest does not know it."""
-        container = Container(spec, self._agent, held or ContainerFile(id=spec.id), CriLog(spec.log_path))
+        container = Container(spec, self._agent, held or ContainerFile(id=spec.id), CriLog(spec.sink.log))
         container.lost("the container is not in its VM any more")
         self._plugs.adopt(container.held)
         self._containers[spec.id] = container
