@@ -14,7 +14,7 @@ from orlop.errors import DataLoss, FailedPrecondition, OrlopError, ResourceExhau
 from orlop.images.documents import MAX_LAYERS, Descriptor, Manifest, Platform, choose, read_config
 
 OWN = Platform(architecture="amd64", os="linux")
-ARM = Platform(architecture="arm", os="linux")
+ARM = Platform(architecture="arm64", os="linux")
 DIGEST = "sha256:" + "ab" * 32
 CONFIG = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": DIGEST, "size": 1}
 LAYER = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": DIGEST, "size": 1}
@@ -46,7 +46,7 @@ def test_the_entry_for_this_machine_is_taken_from_an_index() -> None:
 def test_the_best_variant_wins() -> None:
     index = {
         "schemaVersion": 2,
-        "manifests": [entry("arm", "v5"), entry("arm", "v7", "b"), entry("arm", "v6")],
+        "manifests": [entry("arm64"), entry("arm64", "v8", "b"), entry("arm64", "v9")],
     }
     found = choose(data(index), "x", ARM)
     assert isinstance(found, Descriptor)

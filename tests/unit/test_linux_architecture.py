@@ -2,9 +2,12 @@
 
 import ctypes
 import os
+import re
+from pathlib import Path
 
 import pytest
 
+import orlop
 from orlop.linux import architecture
 from orlop.linux.architecture import ALL, ARM64, X86_64, Architecture
 
@@ -38,3 +41,23 @@ def test_this_machine_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> N
             architecture.own()
     finally:
         architecture.own.cache_clear()
+
+
+LITERAL = re.compile(r"x86|amd64|aarch64|arm64|ttyS\d|ttyAMA")
+ELSEWHERE = {
+    "guest/launch/script.py": "the machine code of one architecture, explained",
+    "hypervisor/qemu/cmdline.py": "the console's name",
+    "hypervisor/qemu/hypervisor.py": "the distribution's package",
+    "cli/doctor.py": "the distribution's package",
+    "config.py": "the program's name",
+}
+
+
+def test_architectures_are_named_in_one_place() -> None:
+    source = Path(orlop.__file__).parent
+    found = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if not path.name.endswith("_pb2.py") and LITERAL.search(path.read_text(encoding="utf-8"))
+    }
+    assert found - {"linux/architecture.py"} == ELSEWHERE.keys()

@@ -23,6 +23,7 @@ from orlop.cli.units import show_size
 from orlop.config import Config, load
 from orlop.errors import OrlopError
 from orlop.host import process
+from orlop.linux import architecture
 
 Level = Literal["ok", "warning", "failed"]
 CNI_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
@@ -67,10 +68,12 @@ async def machine_checks(config: Config) -> list[Check]:
     area = "machine"
     checks = []
     system, machine = platform.system(), platform.machine()
-    if (system, machine) == ("Linux", "x86_64"):
-        checks.append(_good(area, "system", f"Linux {platform.release()} on x86_64"))
+    supported = [one.machine for one in architecture.ALL if one.supported]
+    if system == "Linux" and machine in supported:
+        checks.append(_good(area, "system", f"Linux {platform.release()} on {machine}"))
     else:
-        checks.append(_bad(area, "system", f"{system} on {machine}", "Orlop runs on Linux on x86_64"))
+        remedy = f"Orlop runs on Linux on {' or '.join(supported)}"
+        checks.append(_bad(area, "system", f"{system} on {machine}", remedy))
     checks.append(_good(area, "python", platform.python_version()))
     if os.geteuid() == 0:
         checks.append(_good(area, "rights", "root"))

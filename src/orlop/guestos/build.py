@@ -23,6 +23,7 @@ from orlop.errors import DataLoss, NotFound
 from orlop.guest.devices import drivers
 from orlop.guestos import packages, pythontree, rootfs
 from orlop.host import threads
+from orlop.linux import architecture
 from orlop.linux.removal import remove_tree
 
 Progress = Callable[[str], None]
@@ -131,10 +132,11 @@ def _named(kernel: Path, initrd: Path, image: Path) -> GuestArtifacts:
 
 
 def _recipe() -> str:
-    """A digest over this very recipe: the source of the package, and what the guest's devices need."""
+    """A digest over this very recipe: its source, what the guest's devices need, and the architecture."""
     digest = hashlib.sha256()
     for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(drivers.__file__)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    digest.update(repr(architecture.own()).encode())
     return digest.hexdigest()
 
 
@@ -179,7 +181,8 @@ async def _base(cache: Path, recipe: str, chosen: packages.PackageSet, say: Prog
 
 def _drop_unused(unpacked: Path) -> None:
     """Of the unpacked packages only Python and its libraries are needed again."""
-    for name in ("boot", "lib/modules", "usr/lib/modules", "usr/share", "usr/lib/x86_64-linux-gnu/gconv"):
+    gconv = f"usr/lib/{architecture.own().triplet}/gconv"
+    for name in ("boot", "lib/modules", "usr/lib/modules", "usr/share", gconv):
         remove_tree(unpacked / name)
 
 

@@ -15,8 +15,8 @@ import msgspec
 
 from orlop.errors import DataLoss, NotFound, Unavailable
 from orlop.host import process, threads
+from orlop.linux import architecture
 
-_KERNEL_META = "linux-image-amd64"
 _PYTHON_META = "python3-minimal"
 _PLAIN = ("libc6", "libexpat1", "zlib1g", "libffi8", "busybox-static")
 _DOWNLOAD_TIMEOUT = 1800.0
@@ -61,8 +61,10 @@ async def resolve(say: Callable[[str], None]) -> PackageSet:
 
 
 async def _resolve() -> PackageSet:
-    metas = await _show((_KERNEL_META, _PYTHON_META))
-    kernel = _depends_on(metas[_KERNEL_META], r"linux-image-(\d\S*-amd64)")
+    own = architecture.own().debian
+    kernel_meta = f"linux-image-{own}"
+    metas = await _show((kernel_meta, _PYTHON_META))
+    kernel = _depends_on(metas[kernel_meta], rf"linux-image-(\d\S*-{own})")
     python = _depends_on(metas[_PYTHON_META], r"python(3\.\d+)-minimal")
     names = (
         f"linux-image-{kernel}",

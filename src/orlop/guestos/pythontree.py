@@ -17,12 +17,12 @@ from pathlib import Path
 import orlop
 from orlop.errors import FailedPrecondition, NotFound
 from orlop.host import process, threads
+from orlop.linux import architecture
 from orlop.linux.removal import remove_tree
 
 # Loaded by the library itself behind a caller's back.
 _ALWAYS = ("traceback", "linecache", "encodings.idna", "encodings.latin_1", "encodings.ascii", "ctypes.util")
 _AGENT_PACKAGES = ("linux", "wire", "guest")
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
 _FIND = """
 import importlib, json, sys
@@ -90,17 +90,30 @@ class Interpreter:
 
     def shared_library(self, name: str) -> Path:
         """A shared library of the unpacked packages. Raises NotFound."""
-        for directory in (_LIBRARIES, "lib/x86_64-linux-gnu", "lib64", "usr/lib64"):
-            path = self.unpacked / directory / name
+        return self._first(directory / name for directory in self._libraries)
+
+    @property
+    def loader(self) -> Path:
+        """The dynamic loader of the unpacked packages. Raises NotFound."""
+        name = architecture.own().loader
+        return self._first(self.unpacked / place for place in (name, f"usr/{name}"))
+
+    @property
+    def _libraries(self) -> list[Path]:
+        triplet = architecture.own().triplet
+        return [self.unpacked / f"usr/lib/{triplet}", self.unpacked / f"lib/{triplet}"]
+
+    def _first(self, places: Iterable[Path]) -> Path:
+        tried = list(places)
+        for path in tried:
             if path.exists():
                 return path
-        raise NotFound(f"the unpacked packages have no {name}")
+        raise NotFound(f"the unpacked packages have no {tried[-1].relative_to(self.unpacked)}")
 
     async def run(self, program: str, *arguments: str, data: bytes = b"") -> bytes:
         """Run ``program`` and return what it wrote."""
-        loader = self.shared_library("ld-linux-x86-64.so.2")
-        paths = [self.unpacked / _LIBRARIES, self.unpacked / "lib/x86_64-linux-gnu"]
-        argv: list[process.Argument] = [loader, "--library-path", ":".join(map(str, paths))]
+        paths = ":".join(map(str, self._libraries))
+        argv: list[process.Argument] = [self.loader, "--library-path", paths]
         done = await process.run(
             [*argv, self.binary, "-S", "-B", "-c", program, *arguments],
             env={"PYTHONHOME": str(self.unpacked / "usr"), "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},

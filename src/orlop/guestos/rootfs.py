@@ -9,14 +9,14 @@ from orlop.errors import NotFound
 from orlop.guestos import cpio, init, modules
 from orlop.guestos.pythontree import Interpreter
 from orlop.host import process, threads
+from orlop.linux import architecture
 
 _DIRECTORIES = (
     *("dev", "etc", "proc", "root", "run", "sys", "tmp", "var", "mnt"),
-    *("usr/bin", "usr/sbin", "usr/lib/x86_64-linux-gnu", "usr/lib64"),
+    *("usr/bin", "usr/sbin", "usr/lib64"),
 )
 _LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 _LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1", "libffi.so.8")
-_LOADER = "ld-linux-x86-64.so.2"
 _INITRD_DIRECTORIES = ("bin", "dev", "modules", "proc", "root", "sys")
 # The kernel runs this one to load a module on demand.
 _APPLETS = {"usr/sbin/modprobe": "/usr/bin/busybox"}
@@ -66,13 +66,14 @@ def _module_directory(unpacked: Path, kernel: str) -> Path:
 
 
 def _skeleton(interpreter: Interpreter, root: Path) -> None:
-    for name in _DIRECTORIES:
+    own = architecture.own()
+    for name in (*_DIRECTORIES, f"usr/lib/{own.triplet}"):
         (root / name).mkdir(parents=True)
     for name, target in _LINKS.items():
         (root / name).symlink_to(target)
     for name in _LIBRARIES:
-        _install(interpreter.shared_library(name), root / "usr/lib/x86_64-linux-gnu" / name)
-    _install(interpreter.shared_library(_LOADER), root / "usr/lib64" / _LOADER)
+        _install(interpreter.shared_library(name), root / "usr/lib" / own.triplet / name)
+    _install(interpreter.loader, root / "usr" / own.loader)
     _install(interpreter.binary, root / "usr/bin/python3")
     _install(find_busybox(interpreter.unpacked), root / "usr/bin/busybox")
     for name, target in _APPLETS.items():

@@ -16,6 +16,7 @@ import msgspec
 from orlop.errors import DataLoss, FailedPrecondition, ResourceExhausted, Unimplemented
 from orlop.images.model import ImageConfigOci
 from orlop.images.reference import is_digest
+from orlop.linux import architecture
 
 _T = TypeVar("_T")
 
@@ -30,14 +31,6 @@ _CONFIGS = (
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 )
-_ARCHITECTURES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm",
-    "ppc64le": "ppc64le",
-    "s390x": "s390x",
-}
-_VARIANTS = {"amd64": ("", "v1"), "arm64": ("v8", "", "v8.0"), "arm": ("v7", "v6", "v5", "")}
 
 
 class Platform(msgspec.Struct, frozen=True):
@@ -107,8 +100,11 @@ def digest_of(data: bytes) -> str:
 
 def own_platform() -> Platform:
     """What images must be made for to run here."""
-    machine = platform.machine()
-    return Platform(architecture=_ARCHITECTURES.get(machine, machine), os="linux")
+    try:
+        name = architecture.own().debian
+    except NotImplementedError:
+        name = platform.machine()
+    return Platform(architecture=name, os="linux")
 
 
 def choose(data: bytes, name: str, own: Platform) -> Manifest | Descriptor:
@@ -129,7 +125,8 @@ def choose(data: bytes, name: str, own: Platform) -> Manifest | Descriptor:
 
 
 def _pick(manifests: Sequence[Descriptor], name: str, own: Platform) -> Descriptor:
-    order = _VARIANTS.get(own.architecture, ("",))
+    variants = {known.debian: known.variants for known in architecture.ALL}
+    order = variants.get(own.architecture, ("",))
     fitting: list[tuple[int, int, Descriptor]] = []
     for descriptor in manifests:
         found = descriptor.platform

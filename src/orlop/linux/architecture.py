@@ -21,6 +21,8 @@ class Architecture:
     """Its name in uname(2) and in QEMU's."""
     debian: str
     """Its name in Debian and in an image's platform."""
+    variants: tuple[str, ...]
+    """The variants of an image's platform that its machines run, the best first."""
     triplet: str
     """The directory of its libraries below /usr/lib, by Debian's multiarch."""
     loader: str
@@ -31,26 +33,32 @@ class Architecture:
     """What its kernel alone understands."""
     audit: int
     """AUDIT_ARCH_* of linux/audit.h, which a system-call filter sees."""
-    other_abi: int
-    """A bit of a system call's number that says it is of another ABI under the same audit number; or 0."""
+    other_abi_from: int
+    """Numbers of system calls from here on are those of another ABI under the same audit number."""
     seccomp: tuple[str, ...]
     """The architectures whose calls its kernel accepts, the native one first, by libseccomp's names."""
     calls: Mapping[str, int]
     """The numbers of the system calls that the guest's agent makes by number."""
     walker: bytes
-    """Machine code that clones and then walks a chain of system calls; see ``guest.process.script``."""
+    """Machine code that clones and then walks a chain of system calls; see ``guest.launch.script``."""
+
+    @property
+    def supported(self) -> bool:
+        """Whether Orlop runs on it, not merely knows of it."""
+        return bool(self.walker)
 
 
 # fmt: off
 X86_64 = Architecture(
     machine="x86_64",
     debian="amd64",
+    variants=("", "v1"),
     triplet="x86_64-linux-gnu",
     loader="lib64/ld-linux-x86-64.so.2",
     console="ttyS0",
     kernel_arguments=("tsc=reliable", "no_timer_check"),
     audit=0xC000003E,
-    other_abi=0x40000000,  # x32
+    other_abi_from=0x40000000,  # x32
     seccomp=("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
     calls={
         "read": 0, "write": 1, "close": 3, "rt_sigaction": 13, "ioctl": 16, "execve": 59, "chdir": 80,
@@ -70,12 +78,13 @@ X86_64 = Architecture(
 ARM64 = Architecture(
     machine="aarch64",
     debian="arm64",
+    variants=("v8", "", "v8.0"),
     triplet="aarch64-linux-gnu",
     loader="lib/ld-linux-aarch64.so.1",
     console="ttyAMA0",
     kernel_arguments=(),
     audit=0xC00000B7,
-    other_abi=0,
+    other_abi_from=0xFFFFFFFF,
     seccomp=("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
     calls={
         "dup3": 24, "ioctl": 29, "mknodat": 33, "mkdirat": 34, "symlinkat": 36, "umount2": 39, "mount": 40,

@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
+from orlop.linux import architecture
 from orlop.sandbox import seccomp_default as default
 from orlop.sandbox.spec import Seccomp, SeccompMode, Value
 
@@ -41,10 +42,6 @@ _FLAGS = {
     "SECCOMP_FILTER_FLAG_LOG": 2,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
 }
-_ARCHITECTURES = ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32")
-_NATIVE = "amd64"
-_AUDIT_X86_64 = 0xC000003E
-_X32_BIT = 0x40000000
 _HIGHEST_NUMBER: Final = 1023
 
 
@@ -103,7 +100,7 @@ def oci_seccomp(choice: Seccomp, *, capabilities: Collection[str]) -> dict[str, 
         return None
     found: dict[str, Any] = {
         "defaultAction": profile.default_action,
-        "architectures": list(profile.architectures or _ARCHITECTURES),
+        "architectures": list(profile.architectures or architecture.own().seccomp),
         "syscalls": [_oci_rule(rule) for rule in profile.syscalls or ()],
     }
     if profile.default_errno_ret is not None:
@@ -176,7 +173,7 @@ def _default_profile(capabilities: frozenset[str]) -> _Profile:
     return _Profile(
         default_action="SCMP_ACT_ERRNO",
         default_errno_ret=_EPERM,
-        architectures=_ARCHITECTURES,
+        architectures=architecture.own().seccomp,
         syscalls=tuple(rules),
     )
 
@@ -220,24 +217,25 @@ def parse(data: bytes, source: str, capabilities: Collection[str]) -> _Profile:
 
 
 def _mapped(maps: tuple[_ArchMap, ...]) -> tuple[str, ...]:
+    own = architecture.own().seccomp
     for entry in maps:
-        if entry.architecture == _ARCHITECTURES[0]:
+        if entry.architecture == own[0]:
             return (entry.architecture, *(entry.sub_architectures or ()))
-    return _ARCHITECTURES
+    return own
 
 
 def _applies(rule: _Rule, capabilities: frozenset[str]) -> bool:
     if (wanted := rule.includes) is not None:
         if not all(name.removeprefix("CAP_") in capabilities for name in wanted.caps):
             return False
-        if wanted.arches and _NATIVE not in wanted.arches:
+        if wanted.arches and architecture.own().debian not in wanted.arches:
             return False
         if wanted.min_kernel and not _kernel_at_least(wanted.min_kernel):
             return False
     if (unwanted := rule.excludes) is not None:
         if any(name.removeprefix("CAP_") in capabilities for name in unwanted.caps):
             return False
-        if _NATIVE in unwanted.arches:
+        if architecture.own().debian in unwanted.arches:
             return False
         if unwanted.min_kernel and _kernel_at_least(unwanted.min_kernel):
             return False
@@ -320,7 +318,7 @@ def _compile(profile: _Profile, source: str) -> Filter:
     if not context:
         raise InvalidArgument(f"seccomp profile {source}: libseccomp refuses its default action")
     try:
-        for name in profile.architectures or _ARCHITECTURES:
+        for name in profile.architectures or architecture.own().seccomp:
             token = library.seccomp_arch_resolve_name(name.removeprefix("SCMP_ARCH_").lower().encode())
             if not token:
                 raise InvalidArgument(f"seccomp profile {source}: unknown architecture {name[:40]!r}")
@@ -387,7 +385,7 @@ def _export(library: ctypes.CDLL, context: int, source: str) -> bytes:
 def _last_known(library: ctypes.CDLL) -> int:
     """The highest number of a system call that this libseccomp has a name for."""
     for number in range(_HIGHEST_NUMBER, 0, -1):
-        name = library.seccomp_syscall_resolve_num_arch(_AUDIT_X86_64, number)
+        name = library.seccomp_syscall_resolve_num_arch(architecture.own().audit, number)
         if name:
             library.free(name)
             return number
@@ -399,14 +397,15 @@ def _unknown_calls(last: int) -> bytes:
 
     Libraries take that answer as "use the older call", EPERM as a failure.
     """
+    own = architecture.own()
     load, jump_equal, jump_above, jump_from, give = 0x20, 0x15, 0x25, 0x35, 0x06
     return b"".join(
         struct.pack("=HBBI", *instruction)
         for instruction in (
             (load, 0, 0, 4),  # the architecture
-            (jump_equal, 0, 4, _AUDIT_X86_64),
+            (jump_equal, 0, 4, own.audit),
             (load, 0, 0, 0),  # the call's number
-            (jump_from, 2, 0, _X32_BIT),
+            (jump_from, 2, 0, own.other_abi_from),
             (jump_above, 0, 1, last),
             (give, 0, 0, _ACTIONS["SCMP_ACT_ERRNO"] | _ENOSYS),
         )

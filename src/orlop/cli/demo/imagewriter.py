@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orlop.errors import Unavailable
+from orlop.linux import architecture
 
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
@@ -119,7 +120,7 @@ class Image:
 
     layers: tuple[Layer, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    architecture: str = "amd64"
+    architecture: str = field(default_factory=lambda: architecture.own().debian)
 
     def config(self) -> Blob:
         """The image's configuration."""
