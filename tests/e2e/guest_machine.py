@@ -110,12 +110,16 @@ class Guest:
         await self.delete(name)
         return finished
 
-    async def exec(self, container: str, *args: str, **changes: Any) -> Finished:
+    async def exec(self, container: str, *args: str, tty: bool = False) -> Finished:
+        return await self.finish(await self.begin(container, *args, tty=tty))
+
+    async def begin(self, container: str, *args: str, tty: bool = False) -> str:
+        """Start an exec; its id."""
         name = f"x{secrets.token_hex(4)}"
-        streams = self._streams(name, stdin=False, tty=changes.get("tty", False))
-        request = messages.Exec(id=name, container_id=container, args=args, streams=streams, **changes)
+        streams = self._streams(name, stdin=False, tty=tty)
+        request = messages.Exec(id=name, container_id=container, args=args, tty=tty, streams=streams)
         await self.agent.call(request, TIMEOUT)
-        return await self.finish(name)
+        return name
 
     async def finish(self, name: str) -> Finished:
         _, out, err = self.streams[name]

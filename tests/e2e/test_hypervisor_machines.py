@@ -24,7 +24,7 @@ from orlop.hypervisor.qemu import QemuHypervisor, accelerator, templates
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.storage.disks import scratch_disk
-from orlop.wire.messages import MemoryReply, Online, Ping, Quiesce, Resume, Shutdown
+from orlop.wire.messages import Online, Ping, Quiesce, Resume, Stats
 
 CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop"))
 CONFIG = VmConfig(accelerator="tcg", max_memory_mib=4096)
@@ -98,7 +98,7 @@ async def clone(
         assert not machine.directory.exists()
 
 
-async def test_cold_start_answers_and_powers_off(guest: GuestArtifacts, place: Path) -> None:
+async def test_cold_start_answers(guest: GuestArtifacts, place: Path) -> None:
     hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
     machine = await hypervisor.start(
         place / "m", MachineShape(memory_mib=256, vcpus=2), tap_fd=None, share=place / "share"
@@ -106,12 +106,10 @@ async def test_cold_start_answers_and_powers_off(guest: GuestArtifacts, place: P
     try:
         await machine.wait_agent_port(90)
         async with agent_of(machine) as agent:
-            reply = await agent.call(Online())
-            assert reply.cpus == 2
-            assert 150 << 20 < reply.total < 256 << 20
-            await agent.call(Shutdown())
-        await machine.stop(grace=20)
-        assert await machine.wait() == "the guest powered off"
+            assert (await agent.call(Online())).cpus == 2
+            assert 150 << 20 < (await agent.call(Stats())).system_memory_total < 256 << 20
+        await machine.stop()
+        assert await machine.wait() == "it was stopped"
         assert "agent" in await machine.console_tail()
     finally:
         await machine.stop()
@@ -140,8 +138,8 @@ async def test_a_clone_answers_at_once(guest: GuestArtifacts, saved: Path, place
         clone(guest, saved, place) as (_, machine),
         agent_of(machine) as agent,
     ):
-        assert (await agent.call(Ping())).uptime_ns > 0
-        assert (await beside.call(Ping())).uptime_ns > 0
+        await agent.call(Ping())
+        await beside.call(Ping())
         # Of the template's pages those count as private that no other clone has mapped.
         use = await machine.memory()
         assert use.private < 48 << 20
@@ -233,11 +231,11 @@ async def test_a_disk_that_qemu_refuses_leaves_no_trace(
 async def test_memory_grows_and_comes_back(guest: GuestArtifacts, saved: Path, place: Path) -> None:
     async with clone(guest, saved, place) as (_, machine), agent_of(machine) as agent:
         start = machine.shape.memory_mib
-        before: MemoryReply = await agent.call(Online())
+        before = (await agent.call(Stats())).system_memory_total
         assert (await machine.resize(MachineShape(memory_mib=start + 512))).memory_mib == start + 512
         async with asyncio.timeout(10):
             # The guest takes the last block into use a little after QEMU has given it.
-            while (await agent.call(Online())).total - before.total < 500 << 20:  # noqa: ASYNC110
+            while (await agent.call(Stats())).system_memory_total - before < 500 << 20:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert (await machine.resize(MachineShape(memory_mib=64))).memory_mib >= start
         with pytest.raises(FailedPrecondition, match="max_memory_mib"):

@@ -15,26 +15,24 @@ from orlop.sandbox.vm.agent import AgentClient
 from orlop.wire.flow import WINDOW
 from orlop.wire.framing import Frame, Kind, data_frames, frame
 from orlop.wire.messages import (
+    Done,
     Dump,
     Event,
     Hello,
+    Online,
     OutOfMemory,
     Ping,
-    Pong,
     Refused,
     Request,
-    Shutdown,
     pack_reply,
 )
 from tests.unit.vm_peer import Peer
 
-PONG = Pong(uptime_ns=1, clock=2)
-
 
 def answer(request: Request[Any]) -> Any:
     if isinstance(request, Ping):
-        return PONG
-    if isinstance(request, Shutdown):
+        return Done()
+    if isinstance(request, Online):
         raise Refused("invalid", "not now")
     return None
 
@@ -46,9 +44,9 @@ async def client_of(peer: Peer) -> AgentClient:
 async def test_call_refusal_and_timeout(tmp_path: Path) -> None:
     async with Peer(tmp_path / "s", answer) as peer:
         client = await client_of(peer)
-        assert await client.call(Ping()) == PONG
+        assert await client.call(Ping()) == Done()
         with pytest.raises(InvalidArgument, match="not now"):
-            await client.call(Shutdown())
+            await client.call(Online())
         peer.handler = lambda request: None
         with pytest.raises(DeadlineExceeded, match=r"ping within 0\.05"):
             await client.call(Ping(), timeout=0.05)
@@ -105,10 +103,10 @@ async def test_a_late_reply_is_dropped_and_the_talk_goes_on(tmp_path: Path) -> N
         with pytest.raises(DeadlineExceeded):
             await client.call(Ping(), timeout=0.02)
         peer.handler = answer
-        peer.send(frame(Kind.REPLY, 1, pack_reply(PONG)))
+        peer.send(frame(Kind.REPLY, 1, pack_reply(Done())))
         await client.call(Ping())
         assert not client.closed
-        peer.send(frame(Kind.REPLY, 1, pack_reply(PONG)))
+        peer.send(frame(Kind.REPLY, 1, pack_reply(Done())))
         assert "request 1, which was not made" in await client.wait_closed()
         await client.close()
 
@@ -132,7 +130,7 @@ async def test_an_event_that_cannot_be_handled_ends_the_connection(tmp_path: Pat
 
 async def test_streams_both_ways(tmp_path: Path) -> None:
     async with Peer(tmp_path / "s", answer) as peer:
-        peer.hello = Hello(agent="peer", next_stream=7)
+        peer.hello = Hello(next_stream=7)
         client = await client_of(peer)
         number = client.new_stream()
         assert number == 7
@@ -191,5 +189,5 @@ async def test_a_lost_greeting_is_repeated(tmp_path: Path, monkeypatch: pytest.M
 
         monkeypatch.setattr(peer, "_take", forgetful)
         client = await client_of(peer)
-        assert lost and await client.call(Ping()) == PONG
+        assert lost and await client.call(Ping()) == Done()
         await client.close()

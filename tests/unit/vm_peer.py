@@ -30,7 +30,7 @@ class Peer:
     def __init__(self, path: Path, handler: Handler) -> None:
         self.path = path
         self.handler = handler
-        self.hello = Hello(agent="peer")
+        self.hello = Hello()
         self.frames: list[Frame] = []
         self.requests: list[Request[Any]] = []
         self.news = asyncio.Event()

@@ -19,7 +19,6 @@ from orlop.guest.machine import cgroup, memory, setup, stats
 from orlop.guest.machine.oom import OomWatch
 from orlop.guest.streams import connect
 from orlop.guest.streams.table import Streaming
-from orlop.linux import syscalls
 from orlop.wire import messages
 from orlop.wire.messages import Done, Refused
 from orlop.wire.statistics import ContainerUsage
@@ -39,7 +38,6 @@ class Agent:
         self.execs = Execs(streaming, self.adopt, self.emit)
         self.disks = Disks(loop)
         self.id_maps = IdMaps()
-        self.is_set_up = False
         self.identity = setup.Identity()
         self.quiet = False
         self._emit = emit
@@ -78,34 +76,18 @@ class Agent:
 
     def ping(self, request: messages.Ping, answer: Answer) -> None:
         """Answer."""
-        import time
-
-        answer.ok(messages.Pong(uptime_ns=time.monotonic_ns(), clock=time.time_ns()))
+        answer.ok(Done())
 
     def setup(self, request: messages.Setup, answer: Answer) -> None:
         """Make this clone one pod's own. While it has no containers this can be repeated."""
         if self.containers:
             raise Refused("failed_precondition", "this VM belongs to a pod with containers already")
         self._share.locate(request.share)
-        reply = self.identity.apply(request)
-        self.is_set_up = True
-        answer.ok(reply)
+        answer.ok(self.identity.apply(request))
 
     def online(self, request: messages.Online, answer: Answer) -> None:
         """Use what was hot-plugged."""
-        answer.ok(memory.online())
-
-    def shutdown(self, request: messages.Shutdown, answer: Answer) -> None:
-        """Kill all, sync, power off."""
-        cgroup.POD.kill()
-        answer.ok(Done())
-
-        def off() -> None:
-            self.reap()
-            self.disks.sync()
-            syscalls.power_off()
-
-        self.loop.call_later(0.05, off)
+        answer.ok(messages.OnlineReply(cpus=memory.online()))
 
     # Requests: containers
 
@@ -143,11 +125,7 @@ class Agent:
                 return
             if identity is not None:
                 entry.status = "created"
-                answer.ok(
-                    messages.Created(
-                        pid=process.pid, uid=identity.uid, gid=identity.gid, groups=identity.groups
-                    )
-                )
+                answer.ok(messages.Created(uid=identity.uid, gid=identity.gid, groups=identity.groups))
 
         def on_started(problem: Refused | None) -> None:
             if entry.status == "creating":
@@ -186,7 +164,7 @@ class Agent:
                 entry.process.signal(9)
                 answer.refuse(refused)
                 return
-            answer.ok(messages.Started(pid=entry.process.pid, started_at=entry.process.started_at))
+            answer.ok(Done())
 
         entry.process.on_started = on_started
         entry.process.go()
@@ -221,8 +199,7 @@ class Agent:
 
     def update(self, request: messages.Update, answer: Answer) -> None:
         """Change limits."""
-        group = self._container(request.id).cgroup if request.id else cgroup.POD
-        group.apply(request.resources)
+        self._container(request.id).cgroup.apply(request.resources)
         answer.ok(Done())
 
     def resize(self, request: messages.Resize, answer: Answer) -> None:
@@ -287,10 +264,7 @@ class Agent:
         """Tell all that outlives a daemon."""
         answer.ok(
             messages.State(
-                setup=self.is_set_up,
-                next_stream=self.streaming.next_stream,
                 containers=tuple(e.state() for e in self.containers.values() if e.status != "creating"),
-                execs=self.execs.states(),
                 streams=tuple(opened.offsets() for opened in self.streaming.table.values()),
             )
         )
@@ -299,13 +273,12 @@ class Agent:
         """Begin to send: the streams named from where they are wanted, the others not at all."""
         wanted = dict(request.streams)
         self.streaming.flowing = True
-        self.execs.kill_unwanted(set(wanted))
+        self.execs.abandon()
         for stream, opened in list(self.streaming.table.items()):
             if stream in wanted:
                 opened.resume(wanted[stream])
             else:
                 opened.drain()
-        self.execs.repeat_exits()
         answer.ok(Done())
 
     # Helpers

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from orlop.guest import paths, warm
+from orlop.guest import warm
 from orlop.guest.agent import Agent
 from orlop.guest.answer import Answer
 from orlop.guest.channel import Channel
@@ -18,8 +18,6 @@ from orlop.wire import messages
 from orlop.wire.codec import ProtocolError
 from orlop.wire.framing import Frame, Kind, frame
 from orlop.wire.messages import Refused
-
-AGENT = "orlop-guest/1"
 
 
 class Dispatcher:
@@ -46,13 +44,7 @@ class Dispatcher:
     def _greet(self, received: Frame) -> bytes:
         messages.unpack_hello(received.payload)
         self._on_lost()
-        return messages.pack_hello(
-            messages.Hello(
-                agent=AGENT,
-                next_stream=self._streaming.next_stream,
-                boot_id=paths.read_text("/proc/sys/kernel/random/boot_id").strip(),
-            )
-        )
+        return messages.pack_hello(messages.Hello(next_stream=self._streaming.next_stream))
 
     def _on_lost(self) -> None:
         self._streaming.pause()

@@ -73,8 +73,6 @@ _NR_MOVE_MOUNT = 429
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 
-_REBOOT_POWER_OFF = 0x4321FEDC
-
 # The daemon has threads, and a mount can take long: the interpreter's lock is not held during a call.
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -229,8 +227,3 @@ def inotify_watch(descriptor: int, path: str, mask: int) -> int:
 def inotify_unwatch(descriptor: int, watch: int) -> None:
     """Forget a watch; one that is gone already is no error."""
     _libc.inotify_rm_watch(descriptor, watch)
-
-
-def power_off() -> None:
-    """Switch the machine off, at once."""
-    _libc.reboot(ctypes.c_int(_REBOOT_POWER_OFF))

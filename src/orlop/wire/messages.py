@@ -12,14 +12,11 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 from orlop.wire.codec import Length, ProtocolError, Range, decode, dumps, encode, loads
 from orlop.wire.statistics import ContainerUsage, InterfaceCounters, Usage
 from orlop.wire.values import (
-    NO_LIMITS,
     NO_STREAMS,
     Arguments,
     Cells,
     Container,
     ContainerState,
-    Environment,
-    ExecState,
     Exit,
     Id,
     Interface,
@@ -59,12 +56,13 @@ class Refused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Hello:
-    """The first frame either side sends after the preamble. A version that differs ends the talk."""
+    """The first frame either side sends after the preamble. A version that differs ends the talk.
+
+    ``next_stream`` of the guest is the lowest stream that was never used.
+    """
 
     version: Annotated[int, Range(1, 1000)] = VERSION
-    agent: Annotated[str, Length(0, 128)] = ""
     next_stream: StreamId = 1
-    boot_id: Annotated[str, Length(0, 64)] = ""
 
 
 class Request(Generic[R]):
@@ -84,15 +82,7 @@ class Done:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pong:
-    """The agent lives; ``uptime_ns`` is the guest's monotonic clock, ``clock`` its wall clock."""
-
-    uptime_ns: int
-    clock: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ping(Request[Pong]):
+class Ping(Request[Done]):
     """Is anybody there?"""
 
     op: ClassVar[str] = "ping"
@@ -100,11 +90,9 @@ class Ping(Request[Pong]):
 
 @dataclass(frozen=True, kw_only=True)
 class SetupReply:
-    """What the guest is."""
+    """What the guest is: its kernel's release."""
 
     kernel: str
-    cpus: int
-    memory: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +101,7 @@ class Setup(Request[SetupReply]):
 
     ``clock`` is the wall clock to set; ``entropy`` seeds the random number generator;
     ``machine_id`` (32 hex digits) and ``boot_id`` (a UUID) replace the template's.
-    ``resolv_conf`` and ``hosts`` are the files' text; ``shm_size`` 0 means 64 MiB. ``share`` is where the
-    directory is that the host shares.
+    ``resolv_conf`` and ``hosts`` are the files' text. ``share`` is where the directory is that the host shares.
     """
 
     op: ClassVar[str] = "setup"
@@ -128,18 +115,15 @@ class Setup(Request[SetupReply]):
     resolv_conf: Text = ""
     hosts: Text = ""
     sysctls: Annotated[tuple[tuple[Name, Annotated[str, Length(0, 4096)]], ...], Length(0, 256)] = ()
-    shm_size: Annotated[int, Range(0, 1 << 50)] = 0
-    resources: Resources = NO_LIMITS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Created:
     """The container waits at its gate. ``uid``, ``gid`` and ``groups`` are who it will run as."""
 
-    pid: int
-    uid: UserId = 0
-    gid: UserId = 0
-    groups: tuple[UserId, ...] = ()
+    uid: UserId
+    gid: UserId
+    groups: tuple[UserId, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +138,7 @@ class Create(Request[Created]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Started:
-    """A process runs its program."""
-
-    pid: int
-    started_at: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start(Request[Started]):
+class Start(Request[Done]):
     """Open the gate; answers after exec succeeded, or ``exec_failed``."""
 
     op: ClassVar[str] = "start"
@@ -193,31 +169,25 @@ class Delete(Request[Done]):
 
 @dataclass(frozen=True, kw_only=True)
 class Update(Request[Done]):
-    """Change limits: of a container, or of all containers together (``id`` "")."""
+    """Change limits of a container."""
 
     op: ClassVar[str] = "update"
-    id: Annotated[str, Length(0, 128)]
+    id: Id
     resources: Resources
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exec(Request[Started]):
+class Exec(Request[Done]):
     """Run one more process in a running container, with its security, environment and directory.
 
-    ``env`` adds to the container's; after ``timeout_ms`` (0: never) it is killed and its exit
-    says ``timed_out``. Answers after exec succeeded. The exit comes as :class:`ExecExited`.
+    Answers after exec succeeded. The exit comes as :class:`ExecExited`.
     """
 
     op: ClassVar[str] = "exec"
     id: Id
     container_id: Id
     args: Arguments
-    env: Environment = ()
-    cwd: Annotated[str, Length(0, 4096)] = ""
     tty: bool = False
-    width: Cells = 0
-    height: Cells = 0
-    timeout_ms: Annotated[int, Range(0, 1 << 40)] = 0
     streams: Streams = NO_STREAMS
 
 
@@ -264,12 +234,9 @@ class Connect(Request[Done]):
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """All that outlives a daemon. ``setup`` says whether Setup was done."""
+    """All that outlives a daemon. Execs do not: :class:`Resume` kills them."""
 
-    setup: bool
-    next_stream: StreamId
     containers: tuple[ContainerState, ...] = ()
-    execs: tuple[ExecState, ...] = ()
     streams: Annotated[tuple[StreamOffsets, ...], Length(0, 65536)] = ()
 
 
@@ -282,7 +249,10 @@ class Dump(Request[State]):
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(Request[Done]):
-    """Begin to send. Each pair is a stream and the offset it goes on from; streams not named are reset."""
+    """Begin to send. Each pair is a stream and the offset it goes on from; streams not named are reset.
+
+    Execs that an earlier daemon started are killed: nobody waits for them any more.
+    """
 
     op: ClassVar[str] = "resume"
     streams: Annotated[tuple[tuple[StreamId, int], ...], Length(0, 65536)] = ()
@@ -296,26 +266,17 @@ class Quiesce(Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryReply:
-    """The guest's memory now, bytes."""
+class OnlineReply:
+    """The processors that the guest uses now."""
 
-    total: int
-    available: int
     cpus: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Online(Request[MemoryReply]):
+class Online(Request[OnlineReply]):
     """Bring hot-plugged memory and processors online."""
 
     op: ClassVar[str] = "online"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shutdown(Request[Done]):
-    """Kill all containers, sync the disks, power off. The reply comes before the power goes."""
-
-    op: ClassVar[str] = "shutdown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,7 +319,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     kind.op: kind
     for kind in (
         Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
-        Dump, Resume, Quiesce, Online, Shutdown,
+        Dump, Resume, Quiesce, Online,
     )
 }  # fmt: skip
 

@@ -137,8 +137,6 @@ class Resources:
     cpu_weight: Annotated[int, Range(0, 10000)] = 0
     cpu_quota_us: Limit = 0
     cpu_period_us: Annotated[int, Range(0, 1_000_000)] = 0
-    cpuset_cpus: Annotated[str, Length(0, 1024)] = ""
-    cpuset_mems: Annotated[str, Length(0, 1024)] = ""
     memory_max: Limit = 0
     memory_swap_max: Limit = 0
     pids_max: Limit = 0
@@ -235,7 +233,6 @@ class Exit:
     code: Annotated[int, Range(0, 255)]
     finished_at: int
     oom_killed: bool = False
-    timed_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,20 +252,5 @@ class ContainerState:
 
     id: Id
     status: Literal["created", "running", "stopped"]
-    pid: int = 0
-    started_at: int = 0
     exit: Exit | None = None
-    tty: bool = False
-    streams: Streams = NO_STREAMS
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecState:
-    """An exec that runs or whose streams are not all read."""
-
-    id: Id
-    container_id: Id
-    pid: int = 0
-    exit: Exit | None = None
-    tty: bool = False
     streams: Streams = NO_STREAMS

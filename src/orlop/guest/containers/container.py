@@ -184,10 +184,7 @@ class Entry:
         return ContainerState(
             id=self.spec.id,
             status=status,  # type: ignore[arg-type]
-            pid=self.process.pid,
-            started_at=self.process.started_at,
             exit=self.process.exit,
-            tty=self.spec.tty,
             streams=self.spec.streams,
         )
 

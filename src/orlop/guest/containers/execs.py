@@ -14,12 +14,10 @@ from orlop.guest.launch import spawn
 from orlop.guest.launch.program import TTY_GROUP, Program, add_program, add_terminal, prepare
 from orlop.guest.launch.script import ANY, Script
 from orlop.guest.launch.userns import outer_id
-from orlop.guest.loop import Timer
 from orlop.guest.streams.table import Streaming
 from orlop.linux import syscalls
 from orlop.wire import messages
 from orlop.wire.messages import Refused
-from orlop.wire.values import ExecState
 
 _JOIN_SESSION_KEYRING = 1
 
@@ -30,7 +28,6 @@ class Running:
 
     request: messages.Exec
     process: Process
-    timer: Timer | None = None
     told: bool = False
 
 
@@ -72,11 +69,7 @@ class Execs:
                 process.close()
                 answer.refuse(problem)
                 return
-            if request.timeout_ms:
-                running.timer = self._streaming.loop.call_later(
-                    request.timeout_ms / 1000, lambda: self._on_timeout(running)
-                )
-            answer.ok(messages.Started(pid=process.pid, started_at=process.started_at))
+            answer.ok(messages.Done())
 
         process.on_started = on_started
         process.on_exit = lambda code: self._on_exit(running)
@@ -106,46 +99,22 @@ class Execs:
                 running.process.kill_session()
                 running.process.close()
 
-    def kill_unwanted(self, wanted: set[int]) -> None:
-        """Kill execs with streams that no daemon wants any more."""
+    def abandon(self) -> None:
+        """Kill all: the daemon that started them is gone, and nobody waits for their ends."""
         for running in list(self._running.values()):
-            streams = running.request.streams
-            ids = {streams.stdin, streams.stdout, streams.stderr} - {0}
-            if ids and not ids & wanted:
-                running.process.kill_session()
-                running.process.close()
-
-    def repeat_exits(self) -> None:
-        """Tell of the exits that nobody was there to hear of."""
-        for running in list(self._running.values()):
-            if running.process.exit is not None and not running.told:
-                self._tell(running)
-
-    def states(self) -> tuple[ExecState, ...]:
-        """For a daemon that was restarted."""
-        return tuple(
-            ExecState(
-                id=running.request.id,
-                container_id=running.request.container_id,
-                pid=running.process.pid,
-                exit=running.process.exit,
-                tty=running.request.tty,
-                streams=running.request.streams,
-            )
-            for running in self._running.values()
-            if running.process.started_at
-        )
+            running.told = True
+            running.process.kill_session()
+            running.process.close()
+            self._settle(running)
 
     def _launch(self, request: messages.Exec, entry: Entry, process: Process) -> None:
         spec, child = entry.spec, entry.process.child
         if child is None or entry.root is None:
             raise Refused("failed_precondition", f"container {spec.id} has ended")
-        env = dict(entry.env)
-        env.update((key.encode(), value) for key, value in request.env)
         own_user_namespace = bool(spec.namespaces.uid_mappings)
-        cwd = request.cwd or spec.cwd
         prepared = prepare(
-            Program(request.args, env, cwd, spec.security, request.tty, own_user_namespace), entry.root
+            Program(request.args, entry.env, spec.cwd, spec.security, request.tty, own_user_namespace),
+            entry.root,
         )
         owner = outer_id(prepared.identity.uid, spec.namespaces.uid_mappings)
         steps = Script()
@@ -184,25 +153,15 @@ class Execs:
         group = outer_id(TTY_GROUP, entry.spec.namespaces.gid_mappings)
         master, path = entry.root.terminal(owner, group)
         process.adopt_terminal(master)
-        process.resize(request.width, request.height)
         return path
 
-    def _on_timeout(self, running: Running) -> None:
-        running.process.killed_by_timeout = True
-        running.process.kill_session()
-
     def _on_exit(self, running: Running) -> None:
-        if running.timer is not None:
-            running.timer.cancel()
-        if not running.told:
-            self._tell(running)
-
-    def _tell(self, running: Running) -> None:
         process, request = running.process, running.request
         assert process.exit is not None
-        running.told = self._emit(
-            messages.ExecExited(id=request.id, container_id=request.container_id, exit=process.exit)
-        )
+        if not running.told:
+            running.told = self._emit(
+                messages.ExecExited(id=request.id, container_id=request.container_id, exit=process.exit)
+            )
         self._settle(running)
 
     def _settle(self, running: Running) -> None:

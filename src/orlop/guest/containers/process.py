@@ -35,8 +35,6 @@ class Process:
         self.tty = tty
         self.child: Child | None = None
         self.exit: Exit | None = None
-        self.started_at = 0
-        self.killed_by_timeout = False
         self.on_ready: Callable[[], None] = lambda: None
         self.on_started: Callable[[Refused | None], None] = lambda problem: None
         self.on_exit: Callable[[int], None] = lambda code: None
@@ -145,7 +143,7 @@ class Process:
         while child.control is not None:
             self._listen(child, ended=True)
         child.close()
-        self.exit = Exit(code=code, finished_at=time.time_ns(), timed_out=self.killed_by_timeout)
+        self.exit = Exit(code=code, finished_at=time.time_ns())
         if self._input is not None:
             self._input.close()
         if self._master >= 0:
@@ -184,8 +182,6 @@ class Process:
         if problem is None and not child.script.at_end:
             problem = Refused("internal", "the process was killed while it was being set up")
         child.script = Script()
-        if problem is None:
-            self.started_at = time.time_ns()
         if not self._settled:
             self._settled = True
             self.on_started(problem)

@@ -252,14 +252,6 @@ class Disks:
                 os.write(fd, b"1")
             os.close(fd)
 
-    def sync(self) -> None:
-        """Write everything out, and unmount what is in use as far as that goes."""
-        os.sync()
-        for mounted in self._mounted.values():
-            for directory in mounted.directories:
-                with suppress(OSError):
-                    syscalls.mount("none", directory, "", syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
-
     def _is_there(self, place: Place) -> bool:
         node = self._adapter.node(place)
         # What the guest has known since it was saved can be opened.

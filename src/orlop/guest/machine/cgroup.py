@@ -123,10 +123,6 @@ def settings(resources: Resources, *, memory: bool = True) -> list[tuple[str, st
         period = f" {resources.cpu_period_us}" if resources.cpu_period_us else ""
         quota = _limit(resources.cpu_quota_us) if resources.cpu_quota_us else "max"
         found.append(("cpu.max", quota + period))
-    if resources.cpuset_cpus:
-        found.append(("cpuset.cpus", resources.cpuset_cpus))
-    if resources.cpuset_mems:
-        found.append(("cpuset.mems", resources.cpuset_mems))
     if memory and resources.memory_max:
         found.append(("memory.max", _limit(resources.memory_max)))
     if memory and resources.memory_swap_max:

@@ -7,7 +7,6 @@ import os
 from contextlib import suppress
 
 from orlop.guest.paths import read_text, write_text
-from orlop.wire.messages import MemoryReply
 
 _MEMORY = "/sys/devices/system/memory"
 _CPUS = "/sys/devices/system/cpu"
@@ -23,14 +22,8 @@ def figures() -> tuple[int, int]:
     return found.get("MemTotal", 0), found.get("MemAvailable", 0)
 
 
-def reply() -> MemoryReply:
-    """What there is now."""
-    total, available = figures()
-    return MemoryReply(total=total, available=available, cpus=os.cpu_count() or 1)
-
-
-def online() -> MemoryReply:
-    """Use memory blocks and processors that were plugged in."""
+def online() -> int:
+    """Use memory blocks and processors that were plugged in; returns how many processors there are now."""
     for name in os.listdir(_MEMORY) if os.path.isdir(_MEMORY) else []:
         if name.startswith("memory") and name[6:].isdigit():
             state = f"{_MEMORY}/{name}/state"
@@ -42,7 +35,7 @@ def online() -> MemoryReply:
             with suppress(OSError):
                 if read_text(f"{_CPUS}/{name}/online").strip() == "0":
                     write_text(f"{_CPUS}/{name}/online", "1")
-    return reply()
+    return os.cpu_count() or 1
 
 
 def freeze() -> None:

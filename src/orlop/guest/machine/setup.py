@@ -12,16 +12,16 @@ from contextlib import suppress
 
 from orlop.guest import paths
 from orlop.guest.devices import net
-from orlop.guest.machine import cgroup, links
+from orlop.guest.machine import links
 from orlop.guest.paths import create_text, read_text, write_text
 from orlop.linux import syscalls
 from orlop.linux.netlink import Netlink
 from orlop.wire.messages import Refused, Setup, SetupReply
-from orlop.wire.values import NO_LIMITS, Interface
+from orlop.wire.values import Interface
 
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
-_DEFAULT_SHM = 64 << 20
+_SHM_SIZE = 64 << 20
 _MACHINE_ID = f"{paths.ETC}/machine-id"
 _KERNEL_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SYSCTL_NAME = re.compile(r"[a-z0-9_]+([./][A-Za-z0-9_:-]+)+")
@@ -39,7 +39,6 @@ class Identity:
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
         self._sysctls: dict[str, str] = {}
-        self._shm_size = 0
         self._prepared = False
 
     def prepare(self) -> None:
@@ -54,7 +53,8 @@ class Identity:
                 create_text(path, read_text(target), 0o444)
                 syscalls.mount(path, target, "", syscalls.MS_BIND)
         self._set_sysctls(_DEFAULT_SYSCTLS)
-        self._shared_memory(_DEFAULT_SHM)
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        syscalls.mount("shm", paths.SHM, "tmpfs", flags, f"mode=1777,size={_SHM_SIZE}")
 
     def apply(self, setup: Setup) -> SetupReply:
         """Do all of it; Refused for what cannot be."""
@@ -67,11 +67,7 @@ class Identity:
         self._files(setup)
         self._network(setup.interfaces)
         self._set_sysctls({**_DEFAULT_SYSCTLS, **dict(setup.sysctls)})
-        self._shared_memory(setup.shm_size or _DEFAULT_SHM)
-        if setup.resources != NO_LIMITS:
-            cgroup.POD.apply(setup.resources)
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return SetupReply(kernel=os.uname().release, cpus=os.cpu_count() or 1, memory=total)
+        return SetupReply(kernel=os.uname().release)
 
     def _files(self, setup: Setup) -> None:
         if setup.machine_id:
@@ -92,15 +88,6 @@ class Identity:
             if self._sysctls.get(name) != value:
                 set_sysctl(name, value)
                 self._sysctls[name] = value
-
-    def _shared_memory(self, size: int) -> None:
-        if size == self._shm_size:
-            return
-        if self._shm_size:
-            syscalls.umount(paths.SHM, syscalls.MNT_DETACH)
-        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-        syscalls.mount("shm", paths.SHM, "tmpfs", flags, f"mode=1777,size={size}")
-        self._shm_size = size
 
     def _network(self, interfaces: tuple[Interface, ...]) -> None:
         with Netlink() as kernel:

@@ -117,7 +117,7 @@ class AgentClient:
         nonce = secrets.token_hex(NONCE_SIZE // 2).encode()
         client = cls(name, reader, writer, nonce)
         try:
-            writer.write(preamble(nonce) + frame(Kind.HELLO, payload=pack_hello(Hello(agent="orlopd"))))
+            writer.write(preamble(nonce) + frame(Kind.HELLO, payload=pack_hello(Hello())))
             await client._greet()
         except BaseException:
             writer.close()
