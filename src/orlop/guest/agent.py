@@ -25,7 +25,7 @@ from orlop.wire.statistics import ContainerUsage
 from orlop.wire.values import Exit
 
 DELETE_RETRY = 0.005
-DELETE_PATIENCE = 2000
+DELETE_ATTEMPTS = 2000
 
 
 class Agent:
@@ -187,7 +187,7 @@ class Agent:
         answer.ok(Done())
 
     def delete(self, request: messages.Delete, answer: Answer) -> None:
-        """Kill and release; answers when all is gone."""
+        """Kill and release; answers when all is gone, or that it is not and why."""
         entry = self.containers.get(request.id)
         if entry is None:
             answer.ok(Done())
@@ -195,7 +195,7 @@ class Agent:
         entry.status = "deleting"
         entry.process.on_started = lambda problem: None
         self.execs.kill_all(request.id)
-        self._release(entry, lambda: answer.ok(Done()), DELETE_PATIENCE)
+        self._release(entry, lambda problem: answer.refuse(problem) if problem else answer.ok(Done()))
 
     def update(self, request: messages.Update, answer: Answer) -> None:
         """Change limits."""
@@ -311,22 +311,42 @@ class Agent:
         )
         if entry.process.pid:
             self.adopt(entry.process)
-        self._release(entry, lambda: answer.refuse(refused), DELETE_PATIENCE)
+        self._release(entry, lambda problem: answer.refuse(refused))
 
-    def _release(self, entry: Entry, then: Callable[[], None], attempts: int) -> None:
-        """Kill what is left until nothing is, then release what it used."""
+    def _release(self, entry: Entry, then: Callable[[Refused | None], None]) -> None:
+        """Kill what is left until nothing is, then release what it used; ``then`` hears what came of it.
+
+        Who asks while that is under way is told together with who asked first: released twice, the second
+        time could meet a new container of the same name.
+        """
+        entry.leaving.append(then)
+        if len(entry.leaving) == 1:
+            self._try_release(entry, DELETE_ATTEMPTS)
+
+    def _try_release(self, entry: Entry, attempts: int) -> None:
+        problem: Refused | None = None
+        try:
+            if not self._is_released(entry):
+                if attempts > 1:
+                    self.loop.call_later(DELETE_RETRY, lambda: self._try_release(entry, attempts - 1))
+                    return
+                problem = _lives_on(entry)
+        except Exception as error:
+            problem = Refused("internal", f"container {entry.spec.id}: {type(error).__name__}: {error}")
+        if problem is None:
+            del self.containers[entry.spec.id]
+            self._oom.remove(entry.watch)
+        waiting, entry.leaving = entry.leaving, []
+        for then in waiting:
+            then(problem)
+        # After the answer has left.
+        self.loop.call_soon(self.disks.forget_devices)
+
+    def _is_released(self, entry: Entry) -> bool:
         process = entry.process
         process.signal(9)
         alive = process.child is not None and process.exit is None
-        if attempts and (alive or not entry.release()):
-            self.loop.call_later(DELETE_RETRY, lambda: self._release(entry, then, attempts - 1))
-            return
-        if self.containers.get(entry.spec.id) is entry:
-            del self.containers[entry.spec.id]
-        self._oom.remove(entry.watch)
-        then()
-        # After the answer has left.
-        self.loop.call_soon(self.disks.forget_devices)
+        return not alive and entry.release()
 
     def _on_exit(self, entry: Entry, code: int) -> None:
         """The first process ended: so does everything else of the container."""
@@ -346,3 +366,14 @@ class Agent:
         if kills > entry.oom_kills:
             entry.oom_kills = kills
             self.emit(messages.OutOfMemory(id=entry.spec.id))
+
+
+def _lives_on(entry: Entry) -> Refused:
+    """What to say of a container whose processes SIGKILL does not end."""
+    seconds = DELETE_ATTEMPTS * DELETE_RETRY
+    found = ", ".join(str(pid) for pid in entry.cgroup.pids()[:8]) or "none"
+    return Refused(
+        "unavailable",
+        f"container {entry.spec.id} is not gone {seconds:g} seconds after it was killed (processes of the"
+        f" guest: {found}); try again, or stop its pod, which ends its virtual machine",
+    )

@@ -30,7 +30,10 @@ _JOIN_SESSION_KEYRING = 1
 
 
 class Entry:
-    """What the agent holds of a container. ``status``: creating, created, running, stopped, deleting."""
+    """What the agent holds of a container. ``status``: creating, created, running, stopped, deleting.
+
+    ``leaving`` are those who wait for its end.
+    """
 
     def __init__(self, spec: Container, streaming: Streaming, disks: Disks, id_maps: IdMaps) -> None:
         self.spec = spec
@@ -40,6 +43,7 @@ class Entry:
         self.pid_namespace = -1
         self.oom_kills = 0
         self.watch = -1
+        self.leaving: list[Callable[[Refused | None], None]] = []
         self.env: dict[bytes, bytes] = {}
         self.root: Root | None = None
         self._maps_due = False

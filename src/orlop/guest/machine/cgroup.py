@@ -91,10 +91,9 @@ class Cgroup:
             self.kill()
             for directory, _, _ in os.walk(self.path, topdown=False):
                 os.rmdir(directory)
-        except FileNotFoundError:
-            return True
         except OSError:
-            return False
+            # A group that the container made below may have gone while it was looked at.
+            return not os.path.exists(self.path)
         return True
 
     def apply(self, resources: Resources, *, memory: bool = True) -> None:

@@ -385,7 +385,11 @@ class VmSandbox:
         """Containers that the journal does not know were being made when the daemon died."""
         for entry in state.containers:
             if entry.id not in known:
-                await self._agent.call(Delete(id=entry.id), _STEP_TIMEOUT)
+                try:
+                    await self._agent.call(Delete(id=entry.id), _STEP_TIMEOUT)
+                except OrlopError as error:
+                    # It is nobody's; the pod's own containers need not suffer from it.
+                    log.warning("pod %s: a container that nobody knows stays: %s", self.pod_id, error)
         for container_id, file in held.items():
             if container_id not in known:
                 self._plugs.adopt(file)

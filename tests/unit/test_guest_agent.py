@@ -1,0 +1,89 @@
+"""What the agent answers, in a process of its own that has no containers."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orlop.guest import agent as agents
+from orlop.guest.agent import Agent
+from orlop.guest.answer import Answer
+from orlop.guest.loop import Loop
+from orlop.guest.streams.table import Streaming
+from orlop.wire.messages import Delete
+
+
+class Stuck:
+    """A container with a process that does not die, until ``gone``."""
+
+    def __init__(self) -> None:
+        self.spec = SimpleNamespace(id="c")
+        self.status = "running"
+        self.process = SimpleNamespace(signal=lambda number: None, child=None, exit=None, on_started=None)
+        self.cgroup = SimpleNamespace(pids=lambda: [77])
+        self.watch = -1
+        self.leaving: list[Any] = []
+        self.gone: bool | Exception = False
+        self.released = 0
+
+    def release(self) -> bool:
+        if isinstance(self.gone, Exception):
+            raise self.gone
+        self.released += self.gone
+        return self.gone
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+    monkeypatch.setattr(agents, "DELETE_ATTEMPTS", 3)
+    handler = signal.getsignal(signal.SIGCHLD)
+    loop = Loop(pytest.fail)
+    yield Agent(loop, Streaming(loop, lambda data: None), lambda event: True)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, handler)
+
+
+def delete(agent: Agent, stuck: Stuck) -> list[dict[str, Any]]:
+    agent.containers.setdefault("c", stuck)  # type: ignore[arg-type]
+    said: list[dict[str, Any]] = []
+    agent.delete(Delete(id="c"), Answer(lambda payload: said.append(json.loads(payload))))
+    return said
+
+
+def turn(agent: Agent) -> None:
+    for _ in range(8):
+        agent.loop.run_once(0.01)
+
+
+def test_delete_says_when_a_container_is_not_gone(agent: Agent) -> None:
+    stuck = Stuck()
+    said = delete(agent, stuck)
+    turn(agent)
+    assert [answer["error"]["code"] for answer in said] == ["unavailable"]
+    assert "77" in said[0]["error"]["message"] and "c" in agent.containers
+    stuck.gone = True
+    again = delete(agent, stuck)
+    assert again == [{"ok": {}}]
+    assert (stuck.released, agent.containers) == (1, {})
+
+
+def test_two_deletes_at_once_release_once(agent: Agent) -> None:
+    stuck = Stuck()
+    first, second = delete(agent, stuck), delete(agent, stuck)
+    assert not first and not second
+    stuck.gone = True
+    turn(agent)
+    assert (first, second, stuck.released) == ([{"ok": {}}], [{"ok": {}}], 1)
+
+
+def test_a_release_that_breaks_is_told_and_can_be_tried_again(agent: Agent) -> None:
+    stuck = Stuck()
+    stuck.gone = RuntimeError("broken")
+    assert "broken" in delete(agent, stuck)[0]["error"]["message"]
+    stuck.gone = True
+    assert delete(agent, stuck) == [{"ok": {}}]
