@@ -108,9 +108,9 @@ async def test_cold_start_answers(guest: GuestArtifacts, place: Path) -> None:
         async with agent_of(machine) as agent:
             assert (await agent.call(Online())).cpus == 2
             assert 150 << 20 < (await agent.call(Stats())).system_memory_total < 256 << 20
+        assert "agent" in await machine.console_tail()
         await machine.stop()
         assert await machine.wait() == "it was stopped"
-        assert "agent" in await machine.console_tail()
     finally:
         await machine.stop()
         await hypervisor.discard(machine.directory)
