@@ -1,7 +1,8 @@
 """The rules of the house: which room may import which, and how large anything may grow.
 
-``errors, config, linux, wire, tracing`` -> ``guest, host`` -> ``hypervisor, guestos, images, net, storage``
--> ``sandbox`` -> ``pods`` -> ``cri`` -> ``daemon`` -> ``cli``. A room imports only what lies below.
+``errors, config, linux, value, wire, tracing`` -> ``guest, host``
+-> ``hypervisor, guestos, images, net, storage`` -> ``sandbox`` -> ``pods`` -> ``cri`` -> ``daemon``
+-> ``cli``. A room imports only what lies below.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import orlop
 SOURCE = Path(orlop.__file__).parent
 
 RANKS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "config", "linux", "wire", "tracing"}),
+    frozenset({"errors", "config", "linux", "value", "wire", "tracing"}),
     frozenset({"guest", "host"}),
     frozenset({"hypervisor", "guestos", "images", "net", "storage"}),
     frozenset({"sandbox"}),

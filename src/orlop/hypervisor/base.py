@@ -17,13 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol
 
-import msgspec
-
+from orlop.value import Value
 from orlop.wire.values import GuestAddress
-
-
-class Value(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the immutable values below."""
 
 
 class MachineShape(Value, frozen=True, kw_only=True):

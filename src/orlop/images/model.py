@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-
-class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of the immutable values below."""
+from orlop.value import Value
 
 
 class RegistryAuth(Value, frozen=True):
@@ -37,7 +35,7 @@ class ImageConfigOci(Value, frozen=True):
     user: str = ""
     stop_signal: str = ""
     volumes: tuple[str, ...] = ()
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     exposed_ports: tuple[str, ...] = ()
     architecture: str = ""
     os: str = ""

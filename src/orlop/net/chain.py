@@ -16,8 +16,8 @@ import msgspec
 from orlop.host import files
 from orlop.net import plugins, result
 from orlop.net.conflist import CHECK_SINCE, NetworkList, PluginConfig
-from orlop.net.model import Value
 from orlop.net.plugins import Invocation, PluginFailed
+from orlop.value import Value
 
 _NO_PORTS_NO_WORK = "portmap"
 

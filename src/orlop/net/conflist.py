@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from orlop.errors import InvalidArgument
-from orlop.net.model import Value
+from orlop.value import Value
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """CNI versions that Orlop speaks, oldest first."""

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import msgspec
-
-
-class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of the immutable values below."""
+from orlop.value import Value
 
 
 class PortMappingLike(Protocol):

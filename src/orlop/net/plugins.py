@@ -11,7 +11,7 @@ import msgspec
 
 from orlop.errors import Code, OrlopError, Unavailable
 from orlop.host import process
-from orlop.net.model import Value
+from orlop.value import Value
 
 _OUTPUT_LIMIT = 4 << 20
 _SHOWN = 1000

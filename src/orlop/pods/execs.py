@@ -8,7 +8,8 @@ from orlop import tracing
 from orlop.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from orlop.pods.node import Node
 from orlop.sandbox.base import Connection, ProcessIO
-from orlop.sandbox.spec import ExecSpec, Value
+from orlop.sandbox.spec import ExecSpec
+from orlop.value import Value
 
 OUTPUT_LIMIT = 8 << 20
 """Bytes of each stream that ExecSync keeps; what a command writes beyond is read and dropped."""

@@ -19,7 +19,8 @@ from orlop.pods.records import (
     PodFilter,
     PodRecord,
 )
-from orlop.sandbox.spec import PodSpec, Value
+from orlop.sandbox.spec import PodSpec
+from orlop.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

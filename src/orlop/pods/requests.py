@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import msgspec
 
-from orlop.sandbox.spec import Device, IdMapping, Namespaces, Propagation, Resources, Seccomp, Value
+from orlop.sandbox.spec import Device, IdMapping, Namespaces, Propagation, Resources, Seccomp
+from orlop.value import Value
 
 
 class MountRequest(Value, frozen=True):

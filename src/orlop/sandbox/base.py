@@ -23,8 +23,8 @@ from orlop.sandbox.spec import (
     PodStats,
     Resources,
     UserIds,
-    Value,
 )
+from orlop.value import Value
 
 
 class Features(Value, frozen=True):

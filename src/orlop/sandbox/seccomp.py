@@ -20,7 +20,8 @@ import msgspec
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.linux import architecture
 from orlop.sandbox import seccomp_default as default
-from orlop.sandbox.spec import Seccomp, SeccompMode, Value
+from orlop.sandbox.spec import Seccomp, SeccompMode
+from orlop.value import Value
 
 _MAX_PROFILE = 1 << 20
 _MAX_PROGRAM = 4096

@@ -12,10 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from orlop.net.model import InterfaceCounters
-
-
-class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of the immutable values below."""
+from orlop.value import Value
 
 
 class NamespaceMode(StrEnum):
@@ -115,10 +112,10 @@ class PodSpec(Value, frozen=True):
     log_directory: str = ""
     dns: Dns = Dns()
     port_mappings: tuple[PortMapping, ...] = ()
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
     cgroup_parent: str = ""
-    sysctls: dict[str, str] = {}
+    sysctls: dict[str, str] = msgspec.field(default_factory=dict)
     namespaces: Namespaces = Namespaces()
     privileged: bool = False
     seccomp: Seccomp = Seccomp()
@@ -234,7 +231,7 @@ class ContainerSpec(Value, frozen=True):
     security: Security = Security()
     namespaces: Namespaces = Namespaces()
     stop_signal: int = 15
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class UserIds(Value, frozen=True):

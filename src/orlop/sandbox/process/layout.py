@@ -22,7 +22,7 @@ import msgspec
 from orlop.errors import InvalidArgument
 from orlop.host import files
 from orlop.linux.removal import remove_tree
-from orlop.sandbox.spec import Value
+from orlop.value import Value
 
 PASSABLE = 0o711
 """Mode of directories that the root user of a user namespace must be able to pass through."""

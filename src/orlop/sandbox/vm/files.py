@@ -17,7 +17,7 @@ import msgspec
 from orlop.errors import DataLoss, InvalidArgument
 from orlop.host import files
 from orlop.sandbox.crilog import LogPosition
-from orlop.sandbox.spec import Value
+from orlop.value import Value
 from orlop.wire.values import Disks
 
 T = TypeVar("T", bound=Value)
