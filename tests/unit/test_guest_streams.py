@@ -8,7 +8,7 @@ import pytest
 
 from orlop.guest.channel import Channel
 from orlop.guest.loop import Loop
-from orlop.guest.streams.pipes import Input, Output
+from orlop.guest.streams.pipes import InputPipe, OutputPipe
 from orlop.wire.flow import WINDOW, Receiver, Sender
 from orlop.wire.framing import Frame, Kind, Parser, frame, preamble
 
@@ -124,7 +124,7 @@ class Host:
     def send(self, encoded: bytes) -> None:
         self.frames += self.parser.feed(encoded)
 
-    def serve(self, output: Output) -> None:
+    def serve(self, output: OutputPipe) -> None:
         while self.frames:
             received = self.frames.pop(0)
             if received.kind is Kind.DATA:
@@ -149,7 +149,7 @@ def test_output_arrives_whole_and_ends() -> None:
     reader, writer = os.pipe()
     host = Host(loop)
     done: list[bool] = []
-    output = Output(loop, host.send, 7, reader, paused=False)
+    output = OutputPipe(loop, host.send, 7, reader, paused=False)
     output.on_done = lambda: done.append(True)
     os.write(writer, b"x" * 5000)
     os.close(writer)
@@ -164,7 +164,7 @@ def test_without_a_daemon_the_pipe_fills_and_nothing_is_lost() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     host = Host(loop)
-    output = Output(loop, host.send, 7, reader, paused=True)
+    output = OutputPipe(loop, host.send, 7, reader, paused=True)
     written = 0
     for _ in range(60):
         try:
@@ -189,7 +189,7 @@ def test_a_reader_that_goes_away_does_not_hold_up_the_process() -> None:
     loop = Loop(pytest.fail)
     reader, writer = os.pipe()
     host = Host(loop)
-    output = Output(loop, host.send, 7, reader, paused=False)
+    output = OutputPipe(loop, host.send, 7, reader, paused=False)
     output.on_frame(Frame(Kind.RESET, 7))
     for _ in range(50):
         os.write(writer, b"y" * 60000)
@@ -203,7 +203,7 @@ def test_input_is_acknowledged_when_the_process_has_it() -> None:
     loop = Loop(pytest.fail)
     reader, writer = os.pipe()
     sent: list[bytes] = []
-    source = Input(loop, sent.append, 9, writer)
+    source = InputPipe(loop, sent.append, 9, writer)
     sender = Sender(9)
     sender.write(b"a" * 200_000)
     sender.end()
@@ -229,7 +229,7 @@ def test_input_for_a_process_that_does_not_read_is_reset() -> None:
     loop = Loop(pytest.fail)
     reader, writer = os.pipe()
     sent: list[bytes] = []
-    source = Input(loop, sent.append, 9, writer)
+    source = InputPipe(loop, sent.append, 9, writer)
     os.close(reader)
     source.on_frame(Frame(Kind.DATA, 9, b"hello", 0))
     assert source.finished

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from orlop.guest.answer import Answer
-from orlop.guest.containers.container import Entry
-from orlop.guest.containers.execs import Execs
+from orlop.guest.containers.container import LiveContainer
+from orlop.guest.containers.execs import ExecTable
 from orlop.guest.containers.process import Process
 from orlop.guest.devices.block import Disks
 from orlop.guest.devices.share import Share
@@ -34,11 +34,11 @@ class Agent:
     def __init__(self, loop: Loop, streaming: Streaming, emit: Callable[[messages.Event], bool]) -> None:
         self.loop = loop
         self.streaming = streaming
-        self.containers: dict[str, Entry] = {}
-        self.execs = Execs(streaming, self.adopt, self.emit)
+        self.containers: dict[str, LiveContainer] = {}
+        self.execs = ExecTable(streaming, self.adopt, self.emit)
         self.disks = Disks(loop)
         self.id_maps = IdMaps()
-        self.identity = setup.Identity()
+        self.identity = setup.PodIdentity()
         self.quiet = False
         self._emit = emit
         self._share = Share()
@@ -96,7 +96,7 @@ class Agent:
         spec = request.container
         if spec.id in self.containers:
             raise Refused("exists", f"container {spec.id} exists already")
-        entry = Entry(spec, self.streaming, self.disks, self.id_maps)
+        entry = LiveContainer(spec, self.streaming, self.disks, self.id_maps)
         self.containers[spec.id] = entry
 
         def on_found(problem: Refused | None) -> None:
@@ -110,7 +110,7 @@ class Agent:
         scratch = (spec.disks.scratch,) if spec.disks.scratch else ()
         self.disks.find((*spec.disks.root, *scratch, *spec.disks.volumes), on_found)
 
-    def bring_up(self, entry: Entry, answer: Answer) -> None:
+    def bring_up(self, entry: LiveContainer, answer: Answer) -> None:
         """What :meth:`create` does, for an entry that was made."""
         self.containers[entry.spec.id] = entry
         process = entry.process
@@ -283,13 +283,13 @@ class Agent:
 
     # Helpers
 
-    def _container(self, id_: str) -> Entry:
+    def _container(self, id_: str) -> LiveContainer:
         entry = self.containers.get(id_)
         if entry is None:
             raise Refused("not_found", f"there is no container {id_} in this VM")
         return entry
 
-    def _namespace_owner(self, entry: Entry) -> int:
+    def _namespace_owner(self, entry: LiveContainer) -> int:
         """The process whose PID namespace (and user namespace) the container shares; 0 for one of its own."""
         wanted = entry.spec.namespaces
         if wanted.pid == "container":
@@ -303,7 +303,7 @@ class Agent:
             raise Refused("failed_precondition", f"container {wanted.target} is {target.status}, not running")
         return target.process.pid
 
-    def _abandon(self, entry: Entry, answer: Answer, error: BaseException) -> None:
+    def _abandon(self, entry: LiveContainer, answer: Answer, error: BaseException) -> None:
         """A container that did not come to be: kill, release, then say why."""
         entry.status = "deleting"
         refused = (
@@ -313,7 +313,7 @@ class Agent:
             self.adopt(entry.process)
         self._release(entry, lambda problem: answer.refuse(refused))
 
-    def _release(self, entry: Entry, then: Callable[[Refused | None], None]) -> None:
+    def _release(self, entry: LiveContainer, then: Callable[[Refused | None], None]) -> None:
         """Kill what is left until nothing is, then release what it used; ``then`` hears what came of it.
 
         Who asks while that is under way is told together with who asked first: released twice, the second
@@ -323,7 +323,7 @@ class Agent:
         if len(entry.leaving) == 1:
             self._try_release(entry, DELETE_ATTEMPTS)
 
-    def _try_release(self, entry: Entry, attempts: int) -> None:
+    def _try_release(self, entry: LiveContainer, attempts: int) -> None:
         problem: Refused | None = None
         try:
             if not self._is_released(entry):
@@ -342,13 +342,13 @@ class Agent:
         # After the answer has left.
         self.loop.call_soon(self.disks.forget_devices)
 
-    def _is_released(self, entry: Entry) -> bool:
+    def _is_released(self, entry: LiveContainer) -> bool:
         process = entry.process
         process.signal(9)
         alive = process.child is not None and process.exit is None
         return not alive and entry.release()
 
-    def _on_exit(self, entry: Entry, code: int) -> None:
+    def _on_exit(self, entry: LiveContainer, code: int) -> None:
         """The first process ended: so does everything else of the container."""
         entry.ended()
         entry.cgroup.kill()
@@ -361,14 +361,14 @@ class Agent:
             entry.status = "stopped"
             self.emit(messages.ContainerExited(id=entry.spec.id, exit=process.exit))
 
-    def _on_memory_event(self, entry: Entry) -> None:
+    def _on_memory_event(self, entry: LiveContainer) -> None:
         kills = entry.cgroup.pairs("memory.events").get("oom_kill", 0)
         if kills > entry.oom_kills:
             entry.oom_kills = kills
             self.emit(messages.OutOfMemory(id=entry.spec.id))
 
 
-def _lives_on(entry: Entry) -> Refused:
+def _lives_on(entry: LiveContainer) -> Refused:
     """What to say of a container whose processes SIGKILL does not end."""
     seconds = DELETE_ATTEMPTS * DELETE_RETRY
     found = ", ".join(str(pid) for pid in entry.cgroup.pids()[:8]) or "none"

@@ -12,7 +12,7 @@ from typing import Any
 
 from orlop.guest.agent import Agent
 from orlop.guest.answer import Answer
-from orlop.guest.containers.container import Entry
+from orlop.guest.containers.container import LiveContainer
 from orlop.guest.machine import cgroup, memory, stats
 from orlop.wire import messages
 from orlop.wire.values import Container, Disk, Disks, Mount, Resources, Security
@@ -32,7 +32,7 @@ _MASKED = (
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
-class _Entry(Entry):
+class _Rehearsed(LiveContainer):
     """A container whose image is the guest's root."""
 
     def lower(self, disks: tuple[Disk, ...]) -> list[str]:
@@ -56,7 +56,7 @@ def _walk(agent: Agent, then: Callable[[], None]) -> None:
     _talk()
     agent.quiet = True
     request = _create()
-    entry = _Entry(request.container, agent.streaming, agent.disks, agent.id_maps)
+    entry = _Rehearsed(request.container, agent.streaming, agent.disks, agent.id_maps)
     steps = iter(
         (
             lambda step: agent.bring_up(entry, step),

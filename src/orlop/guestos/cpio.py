@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Entry:
+class CpioEntry:
     """One file. ``mode`` has the type bits; ``data`` is the content, or a symbolic link's target."""
 
     name: str
@@ -20,32 +20,32 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
 
-def directory(name: str) -> Entry:
+def directory(name: str) -> CpioEntry:
     """A directory."""
-    return Entry(name, stat.S_IFDIR | 0o755)
+    return CpioEntry(name, stat.S_IFDIR | 0o755)
 
 
-def file(name: str, data: bytes, *, executable: bool = False) -> Entry:
+def file(name: str, data: bytes, *, executable: bool = False) -> CpioEntry:
     """A regular file."""
-    return Entry(name, stat.S_IFREG | (0o755 if executable else 0o644), data)
+    return CpioEntry(name, stat.S_IFREG | (0o755 if executable else 0o644), data)
 
 
-def character_device(name: str, major: int, minor: int) -> Entry:
+def character_device(name: str, major: int, minor: int) -> CpioEntry:
     """A character device node."""
-    return Entry(name, stat.S_IFCHR | 0o600, b"", (major, minor))
+    return CpioEntry(name, stat.S_IFCHR | 0o600, b"", (major, minor))
 
 
-def archive(entries: Iterable[Entry]) -> bytes:
+def archive(entries: Iterable[CpioEntry]) -> bytes:
     """The archive of ``entries`` in their order; a directory has to come before what is in it."""
     out = bytearray()
     for number, entry in enumerate(entries, start=1):
         _append(out, number, entry)
-    _append(out, 0, Entry("TRAILER!!!", 0))
+    _append(out, 0, CpioEntry("TRAILER!!!", 0))
     out += bytes(-len(out) % 512)
     return bytes(out)
 
 
-def _append(out: bytearray, inode: int, entry: Entry) -> None:
+def _append(out: bytearray, inode: int, entry: CpioEntry) -> None:
     name = entry.name.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     major, minor = entry.device

@@ -44,7 +44,7 @@ class Source(Protocol):
         ...
 
 
-class Entry:
+class TarEntry:
     """One member of the archive. ``kind`` is the type flag of its header, as one byte.
 
     ``size`` is what the file has once written; ``stored`` is what the archive holds of it.
@@ -201,7 +201,7 @@ class TarReader:
         self._global: dict[bytes, bytes] = {}
         self.entries = 0
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[TarEntry]:
         pax: dict[bytes, bytes] = {}
         long_name: bytes | None = None
         long_link: bytes | None = None
@@ -256,7 +256,7 @@ class TarReader:
             raise ArchiveError("the archive ends inside a file")
         return data
 
-    def _header(self, block: bytes) -> Entry:
+    def _header(self, block: bytes) -> TarEntry:
         self.entries += 1
         if self.entries > self._max_entries:
             raise ArchiveError(f"the archive has more than {self._max_entries} entries")
@@ -264,7 +264,7 @@ class TarReader:
             _HEADER.unpack(block)
         )
         _check_sum(block, checksum)
-        entry = Entry()
+        entry = TarEntry()
         entry.name = _cut(name)
         if magic.startswith(b"ustar\0") and prefix[0]:
             entry.name = _cut(prefix) + b"/" + entry.name
@@ -290,7 +290,7 @@ class TarReader:
             raise ArchiveError("the archive ends inside an extended header")
         return data[:size]
 
-    def _apply(self, entry: Entry, pax: dict[bytes, bytes]) -> None:
+    def _apply(self, entry: TarEntry, pax: dict[bytes, bytes]) -> None:
         xattrs: list[tuple[bytes, bytes]] = []
         for key, value in pax.items():
             if key == b"path":
@@ -313,7 +313,7 @@ class TarReader:
         if b"GNU.sparse.map" in pax or b"GNU.sparse.major" in pax:
             self._pax_sparse(entry, pax)
 
-    def _pax_sparse(self, entry: Entry, pax: dict[bytes, bytes]) -> None:
+    def _pax_sparse(self, entry: TarEntry, pax: dict[bytes, bytes]) -> None:
         entry.name = pax.get(b"GNU.sparse.name", entry.name)
         entry.stored = entry.size
         real = pax.get(b"GNU.sparse.realsize", pax.get(b"GNU.sparse.size", b""))
@@ -354,7 +354,7 @@ class TarReader:
                 numbers.append(value)
         return numbers
 
-    def _old_sparse(self, entry: Entry, block: bytes) -> None:
+    def _old_sparse(self, entry: TarEntry, block: bytes) -> None:
         """Old GNU format: four parts in the header, 21 in each block that follows."""
         parts: list[tuple[int, int]] = []
         real = parse_number(block[483:495], "realsize")
@@ -381,7 +381,7 @@ class TarReader:
             raise ArchiveError("a sparse file's map does not match its size")
         entry.stored = stored
 
-    def _begin_body(self, entry: Entry) -> None:
+    def _begin_body(self, entry: TarEntry) -> None:
         if entry.sparse is not None:
             # The map of a pax sparse file may already have been read off its body.
             if self._padding or self._left:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import stat
 from array import array
 
-from orlop.images.tarstream import ArchiveError, Entry
+from orlop.images.tarstream import ArchiveError, TarEntry
 
 MAX_NAME = 255
 MAX_DEPTH = 1024
@@ -114,7 +114,7 @@ class Tree:
         self._parent_name = b""
         self._parent: Node | None = None
 
-    def add(self, entry: Entry) -> Node | None:
+    def add(self, entry: TarEntry) -> Node | None:
         """Place an entry; returns the node whose bytes follow, for a regular file."""
         name, kind = entry.name, entry.kind
         if _META in name and _is_bookkeeping(name):
@@ -155,7 +155,7 @@ class Tree:
         parent = self._walk(parts[:-1], name, create=False)
         return None if parent is None or parent.children is None else parent.children.get(parts[-1])
 
-    def _place(self, parent: Node, base: bytes, kind: bytes, entry: Entry) -> Node | None:
+    def _place(self, parent: Node, base: bytes, kind: bytes, entry: TarEntry) -> Node | None:
         assert parent.children is not None
         if kind in _DIRECTORY_KINDS:
             node = parent.children.get(base)
@@ -195,7 +195,7 @@ class Tree:
                 self._parent = None
         parent.children[base] = node
 
-    def _describe(self, node: Node, entry: Entry) -> None:
+    def _describe(self, node: Node, entry: TarEntry) -> None:
         node.mode = stat.S_IFMT(node.mode) | (entry.mode & 0o7777)
         if not (0 <= entry.uid <= 0xFFFFFFFE and 0 <= entry.gid <= 0xFFFFFFFE):
             raise ArchiveError(f"the owner of {shown(entry.name)} is not a valid number")
@@ -207,7 +207,7 @@ class Tree:
             make_opaque(node)
         node.implied = False
 
-    def _hard_link(self, parent: Node, base: bytes, entry: Entry) -> None:
+    def _hard_link(self, parent: Node, base: bytes, entry: TarEntry) -> None:
         assert parent.children is not None
         target = self.lookup(entry.link)
         if target is None:
@@ -304,14 +304,14 @@ def _simple(base: bytes) -> bool:
     return base not in (b"", b".", b"..") and len(base) <= MAX_NAME
 
 
-def _device(entry: Entry) -> tuple[int, int]:
+def _device(entry: TarEntry) -> tuple[int, int]:
     major, minor = entry.rdev
     if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
         raise ArchiveError(f"the device {shown(entry.name)} has impossible numbers")
     return major, minor
 
 
-def _clean_xattrs(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
+def _clean_xattrs(entry: TarEntry) -> tuple[tuple[bytes, bytes], ...]:
     """Drop what steers overlayfs: only this module may set that."""
     kept = []
     for name, value in entry.xattrs:

@@ -101,7 +101,7 @@ class Setup(Request[SetupReply]):
 
     ``clock`` is the wall clock to set; ``entropy`` seeds the random number generator;
     ``machine_id`` (32 hex digits) and ``boot_id`` (a UUID) replace the template's.
-    ``resolv_conf`` and ``hosts`` are the files' text. ``share`` is where the directory is that the host shares.
+    ``resolv_conf`` and ``hosts`` are the files' text. ``share`` is where the host's directory is found.
     """
 
     op: ClassVar[str] = "setup"

@@ -29,7 +29,7 @@ from orlop.wire.values import Container, ContainerState, Disk, Mount, Resources
 _JOIN_SESSION_KEYRING = 1
 
 
-class Entry:
+class LiveContainer:
     """What the agent holds of a container. ``status``: creating, created, running, stopped, deleting.
 
     ``leaving`` are those who wait for its end.

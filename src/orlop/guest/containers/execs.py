@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orlop.guest.answer import Answer
-from orlop.guest.containers.container import Entry
+from orlop.guest.containers.container import LiveContainer
 from orlop.guest.containers.process import Process
 from orlop.guest.launch import spawn
 from orlop.guest.launch.program import TTY_GROUP, Program, add_program, add_terminal, prepare
@@ -31,7 +31,7 @@ class Running:
     told: bool = False
 
 
-class Execs:
+class ExecTable:
     """The execs of all containers, by their own id within their container's.
 
     ``adopt`` has a process told of its child's end; ``emit`` sends an event and says whether it did.
@@ -55,7 +55,7 @@ class Execs:
             raise Refused("not_found", f"there is no exec {id_} in container {container_id}")
         return running
 
-    def start(self, request: messages.Exec, entry: Entry, answer: Answer) -> None:
+    def start(self, request: messages.Exec, entry: LiveContainer, answer: Answer) -> None:
         """Fork into the container; answers when exec succeeded or why it did not."""
         key = (request.container_id, request.id)
         if key in self._running:
@@ -107,7 +107,7 @@ class Execs:
             running.process.close()
             self._settle(running)
 
-    def _launch(self, request: messages.Exec, entry: Entry, process: Process) -> None:
+    def _launch(self, request: messages.Exec, entry: LiveContainer, process: Process) -> None:
         spec, child = entry.spec, entry.process.child
         if child is None or entry.root is None:
             raise Refused("failed_precondition", f"container {spec.id} has ended")
@@ -148,7 +148,7 @@ class Execs:
         finally:
             os.close(group)
 
-    def _terminal(self, request: messages.Exec, entry: Entry, process: Process, owner: int) -> str:
+    def _terminal(self, request: messages.Exec, entry: LiveContainer, process: Process, owner: int) -> str:
         assert entry.root is not None
         group = outer_id(TTY_GROUP, entry.spec.namespaces.gid_mappings)
         master, path = entry.root.terminal(owner, group)

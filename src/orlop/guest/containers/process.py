@@ -15,7 +15,7 @@ from orlop.guest.launch import spawn
 from orlop.guest.launch.script import Script
 from orlop.guest.launch.spawn import Child
 from orlop.guest.loop import IN
-from orlop.guest.streams.pipes import Input, Output
+from orlop.guest.streams.pipes import InputPipe, OutputPipe
 from orlop.guest.streams.table import Streaming
 from orlop.wire.messages import Refused
 from orlop.wire.values import Exit, Streams
@@ -41,8 +41,8 @@ class Process:
         self.on_finished: Callable[[], None] = lambda: None
         self._streaming = streaming
         self._loop = streaming.loop
-        self._input: Input | None = None
-        self._outputs: list[Output] = []
+        self._input: InputPipe | None = None
+        self._outputs: list[OutputPipe] = []
         self._pipes: list[int] = []
         self._master = -1
         self._settled = False

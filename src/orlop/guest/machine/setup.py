@@ -33,7 +33,7 @@ _DEFAULT_SYSCTLS = {
 }
 
 
-class Identity:
+class PodIdentity:
     """What makes this VM one pod's. May be set again as a whole, as long as nothing depends on it."""
 
     def __init__(self) -> None:

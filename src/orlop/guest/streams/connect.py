@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 
 from orlop.guest.loop import OUT, Loop
-from orlop.guest.streams.pipes import Input, Output, Send
+from orlop.guest.streams.pipes import InputPipe, OutputPipe, Send
 from orlop.wire.framing import Frame, Kind
 from orlop.wire.messages import Refused
 from orlop.wire.values import StreamOffsets
@@ -24,8 +24,8 @@ class Connection:
     ) -> None:
         self.stream = stream
         self._on_done = on_done
-        self._reader = Output(loop, send, stream, os.dup(link.fileno()), paused=False)
-        self._writer = Input(loop, send, stream, link.detach())
+        self._reader = OutputPipe(loop, send, stream, os.dup(link.fileno()), paused=False)
+        self._writer = InputPipe(loop, send, stream, link.detach())
         self._writer.on_end = _half_close
         self._reader.on_done = self._check
         self._writer.on_done = self._check

@@ -23,7 +23,7 @@ _CHUNK = 64 << 10
 Send = Callable[[bytes], None]
 
 
-class Output:
+class OutputPipe:
     """A stream to the host, fed from ``fd``, which it owns.
 
     ``on_done`` is called once, when the host has all or wants no more. Without a host side
@@ -133,7 +133,7 @@ class Output:
             self.on_done()
 
 
-class Input:
+class InputPipe:
     """A stream from the host, written to ``fd``, which it owns. For a terminal, the end is a ^D."""
 
     def __init__(self, loop: Loop, send: Send, stream: int, fd: int, *, terminal: bool = False) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from orlop.guest.loop import Loop
 from orlop.guest.streams.connect import Connection
-from orlop.guest.streams.pipes import Input, Output
+from orlop.guest.streams.pipes import InputPipe, OutputPipe
 from orlop.wire.messages import Refused
 
 
@@ -18,7 +18,7 @@ class Streaming:
         self.send = send
         self.flowing = False
         self.next_stream = 1
-        self.table: dict[int, Input | Output | Connection] = {}
+        self.table: dict[int, InputPipe | OutputPipe | Connection] = {}
 
     def claim(self, *streams: int) -> None:
         """Note stream ids as used; ``invalid`` when one is in use."""
@@ -27,18 +27,18 @@ class Streaming:
             raise Refused("invalid", f"stream ids {wanted} are in use")
         self.next_stream = max([self.next_stream, *(stream + 1 for stream in wanted)])
 
-    def output(self, stream: int, fd: int, on_done: Callable[[], None]) -> Output:
+    def output(self, stream: int, fd: int, on_done: Callable[[], None]) -> OutputPipe:
         """Open a stream from ``fd``."""
-        opened = Output(self.loop, self.send, stream, fd, paused=not self.flowing)
+        opened = OutputPipe(self.loop, self.send, stream, fd, paused=not self.flowing)
         opened.on_done = lambda: self.forget(stream, on_done)
         self.table[stream] = opened
         return opened
 
     def input(
         self, stream: int, fd: int, on_done: Callable[[], None] | None = None, *, terminal: bool = False
-    ) -> Input:
+    ) -> InputPipe:
         """Open a stream to ``fd``."""
-        opened = Input(self.loop, self.send, stream, fd, terminal=terminal)
+        opened = InputPipe(self.loop, self.send, stream, fd, terminal=terminal)
         opened.on_done = lambda: self.forget(stream, on_done)
         self.table[stream] = opened
         return opened

@@ -1,0 +1,26 @@
+"""Names say what they are: no class name stands for three things."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import orlop
+
+SOURCE = Path(orlop.__file__).parent
+YET = {"Container", "Execs", "Output", "Usage"}
+"""What is going to be renamed."""
+
+
+def test_no_class_name_stands_for_three_things() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(SOURCE.rglob("*.py")):
+        if path.name.endswith("_pb2.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(path.relative_to(SOURCE).as_posix())
+    wrong = {name: found for name, found in places.items() if len(found) > 2 and name not in YET}
+    assert not wrong
+    assert places["Value"] == ["value.py"]
