@@ -23,7 +23,6 @@ from pathlib import Path
 from orlop.errors import FailedPrecondition
 from orlop.host import threads
 from orlop.host.tasks import uncancelled
-from orlop.sandbox.spec import Value
 from orlop.value import Value
 
 log = logging.getLogger(__name__)
