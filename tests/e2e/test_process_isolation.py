@@ -114,7 +114,7 @@ async def test_shared_process_namespace_reaps_and_dies_as_one(host: Bed) -> None
     assert "sleep 555" not in await _sh(sandbox, first, "ps")
     debug = await _add(host, sandbox, pod, namespaces=Namespaces(pid=TARGET, target_container=first.id))
     assert "1 pause" in " ".join((await _sh(sandbox, debug, "ps -o pid,comm")).split())
-    holder = sandbox.info["holder_pid"]
+    holder = sandbox.info["pid"]
     assert isinstance(holder, int)
     waiting = asyncio.ensure_future(sandbox.wait())
     os.kill(holder, signal.SIGKILL)

@@ -295,7 +295,7 @@ async def test_user_namespace(host: Bed) -> None:
     assert b"pause" in processes
     hostname, _, _ = await run(sandbox, spec.id, "sh", "-c", "hostname other && hostname")
     assert hostname == b"" or hostname == b"other\n"
-    holder = sandbox.info["holder_pid"]
+    holder = sandbox.info["pid"]
     assert isinstance(holder, int)
     await sandbox.stop()
     assert not Path(f"/proc/{holder}").exists()
@@ -304,7 +304,7 @@ async def test_user_namespace(host: Bed) -> None:
 async def test_a_holder_that_no_record_names_is_found(host: Bed) -> None:
     pod = host.pod(namespaces=Namespaces(pid=NamespaceMode.POD))
     sandbox = await host.driver.run(pod)
-    holder = sandbox.info["holder_pid"]
+    holder = sandbox.info["pid"]
     assert isinstance(holder, int)
     started = process.process_start_time(holder)
     await host.driver.close()

@@ -169,7 +169,7 @@ class MemoryPods:
             and filter.phase in (None, item.phase)
         ]
 
-    def container_info(self, container_id: str) -> dict[str, object]:
+    async def container_info(self, container_id: str) -> dict[str, object]:
         return {"args": ["sleep"]}
 
     async def update_container(self, container_id: str, resources: Resources) -> None:

@@ -172,6 +172,10 @@ class DoubleSandbox:
         assert container.exit is not None
         return container.exit
 
+    async def container_info(self, container_id: str) -> dict[str, object]:
+        self._container(container_id)
+        return {"pid": 42}
+
     async def signal(self, container_id: str, signal: int) -> None:
         await self.world.effect("signal")
         self._container(container_id).signals.append(signal)

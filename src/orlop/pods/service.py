@@ -6,9 +6,12 @@ stops or removes is idempotent, and does nothing for what does not exist.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from orlop import config as configuration
+from orlop.errors import OrlopError
+from orlop.pods import outline
 from orlop.pods.containers import Containers
 from orlop.pods.events import Events
 from orlop.pods.execs import ExecResult, Execs
@@ -19,6 +22,7 @@ from orlop.pods.node import Node
 from orlop.pods.ports import Images
 from orlop.pods.records import (
     ContainerFilter,
+    ContainerPhase,
     ContainerRecord,
     ContainerUse,
     Event,
@@ -112,12 +116,14 @@ class PodService:
         """For verbose status: which handler and why, and what the sandbox tells of itself."""
         record = self._node.pod(pod_id)
         sandbox = self._node.sandboxes.get(record.id)
+        info = dict(sandbox.info) if sandbox is not None else {}
         return {
             "handler": record.handler,
             "handlerReason": record.handler_reason,
             "reason": record.reason,
             "netns": record.netns,
-            "sandbox": dict(sandbox.info) if sandbox is not None else {},
+            "pid": info.get("pid", 0),
+            "sandbox": info,
         }
 
     async def update_pod_resources(self, pod_id: str, overhead: Resources, resources: Resources) -> None:
@@ -150,18 +156,23 @@ class PodService:
         """The containers that match."""
         return self.ledger.containers(filter)
 
-    def container_info(self, container_id: str) -> dict[str, object]:
-        """For verbose status: the resolved command, the pod and its handler."""
+    async def container_info(self, container_id: str) -> dict[str, object]:
+        """For verbose status: the pod and its handler, the process on this host, and all that was decided."""
         record = self._node.container(container_id)
         pod = self.ledger.find_pod(record.pod_id)
+        sandbox = self._node.sandboxes.get(record.pod_id)
+        found: dict[str, object] = {}
+        if sandbox is not None and record.phase in (ContainerPhase.CREATED, ContainerPhase.RUNNING):
+            # A container that is going away meanwhile is still shown.
+            with contextlib.suppress(OrlopError):
+                found = await sandbox.container_info(record.id)
         return {
             "sandboxID": record.pod_id,
             "handler": pod.handler if pod is not None else "",
-            "args": list(record.spec.args),
-            "cwd": record.spec.cwd,
-            "user": record.spec.security.user,
-            "capabilities": list(record.spec.security.capabilities),
+            "pid": 0,
+            "runtimeSpec": outline.runtime_spec(record),
             "layers": len(record.spec.root.layers),
+            **found,
         }
 
     async def update_container(self, container_id: str, resources: Resources) -> None:

@@ -127,6 +127,11 @@ class Sandbox(Protocol):
         """Wait for the container's exit; answers at once, and any number of times, after it."""
         ...
 
+    async def container_info(self, container_id: str) -> dict[str, object]:
+        """For verbose status and for people: ``pid`` is the process on this host that the container is,
+        or is in; ``runtimeSpec`` the document that it runs from, where there is one."""
+        ...
+
     async def signal(self, container_id: str, signal: int) -> None:
         """Send a signal to the container's first process; KILL goes to all of its processes."""
         ...

@@ -53,9 +53,9 @@ class ContainerCalls:
     async def container_status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
         """A container's state."""
         record = self._pods.container(validate.identifier(request.container_id, "container_id"))
+        info = verbose.info(await self._pods.container_info(record.id)) if request.verbose else None
         return pb.ContainerStatusResponse(
-            status=status.container_status(record, image_tags(self._images, record)),
-            info=verbose.info(self._pods.container_info(record.id)) if request.verbose else None,
+            status=status.container_status(record, image_tags(self._images, record)), info=info
         )
 
     async def list_containers(self, request: pb.ListContainersRequest) -> bytes:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -64,6 +65,11 @@ class ContainerPaths:
     def record(self) -> Path:
         """The file of :class:`ContainerState`."""
         return self.bundle / "container.json"
+
+    @property
+    def document(self) -> Path:
+        """What the runtime runs it from (OCI runtime-spec)."""
+        return self.bundle / "config.json"
 
     @property
     def volumes(self) -> Path:
@@ -176,5 +182,13 @@ def load_container(path: Path) -> ContainerState | None:
     """A container's record, or None when there is none that can be read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=ContainerState)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def load_document(path: Path) -> dict[str, Any] | None:
+    """A container's OCI document, or None when there is none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError):
         return None

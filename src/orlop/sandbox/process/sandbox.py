@@ -83,7 +83,7 @@ class ProcessSandbox:
             "handler": "process",
             "runtime": f"{runtime.name} {runtime.version}".strip(),
             "cgroup": self._state.cgroup,
-            "holder_pid": self._state.holder.pid,
+            "pid": self._state.holder.pid,
             "pids": {key: item.state.init.pid for key, item in self._containers.items() if item.state},
         }
 
@@ -156,6 +156,15 @@ class ProcessSandbox:
     async def wait_container(self, container_id: str) -> ExitStatus:
         """See ``Sandbox``."""
         return await self._container(container_id).wait()
+
+    async def container_info(self, container_id: str) -> dict[str, object]:
+        """See ``Sandbox``."""
+        container = self._container(container_id)
+        found: dict[str, object] = {}
+        if container.state is not None:
+            found = {"pid": container.state.init.pid, "cgroup": container.state.cgroup}
+        document = await asyncio.to_thread(layout.load_document, container.paths.document)
+        return found if document is None else {**found, "runtimeSpec": document}
 
     async def signal(self, container_id: str, signal: int) -> None:
         """See ``Sandbox``."""

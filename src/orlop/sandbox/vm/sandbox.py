@@ -211,6 +211,11 @@ class VmSandbox:
         """See ``Sandbox``."""
         return await self._container(container_id).wait()
 
+    async def container_info(self, container_id: str) -> dict[str, object]:
+        """See ``Sandbox``. The container's own processes are the guest's; here it is in its VM's."""
+        self._container(container_id)
+        return {"pid": self._clone.machine.pid, "vm": self._clone.id}
+
     async def signal(self, container_id: str, signal: int) -> None:
         """See ``Sandbox``."""
         if not self._container(container_id).exited.done():
