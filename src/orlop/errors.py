@@ -47,6 +47,10 @@ class InvalidArgument(OrlopError):
     code = Code.INVALID_ARGUMENT
 
 
+class CannotRun(InvalidArgument):
+    """The program of a container or of an exec is missing, is none, or may not be run by its user."""
+
+
 class NotFound(OrlopError):
     """The named object does not exist."""
 

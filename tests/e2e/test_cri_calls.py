@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -263,6 +264,84 @@ async def test_a_log_is_reopened(caller: Caller) -> None:
     await caller.runtime.stop_container(pb.StopContainerRequest(container_id=container_id))
     with pytest.raises(OrlopError):
         await caller.runtime.reopen_container_log(pb.ReopenContainerLogRequest(container_id=container_id))
+
+
+async def test_a_log_that_was_not_renamed_keeps_its_lines(caller: Caller) -> None:
+    pod = await caller.pod("unrotated")
+    container_id = await caller.container(
+        pod, "sh", "-c", "echo first; while :; do sleep 0.1; echo tick; done"
+    )
+    await caller.start(container_id)
+    path = Path((await caller.status(container_id)).log_path)
+    await until(lambda: path.exists() and b"tick" in path.read_bytes())
+    assert path.stat().st_mode & 0o777 == 0o640
+    await caller.runtime.reopen_container_log(pb.ReopenContainerLogRequest(container_id=container_id))
+    kept = path.read_bytes()
+    assert b"first" in kept
+    await until(lambda: len(path.read_bytes()) > len(kept))
+    path.rename(path.with_suffix(".1"))
+    await caller.runtime.reopen_container_log(pb.ReopenContainerLogRequest(container_id=container_id))
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+async def test_a_container_is_inspected(caller: Caller) -> None:
+    pod = await caller.pod("inspected")
+    limits = pb.LinuxContainerResources(memory_limit_in_bytes=64 << 20)
+    container_id = await caller.container(pod, linux=pb.LinuxContainerConfig(resources=limits))
+
+    async def info() -> Any:
+        request = pb.ContainerStatusRequest(container_id=container_id, verbose=True)
+        return json.loads((await caller.runtime.container_status(request)).info["info"])
+
+    await caller.start(container_id)
+    found = await info()
+    assert found["runtimeSpec"]["process"]["args"] == SLEEP
+    assert found["runtimeSpec"]["linux"]["resources"]["memory"]["limit"] == 64 << 20
+    command = Path(f"/proc/{found['pid']}/cmdline").read_bytes()
+    assert (b"qemu" if caller.handler == "vm" else b"trap 'exit 7' TERM") in command
+    request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod[0], verbose=True)
+    answer = await caller.runtime.pod_sandbox_status(request)
+    whole = json.loads(answer.info["info"])
+    holder = Path(f"/proc/{whole['pid']}/cmdline").read_bytes()
+    assert (b"qemu" if caller.handler == "vm" else b"pause") in holder
+    await caller.runtime.stop_container(pb.StopContainerRequest(container_id=container_id, timeout=0))
+    ended = await info()
+    assert ended["pid"] == 0 and ended["runtimeSpec"]["process"]["args"] == SLEEP
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [("no-such-program", "not found"), ("/no/such", "no such file"), ("/etc/passwd", "permission denied")],
+)
+async def test_a_bad_command_is_told_by_the_start(caller: Caller, command: str, reason: str) -> None:
+    pod = await caller.pod("bad-command")
+    container_id = await caller.container(pod, command)
+    with pytest.raises(InvalidArgument, match=reason) as refused:
+        await caller.start(container_id)
+    status = await caller.status(container_id)
+    assert (status.state, status.reason, status.exit_code) == (pb.CONTAINER_EXITED, "StartError", 128)
+    assert status.message == str(refused.value) and command in status.message
+    assert container_id[:12] not in status.message, "the same failure must read the same each time"
+    with pytest.raises(FailedPrecondition):
+        await caller.start(container_id)
+    await caller.runtime.remove_container(pb.RemoveContainerRequest(container_id=container_id))
+
+
+async def test_a_bad_command_of_an_exec_is_the_same_error_for_each_handler(caller: Caller) -> None:
+    container_id = await caller.container(await caller.pod("bad-exec"))
+    await caller.start(container_id)
+    for command in ("no-such-program", "/etc/passwd"):
+        with pytest.raises(InvalidArgument, match=command):
+            await caller.exec(container_id, command)
+
+
+async def test_a_container_that_cannot_be_made_leaves_no_log(caller: Caller) -> None:
+    pod = await caller.pod("no-log")
+    context = pb.LinuxContainerSecurityContext(run_as_username="nobody-of-this-name")
+    with pytest.raises(OrlopError, match="nobody-of-this-name"):
+        await caller.container(pod, linux=pb.LinuxContainerConfig(security_context=context))
+    logs = Path(pod[1].log_directory)
+    assert not logs.exists() or not list(logs.iterdir())
 
 
 async def test_what_cannot_be_is_refused_with_the_field(caller: Caller) -> None:

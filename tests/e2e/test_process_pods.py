@@ -75,7 +75,7 @@ async def test_exit_codes_and_what_cannot_be_run(host: Bed) -> None:
     with pytest.raises(FailedPrecondition, match="does not run"):
         await sandbox.exec(spec.id, ExecSpec(args=("true",)))
     absent = host.container(pod, "no-such-program")
-    with pytest.raises(FailedPrecondition, match="no-such-program"):
+    with pytest.raises(InvalidArgument, match="no-such-program"):
         await sandbox.create(absent)
     await sandbox.delete(absent.id)
     await sandbox.stop()
@@ -104,7 +104,7 @@ async def test_exec_streams_and_terminal(host: Bed) -> None:
     stdout, _, status = await read(shell)
     assert b"33 91" in stdout
     assert status.code == 5
-    with pytest.raises(FailedPrecondition, match="no-such"):
+    with pytest.raises(InvalidArgument, match="no-such"):
         await run(sandbox, spec.id, "no-such-program")
     lingering = await sandbox.exec(spec.id, ExecSpec(args=("sleep", "999")))
     await asyncio.sleep(0.3)

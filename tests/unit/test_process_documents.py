@@ -141,13 +141,13 @@ def test_resources_say_only_what_is_set() -> None:
 
 def test_command_line_of_the_monitor(tmp_path: Path) -> None:
     paths = Layout(tmp_path / "state", tmp_path / "root").pod("p").container("c")
-    options = conmon.Options(tty=True, stdin=True, stdin_once=False, log_path="/logs/0.log")
+    options = conmon.Options(name="c", tty=True, stdin=True, stdin_once=False, log_path="/logs/0.log")
     found = conmon.command("/usr/bin/conmon", RUNTIME, "c", paths, options)
     pairs = list(itertools.pairwise(found))
     assert ("--log-path", "k8s-file:/logs/0.log") in pairs
     assert ("--runtime-arg", "--root=/run/x/oci") in pairs
     assert {"--terminal", "--stdin", "--leave-stdin-open"} <= set(found)
-    once = conmon.Options(tty=False, stdin=True, stdin_once=True, log_path="")
+    once = conmon.Options(name="c", tty=False, stdin=True, stdin_once=True, log_path="")
     found = conmon.command("conmon", RUNTIME, "c", paths, once)
     assert "--leave-stdin-open" not in found
     assert "none:" in found

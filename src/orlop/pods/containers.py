@@ -12,12 +12,15 @@ import asyncio
 import logging
 import secrets
 import signal
+from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
 from orlop import tracing
 from orlop.errors import (
     AlreadyExists,
+    CannotRun,
     DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
@@ -96,15 +99,13 @@ class Containers:
             with tracing.span("pods.record", container=container_id):
                 await node.ledger.put_container(record)
             with tracing.span("sandbox.create", container=container_id):
-                user = await sandbox.create(record.spec)
+                record = await self._make(record, sandbox)
             if (current := node.ledger.find_pod(pod.id)) is None or not current.ready:
                 raise FailedPrecondition(
                     f"pod {pod.spec.namespace}/{pod.spec.name} was stopped while container {request.name} "
                     "was being made"
                 )
-            await node.ledger.put_container(
-                msgspec.structs.replace(record, phase=ContainerPhase.CREATED, user=user or record.user)
-            )
+            await node.ledger.put_container(msgspec.structs.replace(record, phase=ContainerPhase.CREATED))
         except BaseException:
             await self._undo(container_id, sandbox)
             raise
@@ -139,11 +140,25 @@ class Containers:
             user=resolve.known_user(spec.security),
         )
 
+    async def _make(self, record: ContainerRecord, sandbox: Sandbox) -> ContainerRecord:
+        """Have the sandbox make the container; the record with what came of it.
+
+        A program that cannot be run is told by the start: a caller whose create fails tries again for ever,
+        one whose start fails has a container with an exit code.
+        """
+        try:
+            user = await sandbox.create(record.spec)
+        except CannotRun as error:
+            await sandbox.delete(record.id)
+            return msgspec.structs.replace(record, cannot_start=str(error))
+        return msgspec.structs.replace(record, user=user or record.user)
+
     async def _undo(self, container_id: str, sandbox: Sandbox) -> None:
         """Remove what a failed create left, even while being cancelled."""
         try:
-            if self._node.ledger.find_container(container_id) is not None:
+            if (record := self._node.ledger.find_container(container_id)) is not None:
                 await sandbox.delete(container_id)
+                await threads.call(_drop_empty_log, record.log_path)
                 await self._node.ledger.drop_container(container_id)
             await self._node.images.release(container_id)
         except Exception as error:
@@ -171,12 +186,18 @@ class Containers:
             sandbox = self._node.sandbox(record.pod_id)
             await ledger.change_container(container_id, start_requested=True)
             try:
-                with tracing.span("sandbox.start", container=container_id):
-                    started_at = await sandbox.start(container_id)
+                started_at = await self.begin(record, sandbox)
             except Exception as error:
                 await self.start_failed(container_id, error)
                 raise
             await self.started(container_id, started_at, sandbox)
+
+    async def begin(self, record: ContainerRecord, sandbox: Sandbox) -> int:
+        """Run the process of a created container; when (ns). Raises CannotRun and what sandboxes raise."""
+        if record.cannot_start:
+            raise CannotRun(record.cannot_start)
+        with tracing.span("sandbox.start", container=record.id):
+            return await sandbox.start(record.id)
 
     async def start_failed(self, container_id: str, error: Exception) -> None:
         """Record that a container's process could not be run."""
@@ -353,3 +374,10 @@ async def _signal(sandbox: Sandbox, container_id: str, number: int) -> None:
         await sandbox.signal(container_id, number)
     except (NotFound, FailedPrecondition) as error:
         log.debug("signal %d to container %s: %s", number, container_id[:12], error)
+
+
+def _drop_empty_log(path: str) -> None:
+    """Remove the log of a container that never was: the kubelet counts logs as starts."""
+    with suppress(OSError):
+        if path and Path(path).stat().st_size == 0:
+            Path(path).unlink()

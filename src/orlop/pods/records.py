@@ -98,6 +98,7 @@ class ContainerRecord(Value, frozen=True):
     that applies (``SIGTERM``); ``spec.stop_signal`` its number. ``start_requested`` is set before
     the process is started, so that a start cut short by a crash is carried on. ``user`` is None
     when the image alone knows (a name, looked up in the container's own /etc/passwd).
+    ``cannot_start`` says why a CREATED container's program cannot be run: its start will fail so.
     """
 
     spec: ContainerSpec
@@ -105,6 +106,7 @@ class ContainerRecord(Value, frozen=True):
     created_at: int
     request: str = ""
     start_requested: bool = False
+    cannot_start: str = ""
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
     image: str = ""

@@ -125,7 +125,7 @@ class Recovery:
     async def _start(self, member: ContainerRecord, sandbox: Sandbox) -> None:
         """Carry on a start that may or may not have reached the sandbox."""
         try:
-            started_at = await sandbox.start(member.id)
+            started_at = await self._containers.begin(member, sandbox)
         except FailedPrecondition:
             started_at = now()
         except OrlopError as error:

@@ -114,9 +114,9 @@ class Sandbox(Protocol):
         ...
 
     async def create(self, spec: ContainerSpec) -> UserIds | None:
-        """Make the container ready to start. Checks what can be checked before: a missing
-        executable, an unknown user or an unreadable volume fail here or in :meth:`start`.
-        Returns who it will run as, where that is known by now."""
+        """Make the container ready to start. Checks what can be checked before: an unknown user
+        or an unreadable volume fail here or in :meth:`start`, and so does a missing executable,
+        with CannotRun. Returns who it will run as, where that is known by now."""
         ...
 
     async def start(self, container_id: str) -> int:

@@ -37,6 +37,10 @@ _NAMES = {STDOUT: b"stdout", STDERR: b"stderr"}
 _LONG_LINE = re.compile(rb"[^\n]{%d}" % (MAX_LINE + 1))
 
 
+MODE = 0o640
+"""The group may read a log, for those who collect them; others may not."""
+
+
 class LogPosition(Value, frozen=True):
     """A moment in a log's life: in which file, at which size, how many bytes of each stream were settled.
 
@@ -118,6 +122,16 @@ def _find(path: str, position: LogPosition) -> Path | None:
         if same and status.st_size >= position.size:
             return candidate
     return None
+
+
+def open_file(path: str, *, make_directory: bool) -> int:
+    """A descriptor that appends to the log at ``path``. Raises FailedPrecondition."""
+    try:
+        if make_directory:
+            Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, MODE)
+    except OSError as error:
+        raise FailedPrecondition(f"log file {path} cannot be opened: {error}") from error
 
 
 @dataclass
@@ -237,14 +251,5 @@ class CriLog:
             self.lost += len(view)
 
     async def _new_file(self, *, make_directory: bool) -> int:
-        opening = threads.call(self._open_file, make_directory=make_directory)
+        opening = threads.call(open_file, self._path, make_directory=make_directory)
         return await uncancelled(opening, unwanted=os.close)
-
-    def _open_file(self, *, make_directory: bool) -> int:
-        path = Path(self._path)
-        try:
-            if make_directory:
-                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            raise FailedPrecondition(f"log file {self._path} cannot be opened: {error}") from error

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from orlop.errors import FailedPrecondition, Internal, NotFound
+from orlop.errors import Internal, NotFound
 from orlop.host import process, tasks
 from orlop.sandbox.process.layout import ContainerPaths, Process
-from orlop.sandbox.process.runtime import Runtime, last_error
+from orlop.sandbox.process.runtime import Runtime, last_error, refusal
 
 _CREATE_TIME = 120.0
 _MESSAGE_LIMIT = 1 << 16
@@ -32,8 +32,9 @@ class _Report(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Options:
-    """How a container's streams are to be kept."""
+    """How a container's streams are to be kept, and its name for people."""
 
+    name: str
     tty: bool
     stdin: bool
     stdin_once: bool
@@ -79,8 +80,8 @@ async def create(
 ) -> Started:
     """Create the container of the bundle under a monitor of its own.
 
-    Raises FailedPrecondition with the runtime's reason. The caller removes what is left then,
-    and after a cancellation.
+    Raises FailedPrecondition with the runtime's reason, or CannotRun. The caller removes what is
+    left then, and after a cancellation.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
@@ -105,7 +106,7 @@ async def create(
     if report is None or report.data <= 0:
         said = report.message if report is not None else f"conmon ended with status {status}"
         reason = last_error(paths.bundle / "runtime.log") or said.strip() or "no reason given"
-        raise FailedPrecondition(f"container {container_id[:12]} cannot be created: {reason}")
+        raise refusal(f"container {options.name} cannot be created", reason)
     return Started(init=identify(report.data), monitor=identify(read_pid(paths.bundle / "conmon.pid")))
 
 
@@ -170,8 +171,18 @@ def resize(bundle: Path, width: int, height: int) -> None:
     _order(bundle, f"{_RESIZE} {height} {width}\n")
 
 
+def writes_to(monitor: int, path: Path) -> bool:
+    """Whether the file at ``path`` is one that the monitor has open."""
+    try:
+        named = path.stat()
+        opened = [entry.stat() for entry in Path(f"/proc/{monitor}/fd").iterdir()]
+    except OSError:
+        return False
+    return any(os.path.samestat(named, status) for status in opened)
+
+
 def reopen_log(bundle: Path) -> None:
-    """Close and open the log file again. Raises NotFound when the monitor is gone."""
+    """Make a new log file, in the place of one that is there. Raises NotFound when the monitor is gone."""
     if not _order(bundle, f"{_REOPEN} 0 0\n"):
         raise NotFound(f"the monitor of {bundle.name[:12]} is gone: its log cannot be opened again")
 

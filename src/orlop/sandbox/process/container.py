@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import time
 from contextlib import suppress
@@ -23,6 +24,7 @@ from orlop.host import cgroups, cgroupstats, mounts, process, tasks, threads
 from orlop.host.cgroups import Cgroup
 from orlop.linux.removal import remove_tree
 from orlop.linux.users import Identity
+from orlop.sandbox import crilog
 from orlop.sandbox.process import apparmor, conmon, identity, layout, oci, volumes
 from orlop.sandbox.process.layout import ContainerPaths, ContainerState, PodPaths
 from orlop.sandbox.process.runtime import Runtime
@@ -101,14 +103,15 @@ class Container:
                 target_pid=target_pid,
                 apparmor=profile,
             )
-            (bundle / "config.json").write_bytes(msgspec.json.encode(oci.document(inputs)))
+            self.paths.document.write_bytes(msgspec.json.encode(oci.document(inputs)))
             if spec.sink.log:
-                Path(spec.sink.log).parent.mkdir(parents=True, exist_ok=True)
+                # The monitor opens it as it finds it.
+                os.close(crilog.open_file(spec.sink.log, make_directory=True))
             return who
 
         who = await threads.call(describe)
         options = conmon.Options(
-            tty=spec.tty, stdin=spec.stdin, stdin_once=spec.stdin_once, log_path=spec.sink.log
+            name=spec.name, tty=spec.tty, stdin=spec.stdin, stdin_once=spec.stdin_once, log_path=spec.sink.log
         )
         started = await conmon.create(self._tools.conmon, self._tools.runtime, self.id, self.paths, options)
         state = ContainerState(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,15 @@ from typing import Any
 import msgspec
 
 from orlop.config import Config
-from orlop.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
+from orlop.errors import CannotRun, DeadlineExceeded, FailedPrecondition, Internal, NotFound, OrlopError
 from orlop.host import cgroups, process
 
 KNOWN = ("crun", "runc")
 _START_TIME = 30.0
+
+
+_BAD_PROGRAM = re.compile(r'exec: "|executable file|exec format error|chdir to|open executable')
+"""What runc and crun say of a program that cannot be run, or of its working directory."""
 
 
 class _LogLine(msgspec.Struct):
@@ -59,7 +64,7 @@ class Runtime:
             await process.run(self.command(log, "start", container_id), timeout=_START_TIME)
         except process.ProcessFailed as error:
             reason = last_error(log) or error.stderr.strip()
-            raise FailedPrecondition(f"container {container_id[:12]} cannot be started: {reason}") from error
+            raise refusal("the container cannot be started", reason) from error
 
     async def update(self, container_id: str, resources: dict[str, Any], log: Path) -> None:
         """Change limits; ``resources`` as ``linux.resources`` of the OCI specification."""
@@ -108,6 +113,12 @@ async def _read_fifo(fifo: Path, container_id: str) -> None:
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)
+
+
+def refusal(what: str, reason: str) -> OrlopError:
+    """The error for what a runtime would not do: CannotRun when the program is to blame."""
+    kind = CannotRun if _BAD_PROGRAM.search(reason) else FailedPrecondition
+    return kind(f"{what}: {reason}")
 
 
 def last_error(log: Path) -> str:

@@ -12,6 +12,7 @@ from orlop.errors import AlreadyExists, FailedPrecondition, NotFound
 from orlop.host import cgroups, process, threads
 from orlop.host.cgroups import Cgroup
 from orlop.net.network import PodNetwork
+from orlop.sandbox import crilog
 from orlop.sandbox.base import Connection, ProcessIO
 from orlop.sandbox.process import checks, conmon, layout, oci, podns, statistics, streams
 from orlop.sandbox.process.container import Container, Tools
@@ -163,7 +164,7 @@ class ProcessSandbox:
         found: dict[str, object] = {}
         if container.state is not None:
             found = {"pid": container.state.init.pid, "cgroup": container.state.cgroup}
-        document = await asyncio.to_thread(layout.load_document, container.paths.document)
+        document = await threads.call(layout.load_document, container.paths.document)
         return found if document is None else {**found, "runtimeSpec": document}
 
     async def signal(self, container_id: str, signal: int) -> None:
@@ -211,10 +212,16 @@ class ProcessSandbox:
         container = self._container(container_id)
         if not container.running:
             raise FailedPrecondition(f"container {container_id[:12]} does not run")
-        path = Path(self._specs[container_id].sink.log)
+        log_path = self._specs[container_id].sink.log
+        if not log_path or container.state is None:
+            return
+        monitor, path = container.state.monitor.pid, Path(log_path)
+        if await threads.call(conmon.writes_to, monitor, path):
+            return  # it was not renamed away: the monitor would put an empty file in its place
         await threads.call(conmon.reopen_log, container.paths.bundle)
         for _ in range(100):  # it is an order without an answer
-            if not self._specs[container_id].sink.log or path.exists():
+            if await threads.call(conmon.writes_to, monitor, path):
+                await threads.call(path.chmod, crilog.MODE)
                 return
             await asyncio.sleep(0.01)
         raise FailedPrecondition(f"log {path} of container {container_id[:12]} was not opened again")

@@ -27,7 +27,7 @@ import msgspec
 from orlop.errors import FailedPrecondition
 from orlop.host import namespaces, process, tasks, threads
 from orlop.sandbox.process import conmon
-from orlop.sandbox.process.runtime import Runtime, last_error
+from orlop.sandbox.process.runtime import Runtime, last_error, refusal
 from orlop.sandbox.spec import ExecSpec, ExitStatus
 
 _CHUNK = 1 << 16
@@ -141,12 +141,12 @@ class ExecProcess:
         process.signal_child(self._child, signal.SIGWINCH)
 
     async def wait(self) -> ExitStatus:
-        """The exit. Raises FailedPrecondition when the command could not be run at all."""
+        """The exit. Raises CannotRun or FailedPrecondition when the command could not be run at all."""
         code = await self._child.wait()
         if code != 0 and not (self._directory / "pid").exists():
             reason = last_error(self._directory / "log")
             if reason:
-                raise FailedPrecondition(f"cannot run a command in {self._name}: {reason}")
+                raise refusal(f"cannot run a command in {self._name}", reason)
         return ExitStatus(code=code if code >= 0 else 128 - code, finished_at=time.time_ns())
 
     async def close(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from orlop.errors import (
     AlreadyExists,
+    CannotRun,
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
@@ -52,7 +53,7 @@ _ERRORS: dict[str, type[OrlopError]] = {
     "not_found": NotFound,
     "exists": AlreadyExists,
     "failed_precondition": FailedPrecondition,
-    "exec_failed": InvalidArgument,
+    "exec_failed": CannotRun,
     "unavailable": Unavailable,
     "internal": Internal,
     "unknown_op": Unimplemented,
