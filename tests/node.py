@@ -62,10 +62,7 @@ class Node:
         self.pid = 0
         self._start_time = 0
         self._crictl = os.fspath(tools.cri_tools()[0])
-        # Quick when it is there; the daemon refuses one that belongs to another version of the agent.
-        base = self.scratch / "base.toml"
-        base.write_text(f"root = {json.dumps(settings.base.root)}\n")
-        tools.run([sys.executable, "-m", "orlop.cli.main", "guest", "build", "--config", base])
+        build_guest(settings.base)
         privatedaemon.write_files(settings)
 
     def start(self) -> None:
@@ -393,10 +390,22 @@ def settings_for(
     Guest image and template are those of the machine, or of the root in ``$ORLOP_TEST_BASE``.
     """
     mirrors = {host: f"{registry}/{host}" for host in images.HOSTS}
-    base = Config(root=os.environ.get("ORLOP_TEST_BASE") or Config().root)
     return privatedaemon.Settings(
-        scratch=scratch, mirrors=mirrors, handler=handler, base=base, extra=extra or {}
+        scratch=scratch, mirrors=mirrors, handler=handler, base=base_config(), extra=extra or {}
     )
+
+
+def base_config() -> Config:
+    """Whose guest image and template nodes borrow."""
+    return Config(root=os.environ.get("ORLOP_TEST_BASE") or Config().root)
+
+
+def build_guest(base: Config) -> None:
+    """Build the guest image. Quick when it is there; a daemon refuses one of another version of the agent."""
+    with tempfile.TemporaryDirectory(prefix="orlop-base-") as scratch:
+        file = Path(scratch) / "config.toml"
+        file.write_text(f"root = {json.dumps(base.root)}\n")
+        tools.run([sys.executable, "-m", "orlop.cli.main", "guest", "build", "--config", file])
 
 
 def _clear(one: Node, *, forgive: bool) -> None:
