@@ -376,12 +376,15 @@ async def test_statistics(guest: Guest) -> None:
     await guest.create("one", "sh", "-c", "head -c 3000000 /dev/zero > /file; exec sleep 1000")
     await guest.start("one")
     await asyncio.sleep(1)
-    reply = await guest.agent.call(messages.Stats(filesystems=True))
+    reply = await guest.agent.call(messages.Stats(open_files=True))
     (one,) = reply.containers
     assert one.usage.memory > 0
     assert one.usage.pids == 1
     assert one.usage.cpu_ns > 0
-    assert 3_000_000 <= one.fs_used < 5_000_000
+    assert 3_000_000 <= one.layer.used < 5_000_000 < one.layer.size
+    assert 0 < one.layer.inodes_free < one.layer.inodes_total
+    assert one.usage.processes == 1
+    assert one.usage.descriptors >= 3
     assert one.usage.memory_pressure is not None
     assert reply.system_memory_total > reply.system_memory_available > 0
 

@@ -14,7 +14,8 @@ import pytest
 
 from orlop.config import ProcessConfig
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
-from orlop.host import process
+from orlop.host import cgroups, process
+from orlop.host.cgroups import Cgroup
 from orlop.sandbox.spec import ExecSpec, IdMapping, Mount, NamespaceMode, Namespaces, Resources
 from tests.e2e.process_pods import Bed, bed, crun_anywhere, make_layer, read, run
 
@@ -168,16 +169,48 @@ async def test_limits_change_and_are_counted(host: Bed) -> None:
     await sandbox.start(spec.id)
     await asyncio.sleep(0.5)
     await sandbox.update(spec.id, Resources(memory_limit=64 << 20, cpu_shares=512))
-    stats = await sandbox.container_stats(spec.id)
-    assert 0 < stats.memory.working_set < 64 << 20
-    assert stats.memory.available > 32 << 20
-    assert stats.cpu.usage_ns > 0
-    assert stats.processes == 1
-    assert stats.filesystem.used >= 3 << 20
-    whole = await sandbox.stats()
-    assert whole.containers[0].container_id == spec.id
+    whole = await sandbox.stats(detailed=True)
+    (stats,) = whole.containers
+    assert stats.container_id == spec.id
+    assert 0 < stats.usage.working_set < stats.usage.memory_limit == 64 << 20
+    assert 0 < stats.usage.cpu_ns <= whole.usage.cpu_ns
+    assert stats.usage.processes == stats.usage.pids == 1
+    assert stats.usage.descriptors >= 3
+    assert stats.layer.used >= 3 << 20
+    assert whole.available is not None
+    assert whole.available > 32 << 20
     assert whole.interfaces[0].name == "eth0"
     await sandbox.stop()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_pods_time_never_falls(host: Bed, shared: bool) -> None:
+    parent = f"/orlop-test-{host.logs.parent.name}"
+    pod = host.pod(cgroup_parent=parent if shared else "")
+    sandbox = await host.driver.run(pod)
+    burner = host.container(pod, "timeout", "1.5", "sh", "-c", "while :; do :; done")
+    idle = host.container(pod)
+    try:
+        for spec in (burner, idle):
+            await sandbox.create(spec)
+            await sandbox.start(spec.id)
+        await sandbox.wait_container(burner.id)
+        before = (await sandbox.stats()).usage.cpu_ns
+        assert before > 500_000_000
+        await sandbox.delete(burner.id)
+        assert (await sandbox.stats()).usage.cpu_ns >= before
+        await host.driver.close()
+        later = type(host.driver)(host.config, host.network)
+        await later.open()
+        found = await later.recover(pod, (idle,))
+        assert (await found.stats()).usage.cpu_ns >= before
+        await found.delete(idle.id)
+        assert (await found.stats()).usage.cpu_ns >= before
+        await later.discard(pod.id)
+        await later.close()
+        assert not Cgroup(f"{parent}/orlop-{pod.id[:32]}").exists()
+    finally:
+        await cgroups.destroy(Cgroup(parent))
 
 
 async def test_port_is_reached_through_loopback(host: Bed) -> None:

@@ -65,7 +65,7 @@ async def test_layers_and_what_is_written(layers: list[str], place: Path) -> Non
     (root / "new").write_bytes(bytes(100_000))
     (root / "d/a").unlink()
     assert not (root / "d/a").exists()
-    used, inodes = await rootfs.usage(place)
+    used, inodes = rootfs.usage(place)
     assert 100_000 <= used < 150_000
     assert inodes == 3
     await rootfs.unmount_rootfs(place)

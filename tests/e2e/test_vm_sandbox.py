@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +124,43 @@ async def test_a_pod_in_a_user_namespace_owns_its_volumes() -> None:
         assert status.code == 0, env.log_of(container)
         assert env.log_of(container)[1:] == ["stdout F 0", "stdout F 0"]
         assert (volume / "out").stat().st_uid == 7
+
+
+async def test_the_host_tells_what_a_pod_uses() -> None:
+    async with environment() as env:
+        pod = pod_spec()
+        sandbox = await env.run(pod)
+        script = "head -c 40000000 /dev/zero > /file; sync; exec sleep 1000"
+        container = container_spec(pod, "sh", "-c", script)
+        await sandbox.create(container)
+        await sandbox.start(container.id)
+        async with asyncio.timeout(60):
+            while True:
+                before = await sandbox.stats(detailed=True)
+                if before.containers and before.containers[0].layer.used > 38 << 20:
+                    break
+                await asyncio.sleep(0.5)
+        (one,) = before.containers
+        file = Path(sandbox._containers[container.id].held.scratch)
+        assert one.layer.used >= file.stat().st_blocks * 512 > 38 << 20
+        assert one.layer.mountpoint == str(file.parent.parent)
+        machine = await sandbox._clone.machine.memory()
+        assert before.usage.memory >= 0.8 * machine.pss > 30 << 20
+        assert 0 < one.usage.cpu_ns <= before.usage.cpu_ns
+        assert 0 < one.usage.memory <= before.usage.memory
+        assert one.usage.processes == 1
+        assert one.usage.descriptors >= 3
+        assert before.available is not None
+        assert before.available < 512 << 20
+
+        # A guest that does not answer costs a moment, and hides nothing.
+        os.kill(sandbox._clone.machine.pid, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            silent = await sandbox.stats(detailed=True)
+            assert time.monotonic() - begun < 1.5
+        finally:
+            os.kill(sandbox._clone.machine.pid, signal.SIGCONT)
+        assert silent.usage.memory >= 0.8 * machine.pss
+        assert silent.usage.timestamp > before.usage.timestamp
+        assert [entry.container_id for entry in silent.containers] == [container.id]

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
 from orlop.images.model import FsInfo, Image, ImageConfigOci, PullProgress, RegistryAuth
+from orlop.linux.usage import Pressure, Usage
+from orlop.net.model import InterfaceCounters
 from orlop.pods.records import (
     ContainerFilter,
     ContainerPhase,
@@ -30,15 +32,10 @@ from orlop.pods.records import (
     UserIds,
 )
 from orlop.pods.requests import ContainerRequest
+from orlop.sandbox.figures import ContainerStats, LayerUse, PodStats
 from orlop.sandbox.spec import (
     ContainerSpec,
-    ContainerStats,
-    CpuStats,
-    InterfaceStats,
-    MemoryStats,
     PodSpec,
-    PodStats,
-    PressureStats,
     Resources,
 )
 
@@ -64,6 +61,10 @@ class MemoryPods:
     stuck: asyncio.Event = field(default_factory=asyncio.Event)
     subscribers: list[asyncio.Queue[Event]] = field(default_factory=list)
     reason: str = ""
+    interfaces: tuple[InterfaceCounters, ...] = (
+        InterfaceCounters(name="eth0", rx_bytes=1, tx_bytes=2, rx_packets=3),
+    )
+    written: tuple[LayerUse, ...] = ()
 
     def _check(self, *call: object) -> None:
         self.calls.append(call)
@@ -186,10 +187,17 @@ class MemoryPods:
     def _stats(self, container_id: str) -> ContainerStats:
         return ContainerStats(
             container_id=container_id,
-            cpu=CpuStats(timestamp=NOW, usage_ns=5_500_000_000, usage_nano_cores=11),
-            memory=MemoryStats(timestamp=NOW, usage=100, working_set=90, rss=80, page_faults=7),
-            processes=2,
-            cpu_pressure=PressureStats(some_avg10=1.5, some_total=3_000_000, full_total=1_000_000),
+            usage=Usage(
+                timestamp=NOW,
+                cpu_ns=5_500_000_000,
+                memory=100,
+                working_set=90,
+                rss=80,
+                page_faults=7,
+                processes=2,
+                cpu_pressure=Pressure(some_avg10=1.5, some_total=3_000_000, full_total=1_000_000),
+            ),
+            nano_cores=11,
         )
 
     async def container_stats(self, container_id: str) -> ContainerUse:
@@ -203,15 +211,17 @@ class MemoryPods:
         return PodUse(
             record=self.pod(pod_id),
             stats=PodStats(
-                cpu=CpuStats(timestamp=NOW, usage_ns=9_000_000_000),
-                interfaces=(InterfaceStats(name="eth0", rx_bytes=1, tx_bytes=2, rx_packets=3),),
-                processes=4,
+                usage=Usage(timestamp=NOW, cpu_ns=9_000_000_000, processes=4),
+                interfaces=self.interfaces,
                 containers=tuple(self._stats(item.id) for item in members),
             ),
             containers=members,
         )
 
-    async def list_pod_stats(self, filter: PodFilter) -> Sequence[PodUse]:  # noqa: A002
+    async def layers(self) -> Sequence[LayerUse]:
+        return self.written
+
+    async def list_pod_stats(self, filter: PodFilter, *, detailed: bool = False) -> Sequence[PodUse]:  # noqa: A002
         return [await self.pod_stats(item.id) for item in self.pods(filter)]
 
     async def events(self) -> AsyncIterator[Event]:

@@ -14,18 +14,17 @@ from pathlib import Path
 
 from orlop.config import Config
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from orlop.linux.usage import Usage
 from orlop.pods.journal import Journal
 from orlop.pods.service import PodService
 from orlop.sandbox.base import Features
+from orlop.sandbox.figures import ContainerStats, LayerUse, PodStats
 from orlop.sandbox.spec import (
     ContainerSpec,
-    ContainerStats,
-    CpuStats,
     ExecSpec,
     ExitStatus,
     NamespaceMode,
     PodSpec,
-    PodStats,
     Resources,
 )
 
@@ -206,18 +205,15 @@ class DoubleSandbox:
     async def connect(self, port: int) -> object:
         raise FailedPrecondition(f"nothing listens on {port}")
 
-    async def container_stats(self, container_id: str) -> ContainerStats:
-        self.cpu += 500_000_000
-        return ContainerStats(
-            container_id=container_id, cpu=CpuStats(timestamp=self.cpu * 2, usage_ns=self.cpu)
-        )
-
-    async def stats(self) -> PodStats:
+    async def stats(self, *, detailed: bool = False) -> PodStats:
         await self.world.effect("stats")
+        self.cpu += 500_000_000
+        used = Usage(timestamp=self.cpu * 2, cpu_ns=self.cpu)
         return PodStats(
+            usage=used,
             containers=tuple(
-                ContainerStats(container_id=container_id) for container_id in self.pod.containers
-            )
+                ContainerStats(container_id=container_id, usage=used) for container_id in self.pod.containers
+            ),
         )
 
     async def stop(self) -> None:
@@ -262,6 +258,9 @@ class DoubleDriver:
         await self.world.effect("discard")
         self.world.pods.pop(pod_id, None)
         self.world.step("after discard")
+
+    async def layers(self) -> LayerUse:
+        return LayerUse(timestamp=1, mountpoint="/", used=3, inodes=1)
 
     async def traces(self) -> list[str]:
         return list(self.world.pods)

@@ -4,59 +4,15 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from orlop.guest.containers import devicefilter
 from orlop.guest.launch import credentials
 from orlop.guest.launch.lookup import resolve_target
 from orlop.guest.launch.userns import outer_id
-from orlop.guest.machine import cgroup, links, setup, stats
+from orlop.guest.machine import cgroup, links, setup
 from orlop.linux import netlink
 from orlop.wire.messages import Refused
 from orlop.wire.values import Device, IdMapping, Resources, Rlimit
-
-
-def test_pressure() -> None:
-    found = stats.parse_pressure(
-        "some avg10=1.50 avg60=0.20 avg300=0.00 total=12345\n"
-        "full avg10=0.50 avg60=0.00 avg300=0.00 total=99\n"
-    )
-    assert found is not None
-    assert (found.some_avg10, found.some_total, found.full_avg10, found.full_total) == (1.5, 12345, 0.5, 99)
-
-
-@given(st.text(max_size=200))
-def test_odd_kernel_files_do_not_break_it(text: str) -> None:
-    stats.parse_pressure(text)
-    stats.parse_io(text)
-    stats.parse_interfaces(text)
-
-
-def test_io_is_summed_over_devices() -> None:
-    text = "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0\n8:16 rbytes=5 wbytes=0 rios=1 wios=0\n"
-    assert stats.parse_io(text) == (15, 20, 2, 2)
-
-
-def test_interfaces_without_the_loopback() -> None:
-    text = "Inter-| Receive\n face |bytes\n" + "".join(
-        f"  {name}: 100 1 0 2 0 0 0 0 200 3 0 4 0 0 0 0\n" for name in ("lo", "eth0")
-    )
-    (found,) = stats.parse_interfaces(text)
-    assert (found.name, found.rx_bytes, found.rx_dropped, found.tx_bytes, found.tx_dropped) == (
-        "eth0", 100, 2, 200, 4,
-    )  # fmt: skip
-
-
-def test_hard_links_count_once(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"x" * 8192)
-    (tmp_path / "b").hardlink_to(tmp_path / "a")
-    (tmp_path / "d").mkdir()
-    (tmp_path / "s").symlink_to("/nowhere")
-    size, inodes = stats.walk(str(tmp_path))
-    assert size >= 8192
-    assert size < 16384 + 4096
-    assert inodes == 3
 
 
 def test_limits_become_cgroup_files() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.host import cgroups, cgroupstats
 from orlop.host.cgroups import Cgroup, Hierarchy, Limits
+from orlop.linux.usage import Pressure
 
 
 @pytest.mark.parametrize(
@@ -134,23 +135,34 @@ def test_counters_of_version_2(tmp_path: Path) -> None:
         (tmp_path / "pod" / name).write_text(text)
     used = cgroupstats.usage(group)
     assert (used.memory, used.working_set, used.rss, used.memory_limit) == (1000, 700, 400, 0)
-    assert (used.cpu_ns, used.processes, used.oom_kills) == (12000, 3, 1)
+    assert (used.cpu_ns, used.pids, used.oom_kills) == (12000, 3, 1)
     assert (used.read_bytes, used.write_bytes, used.reads, used.writes) == (11, 21, 2, 3)
-    assert used.memory_pressure == cgroupstats.Pressure((1.5, 0.0, 0.0, 9), (0.0, 0.0, 0.0, 4))
+    assert used.memory_pressure == Pressure(some_avg10=1.5, some_total=9, full_total=4)
     assert used.cpu_pressure is None
 
 
 def test_counters_of_version_1(tmp_path: Path) -> None:
-    names = ("memory", "cpuacct", "pids", "blkio")
-    group = Cgroup("/pod", Hierarchy(1, tmp_path, {name: tmp_path / name for name in names}))
+    names = ("memory", "cpu", "cpuacct", "pids", "blkio")
+    beside = tmp_path / "unified"
+    group = Cgroup("/pod", Hierarchy(1, tmp_path, {name: tmp_path / name for name in names}, (beside,)))
     files = {
         "memory/pod/memory.usage_in_bytes": "1000",
         "memory/pod/memory.limit_in_bytes": str(2**63 - 4096),
         "memory/pod/memory.memsw.usage_in_bytes": "1500",
-        "memory/pod/memory.stat": "total_rss 400\ntotal_inactive_file 300\ntotal_pgfault 7\n",
+        "memory/pod/memory.max_usage_in_bytes": "1600",
+        "memory/pod/memory.failcnt": "8",
+        "memory/pod/memory.kmem.usage_in_bytes": "60",
+        "memory/pod/memory.stat": "total_rss 400\ntotal_inactive_file 300\ntotal_pgfault 7\n"
+        "total_cache 350\ntotal_mapped_file 90\n",
         "memory/pod/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+        "cpu/pod/cpu.stat": "nr_periods 9\nnr_throttled 4\nthrottled_time 3000\n",
         "cpuacct/pod/cpuacct.usage": "12000",
+        "cpuacct/pod/cpuacct.stat": "user 2\nsystem 3\n",
         "pids/pod/pids.current": "3",
+        "pids/pod/pids.max": "max",
+        "pids/pod/cgroup.procs": "10\n11\n",
+        "pids/pod/below/cgroup.procs": "12\n",
+        "unified/pod/cpu.pressure": "some avg10=0.50 avg60=0.00 avg300=0.00 total=7\n",
         "blkio/pod/blkio.throttle.io_service_bytes_recursive": "8:0 Read 5\n8:0 Write 6\nTotal 11\n",
     }
     for name, text in files.items():
@@ -159,5 +171,10 @@ def test_counters_of_version_1(tmp_path: Path) -> None:
         path.write_text(text + "\n")
     used = cgroupstats.usage(group)
     assert (used.memory, used.working_set, used.swap, used.memory_limit) == (1000, 700, 500, 0)
-    assert (used.cpu_ns, used.processes, used.oom_kills) == (12000, 3, 2)
+    assert (used.cpu_ns, used.cpu_user_ns, used.cpu_system_ns) == (12000, 20_000_000, 30_000_000)
+    assert (used.cpu_periods, used.cpu_throttled_periods, used.cpu_throttled_ns) == (9, 4, 3000)
+    assert (used.cache, used.mapped_file, used.kernel_memory) == (350, 90, 60)
+    assert (used.memory_peak, used.memory_failures) == (1600, 8)
+    assert (used.pids, used.pids_limit, used.processes, used.oom_kills) == (3, 0, 3, 2)
     assert (used.read_bytes, used.write_bytes) == (5, 6)
+    assert used.cpu_pressure == Pressure(some_avg10=0.5, some_total=7)

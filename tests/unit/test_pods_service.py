@@ -22,6 +22,7 @@ from orlop.pods.execs import OUTPUT_LIMIT
 from orlop.pods.records import ContainerFilter, ContainerPhase, EventKind, PodFilter, PodPhase
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.pods.service import PodService
+from orlop.sandbox.figures import PodStats
 from orlop.sandbox.spec import NamespaceMode, Namespaces, Resources, UserIds
 from tests.unit.pods_double import DoubleImages, World, make_service, pod_spec
 
@@ -283,8 +284,8 @@ async def test_resources(service: PodService) -> None:
 
 async def test_statistics(service: PodService, world: World) -> None:
     pod_id, container_id = await running(service)
-    assert (await service.container_stats(container_id)).stats.cpu.usage_nano_cores == 0
-    assert (await service.container_stats(container_id)).stats.cpu.usage_nano_cores == 500_000_000
+    assert (await service.container_stats(container_id)).stats.nano_cores is None
+    assert (await service.container_stats(container_id)).stats.nano_cores == 500_000_000
     (use,) = await service.list_container_stats(ContainerFilter(pod_id=pod_id))
     assert use.record.id == container_id
     (pod,) = await service.list_pod_stats()
@@ -356,3 +357,37 @@ async def test_a_stop_of_the_daemon_undoes_what_is_half_made(tmp_path: Path, wor
     await again.open()
     assert [pod.phase for pod in again.ledger.all_pods()] == [PodPhase.READY]
     await again.close()
+
+
+async def test_a_late_pod_does_not_hold_up_the_others(
+    service: PodService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orlop.pods.meter.ANSWER_TIME", 0.1)
+    late, _ = await running(service)
+    prompt = await service.run_pod(pod_spec("prompt"))
+    await service.start_container(await service.create_container(request(prompt)))
+    gate = asyncio.Event()
+    asked = 0
+    sandbox = service._node.sandbox(late)
+    answers = sandbox.stats
+
+    async def stats(*, detailed: bool = False) -> PodStats:
+        nonlocal asked
+        asked += 1
+        await gate.wait()
+        return await answers(detailed=detailed)
+
+    monkeypatch.setattr(sandbox, "stats", stats)
+    async with asyncio.timeout(1):
+        assert [use.record.id for use in await service.list_pod_stats()] == [prompt]
+        assert {use.record.pod_id for use in await service.list_container_stats()} == {prompt}
+        with pytest.raises(DeadlineExceeded):
+            await service.pod_stats(late)
+    assert asked == 1, "it is not asked again before it has answered"
+    gate.set()
+    assert {use.record.id for use in await service.list_pod_stats()} == {late, prompt}
+    # Late again: its last figures count.
+    gate.clear()
+    async with asyncio.timeout(1):
+        assert {use.record.id for use in await service.list_pod_stats()} == {late, prompt}
+    gate.set()

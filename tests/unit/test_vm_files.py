@@ -9,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.errors import DataLoss, InvalidArgument
-from orlop.hypervisor.base import MemoryUse
-from orlop.sandbox.spec import MachineMemory
 from orlop.sandbox.vm.files import (
     ContainerFile,
     PodFile,
@@ -19,9 +17,6 @@ from orlop.sandbox.vm.files import (
     owned_vms,
     pods_on_disk,
 )
-from orlop.sandbox.vm.statistics import pod_stats
-from orlop.wire.messages import StatsReply
-from orlop.wire.statistics import ContainerUsage, Usage
 from orlop.wire.values import Disk, Disks
 
 DISKS = Disks(
@@ -67,20 +62,3 @@ def test_ids_never_lead_out_of_the_directory(name: str) -> None:
         return
     assert files.directory.parent == Path("/state/vm-pods")
     assert ".." not in files.directory.parts
-
-
-def test_a_pods_memory_counts_the_vm_once() -> None:
-    usage = Usage(timestamp=1, memory=50, working_set=40, rss=30)
-    reply = StatsReply(
-        pod=usage,
-        containers=(ContainerUsage(id="c", usage=usage),),
-        system_memory_total=100,
-        system_memory_available=30,
-    )
-    use = MemoryUse(pss=80, private=60, shared=90)
-    found = pod_stats(reply, (), cpu_ns=7, use=use, mountpoint="/s")
-    assert found.memory.usage == 80
-    assert found.machine == MachineMemory(private=60, shared=90, guest_used=70)
-    assert found.containers[0].memory.usage == 50
-    assert found.cpu.usage_ns == 7
-    assert found.containers[0].filesystem.mountpoint == "/s"

@@ -19,6 +19,7 @@ from orlop.guest.machine import cgroup, memory, setup, stats
 from orlop.guest.machine.oom import OomWatch
 from orlop.guest.streams import connect
 from orlop.guest.streams.table import Streaming
+from orlop.linux import usage
 from orlop.wire import messages
 from orlop.wire.messages import Done, Refused
 from orlop.wire.statistics import ContainerUsage
@@ -222,26 +223,22 @@ class Agent:
         """Measure."""
         found = []
         for id_, entry in self.containers.items():
-            if entry.status not in ("created", "running") or (
-                request.containers and id_ not in request.containers
-            ):
-                continue
-            used, inodes = 0, 0
-            if request.filesystems:
+            if entry.status in ("created", "running"):
                 disk = entry.spec.disks.scratch
-                used, inodes = stats.written(entry.upper, self.disks.get(disk.id) if disk else None)
-            found.append(
-                ContainerUsage(id=id_, usage=stats.usage(entry.cgroup), fs_used=used, fs_inodes=inodes)
-            )
+                found.append(
+                    ContainerUsage(
+                        id=id_,
+                        usage=stats.usage(entry.cgroup, open_files=request.open_files),
+                        layer=stats.written(entry.upper, self.disks.get(disk.id) if disk else None),
+                    )
+                )
         total, available = memory.figures()
         answer.ok(
             messages.StatsReply(
-                pod=stats.usage(cgroup.POD),
+                pod=usage.unified(cgroup.POD.read, processes=sum(one.usage.processes for one in found)),
                 containers=tuple(found),
-                interfaces=stats.interfaces(),
                 system_memory_total=total,
                 system_memory_available=available,
-                system_cpu_ns=stats.system_cpu_ns(),
             )
         )
 

@@ -10,7 +10,8 @@ from enum import StrEnum
 
 import msgspec
 
-from orlop.sandbox.spec import ContainerSpec, ContainerStats, PodSpec, PodStats, Resources, UserIds
+from orlop.sandbox.figures import ContainerStats, PodStats
+from orlop.sandbox.spec import ContainerSpec, PodSpec, Resources, UserIds
 from orlop.value import Value
 
 REASON_COMPLETED = "Completed"

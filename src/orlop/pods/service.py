@@ -6,6 +6,7 @@ stops or removes is idempotent, and does nothing for what does not exist.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
@@ -18,6 +19,7 @@ from orlop.pods.execs import ExecResult, Execs
 from orlop.pods.handlers import Handlers
 from orlop.pods.journal import Journal
 from orlop.pods.ledger import Ledger
+from orlop.pods.meter import Meter
 from orlop.pods.node import Node
 from orlop.pods.ports import Images
 from orlop.pods.records import (
@@ -34,8 +36,8 @@ from orlop.pods.records import (
 from orlop.pods.recovery import Recovery
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.sandboxes import Pods
-from orlop.pods.usage import Usage
 from orlop.sandbox.base import Connection, ProcessIO, SandboxDriver
+from orlop.sandbox.figures import LayerUse
 from orlop.sandbox.spec import ExecSpec, PodSpec, Resources
 
 ALL_PODS = PodFilter()
@@ -70,7 +72,7 @@ class PodService:
         self._containers = Containers(self._node)
         self._pods = Pods(self._node, self._containers)
         self._execs = Execs(self._node)
-        self._usage = Usage(self._node)
+        self._meter = Meter(self._node)
         self._recovery = Recovery(self._node, self._pods, self._containers)
 
     async def open(self) -> dict[str, str]:
@@ -205,22 +207,34 @@ class PodService:
 
     async def container_stats(self, container_id: str) -> ContainerUse:
         """What one container uses."""
-        return await self._usage.container(container_id)
+        return await self._meter.container(container_id)
 
     async def list_container_stats(
         self,
         filter: ContainerFilter = ALL_CONTAINERS,  # noqa: A002
     ) -> list[ContainerUse]:
         """What the running containers that match use."""
-        return await self._usage.containers(filter)
+        return await self._meter.containers(filter)
 
     async def pod_stats(self, pod_id: str) -> PodUse:
         """What one pod uses."""
-        return await self._usage.pod(pod_id)
+        return await self._meter.pod(pod_id)
 
-    async def list_pod_stats(self, filter: PodFilter = ALL_PODS) -> list[PodUse]:  # noqa: A002
-        """What the ready pods that match use."""
-        return await self._usage.pods(filter)
+    async def list_pod_stats(
+        self,
+        filter: PodFilter = ALL_PODS,  # noqa: A002
+        *,
+        detailed: bool = False,
+    ) -> list[PodUse]:
+        """What the ready pods that match use; ``detailed`` with what takes a look at each process."""
+        return await self._meter.pods(filter, detailed=detailed)
+
+    async def layers(self) -> list[LayerUse]:
+        """What the writable layers of each handler take; a handler that cannot tell is left out."""
+        found = await asyncio.gather(
+            *(driver.layers() for driver in self._handlers.drivers), return_exceptions=True
+        )
+        return [one for one in found if isinstance(one, LayerUse)]
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on. ResourceExhausted for a reader that lags too far."""

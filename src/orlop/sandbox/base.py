@@ -14,13 +14,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from orlop.sandbox.figures import LayerUse, PodStats
 from orlop.sandbox.spec import (
     ContainerSpec,
-    ContainerStats,
     ExecSpec,
     ExitStatus,
     PodSpec,
-    PodStats,
     Resources,
     UserIds,
 )
@@ -164,12 +163,8 @@ class Sandbox(Protocol):
         """Connect to a TCP port on the pod's loopback."""
         ...
 
-    async def container_stats(self, container_id: str) -> ContainerStats:
-        """Use of one container."""
-        ...
-
-    async def stats(self) -> PodStats:
-        """Use of the pod and of all its running containers."""
+    async def stats(self, *, detailed: bool = False) -> PodStats:
+        """Use of the pod and of all its running containers; ``detailed`` counts open files as well."""
         ...
 
     async def stop(self) -> None:
@@ -217,6 +212,10 @@ class SandboxDriver(Protocol):
 
     async def discard(self, pod_id: str) -> None:
         """Remove every trace of a pod: processes, network, leases, mounts, disks, directories."""
+        ...
+
+    async def layers(self) -> LayerUse:
+        """What the writable layers of all containers take together, and where they are."""
         ...
 
     async def traces(self) -> list[str]:

@@ -11,7 +11,6 @@ from enum import StrEnum
 
 import msgspec
 
-from orlop.net.model import InterfaceCounters
 from orlop.value import Value
 
 
@@ -260,100 +259,3 @@ class ExitStatus(Value, frozen=True):
     finished_at: int
     oom_killed: bool = False
     message: str = ""
-
-
-class CpuStats(Value, frozen=True):
-    """Processor time used, in nanoseconds of one core, and at which rate just now."""
-
-    timestamp: int = 0
-    usage_ns: int = 0
-    usage_nano_cores: int = 0
-
-
-class MemoryStats(Value, frozen=True):
-    """Memory as the cgroup counts it (cgroup v2 ``memory.current`` and ``memory.stat``)."""
-
-    timestamp: int = 0
-    usage: int = 0
-    working_set: int = 0
-    rss: int = 0
-    page_faults: int = 0
-    major_page_faults: int = 0
-    available: int = 0
-    swap: int = 0
-
-
-class FilesystemStats(Value, frozen=True):
-    """Space taken by a container's writable layer."""
-
-    timestamp: int = 0
-    mountpoint: str = ""
-    used: int = 0
-    inodes: int = 0
-
-
-InterfaceStats = InterfaceCounters
-"""Counters of one network interface, as the pod sees it."""
-
-
-class PressureStats(Value, frozen=True):
-    """One line of a PSI file: averages in percent, total in microseconds."""
-
-    some_avg10: float = 0.0
-    some_avg60: float = 0.0
-    some_avg300: float = 0.0
-    some_total: int = 0
-    full_avg10: float = 0.0
-    full_avg60: float = 0.0
-    full_avg300: float = 0.0
-    full_total: int = 0
-
-
-class IoStats(Value, frozen=True):
-    """Block input and output of a cgroup, in bytes and operations."""
-
-    timestamp: int = 0
-    read_bytes: int = 0
-    write_bytes: int = 0
-    reads: int = 0
-    writes: int = 0
-
-
-class ContainerStats(Value, frozen=True):
-    """Use of one running container."""
-
-    container_id: str
-    cpu: CpuStats = CpuStats()
-    memory: MemoryStats = MemoryStats()
-    filesystem: FilesystemStats = FilesystemStats()
-    io: IoStats = IoStats()
-    processes: int = 0
-    cpu_pressure: PressureStats | None = None
-    memory_pressure: PressureStats | None = None
-    io_pressure: PressureStats | None = None
-    oom_events: int = 0
-
-
-class MachineMemory(Value, frozen=True):
-    """What a pod's VM takes of the host: ``private`` is its own alone, ``shared`` it has in common with
-    others (the template, the hypervisor's program). ``guest_used`` is what the guest cannot give up.
-    """
-
-    private: int
-    shared: int
-    guest_used: int
-
-
-class PodStats(Value, frozen=True):
-    """Use of a whole pod. Under ``vm`` the pod's figures include the VM's overhead, once."""
-
-    cpu: CpuStats = CpuStats()
-    memory: MemoryStats = MemoryStats()
-    interfaces: tuple[InterfaceStats, ...] = ()
-    processes: int = 0
-    containers: tuple[ContainerStats, ...] = ()
-    machine: MachineMemory | None = None
-    io: IoStats = IoStats()
-    cpu_pressure: PressureStats | None = None
-    memory_pressure: PressureStats | None = None
-    io_pressure: PressureStats | None = None

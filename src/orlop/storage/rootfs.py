@@ -19,6 +19,7 @@ import msgspec
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.host import mounts, process, threads
+from orlop.linux import space
 from orlop.linux import syscalls as sys
 from orlop.linux.removal import remove_tree
 
@@ -90,9 +91,9 @@ async def unmount_rootfs(directory: Path) -> None:
     await threads.call(_unmount, directory)
 
 
-async def usage(directory: Path) -> tuple[int, int]:
-    """Bytes and inodes that a container has written."""
-    return await threads.call(_usage, directory / "upper")
+def usage(directory: Path) -> tuple[int, int]:
+    """Bytes and inodes that a container has written. Takes the longer the more they are: for a thread."""
+    return space.taken(os.fspath(directory / "upper"))
 
 
 async def _mount(layers: Sequence[str], directory: Path, *, writable: bool, owned_by: Owners | None) -> Path:
@@ -185,29 +186,6 @@ def _drop_points(points: Sequence[Path]) -> None:
 def _unmount(directory: Path) -> None:
     mounts.unmount_below(directory)
     remove_tree(directory)
-
-
-def _usage(upper: Path) -> tuple[int, int]:
-    used = count = 0
-    seen: set[int] = set()
-    stack = [os.fspath(upper)]
-    while stack:
-        try:
-            entries = list(os.scandir(stack.pop()))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for entry in entries:
-            with suppress(FileNotFoundError):
-                found = entry.stat(follow_symlinks=False)
-                if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
-                    if found.st_ino in seen:
-                        continue
-                    seen.add(found.st_ino)
-                used += found.st_blocks * 512
-                count += 1
-                if stat.S_ISDIR(found.st_mode):
-                    stack.append(entry.path)
-    return used, count
 
 
 def resolve_in(root: Path, path: str) -> Path:

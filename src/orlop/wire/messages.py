@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
+from orlop.linux.usage import Usage
 from orlop.wire.codec import Length, ProtocolError, Range, decode, dumps, encode, loads
-from orlop.wire.statistics import ContainerUsage, InterfaceCounters, Usage
+from orlop.wire.statistics import ContainerUsage
 from orlop.wire.values import (
     NO_STREAMS,
     Arguments,
@@ -208,19 +209,16 @@ class StatsReply:
 
     pod: Usage
     containers: tuple[ContainerUsage, ...] = ()
-    interfaces: tuple[InterfaceCounters, ...] = ()
     system_memory_total: int = 0
     system_memory_available: int = 0
-    system_cpu_ns: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stats(Request[StatsReply]):
-    """Measure; ``containers`` empty means all. ``filesystems`` also walks the writable layers."""
+    """Measure all containers; ``open_files`` also looks at what each process has open."""
 
     op: ClassVar[str] = "stats"
-    containers: Annotated[tuple[Id, ...], Length(0, 1024)] = ()
-    filesystems: bool = False
+    open_files: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

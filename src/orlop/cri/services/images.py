@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 from orlop.cri import validate, verbose
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.translate import image
+from orlop.cri.translate import filesystems, image
 from orlop.cri.translate.entries import framed, paged
-from orlop.cri.translate.stats import filesystem_usage
 from orlop.errors import InvalidArgument
 from orlop.images.model import Image, PullProgress
 from orlop.images.store import ImageStore
@@ -90,10 +89,8 @@ class ImageCalls:
         return pb.RemoveImageResponse()
 
     async def image_fs_info(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
-        """Space taken by images; containers' writable layers lie on the same file system."""
-        usage = await self._images.fs_info()
-        message = filesystem_usage(usage.mountpoint, usage.used_bytes, usage.inodes, usage.timestamp)
-        return pb.ImageFsInfoResponse(image_filesystems=[message], container_filesystems=[message])
+        """Space taken by images, and by the writable layers of containers."""
+        return filesystems.fs_info(await self._images.fs_info(), await self._pods.layers())
 
     def _matching(self, wanted: pb.ImageFilter) -> list[Image]:
         if not wanted.image.image:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from orlop.cri import validate
 from orlop.cri.api import runtime_v1_pb2 as pb
@@ -12,13 +13,30 @@ from orlop.cri.services.containers import image_tags
 from orlop.cri.translate import container, metrics, pod, stats, status
 from orlop.cri.translate.entries import framed, paged
 from orlop.images.store import ImageStore
-from orlop.pods.records import PodFilter
+from orlop.pods.records import ContainerUse, PodFilter, PodUse
 from orlop.pods.service import PodService
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from orlop.pods.records import Event
+
+
+log = logging.getLogger(__name__)
+
+U = TypeVar("U", ContainerUse, PodUse)
+M = TypeVar("M")
+
+
+def _told(translate: Callable[[U], M], uses: Iterable[U]) -> list[M]:
+    """The messages for all that can be told: figures of one pod must not cost the caller the others."""
+    found = []
+    for use in uses:
+        try:
+            found.append(translate(use))
+        except Exception:
+            log.exception("the figures of %s cannot be told", use.record.id[:12])
+    return found
 
 
 class StatisticsCalls:
@@ -38,12 +56,12 @@ class StatisticsCalls:
     ) -> pb.ListContainerStatsResponse:
         """What the containers that match use."""
         uses = await self._pods.list_container_stats(container.stats_filter(request.filter))
-        return pb.ListContainerStatsResponse(stats=[stats.container_stats(use) for use in uses])
+        return pb.ListContainerStatsResponse(stats=_told(stats.container_stats, uses))
 
     async def stream_container_stats(self, request: pb.StreamContainerStatsRequest) -> AsyncIterator[bytes]:
         """What the containers that match use, in several messages."""
         uses = await self._pods.list_container_stats(container.stats_filter(request.filter))
-        for page in paged(framed(stats.container_stats(use).SerializeToString()) for use in uses):
+        for page in paged(framed(one.SerializeToString()) for one in _told(stats.container_stats, uses)):
             yield page
 
     async def pod_sandbox_stats(self, request: pb.PodSandboxStatsRequest) -> pb.PodSandboxStatsResponse:
@@ -56,14 +74,14 @@ class StatisticsCalls:
     ) -> pb.ListPodSandboxStatsResponse:
         """What the pods that match use."""
         uses = await self._pods.list_pod_stats(pod.stats_filter(request.filter))
-        return pb.ListPodSandboxStatsResponse(stats=[stats.pod_stats(use) for use in uses])
+        return pb.ListPodSandboxStatsResponse(stats=_told(stats.pod_stats, uses))
 
     async def stream_pod_sandbox_stats(
         self, request: pb.StreamPodSandboxStatsRequest
     ) -> AsyncIterator[bytes]:
         """What the pods that match use, in several messages."""
         uses = await self._pods.list_pod_stats(pod.stats_filter(request.filter))
-        for page in paged(framed(stats.pod_stats(use).SerializeToString()) for use in uses):
+        for page in paged(framed(one.SerializeToString()) for one in _told(stats.pod_stats, uses)):
             yield page
 
     async def list_metric_descriptors(
@@ -76,15 +94,15 @@ class StatisticsCalls:
         self, request: pb.ListPodSandboxMetricsRequest
     ) -> pb.ListPodSandboxMetricsResponse:
         """The metrics of all pods that run."""
-        uses = await self._pods.list_pod_stats(PodFilter())
-        return pb.ListPodSandboxMetricsResponse(pod_metrics=[metrics.pod_metrics(use) for use in uses])
+        uses = await self._pods.list_pod_stats(PodFilter(), detailed=True)
+        return pb.ListPodSandboxMetricsResponse(pod_metrics=_told(metrics.pod_metrics, uses))
 
     async def stream_pod_sandbox_metrics(
         self, request: pb.StreamPodSandboxMetricsRequest
     ) -> AsyncIterator[bytes]:
         """The metrics of all pods that run, in several messages."""
-        uses = await self._pods.list_pod_stats(PodFilter())
-        for page in paged(framed(metrics.pod_metrics(use).SerializeToString()) for use in uses):
+        uses = await self._pods.list_pod_stats(PodFilter(), detailed=True)
+        for page in paged(framed(one.SerializeToString()) for one in _told(metrics.pod_metrics, uses)):
             yield page
 
     async def get_container_events(

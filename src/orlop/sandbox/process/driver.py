@@ -10,16 +10,18 @@ import asyncio
 import os
 import re
 import shutil
+import time
 
 from orlop.config import Config
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
 from orlop.host import process, tasks, threads
 from orlop.net.network import PodNetwork
 from orlop.sandbox.base import Features, Sandbox
-from orlop.sandbox.process import checks, conmon, layout, podns, runtime
+from orlop.sandbox.figures import LayerUse
+from orlop.sandbox.process import checks, conmon, layout, podgroup, podns, runtime
 from orlop.sandbox.process import sandbox as pods
 from orlop.sandbox.process.container import Tools
-from orlop.sandbox.process.layout import Layout
+from orlop.sandbox.process.layout import Layout, PodState
 from orlop.sandbox.process.sandbox import ProcessSandbox
 from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec
 from orlop.sandbox.turns import Turns
@@ -117,7 +119,11 @@ class ProcessDriver:
                 spec,
                 paths,
                 self._network,
-                pods.new_state(spec, self._default_parent(spec.id)),
+                PodState(
+                    cgroup=podgroup.path_of(
+                        spec, self._default_parent(spec.id), systemd=tools.runtime.systemd
+                    )
+                ),
                 self._layout.pause,
             )
         except BaseException:
@@ -170,8 +176,18 @@ class ProcessDriver:
             await known.stop()
             self._running.pop(pod_id, None)
         parent = self._default_parent(pod_id)
-        own = parent if parent.endswith(pod_id) else ""
-        await pods.discard(self._open_tools(), self._network, self._layout.pod(pod_id), pod_id, own)
+        await pods.discard(self._open_tools(), self._network, self._layout.pod(pod_id), pod_id, parent)
+
+    async def layers(self) -> LayerUse:
+        """See ``SandboxDriver``."""
+        pods = await asyncio.gather(*(pod.layers() for pod in self._running.values()))
+        found = [layer for layers in pods for layer in layers]
+        return LayerUse(
+            timestamp=time.time_ns(),
+            mountpoint=os.fspath(self._layout.root),
+            used=sum(layer.used for layer in found),
+            inodes=sum(layer.inodes for layer in found),
+        )
 
     async def traces(self) -> list[str]:
         """See ``SandboxDriver``."""

@@ -14,17 +14,17 @@ from orlop.host.cgroups import Cgroup
 from orlop.net.network import PodNetwork
 from orlop.sandbox import crilog
 from orlop.sandbox.base import Connection, ProcessIO
-from orlop.sandbox.process import checks, conmon, layout, oci, podns, statistics, streams
+from orlop.sandbox.figures import LayerUse, PodStats
+from orlop.sandbox.process import checks, conmon, layout, oci, podgroup, podns, streams
 from orlop.sandbox.process.container import Container, Tools
 from orlop.sandbox.process.layout import ContainerState, PodPaths, PodState
+from orlop.sandbox.process.meter import PodMeter
 from orlop.sandbox.spec import (
     ContainerSpec,
-    ContainerStats,
     ExecSpec,
     ExitStatus,
     NamespaceMode,
     PodSpec,
-    PodStats,
     Resources,
     UserIds,
 )
@@ -50,7 +50,8 @@ class ProcessSandbox:
         self._holder = holder
         self._containers: dict[str, Container] = {}
         self._specs: dict[str, ContainerSpec] = {}
-        self._disks: dict[str, statistics.DiskUse] = {}
+        own = state.cgroup if podgroup.alone(state.cgroup, spec) else ""
+        self._meter = PodMeter(own, paths.root.parent)
         self._stopped = asyncio.Event()
         self._stopping = asyncio.Lock()
         self._closing = False
@@ -114,7 +115,7 @@ class ProcessSandbox:
         found = Container(self._tools, container_id, paths, state)
         self._containers[container_id] = found
         self._specs[container_id] = spec
-        self._disks[container_id] = statistics.DiskUse(paths.rootfs)
+        self._meter.add(container_id, paths.rootfs)
         return found
 
     def _container(self, container_id: str) -> Container:
@@ -179,7 +180,7 @@ class ProcessSandbox:
         await found.delete()
         self._containers.pop(container_id, None)
         self._specs.pop(container_id, None)
-        self._disks.pop(container_id, None)
+        self._meter.drop(container_id)
 
     async def update(self, container_id: str, resources: Resources) -> None:
         """See ``Sandbox``."""
@@ -250,17 +251,15 @@ class ProcessSandbox:
 
     # Use
 
-    async def container_stats(self, container_id: str) -> ContainerStats:
+    async def stats(self, *, detailed: bool = False) -> PodStats:
         """See ``Sandbox``."""
-        container = self._container(container_id)
-        return await statistics.container_stats(container_id, container.cgroup, self._disks[container_id])
+        groups = {key: item.cgroup for key, item in self._containers.items() if item.running}
+        netns = None if self._on_host_network else self._paths.namespace("net")
+        return await self._meter.measure(groups, netns, detailed=detailed)
 
-    async def stats(self) -> PodStats:
-        """See ``Sandbox``."""
-        running = [key for key, item in self._containers.items() if item.running]
-        members = await asyncio.gather(*(self.container_stats(key) for key in running))
-        found = () if self._on_host_network else await statistics.interfaces(self._paths.namespace("net"))
-        return statistics.pod_stats(list(members), found)
+    async def layers(self) -> tuple[LayerUse, ...]:
+        """The writable layers of all containers that there are."""
+        return await self._meter.layers()
 
     # End
 
@@ -271,6 +270,7 @@ class ProcessSandbox:
         async with self._stopping:
             if self._stopped.is_set():
                 return
+            await self._meter.close()
             await every(
                 [item.delete for item in self._containers.values()]
                 + ([] if self._on_host_network else [self._detach])
@@ -285,6 +285,7 @@ class ProcessSandbox:
 
     async def release(self) -> None:
         """Let go of the pod, which goes on."""
+        await self._meter.close()
         await asyncio.gather(*(item.release() for item in self._containers.values()))
 
 
@@ -298,11 +299,6 @@ async def every(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
     for result in results:
         if isinstance(result, BaseException):
             raise result
-
-
-def new_state(spec: PodSpec, default_parent: str) -> PodState:
-    """The record of a pod that is about to be made."""
-    return PodState(cgroup=spec.cgroup_parent or default_parent)
 
 
 async def prepare(
@@ -349,12 +345,13 @@ def _finish(spec: PodSpec, paths: PodPaths, state: PodState) -> None:
     layout.save(paths.record, state)
 
 
-async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: str, own_cgroup: str) -> None:
+async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: str, parent: str) -> None:
     """Remove every trace of a pod, from its directories alone. Idempotent. Raises the first failure.
 
-    ``own_cgroup`` is the group that belongs to the pod alone if nobody asked for another, or "".
+    ``parent`` is the control group of pods that ask for none, if nothing says where this one was.
     """
     state = await threads.call(layout.load_pod, paths.record)
+    group = state.cgroup if state is not None and state.cgroup else parent
     containers = []
     for container_id in await threads.call(paths.containers):
         found = paths.container(container_id)
@@ -366,8 +363,8 @@ async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: st
             [item.delete for item in containers] + [lambda: network.detach(pod_id, paths.namespace("net"))]
         )
         await podns.release(paths, state.holder if state is not None else layout.Process())
-        if own_cgroup:
-            await cgroups.destroy(Cgroup(own_cgroup))
+        if podgroup.made_by_us(group, pod_id):
+            await cgroups.destroy(Cgroup(group))
         await threads.call(paths.remove)
     except OSError as error:
         raise FailedPrecondition(f"pod {pod_id[:12]} cannot be removed yet: {error}") from error

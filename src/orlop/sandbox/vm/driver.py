@@ -26,9 +26,11 @@ from orlop.errors import DataLoss, NotFound, OrlopError, Unavailable
 from orlop.host import tasks, threads
 from orlop.host.tasks import together
 from orlop.hypervisor.base import GuestFiles, Hypervisor, Machines, MachineShape
+from orlop.linux import space
 from orlop.net.network import PodNetwork
 from orlop.net.tap import join_tap
 from orlop.sandbox.base import Features
+from orlop.sandbox.figures import LayerUse
 from orlop.sandbox.spec import ContainerSpec, PodSpec
 from orlop.sandbox.turns import Turns
 from orlop.sandbox.vm import hostgroup, translate
@@ -197,6 +199,13 @@ class VmDriver:
                 await sandbox.stop()
                 self._sandboxes.pop(pod_id, None)
             await self._clean_up(pod_id)
+
+    async def layers(self) -> LayerUse:
+        """See ``SandboxDriver``."""
+        used, inodes = await threads.call(space.taken, os.fspath(self._scratch))
+        return LayerUse(
+            timestamp=time.time_ns(), mountpoint=os.fspath(self._scratch), used=used, inodes=inodes
+        )
 
     async def traces(self) -> list[str]:
         """See ``SandboxDriver``."""

@@ -64,6 +64,11 @@ class PodFiles:
         _check(pod_id)
         self.directory = directory(state) / pod_id
 
+    @property
+    def cpu_ledger(self) -> Path:
+        """Where the pod's processor time is accounted for."""
+        return self.directory / "cpu.ledger"
+
     def read(self) -> PodFile | None:
         """The pod's file, or None. Raises DataLoss when it is damaged."""
         return _read(self.directory / _POD, PodFile)

@@ -55,9 +55,9 @@ class Plugs:
         self._images: dict[str, _Shared] = {}
 
     @property
-    def scratch(self) -> str:
-        """The directory of the writable layers."""
-        return os.fspath(self._scratch_directory)
+    def place(self) -> str:
+        """The directory that the writable layers of all VMs are below."""
+        return os.fspath(self._scratch_directory.parent)
 
     def plan(self, spec: ContainerSpec) -> ContainerFile:
         """What :meth:`plug` is going to do, to be on disk before it does it."""

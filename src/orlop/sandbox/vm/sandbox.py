@@ -21,25 +21,24 @@ from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, OrlopError
 from orlop.host import tasks, threads
 from orlop.host.tasks import together
 from orlop.hypervisor.base import MachineShape
-from orlop.net import tap
 from orlop.sandbox import seccomp
 from orlop.sandbox.crilog import CriLog
+from orlop.sandbox.figures import PodStats
 from orlop.sandbox.spec import (
     ContainerSpec,
-    ContainerStats,
     ExecSpec,
     ExitStatus,
     PodSpec,
-    PodStats,
     Resources,
     Security,
     UserIds,
 )
-from orlop.sandbox.vm import hostgroup, statistics, translate
+from orlop.sandbox.vm import hostgroup, translate
 from orlop.sandbox.vm.checks import check_container
 from orlop.sandbox.vm.clone import Clone, Clones
 from orlop.sandbox.vm.container import Container, Execs
 from orlop.sandbox.vm.files import ContainerFile, PodFile, PodFiles
+from orlop.sandbox.vm.meter import VmMeter
 from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.pool import Activity
 from orlop.sandbox.vm.process import SIGKILL, Attachment, ExecProcess, PortConnection
@@ -59,7 +58,6 @@ from orlop.wire.messages import (
     Signal,
     Start,
     State,
-    Stats,
     Update,
 )
 
@@ -106,6 +104,7 @@ class VmSandbox:
         self._activity = activity
         self._containers: dict[str, Container] = {}
         self._execs = Execs(clone.agent)
+        self._meter = VmMeter(clone, cgroup=pod.cgroup, place=plugs.place, ledger=files.cpu_ledger)
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._stopped = asyncio.Lock()
@@ -283,30 +282,10 @@ class VmSandbox:
             raise
         return connection
 
-    async def container_stats(self, container_id: str) -> ContainerStats:
+    async def stats(self, *, detailed: bool = False) -> PodStats:
         """See ``Sandbox``."""
-        self._container(container_id)
-        reply = await self._agent.call(Stats(containers=(container_id,), filesystems=True))
-        for use in reply.containers:
-            if use.id == container_id:
-                return statistics.container_stats(use, self._plugs.scratch)
-        raise NotFound(f"container {container_id} does not run")
-
-    async def stats(self) -> PodStats:
-        """See ``Sandbox``."""
-        pid = self._clone.machine.pid
-        reply, interfaces, memory = await together(
-            self._agent.call(Stats(filesystems=True)),
-            tap.interface_stats(self._clone.netns),
-            self._clone.machine.memory(),
-        )
-        return statistics.pod_stats(
-            reply,
-            interfaces,
-            cpu_ns=statistics.process_cpu_ns(pid),
-            use=memory,
-            mountpoint=self._plugs.scratch,
-        )
+        layers = {key: container.held.scratch for key, container in self._containers.items()}
+        return await self._meter.measure(layers, detailed=detailed)
 
     async def stop(self) -> None:
         """See ``Sandbox``."""
@@ -315,6 +294,7 @@ class VmSandbox:
                 return
             self._stopping = True
             self._watch.cancel()
+            await self._meter.close()
             await together(self._power_off(), self._teardown.detach())
             # Whoever makes or removes a container now fails at its next step, and has ended before the
             # directories go: a volume that is being mounted below them would go with them.
@@ -333,6 +313,7 @@ class VmSandbox:
     async def release(self, clones: Clones) -> None:
         """Let the pod run on without this daemon; its output waits in the guest."""
         self._watch.cancel()
+        await self._meter.close()
         for container in self._containers.values():
             await container.close()
         for task in list(self._tasks):

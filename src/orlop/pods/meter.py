@@ -1,0 +1,155 @@
+"""What pods and containers use, asked of their sandboxes.
+
+A kubelet asks for all pods every few seconds. One that is late must not make it wait, and one that fails
+must not cost it the others: after :data:`ANSWER_TIME` a list has what was known of the late ones, and each
+keeps being asked once at a time. The rate of processor use is counted here, between two questions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from orlop.errors import DeadlineExceeded, OrlopError
+from orlop.linux.usage import Usage
+from orlop.pods.node import Node
+from orlop.pods.records import ContainerFilter, ContainerRecord, ContainerUse, PodFilter, PodRecord, PodUse
+from orlop.sandbox.figures import ContainerStats, PodStats
+
+log = logging.getLogger(__name__)
+
+ANSWER_TIME = 1.0
+"""Seconds that a sandbox may take to answer."""
+
+SECOND = 1_000_000_000
+SHORTEST = SECOND // 10
+"""Two questions closer together than this give no new rate."""
+
+
+class _Rate(NamedTuple):
+    timestamp: int
+    cpu_ns: int
+    nano_cores: int | None
+
+
+class Meter:
+    """Statistics of pods and containers."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._rates: dict[str, _Rate] = {}
+        self._latest: dict[str, PodStats] = {}
+        self._asking: dict[tuple[str, bool], asyncio.Task[PodStats]] = {}
+
+    async def container(self, ref: str) -> ContainerUse:
+        """Use of one container; all zero for one that does not run.
+
+        Raises DeadlineExceeded when its sandbox does not answer and never did.
+        """
+        record = self._node.container(ref)
+        if record.running:
+            stats = await self._stats(record.pod_id, detailed=False)
+            for item in stats.containers:
+                if item.container_id == record.id:
+                    return ContainerUse(record=record, stats=self._rated(item))
+        return ContainerUse(record=record, stats=ContainerStats(container_id=record.id))
+
+    async def containers(self, wanted: ContainerFilter) -> list[ContainerUse]:
+        """Use of the running containers that match; one question per pod."""
+        records = [record for record in self._node.ledger.containers(wanted) if record.running]
+        pods = await self._all({item.pod_id for item in records}, detailed=False)
+        stats = {item.container_id: item for pod in pods.values() for item in pod.containers}
+        self._forget()
+        return [
+            ContainerUse(record=record, stats=self._rated(stats[record.id]))
+            for record in records
+            if record.id in stats
+        ]
+
+    async def pod(self, ref: str) -> PodUse:
+        """Use of one pod. Raises FailedPrecondition when it does not run, DeadlineExceeded as above."""
+        record = self._node.pod(ref)
+        return self._pod_use(record, await self._stats(record.id, detailed=False))
+
+    async def pods(self, wanted: PodFilter, *, detailed: bool = False) -> list[PodUse]:
+        """Use of the ready pods that match; ``detailed`` counts open files as well."""
+        records = [record for record in self._node.ledger.pods(wanted) if record.ready]
+        found = await self._all([record.id for record in records], detailed=detailed)
+        self._forget()
+        return [self._pod_use(record, found[record.id]) for record in records if record.id in found]
+
+    async def _all(self, pod_ids: Iterable[str], *, detailed: bool) -> dict[str, PodStats]:
+        """Figures of all that have any."""
+        found: dict[str, PodStats] = {}
+
+        async def one(pod_id: str) -> None:
+            try:
+                found[pod_id] = await self._stats(pod_id, detailed=detailed)
+            except OrlopError as error:
+                log.info("pod %s gives no statistics: %s", pod_id[:12], error)
+            except Exception:
+                log.exception("pod %s gives no statistics", pod_id[:12])
+
+        await asyncio.gather(*(one(pod_id) for pod_id in pod_ids))
+        return found
+
+    async def _stats(self, pod_id: str, *, detailed: bool) -> PodStats:
+        """One pod's figures; if it is late, the last that were known of it, with their time."""
+        key = pod_id, detailed
+        task = self._asking.get(key)
+        if task is None:
+            sandbox = self._node.sandbox(pod_id)
+            task = self._node.tasks.spawn(sandbox.stats(detailed=detailed), f"figures of pod {pod_id[:12]}")
+            self._asking[key] = task
+            task.add_done_callback(lambda done: self._answered(key, done))
+        await asyncio.wait((task,), timeout=ANSWER_TIME)
+        if task.done() and not task.cancelled():
+            return task.result()
+        latest = self._latest.get(pod_id)
+        if latest is None:
+            raise DeadlineExceeded(f"pod {pod_id[:12]} did not tell what it uses within {ANSWER_TIME:g} s")
+        return latest
+
+    def _answered(self, key: tuple[str, bool], task: asyncio.Task[PodStats]) -> None:
+        self._asking.pop(key, None)
+        if not task.cancelled() and task.exception() is None:
+            self._latest[key[0]] = task.result()
+
+    def _pod_use(self, record: PodRecord, stats: PodStats) -> PodUse:
+        members: list[ContainerRecord] = []
+        shown: list[ContainerStats] = []
+        for item in stats.containers:
+            member = self._node.ledger.find_container(item.container_id)
+            if member is not None and member.running:
+                members.append(member)
+                shown.append(self._rated(item))
+        rate = self._rate(record.id, stats.usage)
+        rated = msgspec.structs.replace(stats, nano_cores=rate, containers=tuple(shown))
+        return PodUse(record=record, stats=rated, containers=tuple(members))
+
+    def _rated(self, stats: ContainerStats) -> ContainerStats:
+        return msgspec.structs.replace(stats, nano_cores=self._rate(stats.container_id, stats.usage))
+
+    def _rate(self, key: str, usage: Usage) -> int | None:
+        earlier = self._rates.get(key)
+        if earlier is None or usage.cpu_ns < earlier.cpu_ns:
+            self._rates[key] = _Rate(usage.timestamp, usage.cpu_ns, None)
+            return None
+        elapsed = usage.timestamp - earlier.timestamp
+        if elapsed < SHORTEST:
+            return earlier.nano_cores
+        rate = (usage.cpu_ns - earlier.cpu_ns) * SECOND // elapsed
+        self._rates[key] = _Rate(usage.timestamp, usage.cpu_ns, rate)
+        return rate
+
+    def _forget(self) -> None:
+        """Drop what is known of what is gone."""
+        ledger = self._node.ledger
+        if len(self._rates) + len(self._latest) > 64 + 3 * ledger.count:
+            known = set(ledger.ids())
+            self._rates = {key: self._rates[key] for key in known & self._rates.keys()}
+            self._latest = {key: self._latest[key] for key in known & self._latest.keys()}
