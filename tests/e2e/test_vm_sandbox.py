@@ -164,3 +164,26 @@ async def test_the_host_tells_what_a_pod_uses() -> None:
         assert silent.usage.memory >= 0.8 * machine.pss
         assert silent.usage.timestamp > before.usage.timestamp
         assert [entry.container_id for entry in silent.containers] == [container.id]
+
+
+async def test_an_exit_has_the_hosts_time() -> None:
+    async with environment() as env:
+        pod = pod_spec()
+        sandbox = await env.run(pod)
+        script = "date -s @1000000000; sleep 1; exit 3"
+        container = container_spec(pod, "sh", "-c", script, security=Security(privileged=True))
+        await sandbox.create(container)
+        begun = await sandbox.start(container.id)
+        status = await asyncio.wait_for(sandbox.wait_container(container.id), 30)
+        assert status.code == 3
+        assert begun < status.finished_at <= time.time_ns()
+        # Also when nobody listened as it ended.
+        late = container_spec(pod, "sh", "-c", "sleep 1")
+        await sandbox.create(late)
+        begun = await sandbox.start(late.id)
+        await env.crash()
+        await asyncio.sleep(4)
+        await env.again()
+        sandbox = await env.recover(pod, late)
+        status = await asyncio.wait_for(sandbox.wait_container(late.id), 30)
+        assert begun < status.finished_at < time.time_ns() - 2 * 10**9

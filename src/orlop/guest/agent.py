@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -261,6 +262,7 @@ class Agent:
         """Tell all that outlives a daemon."""
         answer.ok(
             messages.State(
+                clock=time.time_ns(),
                 containers=tuple(e.state() for e in self.containers.values() if e.status != "creating"),
                 streams=tuple(opened.offsets() for opened in self.streaming.table.values()),
             )

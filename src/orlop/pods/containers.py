@@ -256,7 +256,8 @@ class Containers:
         await self._node.ledger.change_container(
             container_id,
             phase=ContainerPhase.EXITED,
-            finished_at=status.finished_at or now(),
+            # A clock that was set back in between must not end what had not begun.
+            finished_at=max(status.finished_at or now(), record.started_at),
             exit_code=status.code,
             reason=REASON_OOM if status.oom_killed else reason,
             message=status.message,

@@ -232,8 +232,9 @@ class Connect(Request[Done]):
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """All that outlives a daemon. Execs do not: :class:`Resume` kills them."""
+    """All that outlives a daemon. Execs do not: :class:`Resume` kills them. ``clock`` is the guest's time."""
 
+    clock: int = 0
     containers: tuple[ContainerState, ...] = ()
     streams: Annotated[tuple[StreamOffsets, ...], Length(0, 65536)] = ()
 

@@ -104,8 +104,8 @@ class Container:
         self._output = Output(self.spec.id, self.log, self._incoming, self._wake)
         self._output.start()
 
-    async def finish(self, exit_status: wire.Exit) -> None:
-        """Its first process ended: once its output is in the log, the exit is known."""
+    async def finish(self, exit_status: wire.Exit, at: int) -> None:
+        """Its first process ended ``at`` (ns, host's clock): once its output is in the log, that is known."""
         if self._output is not None:
             try:
                 async with asyncio.timeout(_DRAIN_TIME):
@@ -116,7 +116,7 @@ class Container:
         self._settle(
             ExitStatus(
                 code=exit_status.code,
-                finished_at=min(exit_status.finished_at, time.time_ns()) or time.time_ns(),
+                finished_at=at,
                 oom_killed=exit_status.oom_killed or (self.oom and exit_status.code != 0),
             )
         )
@@ -242,7 +242,7 @@ class Execs:
             future.set_result(
                 ExitStatus(
                     code=exit_status.code,
-                    finished_at=exit_status.finished_at,
+                    finished_at=time.time_ns(),
                     oom_killed=exit_status.oom_killed,
                 )
             )

@@ -66,6 +66,7 @@ log = logging.getLogger(__name__)
 _STEP_TIMEOUT = 60.0
 _KILL_TIMEOUT = 5.0
 _GUEST_LINES = 1000
+_LONGEST_AGO = 365 * 86400 * 10**9
 
 
 class Teardown(Protocol):
@@ -347,7 +348,7 @@ class VmSandbox:
         for container, entry in found:
             await self._pump_again(container)
             if entry.exit is not None:
-                self._spawn(container.finish(entry.exit))
+                self._spawn(container.finish(entry.exit, _when(entry.exit, state)))
         await self._delete_strangers(state, known, held)
 
     def _lost_container(self, spec: ContainerSpec, held: ContainerFile | None) -> None:
@@ -441,7 +442,8 @@ class VmSandbox:
         if isinstance(event, OutOfMemory):
             container.oom = True
         elif isinstance(event, ContainerExited):
-            self._spawn(container.finish(event.exit))
+            # All of a pod's times are the host's: a guest's clock need not agree with it.
+            self._spawn(container.finish(event.exit, time.time_ns()))
 
     def _cpusets(self) -> dict[str, str]:
         return {container_id: container.cpuset for container_id, container in self._containers.items()}
@@ -471,6 +473,12 @@ class VmSandbox:
     def _check_alive(self) -> None:
         if self._stopping or self._agent.closed:
             raise FailedPrecondition(f"pod {self.pod_id} does not run any more")
+
+
+def _when(exit_status: wire.Exit, state: State) -> int:
+    """The host's time of an exit that the guest kept: as long ago as it is by the guest's clock."""
+    ago = state.clock - exit_status.finished_at if state.clock else 0  # an agent of before tells no clock
+    return time.time_ns() - min(max(ago, 0), _LONGEST_AGO)
 
 
 def _filter(security: Security) -> seccomp.Filter:
