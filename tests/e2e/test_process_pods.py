@@ -188,7 +188,7 @@ async def test_a_pods_time_never_falls(host: Bed, shared: bool) -> None:
     parent = f"/orlop-test-{host.logs.parent.name}"
     pod = host.pod(cgroup_parent=parent if shared else "")
     sandbox = await host.driver.run(pod)
-    burner = host.container(pod, "timeout", "1.5", "sh", "-c", "while :; do :; done")
+    burner = host.container(pod, "sh", "-c", "i=0; while [ $i -lt 600000 ]; do i=$((i+1)); done")
     idle = host.container(pod)
     try:
         for spec in (burner, idle):
@@ -196,7 +196,7 @@ async def test_a_pods_time_never_falls(host: Bed, shared: bool) -> None:
             await sandbox.start(spec.id)
         await sandbox.wait_container(burner.id)
         before = (await sandbox.stats()).usage.cpu_ns
-        assert before > 500_000_000
+        assert before > 100_000_000
         await sandbox.delete(burner.id)
         assert (await sandbox.stats()).usage.cpu_ns >= before
         await host.driver.close()

@@ -170,10 +170,14 @@ async def guest() -> GuestArtifacts:
 
 
 @asynccontextmanager
-async def environment(*, pool: int = 0, **vm: Any) -> AsyncIterator[Environment]:
-    """A driver that is ready; all of its pods are gone afterwards, and nothing else is left."""
+async def environment(
+    *, pool: int = 0, templates: str = "test-root", **vm: Any
+) -> AsyncIterator[Environment]:
+    """A driver that is ready; all of its pods are gone afterwards, and nothing else is left.
+
+    ``templates`` is another place for VM templates, for guests that are not those of other tests.
+    """
     scratch = Path(tempfile.mkdtemp(prefix="orlvm-"))
-    templates = CACHE / "test-root/hypervisor"  # one template serves all tests
     (scratch / "net.d").mkdir()
     document = json.loads(conflist.default_conflist([SUBNET], name="orlvmtest", bridge=BRIDGE))
     document["plugins"][0]["ipam"]["dataDir"] = str(scratch / "leases")
@@ -186,7 +190,8 @@ async def environment(*, pool: int = 0, **vm: Any) -> AsyncIterator[Environment]
         vm=VmConfig(pool=PoolConfig(size=pool), **({"accelerator": ACCELERATOR} | vm)),
     )
     artifacts = await guest()
-    hypervisor = QemuHypervisor(config.vm, artifacts, root=templates)
+    # One template serves all tests with the same guest.
+    hypervisor = QemuHypervisor(config.vm, artifacts, root=CACHE / templates / "hypervisor")
     network = PodNetwork(config.network, config.root_dir / "net")
 
     async def source() -> tuple[Hypervisor, GuestFiles]:

@@ -13,10 +13,13 @@ _UNLIMITED = 1 << 60  # version 1 shows "no limit" as a page-rounded 2**63 - 1
 _TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
-def usage(group: Cgroup, *, detailed: bool = False) -> Usage:
-    """Read the group's counters; those that it lacks are 0. ``detailed`` counts open files as well."""
+def usage(group: Cgroup, *, detailed: bool = False, whole: bool = False) -> Usage:
+    """Read the group's counters; those that it lacks are 0. ``detailed`` counts open files as well.
+
+    The processes of a ``whole`` pod are not counted: its containers' were.
+    """
     tasks = number(group.read("pids.current", "pids"))
-    pids = group.members("pids") if tasks > 1 or detailed else []
+    pids = group.members("pids") if detailed or (tasks > 1 and not whole) else []
     opened = open_files(pids) if detailed else (0, 0)
     processes = len(pids) or tasks
     if group.host.version == 2:

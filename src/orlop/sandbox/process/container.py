@@ -54,6 +54,7 @@ class Container:
         self.paths = paths
         self.state = state
         self._tools = tools
+        self._cgroup: Cgroup | None = None
         self._exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._watcher: asyncio.Task[None] | None = None
         # Making, starting and removing exclude one another: what one mounts, the other must not remove.
@@ -143,7 +144,9 @@ class Container:
         """The container's cgroup. Raises NotFound before it was created."""
         if self.state is None:
             raise NotFound(f"container {self.id[:12]} does not run")
-        return Cgroup(self.state.cgroup)
+        if self._cgroup is None:
+            self._cgroup = Cgroup(self.state.cgroup)
+        return self._cgroup
 
     @property
     def running(self) -> bool:

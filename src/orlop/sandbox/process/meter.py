@@ -75,10 +75,10 @@ class LayerMeter:
 
 
 class PodMeter:
-    """Measures a pod. ``group`` is a control group that it has to itself, or None."""
+    """Measures a pod. ``group`` is a control group that it has to itself, or ""."""
 
     def __init__(self, group: str, place: Path) -> None:
-        self._group = group
+        self._group = Cgroup(group) if group else None
         self._place = place
         self._layers: dict[str, LayerMeter] = {}
         self._spent: dict[str, int] = {}
@@ -94,6 +94,7 @@ class PodMeter:
 
     async def close(self) -> None:
         """Count nothing any more."""
+        self._layers.clear()
         await self._tasks.close()
 
     async def layers(self) -> tuple[LayerUse, ...]:
@@ -108,7 +109,7 @@ class PodMeter:
         def read() -> tuple[dict[str, Usage], Usage | None]:
             members = {key: cgroupstats.usage(group, detailed=detailed) for key, group in groups.items()}
             # The pod's group after its members': it has never used less than they.
-            return members, cgroupstats.usage(Cgroup(self._group)) if self._group else None
+            return members, cgroupstats.usage(self._group, whole=True) if self._group is not None else None
 
         members, whole = await threads.call(read)
         found = [

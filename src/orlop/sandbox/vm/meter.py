@@ -67,7 +67,7 @@ class VmMeter:
 
     def __init__(self, clone: Clone, *, cgroup: str, place: str, ledger: Path) -> None:
         self._clone = clone
-        self._cgroup = cgroup
+        self._cgroup = Cgroup(cgroup) if cgroup else None
         self._place = place
         self._ledger = CpuLedger(ledger)
         self._earlier: dict[str, Usage] = {}
@@ -108,7 +108,9 @@ class VmMeter:
         pid = self._clone.machine.pid
 
         def look() -> Host:
-            group = cgroupstats.usage(Cgroup(self._cgroup)) if self._cgroup else Usage(timestamp=0)
+            group = Usage(timestamp=0)
+            if self._cgroup is not None:
+                group = cgroupstats.usage(self._cgroup, whole=True)
             found = {}
             for key, path in layers.items():
                 try:
