@@ -72,7 +72,7 @@ def layer(tmp_path: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("own", [True, False])
 async def test_a_pods_time_never_falls(groups: Groups, tmp_path: Path, own: bool) -> None:
-    measured = PodMeter("/pod" if own else "", tmp_path)
+    measured = PodMeter("/pod" if own else "", tmp_path, tmp_path / "ledger")
     measured.add("a", layer(tmp_path, "a"))
     measured.add("b", layer(tmp_path, "b"))
     groups.set("/pod", cpu=3_010_000)
@@ -86,10 +86,18 @@ async def test_a_pods_time_never_falls(groups: Groups, tmp_path: Path, own: bool
     second = await measured.measure({"b": members["b"]}, None, detailed=False)
     assert second.usage.cpu_ns == 3_010_000_000
     await measured.close()
+    # Another daemon takes over.
+    later = PodMeter("/pod" if own else "", tmp_path, tmp_path / "ledger")
+    later.add("b", tmp_path / "b")
+    groups.set("/pod", cpu=3_020_000)
+    members["b"] = groups.set("/pod/b", cpu=40_000)
+    third = await later.measure({"b": members["b"]}, None, detailed=False)
+    assert third.usage.cpu_ns == 3_020_000_000
+    await later.close()
 
 
 async def test_memory_that_is_left(groups: Groups, tmp_path: Path) -> None:
-    measured = PodMeter("", tmp_path)
+    measured = PodMeter("", tmp_path, tmp_path / "ledger")
     measured.add("a", layer(tmp_path, "a"))
     measured.add("b", layer(tmp_path, "b"))
     limited = groups.set("/a", cpu=1, memory=10 * MIB, limit=64 * MIB)
@@ -103,14 +111,14 @@ async def test_memory_that_is_left(groups: Groups, tmp_path: Path) -> None:
     await measured.close()
     # The pod's own limit counts where there is one.
     groups.set("/pod", cpu=1, memory=35 * MIB, limit=80 * MIB)
-    whole = PodMeter("/pod", tmp_path)
+    whole = PodMeter("/pod", tmp_path, tmp_path / "ledger")
     found = await whole.measure({}, None, detailed=False)
     assert found.available == 45 * MIB
     await whole.close()
 
 
 async def test_layers_are_counted_where_they_last(groups: Groups, tmp_path: Path) -> None:
-    measured = PodMeter("", tmp_path)
+    measured = PodMeter("", tmp_path, tmp_path / "ledger")
     measured.add("a", layer(tmp_path, "a"))
     found = await measured.measure({"a": groups.set("/a", cpu=1)}, None, detailed=False)
     (one,) = found.containers
@@ -133,7 +141,7 @@ async def test_a_slow_count_does_not_hold_up_the_others(
         return 1, 1
 
     monkeypatch.setattr(meter.rootfs, "usage", slow)
-    measured = PodMeter("", tmp_path)
+    measured = PodMeter("", tmp_path, tmp_path / "ledger")
     measured.add("a", layer(tmp_path, "a"))
     async with asyncio.timeout(2):
         found = await measured.measure({"a": groups.set("/a", cpu=7)}, None, detailed=False)

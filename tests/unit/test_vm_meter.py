@@ -17,11 +17,11 @@ from orlop.cri.translate import metrics, stats
 from orlop.hypervisor.base import MachineShape, MemoryUse
 from orlop.linux.usage import DeviceUse, Pressure, Usage
 from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord, PodUse
+from orlop.sandbox.cpuledger import CpuLedger
 from orlop.sandbox.figures import PodStats
 from orlop.sandbox.spec import ContainerSpec, PodSpec
 from orlop.sandbox.vm import meter
 from orlop.sandbox.vm.agent import AgentClient
-from orlop.sandbox.vm.cpuledger import CpuLedger
 from orlop.sandbox.vm.meter import Host, VmMeter
 from orlop.wire.messages import Request, StatsReply
 from orlop.wire.statistics import ContainerUsage, Layer

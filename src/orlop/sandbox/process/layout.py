@@ -4,6 +4,7 @@
                      /ns/{net,ipc,uts,user,pid}   pinned namespaces
                      /etc/{hosts,hostname,resolv.conf}
                      /shm                 the pod's /dev/shm
+                     /cpu.ledger          processor time, where the kernel does not count for the pod
                      /exits/CONTAINER     exit codes, written by conmon
                      /c/CONTAINER/        the OCI bundle, container.json, conmon's sockets, volumes
                  /pause               sleep(1)
@@ -102,6 +103,11 @@ class PodPaths:
     def shm(self) -> Path:
         """The pod's /dev/shm."""
         return self.state / "shm"
+
+    @property
+    def cpu_ledger(self) -> Path:
+        """Where processor time is accounted for, if the kernel does not count for the pod."""
+        return self.state / "cpu.ledger"
 
     @property
     def record(self) -> Path:

@@ -16,6 +16,7 @@ from orlop.host.tasks import Tasks
 from orlop.linux.usage import Usage
 from orlop.net import tap
 from orlop.net.model import InterfaceCounters
+from orlop.sandbox.cpuledger import CpuLedger
 from orlop.sandbox.figures import ContainerStats, HostMemory, LayerUse, PodStats
 from orlop.storage import rootfs
 
@@ -24,6 +25,7 @@ _SHARE = 10
 """A layer is counted again when ten times as long has passed as counting took, so that it costs little."""
 
 _PATIENCE = 0.2
+_UNBOUNDED = 1 << 63
 
 _SUMMED = (
     "cpu_user_ns", "cpu_system_ns", "memory", "working_set", "rss", "swap", "cache", "mapped_file",
@@ -77,11 +79,11 @@ class LayerMeter:
 class PodMeter:
     """Measures a pod. ``group`` is a control group that it has to itself, or ""."""
 
-    def __init__(self, group: str, place: Path) -> None:
+    def __init__(self, group: str, place: Path, ledger: Path) -> None:
         self._group = Cgroup(group) if group else None
         self._place = place
         self._layers: dict[str, LayerMeter] = {}
-        self._spent: dict[str, int] = {}
+        self._ledger = CpuLedger(ledger)
         self._tasks = Tasks()
 
     def add(self, container_id: str, directory: Path) -> None:
@@ -134,9 +136,9 @@ class PodMeter:
             opened = {name: sums[name] for name in ("processes", "descriptors", "sockets")}
             return replace(whole, **opened)
         # Containers come and go; what they have used stays used.
-        self._spent |= {key: max(one.cpu_ns, self._spent.get(key, 0)) for key, one in members.items()}
+        self._ledger.divide({key: one.cpu_ns for key, one in members.items()}, _UNBOUNDED, self._layers)
         devices = tuple(device for one in members.values() for device in one.devices)
-        return Usage(timestamp=time.time_ns(), cpu_ns=sum(self._spent.values()), devices=devices, **sums)
+        return Usage(timestamp=time.time_ns(), cpu_ns=self._ledger.total, devices=devices, **sums)
 
 
 def _limit(members: Iterable[Usage], whole: Usage | None) -> int:

@@ -51,7 +51,7 @@ class ProcessSandbox:
         self._containers: dict[str, Container] = {}
         self._specs: dict[str, ContainerSpec] = {}
         own = state.cgroup if podgroup.alone(state.cgroup, spec) else ""
-        self._meter = PodMeter(own, paths.root.parent)
+        self._meter = PodMeter(own, paths.root.parent, paths.cpu_ledger)
         self._stopped = asyncio.Event()
         self._stopping = asyncio.Lock()
         self._closing = False

@@ -22,9 +22,9 @@ from orlop.host.tasks import Tasks, together
 from orlop.hypervisor.base import MemoryUse
 from orlop.linux.usage import DeviceUse, Pressure, Usage
 from orlop.net import tap
+from orlop.sandbox.cpuledger import CpuLedger
 from orlop.sandbox.figures import ContainerStats, HostMemory, LayerUse, PodStats
 from orlop.sandbox.vm.clone import Clone
-from orlop.sandbox.vm.cpuledger import CpuLedger
 from orlop.wire.messages import Stats, StatsReply
 from orlop.wire.statistics import ContainerUsage, Layer
 

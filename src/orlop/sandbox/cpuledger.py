@@ -1,4 +1,4 @@
-"""The processor time of a VM, divided among its containers.
+"""The processor time of a pod, and its containers' parts of it, as they come and go.
 
 A guest counts by its own clock, which goes on while the host lets others run; without hardware
 virtualisation it may count twice what the VM was given. So what the guest says is each container's
@@ -35,16 +35,16 @@ class CpuLedger:
         self._book: _Book | None = None
 
     def divide(self, counted: Mapping[str, int], total: int, existing: Collection[str]) -> dict[str, int]:
-        """Each container's part of ``total``, the time that the VM has used; never less than before.
+        """Each container's part of ``total``, the time that the pod has used; never less than before.
 
-        ``counted`` is what the guest says of those that run. A container that is not ``existing`` any more
+        ``counted`` is what is said of those that run. A container that is not ``existing`` any more
         keeps its part, without its name.
         """
         book = self._read()
         grown = {
             key: max(0, value - book.shares.get(key, CpuShare()).counted) for key, value in counted.items()
         }
-        left = max(0, total - book.ended - sum(share.given for share in book.shares.values()))
+        left = max(0, total - self.total)
         wanted = sum(grown.values())
         shares = dict(book.shares)
         for key, more in grown.items():
@@ -55,6 +55,12 @@ class CpuLedger:
         ended = book.ended + sum(shares.pop(key).given for key in gone)
         self._write(_Book(shares=shares, ended=ended))
         return {key: shares[key].given for key in counted}
+
+    @property
+    def total(self) -> int:
+        """The parts of all containers there ever were."""
+        book = self._read()
+        return book.ended + sum(share.given for share in book.shares.values())
 
     def _read(self) -> _Book:
         if self._book is None:
