@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, inspect
@@ -20,7 +21,6 @@ from orlop.errors import InvalidArgument, NotFound
 
 DEFAULT_PATH = Path("/etc/orlop/config.toml")
 
-Accelerator = Literal["auto", "kvm", "tcg"]
 DefaultHandler = Literal["vm", "process", "auto"]
 
 Memory = Annotated[int, Meta(ge=64, le=4 << 20)]
@@ -44,7 +44,7 @@ StatePath = Annotated[
     str, Meta(pattern=_PATH, max_length=70, description="an absolute path of at most 70 characters")
 ]
 Command = Annotated[str, Meta(pattern=r"\A[^\0\s][^\0]*\Z", description="a command")]
-Machine = Annotated[str, Meta(pattern=r"\A[\w.+-]+\Z", description="a machine type of QEMU")]
+BackendName = Annotated[str, Meta(pattern=r"\A[a-z]*\Z", description="a name, or empty")]
 Address = Annotated[str, Meta(pattern=r"\A[\w.:%-]+\Z", description="an IP address or a host name")]
 OptionalUrl = Annotated[
     str, Meta(pattern=r"\A\Z|\Ahttps?://\S+\Z", description="an http or https URL, or empty")
@@ -54,6 +54,9 @@ ImagePattern = Annotated[str, Meta(pattern=r"\A\S+\Z", description="a pattern")]
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the sections below."""
+
+
+S = TypeVar("S", bound=Section)
 
 
 class GuestConfig(Section, frozen=True):
@@ -82,12 +85,11 @@ class VmConfig(Section, frozen=True):
 
     ``default_memory_mib`` and ``default_vcpus`` hold for pods without limits; limits come on
     top of ``base_memory_mib``, which the guest itself needs. ``scratch_mib`` is the size of
-    a container's writable layer when nothing else limits it.
+    a container's writable layer when nothing else limits it. ``hypervisor`` picks a back end, "" the
+    usual one; ``others`` are the keys that only a back end knows, see :func:`backend_section`.
     """
 
-    accelerator: Accelerator = "auto"
-    qemu: Command = "qemu-system-x86_64"
-    machine: Machine = "pc"
+    hypervisor: BackendName = ""
     template: bool = True
     base_memory_mib: Memory = 128
     default_memory_mib: Memory = 512
@@ -96,9 +98,15 @@ class VmConfig(Section, frozen=True):
     max_memory_mib: Memory = 16384
     scratch_mib: FileSize = 10240
     boot_timeout: Timeout = 90.0
-    kvm_probe_timeout: Timeout = 20.0
     guest: GuestConfig = GuestConfig()
     pool: PoolConfig = PoolConfig()
+    others: dict[str, Any] = {}
+
+    def document(self) -> dict[str, Any]:
+        """The section as a file has it."""
+        found = msgspec.to_builtins(self)
+        others = found.pop("others")
+        return {**found, **others}
 
     def __post_init__(self) -> None:
         """Raises ValueError when a default is above its own limit."""
@@ -178,6 +186,10 @@ class Config(Section, frozen=True):
     streaming: StreamingConfig = StreamingConfig()
     metrics: MetricsConfig = MetricsConfig()
 
+    def document(self) -> dict[str, Any]:
+        """What a file would have to say to come to this."""
+        return {**msgspec.to_builtins(self), "vm": self.vm.document()}
+
     @property
     def root_dir(self) -> Path:
         """:attr:`root` as a path."""
@@ -208,10 +220,33 @@ def load(path: Path | None = None) -> Config:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidArgument(f"configuration file {path}: {error}") from error
+    vm = document.get("vm")
+    if isinstance(vm, dict):
+        known = set(VmConfig.__struct_fields__) - {"others"}
+        own = {key: value for key, value in vm.items() if key in known}
+        document["vm"] = {**own, "others": {key: vm[key] for key in vm.keys() - known}}
     try:
         return msgspec.convert(document, Config)
     except msgspec.ValidationError as error:
-        raise InvalidArgument(f"configuration file {path}: {_explain(str(error), document)}") from error
+        said = _explain(str(error), document, Config)
+        raise InvalidArgument(f"configuration file {path}: {said}") from error
+
+
+def backend_section(vm: VmConfig, name: str, kind: type[S], *, moved: Mapping[str, str]) -> S:
+    """The section ``[vm.NAME]``, which only the back end of that name understands.
+
+    ``moved`` says for keys that ``[vm]`` had before what they are called there now. Raises InvalidArgument
+    for a key that has moved, or is wrong.
+    """
+    section = vm.others.get(name, {})
+    for old, new in moved.items():
+        if old in vm.others and not (old == name and isinstance(section, dict)):
+            raise InvalidArgument(f"the key vm.{old} of the configuration is called vm.{name}.{new} now")
+    try:
+        return msgspec.convert(section, kind)
+    except msgspec.ValidationError as error:
+        said = _explain(str(error), section, kind, f"vm.{name}")
+        raise InvalidArgument(f"the configuration: {said}") from error
 
 
 def allowed(kind: inspect.Type) -> str:
@@ -231,19 +266,21 @@ def allowed(kind: inspect.Type) -> str:
     return "a table"
 
 
-def _explain(message: str, document: dict[str, Any]) -> str:
+def _explain(message: str, document: dict[str, Any], root: type[Section], prefix: str = "") -> str:
     """The words of a ValidationError as a sentence with key, value and what the key may be.
 
-    They end with the place: ``$.vm.pool.size``, ``$.network.bin_dirs[1]``.
+    They end with the place: ``$.vm.pool.size``, ``$.network.bin_dirs[1]``. ``document`` is what ``root``
+    was to be made of, below the key ``prefix``.
     """
     what, _, place = message.partition(" - at `$")
-    key = place.strip("`.")
-    if not key or what.startswith("Object contains unknown field"):
+    below = place.strip("`.")
+    key = ".".join(part for part in (prefix, below) if part)
+    if not below or what.startswith("Object contains unknown field"):
         unknown = re.search(r"`(.*)`", what)
         return f"there is no key {key}{'.' if key else ''}{unknown[1]}" if unknown else message
-    kind: inspect.Type = inspect.type_info(Config)
+    kind: inspect.Type = inspect.type_info(root)
     value: Any = document
-    for name, index in re.findall(r"([a-z_]+)|\[(\d+)\]", key):
+    for name, index in re.findall(r"([a-z_]+)|\[(\d+)\]", below):
         if isinstance(kind, inspect.StructType):
             kind = next(field.type for field in kind.fields if field.encode_name == name)
             value = value[name]
@@ -252,7 +289,5 @@ def _explain(message: str, document: dict[str, Any]) -> str:
     if isinstance(kind, inspect.StructType) and isinstance(value, dict):
         # The words of a section's own __post_init__.
         return f"[{key}] {what}"
-    prefix = {inspect.IntType: "a whole number from ", inspect.FloatType: "a number from "}.get(
-        type(kind), ""
-    )
-    return f"{key} is {json.dumps(value, default=str)}, and must be {prefix}{allowed(kind)}"
+    words = {inspect.IntType: "a whole number from ", inspect.FloatType: "a number from "}.get(type(kind), "")
+    return f"{key} is {json.dumps(value, default=str)}, and must be {words}{allowed(kind)}"

@@ -20,22 +20,30 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orlop
 from orlop import config as configuration
 from orlop import tracing
-from orlop.config import Config
+from orlop.config import Config, VmConfig
 from orlop.cri.server import CriServer
 from orlop.cri.streaming.server import StreamingServer
-from orlop.errors import AlreadyExists, FailedPrecondition, OrlopError, PermissionDenied
+from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, OrlopError, PermissionDenied
 from orlop.images.store import ImageStore
 from orlop.net.network import PodNetwork
 from orlop.pods.metrics import MetricsServer, RpcMetrics
 from orlop.pods.service import PodService
 from orlop.sandbox.base import SandboxDriver
 
+if TYPE_CHECKING:
+    from orlop.hypervisor.base import Backend
+
 log = logging.getLogger("orlop.daemon")
+
+HYPERVISORS = {"qemu": "orlop.hypervisor.qemu"}
+"""By the name that ``vm.hypervisor`` has; the first is the usual one."""
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
@@ -68,8 +76,6 @@ def set_up_logging(config: Config) -> None:
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
     for noisy in ("asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # It reports the end of every connection with a traceback; the end of a VM is our own to report.
-    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 @contextmanager
@@ -122,17 +128,31 @@ def _drivers(config: Config, network: PodNetwork) -> tuple[dict[str, SandboxDriv
     return drivers, absent
 
 
+def hypervisor(vm: VmConfig) -> Backend:
+    """The back end that the configuration asks for. Raises InvalidArgument for a wrong name or key."""
+    name = vm.hypervisor or next(iter(HYPERVISORS))
+    if name not in HYPERVISORS:
+        known = ", ".join(HYPERVISORS)
+        raise InvalidArgument(f'vm.hypervisor is "{name}", and must be one of these: {known}')
+    chosen: Backend = import_module(HYPERVISORS[name]).backend(vm)
+    strangers = sorted(vm.others.keys() - HYPERVISORS.keys())
+    if strangers:
+        raise InvalidArgument(f"the configuration: there is no key vm.{strangers[0]}")
+    return chosen
+
+
 def _vm(config: Config, network: PodNetwork) -> SandboxDriver:
     from orlop.guestos.build import find
     from orlop.hypervisor.base import GuestFiles, Hypervisor
-    from orlop.hypervisor.qemu import QemuHypervisor, QemuMachines
     from orlop.sandbox.vm.driver import VmDriver
+
+    backend = hypervisor(config.vm)
 
     async def source() -> tuple[Hypervisor, GuestFiles]:
         guest = await asyncio.to_thread(find, config.vm.guest, config.root_dir / "guest")
-        return QemuHypervisor(config.vm, guest, root=config.root_dir / "hypervisor"), guest
+        return backend.booting(guest, config.root_dir / "hypervisor"), guest
 
-    return VmDriver(config, network, QemuMachines(), source)
+    return VmDriver(config, network, backend.machines, source)
 
 
 def _process(config: Config, network: PodNetwork) -> SandboxDriver:

@@ -15,7 +15,7 @@ from orlop.config import VmConfig
 from orlop.guestos.build import GuestArtifacts
 from orlop.hypervisor.base import Disk as HostDisk
 from orlop.hypervisor.base import Machine
-from orlop.hypervisor.qemu import QemuHypervisor
+from orlop.hypervisor.qemu import backend
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.streams import Incoming, Outgoing
@@ -24,7 +24,7 @@ from orlop.wire import messages, values
 from orlop.wire.values import Container, Disk, Disks, Exit, Security, Streams
 from tests.e2e.vm_environment import busybox_layer
 
-CONFIG = VmConfig(accelerator="tcg")
+CONFIG = VmConfig(others={"qemu": {"accelerator": "tcg"}})
 CAPABILITIES = (
     "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE",
     "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
@@ -165,7 +165,7 @@ async def fresh_guest(
     artifacts: GuestArtifacts, templates: Path, place: Path, **setup: Any
 ) -> AsyncIterator[Guest]:
     """A clone that was set up, with a root image plugged; ``templates`` keeps the template between tests."""
-    hypervisor = QemuHypervisor(CONFIG, artifacts, templates)
+    hypervisor = backend(CONFIG).booting(artifacts, templates)
     template = await hypervisor.template(settle)
     (place / "share").mkdir(exist_ok=True)
     machine = await hypervisor.restore(template, place / "vm", tap_fd=None, share=place / "share")

@@ -20,14 +20,20 @@ from orlop.errors import AlreadyExists, DataLoss, DeadlineExceeded, FailedPrecon
 from orlop.guestos.build import GuestArtifacts, build, find
 from orlop.host import process
 from orlop.hypervisor.base import Disk, Machine, MachineShape, Stacking, Template
-from orlop.hypervisor.qemu import QemuHypervisor, accelerator, templates
+from orlop.hypervisor.qemu import QemuBackend, accelerator, templates
+from orlop.hypervisor.qemu.cmdline import Memory
+from orlop.hypervisor.qemu.hypervisor import Launch, QemuHypervisor
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.storage.disks import scratch_disk
 from orlop.wire.messages import Online, Ping, Quiesce, Resume, Stats
 
 CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop"))
-CONFIG = VmConfig(accelerator="tcg", max_memory_mib=4096)
+CONFIG = VmConfig(others={"qemu": {"accelerator": "tcg"}}, max_memory_mib=4096)
+
+
+def qemu(guest: GuestArtifacts, root: Path, config: VmConfig = CONFIG) -> QemuHypervisor:
+    return QemuBackend(config).booting(guest, root)
 
 
 async def settle(machine: Machine) -> None:
@@ -61,7 +67,7 @@ def guest() -> GuestArtifacts:
 def saved(guest: GuestArtifacts) -> Iterator[Path]:
     """A directory with a template in it."""
     root = Path(tempfile.mkdtemp(prefix="orlop-hv-"))
-    asyncio.run(QemuHypervisor(CONFIG, guest, root).template(settle))
+    asyncio.run(qemu(guest, root).template(settle))
     yield root
     shutil.rmtree(root)
 
@@ -85,7 +91,7 @@ async def never(machine: Machine) -> None:
 async def clone(
     guest: GuestArtifacts, root: Path, place: Path
 ) -> AsyncIterator[tuple[QemuHypervisor, QemuMachine]]:
-    hypervisor = QemuHypervisor(CONFIG, guest, root)
+    hypervisor = qemu(guest, root)
     template = await hypervisor.template(never)
     machine = await hypervisor.restore(
         template, place / secrets.token_hex(3), tap_fd=None, share=place / "share"
@@ -99,7 +105,7 @@ async def clone(
 
 
 async def test_cold_start_answers(guest: GuestArtifacts, place: Path) -> None:
-    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
+    hypervisor = qemu(guest, place / "root")
     machine = await hypervisor.start(
         place / "m", MachineShape(memory_mib=256, vcpus=2), tap_fd=None, share=place / "share"
     )
@@ -117,11 +123,15 @@ async def test_cold_start_answers(guest: GuestArtifacts, place: Path) -> None:
 
 
 async def test_a_guest_on_trial_is_believed_when_it_came_up(guest: GuestArtifacts, place: Path) -> None:
-    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
-    finding = await hypervisor._find_accelerator()
-    machine = await hypervisor._boot(
-        place / "m", MachineShape(memory_mib=256), finding, None, place / "share", verbose=True
+    hypervisor = qemu(guest, place / "root")
+    launch = Launch(
+        directory=place / "m",
+        shape=MachineShape(memory_mib=256),
+        finding=await hypervisor._find_accelerator(),
+        share=place / "share",
+        memory=Memory(size_mib=256, max_mib=256),
     )
+    machine = await hypervisor._boot(launch, verbose=True)
     try:
         with pytest.raises(DeadlineExceeded, match="the kernel said nothing"):
             await accelerator.came_up(machine, 0)
@@ -297,7 +307,7 @@ async def test_stop_that_is_cancelled_still_ends_the_machine(
 async def test_a_restore_that_is_cancelled_leaves_nothing(
     guest: GuestArtifacts, saved: Path, place: Path
 ) -> None:
-    hypervisor = QemuHypervisor(CONFIG, guest, saved)
+    hypervisor = qemu(guest, saved)
     template = await hypervisor.template(never)
     for delay in (0.0, 0.01, 0.03, 0.05):
         restoring = asyncio.create_task(
@@ -340,7 +350,7 @@ async def test_a_truncated_template_is_made_again(
         built.append(machine.directory.name)
         raise Stop
 
-    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
+    hypervisor = qemu(guest, place / "root")
     with pytest.raises(Stop):
         await hypervisor.template(refuse)
     assert built
@@ -351,7 +361,7 @@ async def test_a_template_damaged_under_a_running_daemon(
     guest: GuestArtifacts, saved: Path, place: Path
 ) -> None:
     shutil.copytree(saved, place / "root")
-    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
+    hypervisor = qemu(guest, place / "root")
     template = await hypervisor.template(never)
     os.truncate(template.directory / templates.STATE, 1000)
     with pytest.raises(DataLoss):
@@ -367,7 +377,7 @@ async def test_qemu_says_why_it_does_not_accept_a_state(
     directory = next((place / "root").glob("template-*"))
     (directory / templates.STATE).chmod(0o600)
     (directory / templates.STATE).write_bytes(b"\0" * 1000)
-    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
+    hypervisor = qemu(guest, place / "root")
     template = Template(
         key="k", directory=directory, shape=hypervisor.template_shape, accelerator=await hypervisor.probe()
     )
@@ -377,7 +387,7 @@ async def test_qemu_says_why_it_does_not_accept_a_state(
 
 
 async def test_a_guest_that_hangs_is_told_apart(guest: GuestArtifacts, place: Path) -> None:
-    hypervisor = QemuHypervisor(CONFIG, guest, place / "root")
+    hypervisor = qemu(guest, place / "root")
     machine = await hypervisor.start(
         place / "m", MachineShape(memory_mib=256), tap_fd=None, share=place / "share"
     )
@@ -390,12 +400,12 @@ async def test_a_guest_that_hangs_is_told_apart(guest: GuestArtifacts, place: Pa
 
 
 async def test_missing_pieces_are_named(guest: GuestArtifacts, place: Path) -> None:
-    config = VmConfig(accelerator="tcg", qemu="no-such-qemu")
+    config = VmConfig(others={"qemu": {"accelerator": "tcg", "binary": "no-such-qemu"}})
     with pytest.raises(NotFound, match="no-such-qemu is not installed"):
-        await QemuHypervisor(config, guest, place).probe()
+        await qemu(guest, place, config).probe()
     absent = GuestArtifacts(kernel=place / "none", initrd=guest.initrd, image=guest.image, digest="x", size=0)
     with pytest.raises(NotFound, match="orlop guest build"):
-        await QemuHypervisor(CONFIG, absent, place).probe()
+        await qemu(absent, place).probe()
 
 
 async def test_the_guest_is_found_once_it_was_built() -> None:

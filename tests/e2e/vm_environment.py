@@ -20,7 +20,7 @@ from orlop.config import Config, NetworkConfig, PoolConfig, VmConfig
 from orlop.guestos.build import GuestArtifacts, build
 from orlop.host import mounts, process
 from orlop.hypervisor.base import GuestFiles, Hypervisor
-from orlop.hypervisor.qemu import QemuHypervisor, QemuMachines
+from orlop.hypervisor.qemu import backend
 from orlop.net import conflist
 from orlop.net.network import PodNetwork
 from orlop.sandbox.base import ProcessIO
@@ -94,7 +94,7 @@ class Environment:
 
     scratch: Path
     config: Config
-    hypervisor: QemuHypervisor
+    hypervisor: Hypervisor
     network: PodNetwork
     driver: VmDriver
     sandboxes: list[VmSandbox] = field(default_factory=list)
@@ -140,9 +140,11 @@ class Environment:
     async def again(self, source: Source | None = None) -> None:
         """A new driver that knows only what is on disk; unless it has another source it is ready."""
         await self.driver.close()
-        self.hypervisor = QemuHypervisor(self.config.vm, await guest(), root=CACHE / "test-root/hypervisor")
+        self.hypervisor = backend(self.config.vm).booting(await guest(), CACHE / "test-root/hypervisor")
         self.network = PodNetwork(self.config.network, self.config.root_dir / "net")
-        self.driver = VmDriver(self.config, self.network, QemuMachines(), source or self.source)
+        self.driver = VmDriver(
+            self.config, self.network, backend(self.config.vm).machines, source or self.source
+        )
         await self.driver.open()
         await until(lambda: bool(source) or not self.driver._state.reason, 120)
 
@@ -187,17 +189,17 @@ async def environment(
         root=str(scratch / "root"),
         state=str(scratch / "state"),
         network=NetworkConfig(conf_dir=str(scratch / "net.d")),
-        vm=VmConfig(pool=PoolConfig(size=pool), **({"accelerator": ACCELERATOR} | vm)),
+        vm=VmConfig(pool=PoolConfig(size=pool), **({"others": {"qemu": {"accelerator": ACCELERATOR}}} | vm)),
     )
     artifacts = await guest()
     # One template serves all tests with the same guest.
-    hypervisor = QemuHypervisor(config.vm, artifacts, root=CACHE / templates / "hypervisor")
+    hypervisor = backend(config.vm).booting(artifacts, CACHE / templates / "hypervisor")
     network = PodNetwork(config.network, config.root_dir / "net")
 
     async def source() -> tuple[Hypervisor, GuestFiles]:
         return hypervisor, artifacts
 
-    driver = VmDriver(config, network, QemuMachines(), source)
+    driver = VmDriver(config, network, backend(config.vm).machines, source)
     env = Environment(scratch, config, hypervisor, network, driver)
     try:
         await driver.open()

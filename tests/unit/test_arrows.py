@@ -271,3 +271,28 @@ def test_front_pages_hold_no_logic() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 wrong.append(f"{module.name}:{node.lineno}: {node.name}")
     assert not wrong, "\n".join(wrong)
+
+
+BACKEND_WORDS = re.compile(r"\b(qemu|vmdk|luns?|scsi|bays?|9p\w*|virtio\w*)\b", re.IGNORECASE)
+"""What belongs to one hypervisor, or to the devices that it shows its guests."""
+
+KNOWN_PATHS = re.compile(r"/proc/scsi")
+
+
+def test_nobody_but_the_back_end_knows_which_hypervisor_it_is() -> None:
+    """Another one is a folder below ``hypervisor`` and a line in the daemon's table.
+
+    The guest's ``devices`` know what the hardware is that a hypervisor shows them, but not whose."""
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = str(path.relative_to(SOURCE))
+        if name.endswith(GENERATED) or name.startswith("hypervisor/qemu/"):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if name == "daemon.py" and line.startswith("HYPERVISORS = "):
+                continue
+            found = {match.lower() for match in BACKEND_WORDS.findall(KNOWN_PATHS.sub("", line))}
+            if name.startswith("guest/devices/"):
+                found &= {"qemu", "vmdk"}
+            wrong += [f"{name}:{number}: {word}" for word in sorted(found)]
+    assert not wrong, "\n".join(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from orlop.config import Config, load
+from orlop.daemon import hypervisor
 from orlop.errors import InvalidArgument
+from orlop.hypervisor.qemu.settings import QemuConfig
 
 
 def keys(kind: inspect.Type, prefix: str = "") -> Iterator[tuple[str, inspect.Type]]:
@@ -20,11 +23,14 @@ def keys(kind: inspect.Type, prefix: str = "") -> Iterator[tuple[str, inspect.Ty
     for field in kind.fields:
         if isinstance(field.type, inspect.StructType):
             yield from keys(field.type, f"{prefix}{field.encode_name}.")
-        else:
+        elif field.name != "others":
             yield prefix + field.encode_name, field.type
 
 
-KEYS = dict(keys(inspect.type_info(Config)))
+KEYS = {
+    **dict(keys(inspect.type_info(Config))),
+    **dict(keys(inspect.type_info(QemuConfig), "vm.qemu.")),
+}
 NUMBERS = {key: kind for key, kind in KEYS.items() if isinstance(kind, inspect.IntType | inspect.FloatType)}
 
 
@@ -39,8 +45,8 @@ def refusal(tmp_path: Path, text: str) -> str:
     path = tmp_path / "config.toml"
     path.write_text(text)
     with pytest.raises(InvalidArgument) as caught:
-        load(path)
-    return str(caught.value).removeprefix(f"configuration file {path}: ")
+        hypervisor(load(path).vm)
+    return str(caught.value).removeprefix(f"configuration file {path}: ").removeprefix("the configuration: ")
 
 
 def bounded(kind: inspect.Type) -> bool:
@@ -93,6 +99,16 @@ def test_nonsense_is_named(tmp_path: Path, key: str) -> None:
         ("vm = 3", "vm is 3, and must be a table"),
         ("[vm.pool]\nsise = 1", "there is no key vm.pool.sise"),
         ("colour = 1", "there is no key colour"),
+        ("[vm]\ncolour = 1", "there is no key vm.colour"),
+        ("[vm.xen]\nbinary = 'x'", "there is no key vm.xen"),
+        ("[vm.qemu]\ncolour = 1", "there is no key vm.qemu.colour"),
+        ("[vm.others]\nqemu = 1", "there is no key vm.others"),
+        ("[vm]\nhypervisor = 'xen'", 'vm.hypervisor is "xen", and must be one of these: qemu'),
+        ("[vm]\nqemu = 'q'", "the key vm.qemu of the configuration is called vm.qemu.binary now"),
+        (
+            "[vm]\naccelerator = 'kvm'",
+            "the key vm.accelerator of the configuration is called vm.qemu.accelerator now",
+        ),
         ("[vm]\ndefault_vcpus = 9", "[vm] default_vcpus is 9, above max_vcpus (8)"),
         (
             "[vm]\nmax_memory_mib = 256",
@@ -116,3 +132,20 @@ def test_no_text_ends_otherwise_than_with_a_sentence(
         load(path)
     except InvalidArgument as error:
         assert str(error).startswith(f"configuration file {path}: ")
+
+
+def test_a_configuration_can_be_written_down_again(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[vm.qemu]\nmachine = 'q35'\n[vm.pool]\nsize = 7\n")
+    config = load(path)
+    document = config.document()
+    assert document["vm"]["qemu"] == {"machine": "q35"} and document["vm"]["pool"]["size"] == 7
+    own = {key: value for key, value in document["vm"].items() if key != "qemu"}
+    path.write_text(
+        "[vm]\n"
+        + "".join(
+            f"{key} = {json.dumps(value)}\n" for key, value in own.items() if key not in ("guest", "pool")
+        )
+        + "[vm.qemu]\nmachine = 'q35'\n[vm.pool]\nsize = 7\n"
+    )
+    assert load(path) == config

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import inspect
 
 from orlop.config import Config, allowed
+from orlop.hypervisor.qemu.settings import QemuConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 HEADING = re.compile(r"^#{2,3} (?:`\[([a-z.]+)\]`|Top level)$")
@@ -32,6 +33,8 @@ def actual(kind: inspect.Type, value: msgspec.Struct, prefix: str = "") -> dict[
     assert isinstance(kind, inspect.StructType)
     found: dict[str, tuple[str, str]] = {}
     for field in kind.fields:
+        if field.name == "others":
+            continue
         inner = getattr(value, field.name)
         if isinstance(inner, msgspec.Struct):
             found |= actual(field.type, inner, f"{prefix}{field.name}.")
@@ -41,4 +44,6 @@ def actual(kind: inspect.Type, value: msgspec.Struct, prefix: str = "") -> dict[
 
 
 def test_every_key_is_documented_with_its_default_and_what_it_may_be() -> None:
-    assert documented() == actual(inspect.type_info(Config), Config())
+    everything = actual(inspect.type_info(Config), Config())
+    everything |= actual(inspect.type_info(QemuConfig), QemuConfig(), "vm.qemu.")
+    assert documented() == everything

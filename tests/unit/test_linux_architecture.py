@@ -47,9 +47,7 @@ LITERAL = re.compile(r"x86|amd64|aarch64|arm64|ttyS\d|ttyAMA")
 ELSEWHERE = {
     "guest/launch/script.py": "the machine code of one architecture, explained",
     "hypervisor/qemu/cmdline.py": "the console's name",
-    "hypervisor/qemu/hypervisor.py": "the distribution's package",
-    "cli/doctor.py": "the distribution's package",
-    "config.py": "the program's name",
+    "hypervisor/qemu/settings.py": "the program's name and the distribution's package",
 }
 
 

@@ -153,12 +153,17 @@ async def _cni_configuration(area: str, config: Config) -> Check:
 
 
 async def vm_checks(config: Config, level: Level) -> list[Check]:
-    """QEMU, the guest image, and the accelerator, which is believed only after a boot."""
+    """The hypervisor, the guest image, and the accelerator, which is believed only after a boot."""
+    from orlop.daemon import hypervisor
     from orlop.guestos import build as guestos
 
     area = "handler vm"
+    try:
+        backend = hypervisor(config.vm)
+    except OrlopError as error:
+        return [_bad(area, "configuration", str(error), "see docs/configuration.md", level)]
     checks = [
-        await _tool(area, config.vm.qemu, "qemu-system-x86", level=level),
+        *[await _tool(area, program.name, program.package, level=level) for program in backend.programs],
         # Only `orlop guest build` needs it.
         await _tool(area, "mkfs.erofs", "erofs-utils", "-V", level="warning"),
     ]
@@ -170,13 +175,10 @@ async def vm_checks(config: Config, level: Level) -> list[Check]:
     checks.append(
         _good(area, "guest image", f"{guest.digest[:12]}, {show_size(guest.size)} ({guest.image.parent})")
     )
-    if checks[0].level != "ok":
+    if any(check.level != "ok" for check in checks[: len(backend.programs)]):
         return checks
-    from orlop.hypervisor.qemu import QemuHypervisor
-
-    hypervisor = QemuHypervisor(config.vm, guest, root=config.root_dir / "hypervisor")
     try:
-        accelerator = await hypervisor.probe()
+        accelerator = await backend.booting(guest, config.root_dir / "hypervisor").probe()
     except OrlopError as error:
         checks.append(_bad(area, "accelerator", str(error), "see docs/operations.md, accelerators", level))
     else:

@@ -1,6 +1,6 @@
-"""The agent's end of the pipe to the daemon: a virtio-serial port, or a socket in tests.
+"""The agent's end of the pipe to the daemon: a device, or a socket in tests.
 
-A virtio-serial port whose host side nobody holds open reads as end of file and is "ready" for ever,
+A device whose host side nobody holds open reads as end of file and is "ready" for ever,
 so it is watched edge-triggered: the kernel says once that something changed, and only then it is read.
 """
 

@@ -1,7 +1,7 @@
 """Child processes: the one door through which anything is run.
 
 :func:`run` is for a tool that ends soon, :func:`spawn` for a child with pipes,
-:func:`spawn_detached` for one that outlives the daemon (QEMU). Such a child is found again by its
+:func:`spawn_detached` for one that outlives the daemon (a VM). Such a child is found again by its
 pid *and* its start time, so that a reused pid is never taken for it.
 """
 

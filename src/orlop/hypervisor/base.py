@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from orlop.value import Value
 from orlop.wire.values import GuestAddress
@@ -29,9 +29,9 @@ class MachineShape(Value, frozen=True, kw_only=True):
 
 
 class Accelerator(Value, frozen=True, kw_only=True):
-    """What runs the guest's instructions, and in one sentence why that was chosen."""
+    """What runs the guest's instructions ("kvm"), and in one sentence why that was chosen."""
 
-    kind: Literal["kvm", "tcg"]
+    kind: str
     reason: str
 
 
@@ -244,4 +244,29 @@ class Hypervisor(Machines, Protocol):
 
         Raises DataLoss when the template is damaged; it is then thrown away, and the next
         :meth:`template` builds another."""
+        ...
+
+
+class Program(Value, frozen=True, kw_only=True):
+    """A program that a back end runs, and the package that has it."""
+
+    name: str
+    package: str
+
+
+class Backend(Protocol):
+    """One kind of hypervisor, as it is configured."""
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """What has to be installed."""
+        ...
+
+    @property
+    def machines(self) -> Machines:
+        """Those of its machines that run."""
+        ...
+
+    def booting(self, guest: GuestFiles, root: Path) -> Hypervisor:
+        """The hypervisor whose machines boot ``guest``; it keeps templates and the like in ``root``."""
         ...

@@ -18,7 +18,7 @@ class Architecture:
     """One processor architecture."""
 
     machine: str
-    """Its name in uname(2) and in QEMU's."""
+    """Its name in uname(2), which emulators go by as well."""
     debian: str
     """Its name in Debian and in an image's platform."""
     variants: tuple[str, ...]

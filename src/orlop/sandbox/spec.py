@@ -1,6 +1,6 @@
 """What a pod and its containers are to be: the values that cross from ``pods`` into a sandbox.
 
-Nothing here knows CRI, QEMU or an OCI runtime. All of it is immutable and plain data, so that
+Nothing here knows CRI, a hypervisor or an OCI runtime. All of it is immutable and plain data, so that
 the journal can keep it as JSON (msgspec) and a daemon that was killed can read it back.
 Sizes are bytes and times are nanoseconds since the epoch unless a name says otherwise.
 """

@@ -1,4 +1,4 @@
-"""Volumes from the host, as bind mounts below the one directory that a VM's 9p device serves.
+"""Volumes from the host, as bind mounts below the one directory that a VM shares with the host.
 
 The guest may write wherever that directory is writable, so nothing in it is believed: mount points are
 made here and nothing there is followed. Names come from the caller alone. :meth:`Share.protect` makes
@@ -57,7 +57,7 @@ class Share:
         self._points = directory.with_name(f"{directory.name}.points")
 
     async def protect(self) -> None:
-        """Make the directory, and make it read-only but for the volumes. Before QEMU opens it. Idempotent.
+        """Make the directory, and make it read-only but for the volumes. Before the VM opens it. Idempotent.
 
         :meth:`release_all` takes the mount away again.
         """

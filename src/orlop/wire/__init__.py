@@ -1,6 +1,6 @@
 """The host-guest protocol: how the daemon and the agent in a VM talk.
 
-The idea, before the code. One byte pipe (virtio-serial) connects the daemon with the agent that
+The idea, before the code. One byte pipe connects the daemon with the agent that
 is PID 1 of a pod's VM. The pipe outlives the daemon: a daemon that is killed and started again
 finds the same agent at the other end, perhaps in the middle of a frame. Everything here is
 *sans-io*: bytes go in, values come out; whoever owns a socket or a device does the reading and

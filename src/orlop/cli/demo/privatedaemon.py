@@ -205,7 +205,7 @@ def write_files(settings: Settings) -> Path:
     (scratch / "registries.conf").write_text("\n".join(registries))
     (scratch / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n')
     sections: dict[str, dict[str, Any]] = {
-        "vm": msgspec.to_builtins(settings.base.vm),
+        "vm": settings.base.vm.document(),
         "process": msgspec.to_builtins(settings.base.process),
         "images": {
             "registries_conf": os.fspath(scratch / "registries.conf"),

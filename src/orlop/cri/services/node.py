@@ -62,7 +62,7 @@ class NodeCalls:
             ),
         )
         if request.verbose:
-            response.info["config"] = verbose.text({**msgspec.to_builtins(self._config)})
+            response.info["config"] = verbose.text(self._config.document())
             response.info["handlers"] = verbose.text(
                 {item.name: {"ready": not item.reason, "reason": item.reason} for item in handlers}
             )

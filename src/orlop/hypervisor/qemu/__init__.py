@@ -1,5 +1,5 @@
-"""The back end that runs QEMU. Its front door is :class:`QemuHypervisor`."""
+"""The back end that runs QEMU. Its front door is :func:`backend`."""
 
-from orlop.hypervisor.qemu.hypervisor import QemuHypervisor, QemuMachines
+from orlop.hypervisor.qemu.backend import QemuBackend, backend
 
-__all__ = ["QemuHypervisor", "QemuMachines"]
+__all__ = ["QemuBackend", "backend"]

@@ -36,11 +36,6 @@ class Finding(msgspec.Struct, frozen=True):
     inputs: str
 
 
-def tcg(reason: str, inputs: str = "") -> Finding:
-    """Pure emulation, for that reason."""
-    return Finding(Accelerator(kind="tcg", reason=reason), TCG_CPU, inputs)
-
-
 def kvm_refusal() -> str:
     """Why KVM need not be tried at all; "" when it has to be."""
     if not _KVM.exists():

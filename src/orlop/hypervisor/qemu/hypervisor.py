@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import msgspec
+
 from orlop.config import VmConfig
 from orlop.errors import (
     DataLoss,
@@ -35,9 +37,10 @@ from orlop.hypervisor.base import (
 from orlop.hypervisor.qemu import accelerator, bays, cleanup, migration, record, taps, templates
 from orlop.hypervisor.qemu.accelerator import Finding
 from orlop.hypervisor.qemu.cmdline import Arguments, Boot, Memory, Network, Sockets, machine_key
-from orlop.hypervisor.qemu.launch import launch
+from orlop.hypervisor.qemu.launch import launch as process_of
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.hypervisor.qemu.record import title
+from orlop.hypervisor.qemu.settings import NAME, PACKAGE, QemuConfig
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,17 @@ _RESTORE_TIMEOUT = 30.0
 # again before a pod uses it (300 ms for its first container instead of 100).
 _CODE_MIB = 64
 _BOOT_CODE_MIB = 128
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine that is to be: with ``boot`` it starts cold, without it waits for a saved state."""
+
+    directory: Path
+    shape: MachineShape
+    finding: Finding
+    share: Path
+    memory: Memory
+    boot: Boot | None = None
 
 
 class QemuMachines:
@@ -83,8 +97,9 @@ class QemuMachines:
 class QemuHypervisor(QemuMachines):
     """QEMU machines that boot ``guest``. ``root`` keeps the template and what was found out about KVM."""
 
-    def __init__(self, config: VmConfig, guest: GuestFiles, root: Path) -> None:
+    def __init__(self, config: VmConfig, settings: QemuConfig, guest: GuestFiles, root: Path) -> None:
         self._config = config
+        self._settings = settings
         self._guest = guest
         self._root = root
         self._finding: Finding | None = None
@@ -96,7 +111,7 @@ class QemuHypervisor(QemuMachines):
     @property
     def name(self) -> str:
         """The back end's name."""
-        return "qemu"
+        return NAME
 
     @property
     def capabilities(self) -> Capabilities:
@@ -133,33 +148,32 @@ class QemuHypervisor(QemuMachines):
         for path in (self._guest.kernel, self._guest.initrd, self._guest.image):
             if not path.is_file():
                 raise NotFound(f"the guest file {path} does not exist: run `orlop guest build`")
-        asked = self._config.accelerator
+        asked = self._settings.accelerator
         if asked == "tcg":
-            return accelerator.tcg("vm.accelerator asks for it")
+            return self._tcg("vm.qemu.accelerator asks for it")
         refusal = accelerator.kvm_refusal()
         inputs = accelerator.inputs(version, self._guest.digest)
         finding = None if refusal else await threads.call(accelerator.remembered, self._root, inputs)
         if finding is None and not refusal:
             finding = await self._try_kvm(inputs)
             await threads.call(accelerator.remember, self._root, finding)
-        finding = finding or accelerator.tcg(refusal)
+        finding = finding or self._tcg(refusal)
         if asked == "kvm" and finding.accelerator.kind != "kvm":
             raise FailedPrecondition(
-                f"vm.accelerator is kvm, but KVM does not work here: {finding.accelerator.reason}"
+                f"vm.qemu.accelerator is kvm, but KVM does not work here: {finding.accelerator.reason}"
             )
         return finding
 
     async def _try_kvm(self, inputs: str) -> Finding:
         reasons = []
-        for cpu in accelerator.KVM_CPUS:
+        for cpu in (self._settings.cpu,) if self._settings.cpu else accelerator.KVM_CPUS:
             finding = Finding(Accelerator(kind="kvm", reason="a guest came up under KVM"), cpu, inputs)
             try:
                 async with self._scratch() as work:
-                    machine = await self._boot(
-                        work, self.template_shape, finding, None, work / "share", verbose=True
-                    )
+                    launch = self._template_launch(finding, work / "vm", work, shared=True)
+                    machine = await self._boot(launch, verbose=True)
                     try:
-                        await accelerator.came_up(machine, self._config.kvm_probe_timeout)
+                        await accelerator.came_up(machine, self._settings.kvm_probe_timeout)
                     finally:
                         await machine.stop()
                 return finding
@@ -170,13 +184,17 @@ class QemuHypervisor(QemuMachines):
             except Unavailable as error:
                 reasons.append(str(error))
         log.warning("KVM is not used: %s", "; ".join(reasons))
-        return accelerator.tcg(reasons[-1], inputs)
+        return self._tcg(reasons[-1], inputs)
+
+    def _tcg(self, reason: str, inputs: str = "") -> Finding:
+        cpu = self._settings.cpu or accelerator.TCG_CPU
+        return Finding(Accelerator(kind="tcg", reason=reason), cpu, inputs)
 
     async def _version(self) -> str:
         """QEMU's version with the build's file, so that another build of one version is told apart."""
-        program = shutil.which(self._config.qemu)
+        program = shutil.which(self._settings.binary)
         if program is None:
-            raise NotFound(f"{self._config.qemu} is not installed, or not in PATH: install qemu-system-x86")
+            raise NotFound(f"{self._settings.binary} is not installed, or not in PATH: install {PACKAGE}")
         answer = await process.run([program, "--version"], timeout=30)
         status = Path(program).resolve().stat()
         first = answer.stdout.decode(errors="replace").partition("\n")[0]
@@ -188,68 +206,46 @@ class QemuHypervisor(QemuMachines):
         self, directory: Path, shape: MachineShape, *, tap_fd: int | None, share: Path
     ) -> QemuMachine:
         """Boot a machine; see :class:`orlop.hypervisor.base.Hypervisor`."""
-        return await self._boot(directory, shape, await self._find_accelerator(), tap_fd, share)
-
-    async def _boot(
-        self,
-        directory: Path,
-        shape: MachineShape,
-        finding: Finding,
-        tap_fd: int | None,
-        share: Path,
-        memory: Memory | None = None,
-        *,
-        verbose: bool = False,
-    ) -> QemuMachine:
-        memory = memory or Memory(size_mib=shape.memory_mib, max_mib=self._config.max_memory_mib)
-        boot = Boot(self._guest.kernel, self._guest.initrd, verbose)
-        return await self._launch(
-            directory, shape, finding, tap_fd=tap_fd, share=share, memory=memory, boot=boot
+        launch = Launch(
+            directory=directory,
+            shape=shape,
+            finding=await self._find_accelerator(),
+            share=share,
+            memory=Memory(size_mib=shape.memory_mib, max_mib=self._config.max_memory_mib),
         )
+        return await self._boot(launch, tap_fd=tap_fd)
+
+    async def _boot(self, launch: Launch, *, tap_fd: int | None = None, verbose: bool = False) -> QemuMachine:
+        boot = Boot(self._guest.kernel, self._guest.initrd, verbose)
+        return await self._launch(msgspec.structs.replace(launch, boot=boot), tap_fd=tap_fd)
 
     async def _launch(
-        self,
-        directory: Path,
-        shape: MachineShape,
-        finding: Finding,
-        *,
-        tap_fd: int | None,
-        share: Path,
-        memory: Memory,
-        boot: Boot | None,
-        pass_fds: tuple[int, ...] = (),
+        self, launch: Launch, *, tap_fd: int | None, pass_fds: tuple[int, ...] = ()
     ) -> QemuMachine:
+        directory = launch.directory
         made = not directory.exists()
         tap = tap_fd if tap_fd is not None else await taps.placeholder()
         machine = None
         try:
-            share.mkdir(parents=True, exist_ok=True)
+            launch.share.mkdir(parents=True, exist_ok=True)
             directory.mkdir(parents=True, exist_ok=True)
-
-            def build(sockets: Sockets, network: Network) -> Arguments:
-                return self._arguments(
-                    directory,
-                    shape,
-                    finding,
-                    share=share,
-                    memory=memory,
-                    boot=boot,
-                    sockets=sockets,
-                    network=network,
-                )
-
-            child = await launch(directory, build, tap_fd=tap, pass_fds=pass_fds)
+            child = await process_of(
+                directory,
+                lambda sockets, network: self._arguments(launch, sockets, network),
+                tap_fd=tap,
+                pass_fds=pass_fds,
+            )
             known = record.MachineRecord(
                 pid=child.pid,
                 start_time=child.start_time,
-                shape=shape,
-                base_memory_mib=memory.size_mib,
-                max_memory_mib=memory.max_mib,
+                shape=launch.shape,
+                base_memory_mib=launch.memory.size_mib,
+                max_memory_mib=launch.memory.max_mib,
                 bays=bays.bays(self._config.scratch_mib),
             )
             machine = QemuMachine(directory, known, child)
             await machine.save_record()
-            await machine.open(agent_ready=boot is None)
+            await machine.open(agent_ready=launch.boot is None)
         except BaseException:
             if machine is not None:
                 await machine.stop()
@@ -260,35 +256,25 @@ class QemuHypervisor(QemuMachines):
                 os.close(tap)
         return machine
 
-    def _arguments(
-        self,
-        directory: Path,
-        shape: MachineShape,
-        finding: Finding,
-        *,
-        share: Path,
-        memory: Memory,
-        boot: Boot | None,
-        sockets: Sockets,
-        network: Network,
-    ) -> Arguments:
+    def _arguments(self, launch: Launch, sockets: Sockets, network: Network) -> Arguments:
+        kind, vcpus = launch.finding.accelerator.kind, launch.shape.vcpus
         return Arguments(
-            program=self._config.qemu,
-            name=title(directory),
-            machine=self._config.machine,
-            accelerator=finding.accelerator.kind,
-            cpu=finding.cpu,
-            memory=memory,
-            vcpus=shape.vcpus,
+            program=self._settings.binary,
+            name=title(launch.directory),
+            machine=self._settings.machine,
+            accelerator=kind,
+            cpu=launch.finding.cpu,
+            memory=launch.memory,
+            vcpus=vcpus,
             # QEMU's emulator aborts when a processor is plugged after its code buffer was used up.
-            max_vcpus=shape.vcpus if finding.accelerator.kind == "tcg" else self._config.max_vcpus,
+            max_vcpus=vcpus if kind == "tcg" else self._config.max_vcpus,
             image=self._guest.image,
-            share=share,
+            share=launch.share,
             sockets=sockets,
             network=network,
             bays=bays.bays(self._config.scratch_mib),
-            boot=boot,
-            code_mib=_CODE_MIB if boot is None else _BOOT_CODE_MIB,
+            boot=launch.boot,
+            code_mib=_CODE_MIB if launch.boot is None else _BOOT_CODE_MIB,
         )
 
     # Templates
@@ -322,19 +308,11 @@ class QemuHypervisor(QemuMachines):
         """Start a clone; see :class:`orlop.hypervisor.base.Hypervisor`."""
         await self._check(template)
         finding = await self._find_accelerator()
-        memory = self._template_memory(template.directory, shared=False)
+        launch = self._template_launch(finding, directory, template.directory, shared=False)
+        launch = msgspec.structs.replace(launch, share=share)
         state = os.open(template.directory / templates.STATE, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            machine = await self._launch(
-                directory,
-                template.shape,
-                finding,
-                tap_fd=tap_fd,
-                share=share,
-                memory=memory,
-                boot=None,
-                pass_fds=(state,),
-            )
+            machine = await self._launch(launch, tap_fd=tap_fd, pass_fds=(state,))
             try:
                 await migration.load(machine, state, timeout=_RESTORE_TIMEOUT)
             except BaseException:
@@ -354,27 +332,21 @@ class QemuHypervisor(QemuMachines):
             await self.discard_template()
             raise DataLoss(f"the template {template.directory} was changed or removed; it is made anew")
 
-    def _template_memory(self, directory: Path, *, shared: bool) -> Memory:
-        return Memory(
-            size_mib=self.template_shape.memory_mib,
+    def _template_launch(self, finding: Finding, directory: Path, files: Path, *, shared: bool) -> Launch:
+        """A machine in ``directory`` whose memory is the template's file in ``files``."""
+        shape = self.template_shape
+        memory = Memory(
+            size_mib=shape.memory_mib,
             max_mib=self._config.max_memory_mib,
-            file=directory / templates.MEMORY,
+            file=files / templates.MEMORY,
             shared=shared,
         )
+        share = directory.with_name("share")
+        return Launch(directory=directory, shape=shape, finding=finding, share=share, memory=memory)
 
     async def _key(self, finding: Finding) -> str:
-        shape = self.template_shape
-        memory = self._template_memory(self._root, shared=False)
-        arguments = self._arguments(
-            self._root,
-            shape,
-            finding,
-            share=self._root,
-            memory=memory,
-            boot=None,
-            sockets=Sockets(0, 0),
-            network=Network(0),
-        )
+        launch = self._template_launch(finding, self._root, self._root, shared=False)
+        arguments = self._arguments(launch, Sockets(0, 0), Network(0))
         version = await self._version()
         parts = [str(_RECIPE), version, self._guest.digest, machine_key(arguments)]
         if finding.accelerator.kind == "kvm":
@@ -387,8 +359,7 @@ class QemuHypervisor(QemuMachines):
             result = work / "result"
             result.mkdir()
             say(f"booting the template ({finding.accelerator.kind})")
-            memory = self._template_memory(result, shared=True)
-            machine = await self._boot(work / "vm", shape, finding, None, work / "share", memory)
+            machine = await self._boot(self._template_launch(finding, work / "vm", result, shared=True))
             try:
                 await machine.wait_agent_port(self._config.boot_timeout)
                 await settle(machine)

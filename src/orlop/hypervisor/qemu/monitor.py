@@ -17,6 +17,8 @@ from orlop.errors import DeadlineExceeded, Internal, Unavailable
 from orlop.host import tasks
 
 log = logging.getLogger(__name__)
+# The library reports the end of every connection with a traceback; the end of a machine is our own to report.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 EventHandler = Callable[[str, dict[str, object]], None]
 _TIMEOUT = 30.0

@@ -1,4 +1,4 @@
-"""The host's end of the talk with a guest's agent, over QEMU's chardev socket.
+"""The host's end of the talk with a guest's agent, over the machine's socket.
 
 The guest is not trusted: everything it says is checked by :mod:`orlop.wire`, every answer is waited
 for with a time limit, and whatever breaks the protocol ends this connection and nothing else.

@@ -1,7 +1,7 @@
 """Volumes whose owners are mapped, for pods in user namespaces.
 
-The guest's 9p client cannot map ids, so the host does: the volume is mounted for the VM through a
-user namespace with the pod's mappings. QEMU makes a file as root and then gives it to the
+The guest's side of the share cannot map ids, so the host does: the volume is mounted for the VM through a
+user namespace with the pod's mappings. The hypervisor makes a file as root and then gives it to the
 guest's user; root itself is therefore mapped too, to an id that no file has but for that moment.
 """
 
