@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from orlop.errors import (
@@ -23,7 +24,7 @@ from orlop.pods.records import ContainerFilter, ContainerPhase, EventKind, PodFi
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.pods.service import PodService
 from orlop.sandbox.figures import PodStats
-from orlop.sandbox.spec import NamespaceMode, Namespaces, Resources, UserIds
+from orlop.sandbox.spec import NamespaceMode, Namespaces, Resources, Rlimit, Root, Sink, Tmpfs, UserIds
 from tests.unit.pods_double import DoubleImages, World, make_service, pod_spec
 
 
@@ -340,6 +341,30 @@ async def test_a_container_is_resolved(service: PodService, tmp_path: Path) -> N
         with pytest.raises(error):
             await service.create_container(request(pod_id, "bad", **bad))
     assert len(service.ledger.all_containers()) == 1 == len(images_of(service).used)
+
+
+async def test_a_container_without_an_image_is_resolved(service: PodService, tmp_path: Path) -> None:
+    pod_id = await service.run_pod(pod_spec(netns="/run/netns/x", log_directory=str(tmp_path)))
+    assert service.pod(pod_id).spec.netns == "/run/netns/x"
+    wanted = request(
+        pod_id,
+        image="",
+        directory="/srv/root",
+        command=("init",),
+        sink=Sink(stdout="/run/out"),
+        rlimits=(Rlimit(name="NOFILE", soft=1, hard=2),),
+        mounts=(MountRequest(container_path="/t", tmpfs=Tmpfs(size=9), read_only=True),),
+    )
+    record = service.container(await service.create_container(wanted))
+    spec = record.spec
+    assert spec.root == Root(directory="/srv/root") and not images_of(service).used
+    assert (spec.image_id, record.image, record.image_ref) == ("", "", "")
+    assert spec.args == ("init",) and spec.cwd == "/" and spec.stop_signal == 15
+    assert spec.sink.stdout == "/run/out" and spec.rlimits == wanted.rlimits
+    assert spec.mounts[0].tmpfs == Tmpfs(size=9) and spec.mounts[0].read_only
+    for bad in ({"image": "busybox"}, {"command": ()}, {"log_path": "0.log"}):
+        with pytest.raises(InvalidArgument):
+            await service.create_container(msgspec.structs.replace(wanted, name="bad", **bad))
 
 
 async def test_a_stop_of_the_daemon_undoes_what_is_half_made(tmp_path: Path, world: World) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +44,7 @@ from orlop.sandbox.spec import (
     Seccomp,
     SeccompMode,
     Security,
+    Sink,
 )
 
 POD = PodSpec(id="p" * 64, name="web", namespace="default", uid="u", hostname="web")
@@ -139,18 +141,27 @@ def test_resources_say_only_what_is_set() -> None:
     assert oci.resources(Resources(memory_limit=5, swap_limit=6))["memory"] == {"limit": 5, "swap": 6}
 
 
+def changed(**fields: object) -> ContainerSpec:
+    return msgspec.structs.replace(SPEC, **fields)
+
+
 def test_command_line_of_the_monitor(tmp_path: Path) -> None:
     paths = Layout(tmp_path / "state", tmp_path / "root").pod("p").container("c")
-    options = conmon.Options(name="c", tty=True, stdin=True, stdin_once=False, log_path="/logs/0.log")
+    options = changed(tty=True, stdin=True, stdin_once=False, sink=Sink(log="/logs/0.log"))
     found = conmon.command("/usr/bin/conmon", RUNTIME, "c", paths, options)
     pairs = list(itertools.pairwise(found))
     assert ("--log-path", "k8s-file:/logs/0.log") in pairs
     assert ("--runtime-arg", "--root=/run/x/oci") in pairs
     assert {"--terminal", "--stdin", "--leave-stdin-open"} <= set(found)
-    once = conmon.Options(name="c", tty=False, stdin=True, stdin_once=True, log_path="")
+    once = changed(tty=False, stdin=True, stdin_once=True, sink=Sink())
     found = conmon.command("conmon", RUNTIME, "c", paths, once)
     assert "--leave-stdin-open" not in found
     assert "none:" in found
+    raw = Sink(stdout="/run/out")
+    direct = changed(tty=False, stdin=False, stdin_once=False, sink=raw)
+    assert "passthrough:" in conmon.command("conmon", RUNTIME, "c", paths, direct)
+    attached = changed(tty=False, stdin=True, stdin_once=False, sink=raw)
+    assert "none:" in conmon.command("conmon", RUNTIME, "c", paths, attached)
 
 
 def test_last_error_of_a_runtime(tmp_path: Path) -> None:

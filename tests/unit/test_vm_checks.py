@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from orlop.config import VmConfig
@@ -16,6 +17,7 @@ from orlop.sandbox.spec import (
     PodSpec,
     Propagation,
     Resources,
+    Root,
     Security,
 )
 from orlop.sandbox.vm.checks import check_container, check_pod
@@ -63,50 +65,41 @@ def test_apparmor_profile_is_refused_but_the_default_is_not() -> None:
         check_pod(pod(apparmor="localhost/mine"), CONFIG)
 
 
+def container(**changes: object) -> ContainerSpec:
+    base = ContainerSpec(id="c", pod_id="p1", name="c", root=Root(layers=("/l",)))
+    return msgspec.structs.replace(base, **changes)
+
+
 def test_container_refusals() -> None:
     check_container(
-        ContainerSpec(
-            id="c",
-            pod_id="p1",
-            name="c",
+        container(
             devices=(Device(host_path="/dev/fuse", container_path="/dev/fuse"),),
         ),
         (),
     )
     with pytest.raises(FailedPrecondition, match="/dev/sda"):
         check_container(
-            ContainerSpec(
-                id="c",
-                pod_id="p1",
-                name="c",
+            container(
                 devices=(Device(host_path="/dev/sda", container_path="/dev/x"),),
             ),
             (),
         )
     with pytest.raises(FailedPrecondition, match="Bidirectional"):
         check_container(
-            ContainerSpec(
-                id="c",
-                pod_id="p1",
-                name="c",
+            container(
                 mounts=(Mount(container_path="/m", host_path="/m", propagation=Propagation.BIDIRECTIONAL),),
             ),
             (),
         )
     with pytest.raises(InvalidArgument, match="target container 'other'"):
         check_container(
-            ContainerSpec(
-                id="c",
-                pod_id="p1",
-                name="c",
+            container(
                 namespaces=Namespaces(pid=NamespaceMode.TARGET, target_container="other"),
             ),
             ("one",),
         )
     with pytest.raises(FailedPrecondition, match="AppArmor"):
-        check_container(
-            ContainerSpec(id="c", pod_id="p1", name="c", security=Security(apparmor="localhost/x")), ()
-        )
+        check_container(container(security=Security(apparmor="localhost/x")), ())
 
 
 def test_shape_without_limits_is_the_default() -> None:
@@ -131,7 +124,7 @@ def test_shape_is_bounded() -> None:
 def test_huge_pages_are_refused_and_a_limit_of_none_is_not() -> None:
     def asking(limit: int) -> ContainerSpec:
         limits = Resources(hugepage_limits=(("2Mi", limit),))
-        return ContainerSpec(id="c", pod_id="p1", name="c", args=("x",), resources=limits)
+        return container(args=("x",), resources=limits)
 
     check_container(asking(0), ())
     with pytest.raises(FailedPrecondition, match="huge pages"):

@@ -49,8 +49,6 @@ def reachable(roots: list[type]) -> dict[type, set[str]]:
 
 WAITING = {
     *("Disk.channel", "Disk.target", "Interface.device", "Scratch.directory", "Scratch.size"),
-    *("Mount.mode", "Mount.options", "Mount.size", "Security.rlimits"),
-    *("Rlimit.hard", "Rlimit.name", "Rlimit.soft"),
 }
 """What is going to be used."""
 

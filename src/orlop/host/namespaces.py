@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from orlop.errors import NotFound
+from orlop.errors import InvalidArgument, NotFound
 from orlop.host import mounts, process, threads
 from orlop.linux import syscalls as sys
 
@@ -26,6 +26,7 @@ T = TypeVar("T")
 KINDS = {"net": sys.CLONE_NEWNET, "ipc": sys.CLONE_NEWIPC, "uts": sys.CLONE_NEWUTS, "pid": sys.CLONE_NEWPID}
 
 _SIOCSIFFLAGS = 0x8914
+_NS_GET_NSTYPE = 0xB703
 _IFF_UP = 1
 
 
@@ -91,6 +92,36 @@ async def prepare(paths: Mapping[str, Path], *, hostname: str = "") -> None:
             _loopback_up()
 
     await within(paths, body)
+
+
+async def pin(source: Path, path: Path, kind: str) -> None:
+    """Pin a namespace that is there, ``source``, at ``path`` as well.
+
+    Raises NotFound when there is no ``source``, InvalidArgument when it is no namespace of that kind.
+    """
+    await threads.call(_pin, source, path, kind)
+
+
+def _pin(source: Path, path: Path, kind: str) -> None:
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFound(f"the {kind} namespace {source} does not exist") from error
+    try:
+        if _type_of(descriptor) != KINDS[kind]:
+            raise InvalidArgument(f"{source} is no {kind} namespace")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o444)
+        sys.mount(f"/proc/self/fd/{descriptor}", path, "", sys.MS_BIND)
+    finally:
+        os.close(descriptor)
+
+
+def _type_of(descriptor: int) -> int:
+    try:
+        return fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
+    except OSError:
+        return 0
 
 
 def remove(path: Path) -> None:

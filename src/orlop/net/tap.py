@@ -93,12 +93,13 @@ async def interfaces(netns: Path) -> tuple[str, ...]:
     def look() -> tuple[str, ...]:
         with Netlink() as netlink:
             found = sorted(links.links(netlink), key=lambda link: link.index)
-        return tuple(link.name for link in found if link.mac and not _is_local(link))
+        return tuple(link.name for link in found if link.mac and not is_local(link))
 
     return await namespaces.within(netns, look)
 
 
-def _is_local(link: links.Link) -> bool:
+def is_local(link: links.Link) -> bool:
+    """Whether an interface is no way out of its namespace: loopback, a tap, or switched off."""
     return link.name == "lo" or link.name.startswith("tap") or not link.up
 
 
@@ -111,7 +112,7 @@ async def interface_stats(netns: Path, name: str = "") -> tuple[InterfaceCounter
     def look() -> tuple[InterfaceCounters, ...]:
         with Netlink() as netlink:
             found = links.links(netlink)
-        wanted = [link for link in found if (link.name == name if name else not _is_local(link))]
+        wanted = [link for link in found if (link.name == name if name else not is_local(link))]
         return tuple(link.counters for link in wanted)
 
     return await namespaces.within(netns, look)

@@ -117,8 +117,12 @@ class Containers:
     ) -> ContainerRecord:
         """All that was asked for made definite, its images held for the container."""
         images = self._node.images
-        image = resolve.find_image(images.status, request.image, f"container {request.name}")
-        await images.use(image.id, container_id)
+        image = None
+        if not request.directory:
+            image = resolve.find_image(images.status, request.image, f"container {request.name}")
+            await images.use(image.id, container_id)
+        elif request.image:
+            raise InvalidArgument(f"container {request.name}: its root is an image or a directory, not both")
         spec = await threads.call(resolve.container, request, container_id, pod.spec, image, images.status)
         names = cdi.requested(request)
         if names:
@@ -135,7 +139,7 @@ class Containers:
             annotations=request.annotations,
             image=request.image,
             user_image=request.user_image,
-            image_ref=resolve.image_reference(image, request.user_image, request.image),
+            image_ref=resolve.image_reference(image, request.user_image, request.image) if image else "",
             stop_signal=resolve.signal_name(spec.stop_signal),
             user=resolve.known_user(spec.security),
         )

@@ -54,6 +54,9 @@ def _environment(spec: ContainerSpec) -> list[str]:
 
 
 def _mount(mount: Mount) -> dict[str, Any]:
+    if mount.tmpfs is not None:
+        options = [f"mode={mount.tmpfs.mode:o}", "ro" if mount.read_only else "rw"]
+        return {"destination": mount.container_path, "type": "tmpfs", "source": "tmpfs", "options": options}
     options = ["rbind", mount.propagation.value, "ro" if mount.read_only else "rw"]
     source = mount.host_path if mount.image is None else mount.image.reference or mount.image.image_id
     return {"destination": mount.container_path, "type": "bind", "source": source, "options": options}

@@ -10,17 +10,28 @@ from __future__ import annotations
 
 import msgspec
 
-from orlop.sandbox.spec import Device, IdMapping, Namespaces, Propagation, Resources, Seccomp
+from orlop.sandbox.spec import (
+    Device,
+    IdMapping,
+    Namespaces,
+    Propagation,
+    Resources,
+    Rlimit,
+    Seccomp,
+    Sink,
+    Tmpfs,
+)
 from orlop.value import Value
 
 
 class MountRequest(Value, frozen=True):
-    """A volume: a path of the host, or with ``image`` a path inside an image that was pulled."""
+    """A volume: a path of the host, with ``image`` a path inside an image that was pulled, or memory."""
 
     container_path: str
     host_path: str = ""
     image: str = ""
     image_sub_path: str = ""
+    tmpfs: Tmpfs | None = None
     read_only: bool = False
     recursive_read_only: bool = False
     propagation: Propagation = Propagation.PRIVATE
@@ -59,14 +70,16 @@ class ContainerRequest(Value, frozen=True):
     """A container as asked for.
 
     ``image`` is a reference or an id that was pulled before, ``user_image`` what the user
-    wrote. ``command`` and ``args`` are CRI's (they override the image's entrypoint and cmd),
-    ``log_path`` is relative to the pod's log directory, ``stop_signal`` a name like
-    ``SIGTERM`` or "", ``cdi_devices`` fully qualified names (``vendor.com/class=name``).
+    wrote; or ``directory`` is the root file system, an absolute path on the host. ``command`` and ``args``
+    are CRI's (they override the image's entrypoint and cmd), ``stop_signal`` is a name like
+    ``SIGTERM`` or "", ``cdi_devices`` fully qualified names (``vendor.com/class=name``). Output goes to
+    ``log_path``, relative to the pod's log directory, or else to ``sink``.
     """
 
     pod_id: str
     name: str
-    image: str
+    image: str = ""
+    directory: str = ""
     attempt: int = 0
     user_image: str = ""
     command: tuple[str, ...] = ()
@@ -79,6 +92,8 @@ class ContainerRequest(Value, frozen=True):
     stdin: bool = False
     stdin_once: bool = False
     log_path: str = ""
+    sink: Sink = Sink()
+    rlimits: tuple[Rlimit, ...] = ()
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
     resources: Resources = Resources()

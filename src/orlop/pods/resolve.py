@@ -18,6 +18,7 @@ import msgspec
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.images import reference as references
+from orlop.images.model import ImageConfigOci
 from orlop.pods import capabilities
 from orlop.pods.ports import ImageConfigLike, ImageLike
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
@@ -181,6 +182,13 @@ def log_path(pod: PodSpec, request: ContainerRequest) -> str:
     return posixpath.join(pod.log_directory, relative)
 
 
+def _sink(pod: PodSpec, request: ContainerRequest) -> Sink:
+    path = log_path(pod, request)
+    if path and request.sink != Sink():
+        raise InvalidArgument(f"container {request.name}: its output can go to one place, not also to {path}")
+    return Sink(log=path) if path else request.sink
+
+
 def image_reference(image: ImageLike, *asked: str) -> str:
     """How a container's status names what it runs: by repository digest where there is one.
 
@@ -217,6 +225,8 @@ def mount(request: MountRequest, lookup: ImageLookup) -> Mount:
         raise InvalidArgument(f"mount: container path {request.container_path!r} is not absolute")
     if request.recursive_read_only and not request.read_only:
         raise InvalidArgument(f"mount {request.container_path}: recursive read-only needs read-only")
+    if request.tmpfs is not None:
+        return Mount(container_path=request.container_path, tmpfs=request.tmpfs, read_only=request.read_only)
     if request.image:
         return _image_mount(request, lookup)
     if not posixpath.isabs(request.host_path):
@@ -275,10 +285,14 @@ def shared_namespaces(asked: Namespaces, pod: Namespaces) -> Namespaces:
 
 
 def container(
-    request: ContainerRequest, container_id: str, pod: PodSpec, image: ImageLike, lookup: ImageLookup
+    request: ContainerRequest, container_id: str, pod: PodSpec, image: ImageLike | None, lookup: ImageLookup
 ) -> ContainerSpec:
-    """Everything decided: what the sandbox is asked to create. Blocks on the disk."""
-    config = image.config
+    """Everything decided: what the sandbox is asked to create. Blocks on the disk.
+
+    Without an ``image`` the request names a directory as the root, and all that an image would say.
+    """
+    config: ImageConfigLike = image.config if image is not None else ImageConfigOci()
+    layers = tuple(image.layers) if image is not None else ()
     namespaces = shared_namespaces(request.namespaces, pod.namespaces)
     if namespaces.pid is NamespaceMode.TARGET and not namespaces.target_container:
         raise InvalidArgument(f"container {request.name}: PID namespace of a target, but no target named")
@@ -290,8 +304,8 @@ def container(
         pod_id=pod.id,
         name=request.name,
         attempt=request.attempt,
-        image_id=image.id,
-        root=Root(layers=tuple(image.layers)),
+        image_id=image.id if image is not None else "",
+        root=Root(layers=layers, directory=request.directory),
         args=command_line(request, config),
         env=environment(request, config),
         cwd=cwd,
@@ -301,8 +315,9 @@ def container(
         tty=request.tty,
         stdin=request.stdin,
         stdin_once=request.stdin_once,
-        sink=Sink(log=log_path(pod, request)),
+        sink=_sink(pod, request),
         resources=request.resources,
+        rlimits=request.rlimits,
         security=security(request.security, config),
         namespaces=namespaces,
         stop_signal=signal_number(request.stop_signal or config.stop_signal or "SIGTERM"),

@@ -100,7 +100,11 @@ class Resources(Value, frozen=True):
 
 
 class PodSpec(Value, frozen=True):
-    """A pod sandbox as asked for."""
+    """A pod sandbox as asked for.
+
+    ``netns`` is the path of a network namespace that somebody else made, with its interface and
+    addresses, and that outlives the pod; "" lets the CNI plug-ins set up a new one.
+    """
 
     id: str
     name: str
@@ -124,6 +128,7 @@ class PodSpec(Value, frozen=True):
     overhead: Resources = Resources()
     resources: Resources = Resources()
     handler: str = "vm"
+    netns: str = ""
 
 
 class ImageVolume(Value, frozen=True):
@@ -139,12 +144,20 @@ class ImageVolume(Value, frozen=True):
     image_ref: str = ""
 
 
+class Tmpfs(Value, frozen=True):
+    """Memory as a volume: ``size`` in bytes (0: the kernel's default), ``mode`` of its root directory."""
+
+    size: int = 0
+    mode: int = 0o1777
+
+
 class Mount(Value, frozen=True):
-    """A volume. ``host_path`` is absolute and existed when the request came; or ``image`` is set."""
+    """A volume: one of the three. ``host_path`` is absolute and existed when the request came."""
 
     container_path: str
     host_path: str = ""
     image: ImageVolume | None = None
+    tmpfs: Tmpfs | None = None
     read_only: bool = False
     recursive_read_only: bool = False
     propagation: Propagation = Propagation.PRIVATE
@@ -187,21 +200,41 @@ class Security(Value, frozen=True):
 
 
 class Root(Value, frozen=True):
-    """A container's root file system: ``layers`` are EROFS files on the host, bottom first.
+    """A container's root file system: one of the two.
 
-    What the container writes is in a layer of its own above them, and goes with it.
+    ``layers`` are EROFS files on the host, bottom first, below what the container writes, which goes with
+    it. ``directory`` is the absolute path of a directory of the host that is the root itself, and stays.
     """
 
     layers: tuple[str, ...] = ()
+    directory: str = ""
 
 
 class Sink(Value, frozen=True):
-    """Where the output of a container's first process goes, besides to whoever is attached.
+    """Where the output of a container's first process goes, besides to whoever is attached: to nobody, to
+    the CRI log file ``log``, or as it is to ``stdout`` and ``stderr``.
 
-    ``log`` is the absolute path of a CRI log file, "" for none.
+    Those are absolute paths: of a file, which is made and appended to, of a FIFO or of a device. A
+    descriptor that a process has open is such a path too, ``/proc/PID/fd/N``; its process must live until
+    the container is made.
     """
 
     log: str = ""
+    stdout: str = ""
+    stderr: str = ""
+
+    @property
+    def raw(self) -> bool:
+        """Whether output goes somewhere as it is."""
+        return bool(self.stdout or self.stderr)
+
+
+class Rlimit(Value, frozen=True):
+    """A limit of setrlimit(2) by its name without ``RLIMIT_``, such as NOFILE; -1 is infinity."""
+
+    name: str
+    soft: int
+    hard: int
 
 
 class ContainerSpec(Value, frozen=True):
@@ -227,6 +260,7 @@ class ContainerSpec(Value, frozen=True):
     stdin_once: bool = False
     sink: Sink = Sink()
     resources: Resources = Resources()
+    rlimits: tuple[Rlimit, ...] = ()
     security: Security = Security()
     namespaces: Namespaces = Namespaces()
     stop_signal: int = 15

@@ -74,6 +74,14 @@ async def mount_rootfs(layers: Sequence[str], directory: Path, *, owned_by: Owne
     return await _mount(layers, directory, writable=True, owned_by=owned_by)
 
 
+async def find_directory(directory: str) -> Path:
+    """A directory of the host that is a root file system as it is, links in its path followed.
+
+    Raises NotFound when there is none, FailedPrecondition when it is something else.
+    """
+    return await threads.call(_find_directory, directory)
+
+
 async def mount_image(
     layers: Sequence[str], directory: Path, sub_path: str = "", *, owned_by: Owners | None = None
 ) -> Path:
@@ -131,6 +139,18 @@ async def _mount_layer(layer: str, point: Path) -> None:
             raise
         # A kernel before 6.12 mounts no plain files: through a loop device then, which mount(8) sets up.
         await process.run(["mount", "-t", "erofs", "-o", "loop,ro", layer, point])
+
+
+def _find_directory(directory: str) -> Path:
+    try:
+        found = Path(directory).resolve(strict=True)
+    except FileNotFoundError as error:
+        raise NotFound(f"the root directory {directory} does not exist") from error
+    except (OSError, RuntimeError) as error:
+        raise FailedPrecondition(f"the root directory {directory} cannot be used: {error}") from error
+    if not found.is_dir():
+        raise FailedPrecondition(f"the root {directory} is no directory")
+    return found
 
 
 def _map_owners(point: Path, userns: Path) -> None:

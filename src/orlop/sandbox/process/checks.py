@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.sandbox import rules
 from orlop.sandbox.process import podns
 from orlop.sandbox.process.runtime import Runtime
 from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec, Propagation
@@ -11,6 +12,7 @@ from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec, Propagatio
 def check_pod(spec: PodSpec, *, user_namespaces: bool) -> None:
     """Raise InvalidArgument or FailedPrecondition for a pod that cannot be run as asked."""
     pod = f"pod {spec.namespace}/{spec.name}"
+    rules.check_pod(spec)
     podns.check_sysctls(spec)
     if spec.namespaces.network is NamespaceMode.NODE and any(port.host_port for port in spec.port_mappings):
         # The ports of a pod on the host's network are the host's; equal numbers say nothing new.
@@ -38,8 +40,7 @@ def check_pod(spec: PodSpec, *, user_namespaces: bool) -> None:
 def check_container(spec: ContainerSpec, pod: PodSpec, runtime: Runtime) -> None:
     """Raise InvalidArgument or FailedPrecondition for a container that cannot be run as asked."""
     container = f"container {spec.name}"
-    if not spec.root.layers:
-        raise InvalidArgument(f"{container}: its image has no layers")
+    rules.check_container(spec)
     if spec.namespaces.pid is NamespaceMode.POD and pod.namespaces.pid is not NamespaceMode.POD:
         raise InvalidArgument(f"{container}: its pod was made without a PID namespace to share")
     for mount in spec.mounts:

@@ -10,15 +10,19 @@ import asyncio
 import errno
 import os
 import socket
+from asyncio.subprocess import DEVNULL
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from orlop.errors import Internal, NotFound
-from orlop.host import process, tasks
+from orlop.host import process, tasks, threads
 from orlop.sandbox.process.layout import ContainerPaths, Process
 from orlop.sandbox.process.runtime import Runtime, last_error, refusal
+from orlop.sandbox.rawoutput import open_raw
+from orlop.sandbox.spec import ContainerSpec
 
 _CREATE_TIME = 120.0
 _MESSAGE_LIMIT = 1 << 16
@@ -31,17 +35,6 @@ class _Report(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a container's streams are to be kept, and its name for people."""
-
-    name: str
-    tty: bool
-    stdin: bool
-    stdin_once: bool
-    log_path: str
-
-
-@dataclass(frozen=True)
 class Started:
     """A created container: its first process and the monitor."""
 
@@ -49,8 +42,19 @@ class Started:
     monitor: Process
 
 
+def direct(spec: ContainerSpec) -> bool:
+    """Whether the container writes to its files itself; nobody can attach to it then."""
+    return spec.sink.raw and not spec.tty and not spec.stdin
+
+
+def _log_option(spec: ContainerSpec) -> str:
+    if direct(spec):
+        return "passthrough:"
+    return f"k8s-file:{spec.sink.log}" if spec.sink.log else "none:"
+
+
 def command(
-    program: str, runtime: Runtime, container_id: str, paths: ContainerPaths, options: Options
+    program: str, runtime: Runtime, container_id: str, paths: ContainerPaths, spec: ContainerSpec
 ) -> list[str]:
     """conmon's command line."""
     bundle = paths.bundle
@@ -59,24 +63,24 @@ def command(
     found += ["--bundle", str(bundle), "--persist-dir", str(bundle)]
     found += ["--exit-dir", str(paths.exit_file.parent)]
     found += ["--container-pidfile", str(bundle / "init.pid"), "--conmon-pidfile", str(bundle / "conmon.pid")]
-    found += ["--log-path", f"k8s-file:{options.log_path}" if options.log_path else "none:"]
+    found += ["--log-path", _log_option(spec)]
     found += ["--runtime", runtime.program]
     for option in runtime.options(bundle / "runtime.log"):
         if option != "--systemd-cgroup":
             found += ["--runtime-arg", option]
     if runtime.systemd:
         found.append("--systemd-cgroup")
-    if options.tty:
+    if spec.tty:
         found.append("--terminal")
-    if options.stdin:
+    if spec.stdin:
         found.append("--stdin")
-        if not options.stdin_once:
+        if not spec.stdin_once:
             found.append("--leave-stdin-open")
     return found
 
 
 async def create(
-    program: str, runtime: Runtime, container_id: str, paths: ContainerPaths, options: Options
+    program: str, runtime: Runtime, container_id: str, paths: ContainerPaths, spec: ContainerSpec
 ) -> Started:
     """Create the container of the bundle under a monitor of its own.
 
@@ -84,14 +88,18 @@ async def create(
     left then, and after a cancellation.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
+    files = ExitStack()
     try:
+        outputs = await threads.call(_open_outputs, spec, files)
         environment = {"PATH": os.environ.get("PATH", ""), "_OCI_SYNCPIPE": str(writing)}
         if bus := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
             environment["DBUS_SESSION_BUS_ADDRESS"] = bus
         child = await process.spawn_detached(
-            command(program, runtime, container_id, paths, options),
+            command(program, runtime, container_id, paths, spec),
             env=environment,
             cwd=paths.bundle,
+            stdout=outputs[0],
+            stderr=outputs[1],
             pass_fds=(writing,),
         )
         os.close(writing)
@@ -100,14 +108,26 @@ async def create(
         status = await tasks.uncancelled(child.wait())
         report = await _read_report(reading)
     finally:
+        files.close()
         os.close(reading)
         if writing >= 0:
             os.close(writing)
     if report is None or report.data <= 0:
         said = report.message if report is not None else f"conmon ended with status {status}"
         reason = last_error(paths.bundle / "runtime.log") or said.strip() or "no reason given"
-        raise refusal(f"container {options.name} cannot be created", reason)
+        raise refusal(f"container {spec.name} cannot be created", reason)
     return Started(init=identify(report.data), monitor=identify(read_pid(paths.bundle / "conmon.pid")))
+
+
+def _open_outputs(spec: ContainerSpec, files: ExitStack) -> tuple[int, int]:
+    """conmon's own stdout and stderr, which are the container's if it writes to its files itself."""
+    found = [DEVNULL, DEVNULL]
+    if direct(spec):
+        for number, (name, path) in enumerate((("stdout", spec.sink.stdout), ("stderr", spec.sink.stderr))):
+            if path:
+                found[number] = open_raw(path, name)
+                files.callback(os.close, found[number])
+    return found[0], found[1]
 
 
 async def _read_report(descriptor: int) -> _Report | None:

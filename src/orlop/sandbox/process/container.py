@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import time
@@ -26,10 +27,14 @@ from orlop.linux.removal import remove_tree
 from orlop.linux.users import Identity
 from orlop.sandbox import crilog
 from orlop.sandbox.process import apparmor, conmon, identity, layout, oci, volumes
+from orlop.sandbox.process.forward import Forward
 from orlop.sandbox.process.layout import ContainerPaths, ContainerState, PodPaths
 from orlop.sandbox.process.runtime import Runtime
+from orlop.sandbox.rawoutput import RawOutput
 from orlop.sandbox.spec import ContainerSpec, ExitStatus, NamespaceMode, PodSpec, UserIds
 from orlop.storage import rootfs
+
+log = logging.getLogger(__name__)
 
 KILLED = 128 + signal.SIGKILL
 _KILL_TIME = 10.0
@@ -60,6 +65,7 @@ class Container:
         # Making, starting and removing exclude one another: what one mounts, the other must not remove.
         self._changing = asyncio.Lock()
         self._removed = False
+        self._forward: Forward | None = None
         if state is not None:
             self._watch(state)
 
@@ -87,7 +93,10 @@ class Container:
         bundle = self.paths.bundle
         await threads.call(_make_directory, bundle)
         owners = _owners(pod, paths)
-        root = await rootfs.mount_rootfs(spec.root.layers, self.paths.rootfs, owned_by=owners)
+        if spec.root.directory:
+            root = await rootfs.find_directory(spec.root.directory)
+        else:
+            root = await rootfs.mount_rootfs(spec.root.layers, self.paths.rootfs, owned_by=owners)
         mounted = await volumes.volume_mounts(spec, self.paths, owners)
         profile = await apparmor.profile_of(spec.security)
 
@@ -111,10 +120,19 @@ class Container:
             return who
 
         who = await threads.call(describe)
-        options = conmon.Options(
-            name=spec.name, tty=spec.tty, stdin=spec.stdin, stdin_once=spec.stdin_once, log_path=spec.sink.log
-        )
-        started = await conmon.create(self._tools.conmon, self._tools.runtime, self.id, self.paths, options)
+        output = RawOutput(spec.sink) if spec.sink.raw and not conmon.direct(spec) else None
+        if output is not None:
+            await output.open()
+        tools = self._tools
+        try:
+            started = await conmon.create(tools.conmon, tools.runtime, self.id, self.paths, spec)
+            if output is not None:
+                # Before it is started: nothing that it writes is missed.
+                self._forward = await Forward.begin(self.paths.bundle, output)
+        except BaseException:
+            if output is not None:
+                await output.close()
+            raise
         state = ContainerState(
             init=started.init, monitor=started.monitor, cgroup=self._cgroup_of(cgroup, started.init.pid)
         )
@@ -200,7 +218,20 @@ class Container:
             await process.wait_pid(state.monitor.pid)
         self._exit.set_result(await self._how_it_ended(state))
 
+    async def forward_again(self, spec: ContainerSpec) -> None:
+        """Go on with what an earlier daemon did: carry the output to where conmon cannot write it."""
+        if spec.sink.raw and not conmon.direct(spec) and not self._exit.done():
+            output = RawOutput(spec.sink)
+            try:
+                await output.open()
+                self._forward = await Forward.begin(self.paths.bundle, output)
+            except OrlopError as error:
+                log.warning("output of container %s is not forwarded: %s", self.id[:12], error)
+                await output.close()
+
     async def _how_it_ended(self, state: ContainerState) -> ExitStatus:
+        if self._forward is not None:
+            await self._forward.finish()
         found = conmon.exit_code(self.paths.exit_file)
         if found is None:
             # Nobody holds its streams any more: it cannot go on as it should.
@@ -273,6 +304,8 @@ class Container:
 
     async def release(self) -> None:
         """Stop watching; the container goes on."""
+        if self._forward is not None:
+            await self._forward.stop()
         if self._watcher is not None and not self._watcher.done():
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)

@@ -160,7 +160,7 @@ class ProcessDriver:
         found = ProcessSandbox(tools, self._network, spec, paths, state)
         for member in containers:
             record = paths.container(member.id).record
-            found.adopt(member.id, member, await threads.call(layout.load_container, record))
+            await found.adopt(member.id, member, await threads.call(layout.load_container, record))
         self._running[spec.id] = found
         return found
 

@@ -98,12 +98,21 @@ def process(inputs: Inputs) -> dict[str, Any]:
             "ambient": ambient,
         },
         "oomScoreAdj": possible_oom_score(spec.resources.oom_score_adj),
+        "rlimits": [
+            {"type": f"RLIMIT_{limit.name}", "soft": _limit(limit.soft), "hard": _limit(limit.hard)}
+            for limit in spec.rlimits
+        ],
     }
     if inputs.apparmor:
         found["apparmorProfile"] = inputs.apparmor
     if security.selinux_label and selinux.enabled():
         found["selinuxLabel"] = security.selinux_label
     return found
+
+
+def _limit(value: int) -> int:
+    """Infinity is the greatest number there, not -1 (getrlimit(2))."""
+    return value if value >= 0 else (1 << 64) - 1
 
 
 def _environment(spec: ContainerSpec, home: str) -> list[str]:

@@ -82,6 +82,10 @@ async def make(spec: PodSpec, paths: PodPaths, pause: Path) -> Holder | None:
     the daemon dies before it is recorded. The caller removes what is left after a failure.
     """
     own = kinds(spec)
+    if spec.netns:
+        # From here on it is the pod's as any other; what is unpinned at the end is this pin alone.
+        await namespaces.pin(Path(spec.netns), paths.namespace("net"), "net")
+        own.remove("net")
     with_pid = spec.namespaces.pid is NamespaceMode.POD
     if with_pid or spec.namespaces.user is NamespaceMode.POD:
         paths.holder.touch()
@@ -181,7 +185,7 @@ async def set_sysctls(spec: PodSpec, paths: PodPaths) -> None:
         return
 
     def write() -> None:
-        if "net" in own:
+        if "net" in own and not spec.netns:
             for name, value in _DEFAULT_SYSCTLS.items():
                 with suppress(OSError):
                     _write_sysctl(name, value)

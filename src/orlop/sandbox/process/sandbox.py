@@ -11,6 +11,7 @@ from pathlib import Path
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound
 from orlop.host import cgroups, process, threads
 from orlop.host.cgroups import Cgroup
+from orlop.net import outside
 from orlop.net.network import PodNetwork
 from orlop.sandbox import crilog
 from orlop.sandbox.base import Connection, ProcessIO
@@ -106,9 +107,11 @@ class ProcessSandbox:
 
     # Containers
 
-    def adopt(self, container_id: str, spec: ContainerSpec, state: ContainerState | None) -> None:
+    async def adopt(self, container_id: str, spec: ContainerSpec, state: ContainerState | None) -> None:
         """Take over a container of an earlier daemon."""
-        self._add(container_id, spec, state)
+        found = self._add(container_id, spec, state)
+        if state is not None:
+            await found.forward_again(spec)
 
     def _add(self, container_id: str, spec: ContainerSpec, state: ContainerState | None = None) -> Container:
         paths = self._paths.container(container_id)
@@ -213,6 +216,8 @@ class ProcessSandbox:
         container = self._container(container_id)
         if not container.running:
             raise FailedPrecondition(f"container {container_id[:12]} does not run")
+        if self._specs[container_id].sink.raw:
+            raise FailedPrecondition(f"container {container_id[:12]} has no log that could be opened again")
         log_path = self._specs[container_id].sink.log
         if not log_path or container.state is None:
             return
@@ -241,6 +246,10 @@ class ProcessSandbox:
     async def attach(self, container_id: str, *, stdin: bool) -> ProcessIO:
         """See ``Sandbox``."""
         container = self._container(container_id)
+        if conmon.direct(self._specs[container_id]):
+            raise FailedPrecondition(
+                f"container {container_id[:12]} writes to its files itself: nobody can attach to it"
+            )
         client = await conmon.connect(container.paths.bundle)
         return streams.Attached(client, container.paths.bundle, container.wait, stdin=stdin)
 
@@ -315,7 +324,9 @@ async def prepare(
             state = PodState(cgroup=state.cgroup, holder=holder.first)
             await threads.call(layout.save, paths.record, state)
         addresses: tuple[str, ...] = ()
-        if spec.namespaces.network is not NamespaceMode.NODE:
+        if spec.netns:
+            addresses = await outside.addresses(paths.namespace("net"))
+        elif spec.namespaces.network is not NamespaceMode.NODE:
             result = await network.attach(
                 spec.id,
                 paths.namespace("net"),

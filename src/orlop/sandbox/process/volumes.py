@@ -16,7 +16,7 @@ from orlop.host import cgroups, mounts, threads
 from orlop.linux import syscalls as sys
 from orlop.sandbox.process import selinux
 from orlop.sandbox.process.layout import ContainerPaths, PodPaths
-from orlop.sandbox.spec import ContainerSpec, Mount, NamespaceMode, PodSpec, Propagation
+from orlop.sandbox.spec import ContainerSpec, Mount, NamespaceMode, PodSpec, Propagation, Tmpfs
 from orlop.storage import rootfs
 from orlop.storage.rootfs import Owners
 
@@ -93,6 +93,9 @@ async def volume_mounts(
     """
     found = []
     for number, mount in enumerate(spec.mounts):
+        if mount.tmpfs is not None:
+            found.append(_tmpfs(mount, mount.tmpfs))
+            continue
         source = await _source(mount, paths.volumes / str(number), spec, owners)
         found.append(
             {
@@ -103,6 +106,11 @@ async def volume_mounts(
             }
         )
     return found
+
+
+def _tmpfs(mount: Mount, asked: Tmpfs) -> dict[str, Any]:
+    options = ["nosuid", "nodev", f"mode={asked.mode:o}", *([f"size={asked.size}"] if asked.size else [])]
+    return _mount("tmpfs", mount.container_path, options, writable=not mount.read_only)
 
 
 def _access(mount: Mount) -> str:

@@ -164,7 +164,7 @@ class Plugs:
         async with AsyncExitStack() as stack:
             namespaces: dict[tuple[tuple[IdMapping, ...], ...], Path] = {}
             for index, mount in enumerate(spec.mounts):
-                if mount.image is not None:
+                if not mount.host_path:
                     continue
                 maps = (mount.uid_mappings, mount.gid_mappings)
                 if any(maps) and maps not in namespaces:

@@ -18,7 +18,6 @@ from orlop.sandbox.spec import (
     PodSpec,
     Propagation,
     Resources,
-    Security,
 )
 from orlop.wire import values as wire
 
@@ -59,7 +58,7 @@ def container(
         tty=spec.tty,
         streams=streams,
         resources=resources(spec.resources),
-        security=_security(spec.security, spec.resources, seccomp, seccomp_flags),
+        security=_security(spec, seccomp, seccomp_flags),
         namespaces=_namespaces(spec),
     )
 
@@ -158,6 +157,15 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.Mount:
             volume=plugged.volumes[mount.container_path],
             read_only=True,
         )
+    if mount.tmpfs is not None:
+        return wire.Mount(
+            target=mount.container_path,
+            kind="tmpfs",
+            size=mount.tmpfs.size,
+            mode=mount.tmpfs.mode,
+            read_only=mount.read_only,
+            options=("nosuid", "nodev"),
+        )
     return wire.Mount(
         target=mount.container_path,
         kind="share",
@@ -168,7 +176,8 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.Mount:
     )
 
 
-def _security(security: Security, limits: Resources, seccomp: bytes, flags: int) -> wire.Security:
+def _security(spec: ContainerSpec, seccomp: bytes, flags: int) -> wire.Security:
+    security, limits = spec.security, spec.resources
     return wire.Security(
         user=security.user,
         group=security.group,
@@ -184,6 +193,9 @@ def _security(security: Security, limits: Resources, seccomp: bytes, flags: int)
         read_only_paths=security.read_only_paths,
         seccomp=seccomp,
         seccomp_flags=flags,
+        rlimits=tuple(
+            wire.Rlimit(name=limit.name, soft=limit.soft, hard=limit.hard) for limit in spec.rlimits
+        ),
         oom_score_adj=min(max(limits.oom_score_adj, -1000), 1000),
     )
 
