@@ -99,7 +99,7 @@ async def uncancelled(work: Awaitable[T], *, unwanted: Callable[[T], object] | N
     raise cancelled
 
 
-async def roll_back(what: str, work: Awaitable[object]) -> None:
+async def roll_back(what: str, work: Awaitable[Any]) -> None:
     """Undo something in an ``except`` block: to the end, though the caller may be cancelled meanwhile.
 
     That ``what`` cannot be undone is logged and not raised: the caller is to hear what led here.
@@ -134,7 +134,7 @@ async def together(*work: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
     return tuple(task.result() for task in tasks)
 
 
-async def failures_of(*work: Awaitable[object]) -> list[BaseException]:
+async def failures_of(*work: Awaitable[Any]) -> list[BaseException]:
     """Run all of ``work`` at once, each to its end; returns the errors (a cancellation is passed on)."""
     results = await asyncio.gather(*work, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
@@ -159,7 +159,7 @@ class Undo:
         self._what = what
         self._failures: list[tuple[str, Exception]] = []
 
-    async def step(self, name: str, work: Awaitable[object]) -> bool:
+    async def step(self, name: str, work: Awaitable[Any]) -> bool:
         """Take one step; whether it succeeded, for those that may follow only then. Raises nothing."""
         try:
             await work

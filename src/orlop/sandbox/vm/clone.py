@@ -17,8 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from orlop.config import VmConfig
-from orlop.errors import DataLoss, FailedPrecondition, OrlopError, Unavailable
+from orlop.errors import DataLoss, NotUndone, OrlopError, Unavailable
 from orlop.host import mounts, netns, tasks, threads
+from orlop.host.tasks import Undo, beside
 from orlop.hypervisor.base import (
     Accelerator,
     Hypervisor,
@@ -69,17 +70,12 @@ class Clone:
 
     async def wait(self) -> str:
         """Return when the machine has ended or its agent is gone, with the reason."""
-        ended = asyncio.ensure_future(self.machine.wait())
-        lost = asyncio.ensure_future(self.agent.wait_closed())
-        try:
+        async with beside(self.machine.wait()) as ended, beside(self.agent.wait_closed()) as lost:
             await asyncio.wait((ended, lost), return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 # A dying machine takes its agent along: the machine's reason is the better one.
                 await asyncio.wait((ended,), timeout=1.0)
             return ended.result() if ended.done() else lost.result()
-        finally:
-            ended.cancel()
-            lost.cancel()
 
     def be_nice(self, level: int) -> None:
         """Give way to others (10) while nobody waits for this VM, or not (0)."""
@@ -141,27 +137,43 @@ class Clones:
         """
         directory = self.directory / vm_id
         machine = await self._machines.recover(machine_of(directory))
-        agent = await AgentClient.connect(machine.agent_socket, name=f"VM {vm_id}", timeout=_ANSWER_TIMEOUT)
+        try:
+            agent = await AgentClient.connect(
+                machine.agent_socket, name=f"VM {vm_id}", timeout=_ANSWER_TIMEOUT
+            )
+        except BaseException:
+            await tasks.roll_back(f"the recovery of VM {vm_id}", machine.close())
+            raise
         return Clone(directory, machine, agent)
 
     async def release(self, clone: Clone) -> None:
-        """Let go of a clone that goes on running."""
-        await clone.agent.flush()
-        await clone.agent.close("the daemon stops")
-        await clone.machine.close()
+        """Let go of a clone that goes on running. Raises NotUndone."""
+        undo = Undo(f"VM {clone.id}")
+        await undo.step("what its agent is still told", clone.agent.flush())
+        await undo.step("its agent", clone.agent.close("the daemon stops"))
+        await undo.step("its machine", clone.machine.close())
+        undo.finish()
+
+    async def end(self, directory: Path) -> None:
+        """End the machine in ``directory``, and leave the rest for :meth:`discard`. Idempotent."""
+        await self._machines.discard(machine_of(directory))
 
     async def discard(self, directory: Path) -> None:
-        """End the machine in ``directory`` and remove all there is of it. Idempotent.
+        """End the machine in ``directory`` and remove all there is of it. Idempotent. Raises NotUndone.
 
         Its pod's network is torn down by whoever attached it, before this.
         """
-        await self._machines.discard(machine_of(directory))
-        await netns.delete(netns_of(directory))
-        await Share(directory / "share").release_all()
-        try:
-            await threads.call(_remove, directory, self.scratch_of(directory.name))
-        except OSError as error:
-            raise FailedPrecondition(f"VM {directory.name} cannot be removed: {error}") from error
+        await tasks.uncancelled(self._discard(directory))
+
+    async def _discard(self, directory: Path) -> None:
+        undo = Undo(f"VM {directory.name}")
+        await undo.step("its machine", self.end(directory))
+        await undo.step("its network namespace", netns.delete(netns_of(directory)))
+        await undo.step("its volumes", Share(directory / "share").release_all())
+        # The rest is found again by the directory, so that goes only when nothing else is left.
+        if undo.complete:
+            await undo.step("its files", threads.call(_remove, directory, self.scratch_of(directory.name)))
+        undo.finish()
 
     async def sweep(self, keep: Callable[[str], bool]) -> None:
         """Remove clones of an earlier daemon that no pod owns."""
@@ -169,7 +181,10 @@ class Clones:
             for found in sorted(place.iterdir()) if place.is_dir() else ():
                 if not keep(found.name):
                     log.info("removing VM %s, which belongs to no pod", found.name)
-                    await self.discard(self.directory / found.name)
+                    try:
+                        await self.discard(self.directory / found.name)
+                    except NotUndone as error:
+                        log.error("%s", error)
 
 
 class Cloner(Clones):
@@ -195,6 +210,7 @@ class Cloner(Clones):
         self._say = say
         self._template: Template | None = None
         self._building: asyncio.Task[Template] | None = None
+        self._tasks = tasks.Tasks()
 
     @property
     def shape(self) -> MachineShape:
@@ -228,8 +244,8 @@ class Cloner(Clones):
         if not self.templated or self._template is not None:
             return self._template
         if self._building is None or self._building.done():
-            self._building = asyncio.create_task(
-                self._hypervisor.template(self._settle, progress=self._say), name="VM template"
+            self._building = self._tasks.spawn(
+                self._hypervisor.template(self._settle, progress=self._say), "VM template", awaited=True
             )
         self._template = await asyncio.shield(self._building)
         return self._template
@@ -242,7 +258,7 @@ class Cloner(Clones):
             await Share(directory / "share").protect()
             await netns.create(netns_of(directory))
         except BaseException:
-            await tasks.uncancelled(self.discard(directory))
+            await tasks.roll_back(f"VM {directory.name}", self.discard(directory))
             raise
         return directory
 
@@ -262,7 +278,7 @@ class Cloner(Clones):
         try:
             return await self.finish(directory)
         except BaseException:
-            await tasks.uncancelled(self.discard(directory))
+            await tasks.roll_back(f"VM {directory.name}", self.discard(directory))
             raise
 
     async def warm_up(self, clone: Clone) -> None:
@@ -280,9 +296,7 @@ class Cloner(Clones):
 
     async def close(self) -> None:
         """Stop building."""
-        if self._building is not None and not self._building.done():
-            self._building.cancel()
-            await asyncio.wait((self._building,))
+        await self._tasks.close()
 
     async def _machine(self, directory: Path, tap: int) -> Machine:
         where, share = machine_of(directory), directory / "share"

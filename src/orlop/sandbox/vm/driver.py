@@ -24,7 +24,7 @@ from orlop import tracing
 from orlop.config import Config
 from orlop.errors import DataLoss, NotFound, OrlopError, Unavailable
 from orlop.host import tasks, threads
-from orlop.host.tasks import together
+from orlop.host.tasks import Undo, together
 from orlop.hypervisor.base import GuestFiles, Hypervisor, Machines, MachineShape
 from orlop.linux import space
 from orlop.net.network import PodNetwork
@@ -133,12 +133,14 @@ class VmDriver:
         await self._tasks.close()
         if isinstance(self._state, Ready):
             await self._state.pool.close()
+        undo = Undo("the handler vm")
         for sandbox in list(self._sandboxes.values()):
-            await sandbox.release(self._clones)
+            await undo.step(f"pod {sandbox.pod_id}", sandbox.release(self._clones))
         self._sandboxes.clear()
         if not isinstance(self._state, Absent):
-            await self._state.cloner.close()
+            await undo.step("its template", self._state.cloner.close())
         self._state = Absent("the handler vm is closed")
+        undo.finish()
 
     async def ready(self) -> str:
         """See ``SandboxDriver``."""
@@ -161,7 +163,7 @@ class VmDriver:
             with self._activity.begun():
                 sandbox = await self._start(spec, state, files)
         except BaseException:
-            await tasks.uncancelled(self._clean_up(spec.id))
+            await tasks.roll_back(f"the start of pod {spec.id}", self._clean_up(spec.id))
             raise
         sandbox.timings["total"] = _since(begun)
         self._sandboxes[spec.id] = sandbox
@@ -185,7 +187,7 @@ class VmDriver:
         try:
             await sandbox.adopt(containers)
         except BaseException:
-            await tasks.uncancelled(sandbox.release(self._clones))
+            await tasks.roll_back(f"the recovery of pod {spec.id}", sandbox.release(self._clones))
             raise
         self._sandboxes[spec.id] = sandbox
         return sandbox
@@ -193,12 +195,16 @@ class VmDriver:
     async def discard(self, pod_id: str) -> None:
         """See ``SandboxDriver``."""
         async with self._turns.of(pod_id):
-            sandbox = self._sandboxes.get(pod_id)
-            if sandbox is not None:
-                # Not forgotten before it has stopped: what it is making must end before its files go.
-                await sandbox.stop()
-                self._sandboxes.pop(pod_id, None)
-            await self._clean_up(pod_id)
+            await tasks.uncancelled(self._discard(pod_id))
+
+    async def _discard(self, pod_id: str) -> None:
+        undo = Undo(f"pod {pod_id}")
+        sandbox = self._sandboxes.get(pod_id)
+        # Not forgotten before it has stopped: what it is making must end before its files go.
+        if sandbox is not None and await undo.step("its sandbox", sandbox.stop()):
+            self._sandboxes.pop(pod_id, None)
+        await undo.step("its traces", self._clean_up(pod_id))
+        undo.finish()
 
     async def layers(self) -> LayerUse:
         """See ``SandboxDriver``."""
@@ -271,28 +277,26 @@ class VmDriver:
         shape = cloner.attainable(shape_of(spec, self._config.vm))
         cgroup = hostgroup.path_of(spec.cgroup_parent, spec.id)
         ready = state.claim(shape)
-        if ready is not None:
-            clone = ready
-            files.write(PodFile(pod_id=spec.id, vm_id=clone.id, cgroup=cgroup))
-            try:
-                await together(
-                    _timed(timings, "network", partial(self._attach, spec, netns_of(clone.directory))),
-                    _timed(timings, "fit", partial(_fit, clone, shape, cgroup)),
-                )
-            except BaseException:
-                await clone.agent.close("the pod could not be started")
-                raise
-        else:
-            directory = await cloner.begin()
-            files.write(PodFile(pod_id=spec.id, vm_id=directory.name, cgroup=cgroup))
-            _, clone = await together(
-                _timed(timings, "network", partial(self._attach, spec, netns_of(directory))),
-                _timed(timings, "machine", partial(self._made, cloner, directory, shape, cgroup)),
-            )
+        directory = await cloner.begin() if ready is None else ready.directory
         try:
+            files.write(PodFile(pod_id=spec.id, vm_id=directory.name, cgroup=cgroup))
+        except BaseException:
+            # Nobody else knows of it.
+            await tasks.roll_back(f"VM {directory.name}", cloner.discard(directory))
+            raise
+        step = "machine" if ready is None else "fit"
+        held = [] if ready is None else [ready]
+        try:
+            await together(
+                _timed(timings, "network", partial(self._attach, spec, netns_of(directory))),
+                _timed(timings, step, partial(_obtain, held, cloner, directory, shape, cgroup)),
+            )
+            (clone,) = held
             reply = await _timed(timings, "setup", partial(self._set_up, spec, clone))
         except BaseException:
-            await clone.agent.close("the pod could not be set up")
+            # Its machine ends with the clean-up, which finds it by the pod's file.
+            for clone in held:
+                await clone.agent.close("the pod could not be started")
             raise
         result = self._network.result(spec.id)
         pod = PodFile(
@@ -308,11 +312,6 @@ class VmDriver:
         sandbox = self._sandbox(spec, clone, files, pod)
         sandbox.timings.update(timings)
         return sandbox
-
-    async def _made(self, cloner: Cloner, directory: Path, shape: MachineShape, cgroup: str) -> Clone:
-        clone = await cloner.finish(directory)
-        await _fit(clone, shape, cgroup)
-        return clone
 
     async def _attach(self, spec: PodSpec, netns: Path) -> None:
         await self._network.attach(
@@ -376,10 +375,20 @@ class VmDriver:
             log.warning("%s; its VM is removed at the next start of the daemon", error)
             pod = None
         directory = self._clones.directory / pod.vm_id if pod is not None and pod.vm_id else None
-        await self._network.detach(pod_id, netns_of(directory or self._clones.directory / "none"))
+        # The VM first: nothing of the pod is to run on if its network cannot be taken down. The network
+        # before its namespace, which the plug-ins look for and the clone's directory holds.
+        undo = Undo(f"pod {pod_id}")
         if directory is not None:
-            await self._clones.discard(directory)
-        await hostgroup.leave(pod.cgroup if pod is not None else "")
+            await undo.step("its VM", self._clones.end(directory))
+        await undo.step(
+            "its network",
+            self._network.detach(pod_id, netns_of(directory or self._clones.directory / "none")),
+        )
+        if directory is not None:
+            await undo.step("what its VM had", self._clones.discard(directory))
+        await undo.step("its control group", hostgroup.leave(pod.cgroup if pod is not None else ""))
+        # The pod's file goes last: it names all that is left, for the next try.
+        undo.finish()
         files.remove()
 
 
@@ -393,6 +402,18 @@ async def _timed(timings: dict[str, float], step: str, work: Callable[[], Corout
 
 def _since(begun: float) -> float:
     return round((time.monotonic() - begun) * 1000, 1)
+
+
+async def _obtain(
+    held: list[Clone], cloner: Cloner, directory: Path, shape: MachineShape, cgroup: str
+) -> None:
+    """Have a clone in ``held``, the one there or a new one, that is of the right size.
+
+    It is there as soon as it is anybody's: the other half of a pod's start may fail at any moment.
+    """
+    if not held:
+        held.append(await cloner.finish(directory))
+    await _fit(held[0], shape, cgroup)
 
 
 async def _fit(clone: Clone, shape: MachineShape, cgroup: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from orlop.errors import NotFound
 from orlop.host import mounts, threads
-from orlop.host.tasks import together
+from orlop.host.tasks import Undo, together
 from orlop.hypervisor.base import Disk, Machine, Stacking
 from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount
 from orlop.sandbox.vm.files import ContainerFile
@@ -108,17 +108,24 @@ class Plugs:
                 shared.disk = disk
 
     async def unplug(self, held: ContainerFile, *, running: bool) -> None:
-        """Take away what was plugged, or planned, for a container. Idempotent.
+        """Take away what was plugged, or planned, for a container. Idempotent. Raises NotUndone.
 
         ``running`` says whether there still is a VM to unplug from.
         """
         scratch = () if held.disks.scratch is None else (held.disks.scratch,)
         disks = {disk.id for disk in (*held.disks.root, *held.disks.volumes, *scratch)}
-        await together(*(self._unplug_disk(held.id, disk_id, running=running) for disk_id in disks))
+        undo = Undo(f"container {held.id}")
+        await together(
+            *(
+                undo.step(f"disk {disk_id}", self._unplug_disk(held.id, disk_id, running=running))
+                for disk_id in disks
+            )
+        )
         for key in held.shares:
-            await self._share.remove(key)
+            await undo.step(f"volume {key}", self._share.remove(key))
         if held.scratch:
-            await threads.call(Path(held.scratch).unlink, missing_ok=True)
+            await undo.step("its writable layer", threads.call(Path(held.scratch).unlink, missing_ok=True))
+        undo.finish()
 
     async def release(self) -> None:
         """Take all volumes off the share."""
@@ -182,9 +189,9 @@ class Plugs:
         async with shared.lock:
             shared.users.discard(container_id)
             if not shared.users and shared.disk is not None:
-                shared.disk = None
                 if running:
                     await self._detach(disk_id)
+                shared.disk = None
 
     async def _detach(self, disk_id: str) -> None:
         with suppress(NotFound):

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from orlop.config import PoolConfig
-from orlop.errors import OrlopError
+from orlop.errors import NotUndone, OrlopError
 from orlop.host import tasks
+from orlop.host.tasks import together
 from orlop.hypervisor.base import MachineShape
 from orlop.sandbox.vm.clone import Clone, Cloner
 from orlop.sandbox.vm.pressure import memory_pressure
@@ -102,7 +103,7 @@ class Pool:
         self._activity = activity
         self._wake = asyncio.Event()
         activity.on_end = self._wake.set
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = tasks.Tasks()
         self.reason = ""
         """Why the pool is not full, for people."""
 
@@ -119,16 +120,16 @@ class Pool:
     def open(self) -> None:
         """Begin to fill, if the configuration wants a pool."""
         if self._config.size > 0 and self._cloner.templated:
-            self._task = asyncio.create_task(self._run(), name="VM pool")
+            self._tasks.spawn(self._run(), "the VM pool")
 
     async def close(self) -> None:
         """Stop filling and end all clones. Idempotent."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait((task,))
-        while self._ready:
-            await self._drop(next(iter(self._ready)))
+        await tasks.uncancelled(self._close())
+
+    async def _close(self) -> None:
+        # Its tasks first, of which one fills it; a watcher that is ending a clone ends it before.
+        await self._tasks.close()
+        await together(*(self._drop(clone) for clone in list(self._ready)))
 
     def claim(self, shape: MachineShape) -> Clone | None:
         """A ready clone for a pod of this shape, or None. It is the caller's then.
@@ -213,10 +214,10 @@ class Pool:
             clone.be_nice(0)
             use = await clone.machine.memory()
         except BaseException:
-            await tasks.uncancelled(self._end(clone))
+            await tasks.roll_back(f"VM {clone.id} of the pool", self._end(clone))
             raise
         self._ready[clone] = use.pss
-        self._watchers[clone] = asyncio.create_task(self._watch(clone), name=f"pool VM {clone.id}")
+        self._watchers[clone] = self._tasks.spawn(self._watch(clone), f"VM {clone.id} of the pool")
 
     async def _watch(self, clone: Clone) -> None:
         reason = await clone.wait()
@@ -224,7 +225,7 @@ class Pool:
             log.warning("VM %s of the pool has ended: %s", clone.id, reason)
             del self._ready[clone]
             self._watchers.pop(clone, None)
-            await self._end(clone)
+            await tasks.uncancelled(self._end(clone))
             self._wake.set()
 
     def _forget(self, clone: Clone) -> None:
@@ -238,11 +239,13 @@ class Pool:
         await tasks.uncancelled(self._end(clone))
 
     async def _end(self, clone: Clone) -> None:
+        undo = tasks.Undo(f"VM {clone.id} of the pool")
+        await undo.step("its agent", clone.agent.close("the pool lets it go"))
+        await undo.step("all else", self._cloner.discard(clone.directory))
         try:
-            await clone.agent.close("the pool lets it go")
-            await self._cloner.discard(clone.directory)
-        except OrlopError as error:
-            log.warning("VM %s of the pool could not be removed: %s", clone.id, error)
+            undo.finish()
+        except NotUndone as error:
+            log.warning("%s", error)
 
 
 def _fits(have: MachineShape, wanted: MachineShape) -> bool:

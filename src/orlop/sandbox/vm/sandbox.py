@@ -19,7 +19,7 @@ from orlop import tracing
 from orlop.config import VmConfig
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, OrlopError
 from orlop.host import tasks, threads
-from orlop.host.tasks import together
+from orlop.host.tasks import Undo, together
 from orlop.hypervisor.base import MachineShape
 from orlop.sandbox import seccomp
 from orlop.sandbox.crilog import CriLog
@@ -111,11 +111,11 @@ class VmSandbox:
         self._stopped = asyncio.Lock()
         self._torn_down = False
         self._guest_lines = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = tasks.Tasks()
         self.timings: dict[str, float] = {}
         """Milliseconds that the steps of the pod's start took."""
         self._agent.on_event = self._on_event
-        self._watch = asyncio.create_task(self._watch_machine(), name=f"VM of pod {spec.id}")
+        self._watch = self._tasks.spawn(self._watch_machine(), f"the watch on the VM of pod {spec.id}")
 
     @property
     def pod_id(self) -> str:
@@ -191,7 +191,7 @@ class VmSandbox:
                 made = await self._agent.call(Create(container=message), _STEP_TIMEOUT)
             await self._pin(self._cpusets())
         except BaseException:
-            await tasks.uncancelled(self._undo_create(container))
+            await tasks.roll_back(f"the making of container {spec.id}", self._undo_create(container))
             raise
         container.pump()
         return UserIds(uid=made.uid, gid=made.gid, groups=made.groups)
@@ -294,32 +294,43 @@ class VmSandbox:
             if self._torn_down:
                 return
             self._stopping = True
-            self._watch.cancel()
-            await self._meter.close()
-            await together(self._power_off(), self._teardown.detach())
-            # Whoever makes or removes a container now fails at its next step, and has ended before the
-            # directories go: a volume that is being mounted below them would go with them.
-            await self._agent.close("the pod was stopped")
-            for container in list(self._containers.values()):
-                async with container.changing:
-                    if not container.exited.done():
-                        container.lost("its pod was stopped")
-                    await container.close()
-            self._execs.lost("the pod was stopped")
-            await self._plugs.release()
-            await self._teardown.discard()
+            await tasks.uncancelled(self._tear_down())
             self._torn_down = True
             self._end("")
 
+    async def _tear_down(self) -> None:
+        undo = Undo(f"pod {self.pod_id}")
+        await tasks.end(self._watch)
+        await undo.step("its meter", self._meter.close())
+        # The VM first: nothing of the pod is to run on if its network cannot be taken down.
+        await undo.step("its VM", self._power_off())
+        await together(undo.step("its network", self._teardown.detach()), self._let_go(undo))
+        await undo.step("what its VM had", self._teardown.discard())
+        await self._tasks.close()
+        undo.finish()
+
+    async def _let_go(self, undo: Undo) -> None:
+        # Whoever makes or removes a container now fails at its next step, and has ended before the
+        # directories go: a volume that is being mounted below them would go with them.
+        await undo.step("its agent", self._agent.close("the pod was stopped"))
+        for container in list(self._containers.values()):
+            async with container.changing:
+                if not container.exited.done():
+                    container.lost("its pod was stopped")
+                await undo.step(f"container {container.spec.id}", container.close())
+        self._execs.lost("the pod was stopped")
+        await undo.step("its volumes", self._plugs.release())
+
     async def release(self, clones: Clones) -> None:
-        """Let the pod run on without this daemon; its output waits in the guest."""
-        self._watch.cancel()
-        await self._meter.close()
+        """Let the pod run on without this daemon; its output waits in the guest. Raises NotUndone."""
+        undo = Undo(f"pod {self.pod_id}")
+        self._agent.on_event = lambda event: None  # the next daemon asks for what happens from now on
+        await undo.step("its watch", self._tasks.close())
+        await undo.step("its meter", self._meter.close())
         for container in self._containers.values():
-            await container.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await clones.release(self._clone)
+            await undo.step(f"container {container.spec.id}", container.close())
+        await undo.step("its VM", clones.release(self._clone))
+        undo.finish()
 
     async def adopt(self, specs: tuple[ContainerSpec, ...]) -> None:
         """Take over what an earlier daemon left: called once, before anything else."""
@@ -384,15 +395,18 @@ class VmSandbox:
                 self._files.remove_container(container_id)
 
     async def _undo_create(self, container: Container) -> None:
-        spec = container.spec
-        with suppress(OrlopError):
-            if not self._agent.closed:
-                await self._agent.call(Delete(id=spec.id), _STEP_TIMEOUT)
-        await container.drop()
-        with suppress(OrlopError):
-            await self._plugs.unplug(container.held, running=not self._agent.closed)
-        self._files.remove_container(spec.id)
-        self._containers.pop(spec.id, None)
+        container_id = container.spec.id
+        undo = Undo(f"container {container_id}")
+        if not self._agent.closed:
+            await undo.step("its processes", self._agent.call(Delete(id=container_id), _STEP_TIMEOUT))
+        await undo.step("its log", container.drop())
+        await undo.step(
+            "its disks and volumes", self._plugs.unplug(container.held, running=not self._agent.closed)
+        )
+        self._containers.pop(container_id, None)
+        # Its file names what is left: the next daemon goes on with it, or it goes with the pod.
+        undo.finish()
+        self._files.remove_container(container_id)
 
     async def _power_off(self) -> None:
         """Kill what runs, and when it is dead, pull the plug.
@@ -414,12 +428,14 @@ class VmSandbox:
     async def _watch_machine(self) -> None:
         reason = await self._clone.wait()
         log.warning("the VM of pod %s has ended: %s", self.pod_id, reason)
-        await self._clone.machine.stop()
-        await self._agent.close(reason)
+        undo = Undo(f"pod {self.pod_id}")
+        await undo.step("its VM", self._clone.machine.stop())
+        await undo.step("its agent", self._agent.close(reason))
         self._execs.lost(reason)
         for container in self._containers.values():
             container.lost(reason)
         self._end(reason)
+        undo.finish()
 
     def _end(self, reason: str) -> None:
         if not self._gone.done():
@@ -453,9 +469,7 @@ class VmSandbox:
             await hostgroup.pin(self._pod.cgroup, sets.values())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(work, f"the end of a container of pod {self.pod_id}")
 
     def _container(self, container_id: str) -> Container:
         container = self._containers.get(container_id)
