@@ -31,6 +31,7 @@ from orlop.config import Config, VmConfig
 from orlop.cri.server import CriServer
 from orlop.cri.streaming.server import StreamingServer
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, OrlopError, PermissionDenied
+from orlop.host import privacy
 from orlop.images.store import ImageStore
 from orlop.net.network import PodNetwork
 from orlop.pods.metrics import MetricsServer, RpcMetrics
@@ -44,6 +45,13 @@ log = logging.getLogger("orlop.daemon")
 
 HYPERVISORS = {"qemu": "orlop.hypervisor.qemu"}
 """By the name that ``vm.hypervisor`` has; the first is the usual one."""
+
+_PRIVATE_ROOT = ("guest", "hypervisor", "images", "network", "vm-scratch")
+_PRIVATE_STATE = ("oci", "vm-pods", "vms")
+"""Made before anybody else makes them with other modes."""
+
+_PASSABLE = ("process",)
+"""The one directory in which the root user of a user namespace must find its way; see ``sandbox.process``."""
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
@@ -81,9 +89,9 @@ def set_up_logging(config: Config) -> None:
 @contextmanager
 def only_daemon(config: Config) -> Iterator[None]:
     """Hold the lock of the state directory. AlreadyExists when another daemon has it."""
-    for directory in (config.root_dir, config.state_dir):
+    for directory, private in ((config.root_dir, _PRIVATE_ROOT), (config.state_dir, _PRIVATE_STATE)):
         try:
-            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            privacy.close_top(directory, private=private, passable=_PASSABLE)
         except OSError as error:
             raise FailedPrecondition(f"directory {directory} cannot be made: {error.strerror}") from error
     path = config.state_dir / "orlopd.lock"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -173,6 +174,8 @@ class Journal:
             return self._open_file()
 
     def _open_file(self) -> tuple[sqlite3.Connection, Contents]:
+        # Containers' environment is in it. What SQLite puts beside it gets the mode of the file.
+        os.close(os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(self._path, isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode=WAL")

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
-from orlop.host import cgroups, cgroupstats, mounts, process, tasks, threads
+from orlop.host import cgroups, cgroupstats, files, mounts, privacy, process, tasks, threads
 from orlop.host.cgroups import Cgroup
 from orlop.linux.removal import remove_tree
 from orlop.linux.users import Identity
@@ -91,8 +91,9 @@ class Container:
         self, pod: PodSpec, spec: ContainerSpec, paths: PodPaths, *, cgroup: str, target_pid: int
     ) -> UserIds:
         bundle = self.paths.bundle
-        await threads.call(_make_directory, bundle)
-        owners = _owners(pod, paths)
+        owners = owners_of(pod, paths)
+        group = None if owners is None else owners.gid
+        await threads.call(lambda: privacy.make_private(bundle, group=group))
         if spec.root.directory:
             root = await rootfs.find_directory(spec.root.directory)
         else:
@@ -113,7 +114,7 @@ class Container:
                 target_pid=target_pid,
                 apparmor=profile,
             )
-            self.paths.document.write_bytes(msgspec.json.encode(oci.document(inputs)))
+            files.save(self.paths.document, msgspec.json.encode(oci.document(inputs)))
             if spec.sink.log:
                 # The monitor opens it as it finds it.
                 os.close(crilog.open_file(spec.sink.log, make_directory=True))
@@ -311,16 +312,12 @@ class Container:
             await asyncio.gather(self._watcher, return_exceptions=True)
 
 
-def _owners(pod: PodSpec, paths: PodPaths) -> rootfs.Owners | None:
+def owners_of(pod: PodSpec, paths: PodPaths) -> rootfs.Owners | None:
+    """Who root is in the pod's user namespace, if it has one. Raises InvalidArgument."""
     chosen = pod.namespaces
     if chosen.user is not NamespaceMode.POD:
         return None
     return rootfs.owners(paths.namespace("user"), chosen.uid_mappings, chosen.gid_mappings)
-
-
-def _make_directory(bundle: Path) -> None:
-    bundle.mkdir(mode=layout.PASSABLE, parents=True, exist_ok=True)
-    bundle.chmod(layout.PASSABLE)
 
 
 def _remove_files(paths: ContainerPaths) -> None:

@@ -75,6 +75,7 @@ class ProcessDriver:
         if monitor is None:
             raise NotFound(f"{self._config.process.conmon} is not installed: install the package conmon")
         await conmon.find(monitor)
+        await threads.call(self._layout.close)
         await threads.call(self._link_pause)
         found = await runtime.find(self._config, self._config.state_dir / "oci")
         return Tools(runtime=found, conmon=monitor)
@@ -84,7 +85,6 @@ class ProcessDriver:
         if sleep is None:
             raise NotFound("sleep is not installed: install the package coreutils")
         pause = self._layout.pause
-        pause.parent.mkdir(mode=layout.PASSABLE, parents=True, exist_ok=True)
         if not pause.is_symlink():
             pause.symlink_to(sleep)
 
@@ -157,6 +157,7 @@ class ProcessDriver:
             state.holder.pid, state.holder.start_time
         ):
             raise NotFound(f"pod {spec.id[:12]} does not run any more: its PID namespace has ended")
+        await threads.call(paths.close, pods.group_of(spec, paths))
         found = ProcessSandbox(tools, self._network, spec, paths, state)
         for member in containers:
             record = paths.container(member.id).record

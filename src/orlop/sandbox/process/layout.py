@@ -22,12 +22,9 @@ from typing import Any
 import msgspec
 
 from orlop.errors import InvalidArgument
-from orlop.host import files
+from orlop.host import files, privacy
 from orlop.linux.removal import remove_tree
 from orlop.value import Value
-
-PASSABLE = 0o711
-"""Mode of directories that the root user of a user namespace must be able to pass through."""
 
 
 class Process(Value, frozen=True):
@@ -130,11 +127,18 @@ class PodPaths:
                 found |= {path.name for path in directory.iterdir()}
         return sorted(found)
 
-    def create(self) -> None:
-        """Make the pod's directories. Raises OSError."""
+    def close(self, group: int | None) -> None:
+        """Make the pod's directories, which root alone may enter. Idempotent. Raises OSError.
+
+        ``group`` is that of the root user of the pod's user namespace: it must pass through to its file
+        system.
+        """
         for path in (self.state, self.root, self.state / "c"):
-            path.mkdir(mode=PASSABLE, parents=True, exist_ok=True)
-            path.chmod(PASSABLE)
+            privacy.make_private(path, group=group)
+
+    def create(self, group: int | None) -> None:
+        """Make all directories of the pod, as :meth:`close` does. Raises OSError."""
+        self.close(group)
         for path in (self.state / "ns", self.etc, self.shm, self.state / "exits"):
             path.mkdir(mode=0o755, exist_ok=True)
 
@@ -161,6 +165,13 @@ class Layout:
     def pause(self) -> Path:
         """The program that a shared PID namespace begins with, by the name that users know."""
         return self.state / "pause"
+
+    def close(self) -> None:
+        """Make the directories of all pods, and close what an earlier version left open. Raises OSError."""
+        for path in (self.state, self.root):
+            path.mkdir(mode=privacy.PASSABLE, parents=True, exist_ok=True)
+            path.chmod(privacy.PASSABLE)
+            privacy.close_all(path)
 
     def pods(self) -> list[str]:
         """Ids of all pods that have a directory of either kind."""

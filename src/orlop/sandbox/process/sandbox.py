@@ -17,7 +17,7 @@ from orlop.sandbox import crilog
 from orlop.sandbox.base import Connection, ProcessIO
 from orlop.sandbox.figures import LayerUse, PodStats
 from orlop.sandbox.process import checks, conmon, layout, oci, podgroup, podns, streams
-from orlop.sandbox.process.container import Container, Tools
+from orlop.sandbox.process.container import Container, Tools, owners_of
 from orlop.sandbox.process.layout import ContainerState, PodPaths, PodState
 from orlop.sandbox.process.meter import PodMeter
 from orlop.sandbox.spec import (
@@ -345,8 +345,14 @@ async def prepare(
     return state, holder
 
 
+def group_of(spec: PodSpec, paths: PodPaths) -> int | None:
+    """The group of root in the pod's user namespace, if it has one."""
+    owners = owners_of(spec, paths)
+    return None if owners is None else owners.gid
+
+
 def _lay_out(spec: PodSpec, paths: PodPaths, state: PodState) -> None:
-    paths.create()
+    paths.create(group_of(spec, paths))
     layout.save(paths.record, state)
     podns.share_shm(spec, paths)
 
