@@ -249,6 +249,8 @@ class DoubleDriver:
         return DoubleSandbox(self.world, pod)
 
     async def recover(self, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> DoubleSandbox:
+        if delay := self.world.delays.get(f"recover {spec.name}"):
+            await asyncio.sleep(delay)
         pod = self.world.pods.get(spec.id)
         if pod is None or not pod.running:
             raise NotFound(f"pod {spec.id} does not run")

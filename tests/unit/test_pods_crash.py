@@ -15,6 +15,12 @@ from orlop.pods.service import PodService
 from tests.unit.pods_double import Crash, World, make_service, pod_spec
 
 
+async def opened(service: PodService) -> None:
+    """Open it, and wait until what an earlier daemon left is found or removed."""
+    await service.open()
+    await service.recovered()
+
+
 async def life(service: PodService) -> None:
     """Everything that can be asked of a pod, once."""
     pod_id = await service.run_pod(pod_spec())
@@ -33,7 +39,7 @@ async def killed_at(
 ) -> bool:
     """Run ``work`` in a daemon that dies at ``step``; whether it came to that."""
     service, _ = make_service(root, world)
-    await service.open()
+    await opened(service)
     world.crash_at(step)
     with suppress(Crash):
         await work(service)
@@ -76,7 +82,7 @@ async def settled(service: PodService) -> None:
 async def count_steps(root: Path) -> int:
     world = World()
     service, _ = make_service(root, world)
-    await service.open()
+    await opened(service)
     world.crash_at(-1)
     await life(service)
     await service.close()
@@ -91,7 +97,7 @@ async def test_at_every_step(tmp_path: Path) -> None:
         world = World()
         assert await killed_at(root, world, step, life), step
         service, images = make_service(root, world)
-        await service.open()
+        await opened(service)
         await settled(service)
         try:
             check(service, world, set(images.used))
@@ -118,13 +124,13 @@ async def test_at_every_step_of_the_recovery(tmp_path: Path) -> None:
             service, _ = make_service(root, world)
             world.crash_at(second)
             with suppress(Crash):
-                await service.open()
+                await opened(service)
             world.dead = True
             with suppress(Crash):
                 await service.close()
             world.crash_at(-1)
             service, images = make_service(root, world)
-            await service.open()
+            await opened(service)
             await settled(service)
             try:
                 check(service, world, set(images.used))
@@ -135,14 +141,14 @@ async def test_at_every_step_of_the_recovery(tmp_path: Path) -> None:
 async def test_pods_of_a_lost_journal_are_removed(tmp_path: Path) -> None:
     world = World()
     service, _ = make_service(tmp_path, world)
-    await service.open()
+    await opened(service)
     await service.run_pod(pod_spec())
     await service.close()
     (tmp_path / "journal.db").write_bytes(b"not a database" * 1000)
     for suffix in ("-wal", "-shm"):
         (tmp_path / f"journal.db{suffix}").unlink(missing_ok=True)
     service, _ = make_service(tmp_path, world)
-    await service.open()
+    await opened(service)
     assert (world.pods, service.pods()) == ({}, [])
     assert list(tmp_path.glob("journal.db.damaged-*"))
     await service.close()
@@ -152,7 +158,7 @@ async def test_pods_of_a_lost_journal_are_removed(tmp_path: Path) -> None:
 async def test_a_pod_that_ended_meanwhile(tmp_path: Path, running: bool) -> None:
     world = World()
     service, _ = make_service(tmp_path, world)
-    await service.open()
+    await opened(service)
     pod_id = await service.run_pod(pod_spec())
     container_id = await service.create_container(
         ContainerRequest(pod_id=pod_id, name="main", image="busybox")
@@ -164,7 +170,7 @@ async def test_a_pod_that_ended_meanwhile(tmp_path: Path, running: bool) -> None
     else:
         world.kill_pod(pod_id)
     service, _ = make_service(tmp_path, world)
-    await service.open()
+    await opened(service)
     await settled(service)
     record = service.container(container_id)
     assert record.phase is ContainerPhase.EXITED

@@ -33,12 +33,14 @@ class Execs:
         """Start a process in a running container; the caller closes what it gets."""
         if not spec.args:
             raise InvalidArgument(f"exec in container {ref}: no command")
+        await self._node.known_of(ref)
         record, sandbox = self._node.running(ref)
         with tracing.span("sandbox.exec", container=record.id):
             return await sandbox.exec(record.id, spec)
 
     async def attach(self, ref: str, *, stdin: bool) -> ProcessIO:
         """Join the streams of a running container; the caller closes what it gets."""
+        await self._node.known_of(ref)
         record, sandbox = self._node.running(ref)
         if stdin and not record.spec.stdin:
             raise FailedPrecondition(
@@ -50,6 +52,7 @@ class Execs:
         """Connect to a TCP port on a pod's loopback; the caller closes what it gets."""
         if not 0 < port < 65536:
             raise InvalidArgument(f"port {port} of pod {pod_ref} does not exist")
+        await self._node.known(pod_ref)
         return await self._node.sandbox(self._node.pod(pod_ref).id).connect(port)
 
     async def exec_sync(self, ref: str, args: tuple[str, ...], timeout: float = 0) -> ExecResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
@@ -38,6 +39,8 @@ class Node:
     tasks: Tasks = field(default_factory=Tasks)
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
     watchers: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    recovering: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Pods of an earlier daemon whose state is not known yet, with what is set when it is."""
 
     def __post_init__(self) -> None:
         """The calls that retries can join, by what they make or unmake."""
@@ -64,10 +67,31 @@ class Node:
         sandbox = self.sandboxes.get(record.id)
         if record.phase is not PodPhase.READY or sandbox is None:
             why = f": {record.reason}" if record.reason else ""
+            if record.id in self.recovering:
+                why = ": it is being found again after a restart of the daemon"
             raise FailedPrecondition(
                 f"pod {record.spec.namespace}/{record.spec.name} ({record.id[:12]}) does not run{why}"
             )
         return sandbox
+
+    async def known(self, pod_ref: str, timeout: float | None = None) -> None:
+        """Wait until the state of a pod of an earlier daemon is known, at most ``timeout`` seconds.
+
+        Recovery has a deadline of its own. There need not be such a pod.
+        """
+        if not self.recovering:
+            return
+        record = self.ledger.find_pod(pod_ref)
+        decided = self.recovering.get(record.id) if record is not None else None
+        if decided is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await decided.wait()
+
+    async def known_of(self, container_ref: str, timeout: float | None = None) -> None:
+        """The same for the pod of a container, which need not exist."""
+        if self.recovering and (record := self.ledger.find_container(container_ref)) is not None:
+            await self.known(record.pod_id, timeout)
 
     def running(self, ref: str) -> tuple[ContainerRecord, Sandbox]:
         """A container whose process runs, and its pod's sandbox. Raises FailedPrecondition."""
@@ -89,9 +113,13 @@ class Node:
         await self.handlers.driver(record.handler).discard(pod_id)
         self.sandboxes.pop(pod_id, None)
         for member in self.ledger.members(pod_id):
-            await self.images.release(member.id)
-            await self.ledger.drop_container(member.id)
+            await self.forget(member.id)
         await self.ledger.drop_pod(pod_id)
+
+    async def forget(self, container_id: str) -> None:
+        """Drop the record of a container that is gone, and its hold on images."""
+        await self.images.release(container_id)
+        await self.ledger.drop_container(container_id)
 
     async def end_watch(self, object_id: str) -> None:
         """Stop watching a pod or container that is gone; not from within its own watcher."""

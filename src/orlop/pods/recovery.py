@@ -7,6 +7,10 @@ A daemon may have been killed between any two steps. For each record it left:
 * a stop, a start or a removal that was asked for is carried on.
 
 What a driver knows of but no record names (the journal was lost) is removed as well.
+
+Nobody is kept waiting by a pod that does not answer: the daemon serves meanwhile, pods are found again
+side by side, and each has one deadline for all of it. Until a pod's state is known again, lists
+show what was recorded, and a call on that pod waits (:meth:`Node.known`).
 """
 
 from __future__ import annotations
@@ -19,14 +23,20 @@ from orlop.errors import FailedPrecondition, NotFound, OrlopError
 from orlop.host.tasks import failures_of
 from orlop.pods.containers import Containers
 from orlop.pods.node import Node, now, reason_of
-from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord
+from orlop.pods.records import ContainerPhase, ContainerRecord, EventKind, PodPhase, PodRecord
 from orlop.pods.sandboxes import Pods
 from orlop.sandbox.base import Sandbox
 
 log = logging.getLogger(__name__)
 
-PARALLEL = 8
+PARALLEL = 64
 """Pods that are looked for at the same time."""
+
+DEADLINE = 30.0
+"""Seconds in which a pod that ran must be found again as a whole; one that does not answer has failed."""
+
+PATIENCE = 1.0
+"""Seconds that the daemon's start waits, so that the first lists tell what is, not what was."""
 
 RETRY_INTERVAL = 30.0
 """Seconds between tries to remove what could not be removed."""
@@ -39,30 +49,51 @@ class Recovery:
         self._node = node
         self._pods = pods
         self._containers = containers
+        self._work: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
-        """Bring every record up to date. A pod that fails to recover harms no other."""
+    async def begin(self) -> None:
+        """Start to bring every record up to date; returns soon, whatever the pods do."""
         ledger = self._node.ledger
-        await self._discard_unknown()
         known = {record.id for record in ledger.all_pods()}
         for member in ledger.all_containers():
             if member.pod_id not in known:
                 await ledger.drop_container(member.id)
+        await self._node.images.reconcile({member.id for member in ledger.all_containers()})
+        for pod_id in known:
+            self._node.recovering[pod_id] = asyncio.Event()
+        self._work = self._node.tasks.spawn(self._run(), "recovery")
+        await asyncio.wait((self._work,), timeout=PATIENCE)
+
+    async def finished(self) -> None:
+        """Wait until all that an earlier daemon left is found or removed."""
+        if self._work is not None:
+            await asyncio.wait((self._work,))
+
+    async def _run(self) -> None:
+        """A pod that fails to recover harms no other."""
         limit = asyncio.Semaphore(PARALLEL)
 
         async def recover(record: PodRecord) -> None:
-            async with limit:
-                await self._pod(record)
+            try:
+                async with limit:
+                    await self._pod(record)
+            finally:
+                self._decided(record.id)
 
-        for error in await failures_of(*(recover(record) for record in ledger.all_pods())):
+        records = self._node.ledger.all_pods()
+        for error in await failures_of(self._discard_unknown(), *(recover(record) for record in records)):
             log.error("a pod could not be recovered: %s", reason_of(error), exc_info=error)
-        await self._node.images.reconcile({member.id for member in ledger.all_containers()})
+
+    def _decided(self, pod_id: str) -> None:
+        """The pod's state is known: let the calls on it go on. Idempotent."""
+        if (decided := self._node.recovering.pop(pod_id, None)) is not None:
+            decided.set()
 
     async def _discard_unknown(self) -> None:
-        known = {record.id for record in self._node.ledger.all_pods()}
         for driver in self._node.handlers.drivers:
             for pod_id in await driver.traces():
-                if pod_id not in known:
+                # A pod is recorded before there is any trace of it, also one that is being started now.
+                if self._node.ledger.find_pod(pod_id) is None:
                     log.warning("%s: pod %s is in no record; removing it", driver.name, pod_id[:12])
                     try:
                         await driver.discard(pod_id)
@@ -72,23 +103,38 @@ class Recovery:
     async def _pod(self, record: PodRecord) -> None:
         if record.phase in (PodPhase.STARTING, PodPhase.REMOVING):
             log.info("pod %s was %s when the daemon ended; removing it", record.id[:12], record.phase)
-            await self._node.drop_pod(record.id)
+            self._decided(record.id)
+            async with self._node.ledger.locked(record.id):
+                await self._node.drop_pod(record.id)
         elif record.phase is PodPhase.NOTREADY:
             await self._gone(record, record.reason)
         else:
             await self._ready(record)
 
     async def _ready(self, record: PodRecord) -> None:
-        members = self._node.ledger.members(record.id)
         try:
-            driver = self._node.handlers.driver(record.handler)
-            sandbox = await driver.recover(record.spec, tuple(member.spec for member in members))
-        except OrlopError as error:
-            reason = "" if record.stop_requested else reason_of(error)
-            log.warning("pod %s/%s does not run any more: %s", record.spec.namespace, record.spec.name, error)
+            async with asyncio.timeout(DEADLINE):
+                await self._found(record)
+        except (OrlopError, TimeoutError) as error:
+            why = reason_of(error)
+            if isinstance(error, TimeoutError):
+                why = f"it did not answer within {DEADLINE:g} s after a restart of the daemon"
+            log.warning("pod %s/%s does not run any more: %s", record.spec.namespace, record.spec.name, why)
+            reason = "" if record.stop_requested else why
             await self._node.ledger.change_pod(record.id, phase=PodPhase.NOTREADY, reason=reason)
             await self._gone(record, reason)
+            self._node.events.publish(EventKind.STOPPED, record.id, record.id)
             return
+        self._decided(record.id)
+        if record.stop_requested:
+            log.info("pod %s was being stopped when the daemon ended; going on", record.id[:12])
+            await self._pods.stop(record.id)
+
+    async def _found(self, record: PodRecord) -> None:
+        """Find a pod that runs, and go on with what was begun in it."""
+        members = self._node.ledger.members(record.id)
+        driver = self._node.handlers.driver(record.handler)
+        sandbox = await driver.recover(record.spec, tuple(member.spec for member in members))
         self._node.sandboxes[record.id] = sandbox
         for member in members:
             try:
@@ -96,17 +142,16 @@ class Recovery:
             except OrlopError as error:
                 log.error("container %s (%s): %s", member.name, member.id[:12], error)
         self._pods.watch(record.id, sandbox)
-        if record.stop_requested:
-            log.info("pod %s was being stopped when the daemon ended; going on", record.id[:12])
-            await self._pods.stop(record.id)
 
     async def _gone(self, record: PodRecord, reason: str) -> None:
         """Settle the containers of a pod that does not run, and release what it held."""
+        self._node.sandboxes.pop(record.id, None)
         for member in self._node.ledger.members(record.id):
             if member.phase in (ContainerPhase.CREATING, ContainerPhase.REMOVING):
-                await self._node.ledger.drop_container(member.id)
+                await self._node.forget(member.id)
             else:
                 await self._containers.settle(member.id, 0, reason or "its pod ended")
+        self._decided(record.id)
         try:
             await self._node.handlers.driver(record.handler).discard(record.id)
         except OrlopError as error:
@@ -116,7 +161,7 @@ class Recovery:
         if member.phase in (ContainerPhase.CREATING, ContainerPhase.REMOVING):
             log.info("container %s was %s when the daemon ended", member.id[:12], member.phase)
             await sandbox.delete(member.id)
-            await self._node.ledger.drop_container(member.id)
+            await self._node.forget(member.id)
         elif member.phase is ContainerPhase.RUNNING:
             self._containers.watch(member.id, sandbox)
         elif member.phase is ContainerPhase.CREATED and member.start_requested:

@@ -58,6 +58,8 @@ class Pods:
     async def _run(self, spec: PodSpec, clash: AlreadyExists) -> str:
         request = ledgers.digest(spec)
         if (known := self._same(spec)) is not None:
+            await self._node.known(known.id)
+        if (known := self._same(spec)) is not None:
             if known.phase is PodPhase.READY and known.request == request:
                 return known.id
             if known.phase is PodPhase.READY:

@@ -1,7 +1,8 @@
 """The one object that the CRI servicers and the streaming server talk to.
 
 Every id may be the full one or a unique prefix of it. Raises :mod:`orlop.errors` only. What
-stops or removes is idempotent, and does nothing for what does not exist.
+stops or removes is idempotent, and does nothing for what does not exist. A call on a pod that an earlier
+daemon left waits until that pod is found again.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ from orlop.sandbox.spec import ExecSpec, PodSpec, Resources
 ALL_PODS = PodFilter()
 ALL_CONTAINERS = ContainerFilter()
 
+STATUS_PATIENCE = 1.0
+"""Seconds that a question about a pod may wait for its recovery."""
+
 
 async def _no_network() -> str:
     return ""
@@ -76,15 +80,19 @@ class PodService:
         self._recovery = Recovery(self._node, self._pods, self._containers)
 
     async def open(self) -> dict[str, str]:
-        """Read the journal, open the drivers, find again what runs and remove what was half made.
+        """Read the journal, open the drivers, and begin to find again what runs; :meth:`recovered` ends that.
 
         Returns the handlers that cannot be used, with the reason.
         """
         await self.ledger.open()
         absent = await self._handlers.open()
-        await self._recovery.run()
+        await self._recovery.begin()
         self._node.tasks.spawn(self._recovery.janitor(), "janitor")
         return absent
+
+    async def recovered(self) -> None:
+        """Wait until all that an earlier daemon left is found again or removed."""
+        await self._recovery.finished()
 
     async def close(self) -> None:
         """Undo what is half made and let go of everything; pods that run keep running."""
@@ -100,10 +108,12 @@ class PodService:
 
     async def stop_pod(self, pod_id: str) -> None:
         """Kill what runs in the pod, release its network."""
+        await self._node.known(pod_id)
         await self._pods.stop(pod_id)
 
     async def remove_pod(self, pod_id: str) -> None:
         """Remove the pod and its containers, stopping them first."""
+        await self._node.known(pod_id)
         await self._pods.remove(pod_id)
 
     def pod(self, pod_id: str) -> PodRecord:
@@ -123,6 +133,7 @@ class PodService:
             "handler": record.handler,
             "handlerReason": record.handler_reason,
             "reason": record.reason,
+            "recovering": record.id in self._node.recovering,
             "netns": record.netns,
             "pid": info.get("pid", 0),
             "sandbox": info,
@@ -130,24 +141,29 @@ class PodService:
 
     async def update_pod_resources(self, pod_id: str, overhead: Resources, resources: Resources) -> None:
         """Change the limits of the pod as a whole."""
+        await self._node.known(pod_id)
         await self._pods.update(pod_id, overhead, resources)
 
     # Containers
 
     async def create_container(self, request: ContainerRequest) -> str:
         """Make a container ready to start; its id. A repeated call joins the first."""
+        await self._node.known(request.pod_id)
         return await self._containers.create(request)
 
     async def start_container(self, container_id: str) -> None:
         """Run the container's process."""
+        await self._node.known_of(container_id)
         await self._containers.start(container_id)
 
     async def stop_container(self, container_id: str, timeout: float) -> None:
         """Stop signal, then KILL after ``timeout`` seconds."""
+        await self._node.known_of(container_id)
         await self._containers.stop(container_id, timeout)
 
     async def remove_container(self, container_id: str) -> None:
         """Remove the container, killing it first."""
+        await self._node.known_of(container_id)
         await self._containers.remove(container_id)
 
     def container(self, container_id: str) -> ContainerRecord:
@@ -179,10 +195,12 @@ class PodService:
 
     async def update_container(self, container_id: str, resources: Resources) -> None:
         """Change the container's limits."""
+        await self._node.known_of(container_id)
         await self._containers.update(container_id, resources)
 
     async def reopen_log(self, container_id: str) -> None:
         """Close and reopen the container's log file."""
+        await self._node.known_of(container_id)
         await self._containers.reopen_log(container_id)
 
     # Streams
@@ -207,6 +225,7 @@ class PodService:
 
     async def container_stats(self, container_id: str) -> ContainerUse:
         """What one container uses."""
+        await self._node.known_of(container_id, STATUS_PATIENCE)
         return await self._meter.container(container_id)
 
     async def list_container_stats(
@@ -218,6 +237,7 @@ class PodService:
 
     async def pod_stats(self, pod_id: str) -> PodUse:
         """What one pod uses."""
+        await self._node.known(pod_id, STATUS_PATIENCE)
         return await self._meter.pod(pod_id)
 
     async def list_pod_stats(

@@ -48,6 +48,7 @@ R = TypeVar("R")
 
 _CHUNK = 256 << 10
 _GREETING = 2.0
+_FLUSH_TIME = 2.0
 _ERRORS: dict[str, type[OrlopError]] = {
     "invalid": InvalidArgument,
     "not_found": NotFound,
@@ -195,8 +196,9 @@ class AgentClient:
         """Acknowledge all that was consumed, so that a later daemon is not sent it again."""
         for end in list(self._incoming.values()):
             end.flush()
-        with suppress(OSError):
-            await self._writer.drain()
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_FLUSH_TIME):
+                await self._writer.drain()  # a guest that does not read must not hold up the daemon's end
 
     async def close(self, reason: str = "closed") -> None:
         """Let go of the connection. Idempotent."""
