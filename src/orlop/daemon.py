@@ -74,13 +74,27 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False)
 
 
+class LineFormatter(logging.Formatter):
+    """One line per message, whatever is in it: what a guest or an image says must not look like ours."""
+
+    _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0))} | {
+        ord("\n"): "\\n",
+        ord("\t"): "\t",
+    }
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class' name
+        """The line for ``record``; a traceback, which is our own, follows it."""
+        record.message = record.message.translate(self._CONTROLS)
+        return super().formatMessage(record)
+
+
 def set_up_logging(config: Config) -> None:
     """Log to stderr as configured."""
     handler = logging.StreamHandler(sys.stderr)
     if config.log_format == "json":
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
     for noisy in ("asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -94,6 +94,13 @@ def test_json_lines() -> None:
     assert (fields["level"], fields["logger"], fields["message"]) == ("warning", "orlop.x", "pod ü\n1")
 
 
+def test_a_message_is_one_line() -> None:
+    text = "guest: x\n2026-01-01 WARNING orlop: forged\x1b[2J"
+    record = logging.LogRecord("orlop.x", logging.WARNING, "f", 1, "%s", (text,), None)
+    line = daemon.LineFormatter("%(levelname)s %(message)s").format(record)
+    assert line == "WARNING guest: x\\n2026-01-01 WARNING orlop: forged\\x1b[2J"
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

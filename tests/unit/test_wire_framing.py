@@ -151,3 +151,26 @@ def test_encoding_out_of_bounds_is_refused() -> None:
         preamble(b"short")
     with pytest.raises(ValueError):
         preamble(b"not hexadecimal!")
+
+
+@given(
+    st.lists(messages, max_size=12),
+    st.lists(st.integers(0, 60), max_size=20),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_frames_come_as_many_at_a_time_as_asked_for(
+    sent: list[tuple[Kind, int, bytes]], sizes: list[int], most: int, again: bool
+) -> None:
+    parser = in_step()
+    stream = b"".join(frame(kind, number, payload) for kind, number, payload in sent)
+    if again:
+        stream = preamble(NONCE).join((stream, stream))
+    got = []
+    for chunk in chunks(stream, sizes):
+        found = parser.feed(chunk, most)
+        while found:
+            assert len(found) <= most
+            got += found
+            found = parser.feed(b"", most)
+    assert [(f.kind, f.stream, f.payload) for f in got if f.kind is not Kind.SYNC] == sent * (1 + again)

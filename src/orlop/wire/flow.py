@@ -78,16 +78,17 @@ class Sender:
             self._end_sent = True
             yield frame(Kind.EOF, self.stream, offset=self.written)
 
-    def ack(self, offset: int) -> None:
-        """The receiver has consumed all before ``offset``."""
+    def ack(self, offset: int) -> int:
+        """The receiver has consumed all before ``offset``; returns how many bytes more than before."""
         if offset == self._sent + 1 and self._end_sent:
             self._end_acked = True
             offset -= 1
         if offset > self._sent:
             raise ProtocolError(f"stream {self.stream}: {offset} acknowledged, only {self._sent} sent")
-        if offset > self._acked:
-            del self._kept[: offset - self._acked]
-            self._acked = offset
+        fresh = max(0, offset - self._acked)
+        del self._kept[:fresh]
+        self._acked += fresh
+        return fresh
 
     def pause(self) -> None:
         """The connection is gone: keep all and send nothing until :meth:`resume`."""

@@ -20,6 +20,7 @@ The parser therefore looks for the magic always, and drops the unfinished frame 
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -27,7 +28,7 @@ from enum import IntEnum
 from orlop.wire.codec import ProtocolError
 
 __all__ = [
-    "HEADER", "MAGIC", "MAX_DATA", "MAX_MESSAGE", "MAX_REASON", "MAX_STREAM", "NONCE_SIZE",
+    "HEADER", "MAGIC", "MAX_DATA", "MAX_EVENT", "MAX_MESSAGE", "MAX_REASON", "MAX_STREAM", "NONCE_SIZE",
     "Frame", "Kind", "Parser", "ProtocolError", "data_frames", "frame", "preamble",
 ]  # fmt: skip
 
@@ -35,6 +36,7 @@ MAGIC = b"\xffORLOP\xfe\xf5wire\xfd\xf7\xfb\xf9"
 NONCE_SIZE = 16
 HEADER = struct.Struct(">IQIB3s")
 MAX_MESSAGE = 4 << 20
+MAX_EVENT = 64 << 10
 MAX_DATA = 64 << 10
 MAX_REASON = 4096
 MAX_STREAM = (1 << 24) - 1
@@ -56,10 +58,10 @@ class Kind(IntEnum):
 
 
 _LIMITS = {
-    Kind.HELLO: MAX_MESSAGE,
+    Kind.HELLO: MAX_EVENT,
     Kind.REQUEST: MAX_MESSAGE,
     Kind.REPLY: MAX_MESSAGE,
-    Kind.EVENT: MAX_MESSAGE,
+    Kind.EVENT: MAX_EVENT,
     Kind.DATA: MAX_DATA,
     Kind.ACK: 0,
     Kind.EOF: 0,
@@ -129,22 +131,26 @@ class Parser:
         self._position = 0
         self._scanned = 0
         self._in_step = False
+        self._most = sys.maxsize
 
     @property
     def in_step(self) -> bool:
         """Whether a preamble was seen and no error since."""
         return self._in_step
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Take bytes as they came, return the frames they complete.
+    def feed(self, data: bytes, most: int = sys.maxsize) -> list[Frame]:
+        """Take bytes as they came, return the frames they complete, ``most`` at a time.
+
+        When as many were returned there may be more: feed nothing to get them.
 
         Raises :class:`ProtocolError` for anything out of bounds; frames before it in the same
         call are lost, and so is everything until the next preamble.
         """
         self._buffer += data
+        self._most = most
         frames: list[Frame] = []
         try:
-            while self._step(frames):
+            while len(frames) < most and self._step(frames):
                 pass
         except ProtocolError:
             self._in_step = False
@@ -166,6 +172,9 @@ class Parser:
                 self._position = max(self._position, self._scanned)
             return False
         self._take_frames(found, frames)
+        if len(frames) >= self._most:
+            self._scanned = found
+            return False
         end = found + len(MAGIC) + NONCE_SIZE
         self._position = self._scanned = found
         if len(self._buffer) < end:
@@ -184,7 +193,7 @@ class Parser:
 
     def _take_frames(self, end: int, frames: list[Frame]) -> None:
         """Take the complete frames that lie before ``end``."""
-        while self._in_step and self._position + HEADER.size <= end:
+        while self._in_step and len(frames) < self._most and self._position + HEADER.size <= end:
             length, offset, stream, number, zeros = HEADER.unpack_from(self._buffer, self._position)
             kind = _KINDS.get(number)
             start = self._position + HEADER.size

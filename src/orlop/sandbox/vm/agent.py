@@ -28,6 +28,7 @@ from orlop.errors import (
     Unimplemented,
 )
 from orlop.host.tasks import Tasks
+from orlop.sandbox.vm.budget import Budget
 from orlop.sandbox.vm.streams import Incoming, Outgoing
 from orlop.wire.framing import MAX_STREAM, NONCE_SIZE, Frame, Kind, Parser, ProtocolError, frame, preamble
 from orlop.wire.messages import (
@@ -47,6 +48,15 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _CHUNK = 256 << 10
+_BATCH = 64
+"""Frames that are dealt with in one go, which takes less than a millisecond."""
+
+_BACKLOG = 8 << 20
+"""Bytes that may wait for a guest that does not read."""
+
+_UNANSWERED = 4096
+"""Requests that a guest may owe an answer to."""
+
 _GREETING = 2.0
 _FLUSH_TIME = 2.0
 _ERRORS: dict[str, type[OrlopError]] = {
@@ -76,6 +86,7 @@ class AgentClient:
         self._reader = reader
         self._writer = writer
         self._parser = Parser(nonce)
+        self._budget = Budget()
         self._early: list[Frame] = []
         self._requests: dict[int, tuple[Request[Any], asyncio.Future[Any]]] = {}
         self._last_request = 0
@@ -144,6 +155,8 @@ class AgentClient:
         """
         if self._error is not None:
             raise self._error
+        if len(self._requests) >= _UNANSWERED or self._writer.transport.get_write_buffer_size() > _BACKLOG:
+            raise Unavailable(f"the agent of {self.name} neither reads nor answers; the pod must be removed")
         number = self._request_number()
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         payload = pack_request(request)
@@ -210,7 +223,7 @@ class AgentClient:
             data = await self._reader.read(_CHUNK)
             if not data:
                 raise ProtocolError("the connection ended before the agent's greeting")
-            frames = self._parser.feed(data)
+            frames = self._parser.feed(data, _BATCH)
             for index, received in enumerate(frames):
                 if received.kind is Kind.HELLO:
                     self.hello = unpack_hello(received.payload)
@@ -222,11 +235,10 @@ class AgentClient:
 
     async def _run(self) -> None:
         try:
-            for received in self._early:
-                self._dispatch(received)
+            await self._take(self._early)
+            await self._take(self._parser.feed(b"", _BATCH))
             while data := await self._reader.read(_CHUNK):
-                for received in self._parser.feed(data):
-                    self._dispatch(received)
+                await self._take(self._parser.feed(data, _BATCH))
             error: OrlopError = Unavailable(f"the agent of {self.name} is gone: its connection ended")
         except ProtocolError as problem:
             log.warning("%s: its agent broke the protocol: %s", self.name, problem)
@@ -238,7 +250,20 @@ class AgentClient:
             error = Internal(f"what the agent of {self.name} sent could not be dealt with: {problem!r}")
         self._fail(error)
 
-    def _dispatch(self, received: Frame) -> None:
+    async def _take(self, frames: list[Frame]) -> None:
+        """Deal with frames and those that were parsed with them; others get their turn, and the guest waits.
+
+        Raises ProtocolError.
+        """
+        while frames:
+            for received in frames:
+                self._budget.charge(len(received.payload), self._dispatch(received))
+            if (seconds := self._budget.owed()) or len(frames) == _BATCH:
+                await asyncio.sleep(seconds)
+            frames = self._parser.feed(b"", _BATCH) if len(frames) == _BATCH else []
+
+    def _dispatch(self, received: Frame) -> int:
+        """Deal with a frame; returns how many bytes of a stream got further by it. Raises ProtocolError."""
         kind = received.kind
         if kind is Kind.REPLY:
             self._on_reply(received)
@@ -249,11 +274,11 @@ class AgentClient:
         elif kind in (Kind.DATA, Kind.EOF):
             self._check_stream(received.stream)
             if end := self._incoming.get(received.stream):
-                end.on_frame(received)
+                return end.on_frame(received)
         elif kind is Kind.ACK:
             self._check_stream(received.stream)
             if writer := self._outgoing.get(received.stream):
-                writer.on_frame(received)
+                return writer.on_frame(received)
         elif kind is Kind.RESET:
             self._check_stream(received.stream)
             if end := self._incoming.get(received.stream):
@@ -262,6 +287,7 @@ class AgentClient:
                 writer.on_frame(received)
         else:
             raise ProtocolError(f"{kind.name} in the middle of the talk")
+        return 0
 
     def _on_reply(self, received: Frame) -> None:
         entry = self._requests.get(received.stream)

@@ -32,6 +32,7 @@ class Container:
         self.log = log
         self.running = False
         self.oom = False
+        self.ending = False
         self.changing = asyncio.Lock()
         """Held while it is made, started or removed: what one step plugs, another must not pull out."""
         self.cpuset = spec.resources.cpuset_cpus

@@ -457,7 +457,9 @@ class VmSandbox:
             return
         if isinstance(event, OutOfMemory):
             container.oom = True
-        elif isinstance(event, ContainerExited):
+        elif isinstance(event, ContainerExited) and not container.ending:
+            # Said once: each would be a task that waits for the output's end.
+            container.ending = True
             # All of a pod's times are the host's: a guest's clock need not agree with it.
             self._spawn(container.finish(event.exit, time.time_ns()))
 

@@ -112,17 +112,21 @@ class Incoming:
         self._chunks.clear()
         self._close()
 
-    def on_frame(self, incoming: Frame) -> None:
-        """Take a frame of this stream. Raises ProtocolError."""
+    def on_frame(self, incoming: Frame) -> int:
+        """Take a frame of this stream; returns the bytes in it that are new. Raises ProtocolError."""
         if incoming.kind is Kind.DATA:
             fresh = self._receiver.data(incoming.offset, incoming.payload)
             if fresh:
                 self._chunks.append(fresh)
-        elif incoming.kind is Kind.EOF:
-            self._receiver.end(incoming.offset)
+                self.wake.set()
+            return len(fresh)
+        if incoming.kind is Kind.EOF:
+            first = self._receiver.end(incoming.offset)
         else:
-            self._reset = True
-        self.wake.set()
+            first, self._reset = not self._reset, True
+        if first:
+            self.wake.set()
+        return 0
 
     def fail(self, error: OrlopError) -> None:
         """The connection is gone; what came in can still be taken."""
@@ -182,15 +186,16 @@ class Outgoing:
                 self._send(frame(Kind.RESET, self.stream, reason.encode()[:MAX_REASON]))
             self.fail()
 
-    def on_frame(self, incoming: Frame) -> None:
-        """Take a frame of this stream. Raises ProtocolError."""
-        if incoming.kind is Kind.ACK:
-            self._sender.ack(incoming.offset)
-            self._room.set()
-            if self._sender.done:
-                self.fail()
-        else:
+    def on_frame(self, incoming: Frame) -> int:
+        """Take a frame of this stream; returns the bytes that it acknowledges. Raises ProtocolError."""
+        if incoming.kind is not Kind.ACK:
             self.fail()
+            return 0
+        fresh = self._sender.ack(incoming.offset)
+        self._room.set()
+        if self._sender.done:
+            self.fail()
+        return fresh
 
     def fail(self) -> None:
         """The reader is gone: writes are ignored from now on."""

@@ -1,0 +1,79 @@
+"""Agents that were taken over, in real guests, against a real daemon: they harm their own pods alone."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.cri.client import CriClient
+from tests.hostile.taken_over import obedient_node, order
+from tests.node import BUSYBOX, Node
+
+FLOODS = ("events", "logs", "acknowledgements")
+
+
+@pytest.fixture(scope="module")
+def taken_over(registry: str) -> Iterator[Node]:
+    with obedient_node(registry) as one:
+        yield one
+
+
+@pytest.fixture(autouse=True)
+def no_pods_before(taken_over: Node) -> None:
+    taken_over.remove_all()
+
+
+def _pod(one: Node) -> tuple[str, str]:
+    return one.run(BUSYBOX, "sleep", "100000", handler="vm")
+
+
+async def _medians(one: Node, container: str, times: int) -> dict[str, float]:
+    """How long a call of the node and one of a pod take, in the middle, in milliseconds."""
+    found: dict[str, list[float]] = {"Version": [], "ExecSync": []}
+    async with CriClient(Path(one.socket)) as client:
+        for _ in range(times):
+            begun = time.monotonic()
+            await client.runtime.version(pb.VersionRequest())
+            found["Version"].append(time.monotonic() - begun)
+            begun = time.monotonic()
+            await client.runtime.exec_sync(pb.ExecSyncRequest(container_id=container, cmd=["true"]))
+            found["ExecSync"].append(time.monotonic() - begun)
+            await asyncio.sleep(0.05)
+    return {name: round(statistics.median(values) * 1000, 1) for name, values in found.items()}
+
+
+def test_the_daemon_serves_while_a_guest_keeps_it_waiting(taken_over: Node) -> None:
+    honest_pod, honest = _pod(taken_over)
+    hostile_pod, hostile = _pod(taken_over)
+    order(taken_over, hostile, "strangers")
+    taken_over.kill()
+    begun = time.monotonic()
+    taken_over.start()
+    assert time.monotonic() - begun < 20
+    assert taken_over.crictl("exec", "--sync", honest, "echo", "here").out.strip() == "here"
+    assert time.monotonic() - begun < 25
+    assert {honest_pod, hostile_pod} == set(taken_over.crictl("pods", "-q").out.split())
+    taken_over.crictl("exec", "--sync", hostile, "true", check=False, timeout=60)
+    assert taken_over.pod_status(hostile_pod)["state"] == "SANDBOX_NOTREADY"
+    assert taken_over.pod_status(honest_pod)["state"] == "SANDBOX_READY"
+    taken_over.remove_pod(hostile_pod)
+    taken_over.remove_pod(honest_pod)
+
+
+def test_floods_do_not_starve_the_node(taken_over: Node) -> None:
+    _, honest = _pod(taken_over)
+    hostile = [_pod(taken_over)[1] for _ in FLOODS]
+    asyncio.run(_medians(taken_over, honest, 10))
+    idle = asyncio.run(_medians(taken_over, honest, 40))
+    for container, flood in zip(hostile, FLOODS, strict=True):
+        order(taken_over, container, "flood", flood)
+    busy = asyncio.run(_medians(taken_over, honest, 40))
+    print(f"milliseconds, idle {idle}, flooded {busy}")
+    for name, before in idle.items():
+        assert busy[name] < 2 * before, (name, idle, busy)
