@@ -227,9 +227,17 @@ async def test_statistics_and_metrics(caller: Caller) -> None:
     values = [*found.metrics, *found.container_metrics[0].metrics]
     assert all(keys[item.name] == len(item.label_values) for item in values)
     assert found.container_metrics[0].container_id == container_id
-    machine = {item.name: item.value.value for item in found.metrics if item.name.startswith("orlop_vm_")}
-    assert len(machine) == (3 if caller.handler == "vm" else 0)
-    assert all(1 << 20 < value < 1 << 30 for value in machine.values()), machine
+    memory = {
+        item.name.removeprefix("orlop_pod_memory_"): item.value.value
+        for item in found.metrics
+        if item.name.startswith("orlop_pod_memory_")
+    }
+    assert memory.keys() == {"private_bytes", "shared_bytes", "used_bytes"}
+    if caller.handler == "vm":
+        assert all(1 << 20 < value < 1 << 30 for value in memory.values()), memory
+    else:
+        assert memory["private_bytes"] >= memory["used_bytes"] > 100_000
+        assert memory["shared_bytes"] == 0
 
 
 async def test_limits_can_be_changed(caller: Caller) -> None:
