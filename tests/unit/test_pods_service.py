@@ -18,6 +18,7 @@ from orlop.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    Unavailable,
 )
 from orlop.pods.execs import OUTPUT_LIMIT
 from orlop.pods.records import ContainerFilter, ContainerPhase, EventKind, PodFilter, PodPhase
@@ -416,3 +417,19 @@ async def test_a_late_pod_does_not_hold_up_the_others(
     async with asyncio.timeout(1):
         assert {use.record.id for use in await service.list_pod_stats()} == {late, prompt}
     gate.set()
+
+
+async def test_a_container_that_runs_never_uses_nothing(
+    service: PodService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod_id, container_id = await running(service)
+    silent = PodStats()
+
+    async def stats(*, detailed: bool = False) -> PodStats:
+        return silent
+
+    monkeypatch.setattr(service._node.sandbox(pod_id), "stats", stats)
+    with pytest.raises(Unavailable, match="cannot tell"):
+        await service.container_stats(container_id)
+    await service.stop_container(container_id, 0)
+    assert (await service.container_stats(container_id)).stats.usage.cpu_ns == 0

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from orlop.errors import DeadlineExceeded, OrlopError
+from orlop.errors import DeadlineExceeded, OrlopError, Unavailable
 from orlop.linux.usage import Usage
 from orlop.pods.node import Node
 from orlop.pods.records import ContainerFilter, ContainerRecord, ContainerUse, PodFilter, PodRecord, PodUse
@@ -48,14 +48,19 @@ class Meter:
     async def container(self, ref: str) -> ContainerUse:
         """Use of one container; all zero for one that does not run.
 
-        Raises DeadlineExceeded when its sandbox does not answer and never did.
+        Raises DeadlineExceeded or Unavailable when its sandbox does not tell and never did.
         """
         record = self._node.container(ref)
+        # Twice: somebody may have asked the pod just before the container began.
+        for _ in range(2):
+            if record.running:
+                stats = await self._stats(record.pod_id, detailed=False)
+                for item in stats.containers:
+                    if item.container_id == record.id:
+                        return ContainerUse(record=record, stats=self._rated(item))
+                record = self._node.container(record.id)
         if record.running:
-            stats = await self._stats(record.pod_id, detailed=False)
-            for item in stats.containers:
-                if item.container_id == record.id:
-                    return ContainerUse(record=record, stats=self._rated(item))
+            raise Unavailable(f"container {record.id[:12]} runs, but its pod cannot tell now what it uses")
         return ContainerUse(record=record, stats=ContainerStats(container_id=record.id))
 
     async def containers(self, wanted: ContainerFilter) -> list[ContainerUse]:
