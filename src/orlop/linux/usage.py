@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 MOST_LINKS = 4096
 """So many open files are looked at for sockets; the others are counted alone."""
@@ -213,14 +214,18 @@ def open_files(pids: Iterable[int]) -> tuple[int, int]:
     descriptors = sockets = 0
     for pid in pids:
         directory = f"/proc/{pid}/fd"
+        left = max(0, MOST_LINKS - descriptors)
         try:
-            names = os.listdir(directory)
+            # Linux 6.2 tells how many there are; before, all have to be named to be counted.
+            known = os.stat(directory).st_size
+            with os.scandir(directory) as entries:
+                names = [entry.name for entry in islice(entries, left if known else None)]
         except OSError:
             continue
-        for name in names[: max(0, MOST_LINKS - descriptors)]:
+        for name in names[:left]:
             try:
                 sockets += os.readlink(f"{directory}/{name}").startswith("socket:")
             except OSError:
                 continue
-        descriptors += len(names)
+        descriptors += known or len(names)
     return descriptors, sockets
