@@ -376,7 +376,7 @@ async def test_statistics(guest: Guest) -> None:
     await guest.create("one", "sh", "-c", "head -c 3000000 /dev/zero > /file; exec sleep 1000")
     await guest.start("one")
     await asyncio.sleep(1)
-    reply = await guest.agent.call(messages.Stats(open_files=True))
+    reply = await guest.agent.call(messages.Stats(full=True))
     (one,) = reply.containers
     assert one.usage.memory > 0
     assert one.usage.pids == 1

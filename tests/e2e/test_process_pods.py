@@ -16,6 +16,7 @@ from orlop.config import ProcessConfig
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.host import cgroups, process
 from orlop.host.cgroups import Cgroup
+from orlop.sandbox.figures import Detail
 from orlop.sandbox.spec import ExecSpec, IdMapping, Mount, NamespaceMode, Namespaces, Resources
 from tests.e2e.process_pods import Bed, bed, crun_anywhere, make_layer, read, run
 
@@ -169,7 +170,7 @@ async def test_limits_change_and_are_counted(host: Bed) -> None:
     await sandbox.start(spec.id)
     await asyncio.sleep(0.5)
     await sandbox.update(spec.id, Resources(memory_limit=64 << 20, cpu_shares=512))
-    whole = await sandbox.stats(detailed=True)
+    whole = await sandbox.stats(Detail.METRICS)
     (stats,) = whole.containers
     assert stats.container_id == spec.id
     assert 0 < stats.usage.working_set < stats.usage.memory_limit == 64 << 20

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orlop.errors import InvalidArgument
+from orlop.sandbox.figures import Detail
 from orlop.sandbox.spec import ExecSpec, IdMapping, Mount, NamespaceMode, Namespaces, Security
 from tests.e2e.vm_environment import (
     Environment,
@@ -136,7 +137,7 @@ async def test_the_host_tells_what_a_pod_uses() -> None:
         await sandbox.start(container.id)
         async with asyncio.timeout(60):
             while True:
-                before = await sandbox.stats(detailed=True)
+                before = await sandbox.stats(Detail.METRICS)
                 if before.containers and before.containers[0].layer.used > 38 << 20:
                     break
                 await asyncio.sleep(0.5)
@@ -157,7 +158,7 @@ async def test_the_host_tells_what_a_pod_uses() -> None:
         os.kill(sandbox._clone.machine.pid, signal.SIGSTOP)
         try:
             begun = time.monotonic()
-            silent = await sandbox.stats(detailed=True)
+            silent = await sandbox.stats(Detail.METRICS)
             assert time.monotonic() - begun < 1.5
         finally:
             os.kill(sandbox._clone.machine.pid, signal.SIGCONT)

@@ -12,6 +12,7 @@ import orlop
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.cri.translate import metrics, stats
 from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord, PodUse
+from orlop.sandbox.figures import Detail
 from orlop.wire.messages import Stats
 from tests.e2e.vm_environment import container_spec, environment, pod_spec
 
@@ -60,7 +61,7 @@ async def test_a_lying_guest_hides_nothing_and_breaks_nothing(
         with pytest.raises(ValueError, match="range"):
             pb.PsiData(Total=word.pod.cpu_pressure.some_total * 1000)
 
-        found = await sandbox.stats(detailed=True)
+        found = await sandbox.stats(Detail.METRICS)
         assert found.usage.memory >= found.usage.working_set > 60 << 20
         (one,) = found.containers
         assert one.usage.cpu_ns <= found.usage.cpu_ns < MOST // 1000

@@ -32,7 +32,7 @@ from orlop.pods.records import (
     UserIds,
 )
 from orlop.pods.requests import ContainerRequest
-from orlop.sandbox.figures import ContainerStats, LayerUse, PodStats
+from orlop.sandbox.figures import ContainerStats, Detail, LayerUse, PodStats
 from orlop.sandbox.spec import (
     ContainerSpec,
     PodSpec,
@@ -221,7 +221,7 @@ class MemoryPods:
     async def layers(self) -> Sequence[LayerUse]:
         return self.written
 
-    async def list_pod_stats(self, filter: PodFilter, *, detailed: bool = False) -> Sequence[PodUse]:  # noqa: A002
+    async def list_pod_stats(self, filter: PodFilter, detail: Detail = Detail.POD) -> Sequence[PodUse]:  # noqa: A002
         return [await self.pod_stats(item.id) for item in self.pods(filter)]
 
     async def events(self) -> AsyncIterator[Event]:

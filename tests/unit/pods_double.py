@@ -18,7 +18,7 @@ from orlop.linux.usage import Usage
 from orlop.pods.journal import Journal
 from orlop.pods.service import PodService
 from orlop.sandbox.base import Features
-from orlop.sandbox.figures import ContainerStats, LayerUse, PodStats
+from orlop.sandbox.figures import ContainerStats, Detail, LayerUse, PodStats
 from orlop.sandbox.spec import (
     ContainerSpec,
     ExecSpec,
@@ -205,7 +205,7 @@ class DoubleSandbox:
     async def connect(self, port: int) -> object:
         raise FailedPrecondition(f"nothing listens on {port}")
 
-    async def stats(self, *, detailed: bool = False) -> PodStats:
+    async def stats(self, detail: Detail = Detail.POD) -> PodStats:
         await self.world.effect("stats")
         self.cpu += 500_000_000
         used = Usage(timestamp=self.cpu * 2, cpu_ns=self.cpu)

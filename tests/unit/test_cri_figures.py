@@ -15,7 +15,7 @@ from orlop.images.model import FsInfo
 from orlop.linux.usage import Pressure, Usage
 from orlop.net.model import InterfaceCounters
 from orlop.pods.records import ContainerPhase, ContainerRecord, ContainerUse, PodPhase, PodRecord, PodUse
-from orlop.sandbox.figures import ContainerStats, LayerUse, PodStats
+from orlop.sandbox.figures import ContainerStats, Detail, LayerUse, PodStats
 from orlop.sandbox.spec import ContainerSpec, PodSpec
 from tests.unit.cri_double import MemoryImages, MemoryPods
 
@@ -86,7 +86,7 @@ class OnePodOfThreeIsBroken(MemoryPods):
         )
         return [pod("a", good), pod("b", bad), pod("c", good)]
 
-    async def list_pod_stats(self, filter: object, *, detailed: bool = False) -> list[PodUse]:  # noqa: A002
+    async def list_pod_stats(self, filter: object, detail: Detail = Detail.POD) -> list[PodUse]:  # noqa: A002
         return self._uses()
 
     async def list_container_stats(self, filter: object) -> list[ContainerUse]:  # noqa: A002

@@ -133,7 +133,7 @@ def test_counters_of_version_2(tmp_path: Path) -> None:
     }
     for name, text in files.items():
         (tmp_path / "pod" / name).write_text(text)
-    used = cgroupstats.usage(group)
+    used = cgroupstats.usage(group, full=True, members=True)
     assert (used.memory, used.working_set, used.rss, used.memory_limit) == (1000, 700, 400, 0)
     assert (used.cpu_ns, used.pids, used.oom_kills) == (12000, 3, 1)
     assert (used.read_bytes, used.write_bytes, used.reads, used.writes) == (11, 21, 2, 3)
@@ -144,7 +144,9 @@ def test_counters_of_version_2(tmp_path: Path) -> None:
 def test_counters_of_version_1(tmp_path: Path) -> None:
     names = ("memory", "cpu", "cpuacct", "pids", "blkio")
     beside = tmp_path / "unified"
-    group = Cgroup("/pod", Hierarchy(1, tmp_path, {name: tmp_path / name for name in names}, (beside,)))
+    group = Cgroup(
+        "/pod", Hierarchy(1, tmp_path, {name: tmp_path / name for name in names}, (beside,), beside)
+    )
     files = {
         "memory/pod/memory.usage_in_bytes": "1000",
         "memory/pod/memory.limit_in_bytes": str(2**63 - 4096),
@@ -169,7 +171,7 @@ def test_counters_of_version_1(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
-    used = cgroupstats.usage(group)
+    used = cgroupstats.usage(group, full=True, members=True)
     assert (used.memory, used.working_set, used.swap, used.memory_limit) == (1000, 700, 500, 0)
     assert (used.cpu_ns, used.cpu_user_ns, used.cpu_system_ns) == (12000, 20_000_000, 30_000_000)
     assert (used.cpu_periods, used.cpu_throttled_periods, used.cpu_throttled_ns) == (9, 4, 3000)

@@ -12,6 +12,7 @@ import pytest
 from orlop.host import cgroups
 from orlop.host.cgroups import Cgroup, Hierarchy
 from orlop.linux.usage import Usage
+from orlop.sandbox.figures import Detail
 from orlop.sandbox.process import meter, podgroup
 from orlop.sandbox.process.meter import PodMeter
 from orlop.sandbox.spec import PodSpec
@@ -77,13 +78,13 @@ async def test_a_pods_time_never_falls(groups: Groups, tmp_path: Path, own: bool
     measured.add("b", layer(tmp_path, "b"))
     groups.set("/pod", cpu=3_010_000)
     members = {"a": groups.set("/pod/a", cpu=2_980_000), "b": groups.set("/pod/b", cpu=30_000)}
-    first = await measured.measure(members, None, detailed=False)
+    first = await measured.measure(members, None, Detail.POD)
     assert first.usage.cpu_ns == 3_010_000_000
     assert {one.container_id for one in first.containers} == {"a", "b"}
     assert sum(one.usage.cpu_ns for one in first.containers) <= first.usage.cpu_ns
     # One ends; the kernel forgets its group, and not what its parent has counted.
     measured.drop("a")
-    second = await measured.measure({"b": members["b"]}, None, detailed=False)
+    second = await measured.measure({"b": members["b"]}, None, Detail.POD)
     assert second.usage.cpu_ns == 3_010_000_000
     await measured.close()
     # Another daemon takes over.
@@ -91,7 +92,7 @@ async def test_a_pods_time_never_falls(groups: Groups, tmp_path: Path, own: bool
     later.add("b", tmp_path / "b")
     groups.set("/pod", cpu=3_020_000)
     members["b"] = groups.set("/pod/b", cpu=40_000)
-    third = await later.measure({"b": members["b"]}, None, detailed=False)
+    third = await later.measure({"b": members["b"]}, None, Detail.POD)
     assert third.usage.cpu_ns == 3_020_000_000
     await later.close()
 
@@ -102,17 +103,17 @@ async def test_memory_that_is_left(groups: Groups, tmp_path: Path) -> None:
     measured.add("b", layer(tmp_path, "b"))
     limited = groups.set("/a", cpu=1, memory=10 * MIB, limit=64 * MIB)
     members = {"a": limited, "b": groups.set("/b", cpu=1, memory=20 * MIB)}
-    found = await measured.measure(members, None, detailed=False)
+    found = await measured.measure(members, None, Detail.POD)
     assert found.usage.memory == 30 * MIB
     assert found.available is None, "one without a limit may take all there is"
     members["b"] = groups.set("/b", cpu=1, memory=20 * MIB, limit=32 * MIB)
-    found = await measured.measure(members, None, detailed=False)
+    found = await measured.measure(members, None, Detail.POD)
     assert found.available == 66 * MIB
     await measured.close()
     # The pod's own limit counts where there is one.
     groups.set("/pod", cpu=1, memory=35 * MIB, limit=80 * MIB)
     whole = PodMeter("/pod", tmp_path, tmp_path / "ledger")
-    found = await whole.measure({}, None, detailed=False)
+    found = await whole.measure({}, None, Detail.POD)
     assert found.available == 45 * MIB
     await whole.close()
 
@@ -120,7 +121,7 @@ async def test_memory_that_is_left(groups: Groups, tmp_path: Path) -> None:
 async def test_layers_are_counted_where_they_last(groups: Groups, tmp_path: Path) -> None:
     measured = PodMeter("", tmp_path, tmp_path / "ledger")
     measured.add("a", layer(tmp_path, "a"))
-    found = await measured.measure({"a": groups.set("/a", cpu=1)}, None, detailed=False)
+    found = await measured.measure({"a": groups.set("/a", cpu=1)}, None, Detail.POD)
     (one,) = found.containers
     assert one.layer.mountpoint == str(tmp_path)
     assert 5000 <= one.layer.used < 5000 + 8192
@@ -144,7 +145,7 @@ async def test_a_slow_count_does_not_hold_up_the_others(
     measured = PodMeter("", tmp_path, tmp_path / "ledger")
     measured.add("a", layer(tmp_path, "a"))
     async with asyncio.timeout(2):
-        found = await measured.measure({"a": groups.set("/a", cpu=7)}, None, detailed=False)
+        found = await measured.measure({"a": groups.set("/a", cpu=7)}, None, Detail.POD)
     assert found.containers[0].usage == Usage(
         timestamp=found.containers[0].usage.timestamp, cpu_ns=7000, pids=1, processes=1
     )

@@ -18,7 +18,7 @@ from orlop.hypervisor.base import MachineShape, MemoryUse
 from orlop.linux.usage import DeviceUse, Pressure, Usage
 from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord, PodUse
 from orlop.sandbox.cpuledger import CpuLedger
-from orlop.sandbox.figures import PodStats
+from orlop.sandbox.figures import Detail, PodStats
 from orlop.sandbox.spec import ContainerSpec, PodSpec
 from orlop.sandbox.vm import meter
 from orlop.sandbox.vm.agent import AgentClient
@@ -115,7 +115,7 @@ async def test_a_lying_agent_harms_nobody(tmp_path: Path) -> None:
         measured = meter_of(agent, tmp_path)
         earlier: Usage | None = None
         for _ in range(5):
-            found = await measured.measure({"c": str(layer)}, detailed=True)
+            found = await measured.measure({"c": str(layer)}, Detail.METRICS)
             # The pod's own figures are the host's.
             assert found.usage.memory == found.usage.working_set == MEMORY.pss
             assert 0 < found.usage.cpu_ns < 10**15
@@ -148,20 +148,20 @@ async def test_a_silent_agent_leaves_what_the_host_knows(tmp_path: Path) -> None
         speaks = False
         measured = meter_of(agent, tmp_path)
         async with asyncio.timeout(1):
-            found = await measured.measure({"c": "/none"}, detailed=False)
+            found = await measured.measure({"c": "/none"}, Detail.POD)
         assert found.usage.memory == MEMORY.pss
         assert found.containers == ()
         told(found)
         async with asyncio.timeout(1):
-            await measured.measure({"c": "/none"}, detailed=False)
+            await measured.measure({"c": "/none"}, Detail.POD)
         assert len(peer.requests) == 1, "it is not asked again before it has answered"
         await measured.close()
 
         speaks = True
         measured = meter_of(agent, tmp_path)
-        first = await measured.measure({"c": "/none"}, detailed=False)
+        first = await measured.measure({"c": "/none"}, Detail.POD)
         speaks = False
-        again = await measured.measure({"c": "/none"}, detailed=False)
+        again = await measured.measure({"c": "/none"}, Detail.POD)
         assert again.containers == first.containers, "its last words, with their time"
         assert again.usage.timestamp > first.usage.timestamp
         await measured.close()

@@ -229,14 +229,18 @@ class Agent:
                 found.append(
                     ContainerUsage(
                         id=id_,
-                        usage=stats.usage(entry.cgroup, open_files=request.open_files),
+                        usage=stats.usage(entry.cgroup, full=request.full),
                         layer=stats.written(entry.upper, self.disks.get(disk.id) if disk else None),
                     )
                 )
         total, available = memory.figures()
         answer.ok(
             messages.StatsReply(
-                pod=usage.unified(cgroup.POD.read, processes=sum(one.usage.processes for one in found)),
+                pod=usage.unified(
+                    cgroup.POD.read,
+                    full=request.full,
+                    processes=sum(one.usage.processes for one in found),
+                ),
                 containers=tuple(found),
                 system_memory_total=total,
                 system_memory_available=available,

@@ -62,7 +62,7 @@ def _walk(agent: Agent, then: Callable[[], None]) -> None:
             lambda step: agent.bring_up(entry, step),
             lambda step: agent.start(messages.Start(id=_ID), step),
             lambda step: agent.exec(_exec(), step),
-            lambda step: agent.stats(messages.Stats(open_files=True), step),
+            lambda step: agent.stats(messages.Stats(full=True), step),
             lambda step: agent.delete(messages.Delete(id=_ID), step),
         )
     )

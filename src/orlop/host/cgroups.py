@@ -24,6 +24,7 @@ ROOT = Path("/sys/fs/cgroup")
 
 _USED = ("cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "hugetlb", "freezer", "devices")
 _MAX_SHARES, _MAX_WEIGHT = 262144, 10000
+_WHOLE = 2048  # the kernel hands out its files by pages: what is shorter than half of one was the last of it
 _DESTROY_TIME = 5.0
 
 
@@ -50,13 +51,14 @@ class Hierarchy(msgspec.Struct, frozen=True):
     """The host's control groups: version 2 at ``root``, or version 1 with a directory per controller.
 
     ``others`` are hierarchies without controllers beside those of version 1 (systemd's own, an
-    empty one of version 2): runtimes make groups in them too.
+    empty one of version 2, which is ``beside``): runtimes make groups in them too.
     """
 
     version: int
     root: Path
     controllers: Mapping[str, Path]
     others: tuple[Path, ...] = ()
+    beside: Path | None = None
 
 
 def detect(root: Path = ROOT, mountinfo: Path = Path("/proc/self/mountinfo")) -> Hierarchy:
@@ -75,7 +77,8 @@ def detect(root: Path = ROOT, mountinfo: Path = Path("/proc/self/mountinfo")) ->
             if "name=systemd" in options.split(","):
                 others.append(place)
     if "memory" in v1 or ("cpu" in v1 and unified is None):
-        return Hierarchy(1, root, v1, (*others, *([unified] if unified is not None else [])))
+        beside = [unified] if unified is not None else []
+        return Hierarchy(1, root, v1, (*others, *beside), unified)
     if unified is None:
         raise FailedPrecondition("the host has no control groups: neither cgroup2 nor cgroup is mounted")
     names = (unified / "cgroup.controllers").read_text(encoding="ascii").split()
@@ -115,6 +118,7 @@ class Cgroup:
         self.path = expand(path)
         self._own = dict(own or {})
         self._places: dict[str, str] = {}
+        self._beside = ""
 
     @classmethod
     def of_process(cls, pid: int, host: Hierarchy | None = None) -> Cgroup:
@@ -235,10 +239,11 @@ class Cgroup:
 
     def read_beside(self, name: str) -> str:
         """A file that only version 2 has, where that is mounted beside version 1; else ""."""
-        for place in self.host.others:
-            if text := _read(f"{place}/{self.path.lstrip('/')}/{name}"):
-                return text
-        return ""
+        if self.host.beside is None:
+            return ""
+        if not self._beside:
+            self._beside = os.fspath(self.host.beside / self.path.lstrip("/"))
+        return _read(f"{self._beside}/{name}")
 
     def members(self, controller: str = "") -> list[int]:
         """The processes in the group and below it, as one controller's hierarchy has them."""
@@ -307,15 +312,17 @@ def _read(path: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
-    chunks = []
+    data = b""
     try:
         while chunk := os.read(descriptor, 65536):
-            chunks.append(chunk)
+            data += chunk
+            if len(chunk) < _WHOLE:
+                break
     except OSError:
         return ""
     finally:
         os.close(descriptor)
-    return b"".join(chunks).decode("ascii", "replace")
+    return data.decode("ascii", "replace")
 
 
 def _write(path: Path, value: str) -> None:

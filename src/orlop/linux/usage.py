@@ -103,10 +103,15 @@ class Usage:
         return sum(device.writes for device in self.devices)
 
 
-def unified(read: Read, *, processes: int = 0, open_files: tuple[int, int] = (0, 0)) -> Usage:
-    """Read a group of version 2. The working set is what is not easily reclaimed, as kubelets count it."""
+def unified(
+    read: Read, *, full: bool = True, processes: int = 0, open_files: tuple[int, int] = (0, 0)
+) -> Usage:
+    """Read a group of version 2; not ``full``, without the files that tell of limits and disks.
+
+    The working set is what is not easily reclaimed, as kubelets count it.
+    """
     cpu, memory = table(read("cpu.stat")), table(read("memory.stat"))
-    events = table(read("memory.events"))
+    events = table(read("memory.events")) if full else {}
     current = number(read("memory.current"))
     return Usage(
         timestamp=time.time_ns(),
@@ -122,7 +127,7 @@ def unified(read: Read, *, processes: int = 0, open_files: tuple[int, int] = (0,
         swap=number(read("memory.swap.current")),
         memory_limit=number(read("memory.max")),
         # Linux before 5.19 does not tell the peak: it was at least this.
-        memory_peak=max(current, number(read("memory.peak"))),
+        memory_peak=max(current, number(read("memory.peak")) if full else 0),
         memory_failures=events.get("max", 0),
         cache=memory.get("file", 0),
         mapped_file=memory.get("file_mapped", 0),
@@ -132,11 +137,11 @@ def unified(read: Read, *, processes: int = 0, open_files: tuple[int, int] = (0,
         major_page_faults=memory.get("pgmajfault", 0),
         oom_kills=events.get("oom_kill", 0),
         pids=number(read("pids.current")),
-        pids_limit=number(read("pids.max")),
+        pids_limit=number(read("pids.max")) if full else 0,
         processes=processes,
         descriptors=open_files[0],
         sockets=open_files[1],
-        devices=devices(read("io.stat")),
+        devices=devices(read("io.stat")) if full else (),
         cpu_pressure=pressure(read("cpu.pressure")),
         memory_pressure=pressure(read("memory.pressure")),
         io_pressure=pressure(read("io.pressure")),
@@ -146,13 +151,13 @@ def unified(read: Read, *, processes: int = 0, open_files: tuple[int, int] = (0,
 def number(text: str) -> int:
     """A decimal number; anything else ("max", nothing) is 0."""
     text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return int(text) if text.isdecimal() else 0
 
 
 def table(text: str) -> dict[str, int]:
     """Lines of "name number"."""
-    rows = (line.split() for line in text.splitlines())
-    return {row[0]: number(row[1]) for row in rows if len(row) == 2}
+    rows = (line.partition(" ") for line in text.splitlines())
+    return {name: int(value) for name, _, value in rows if value.isdecimal()}
 
 
 def devices(text: str) -> tuple[DeviceUse, ...]:

@@ -18,7 +18,7 @@ from orlop.errors import DeadlineExceeded, OrlopError, Unavailable
 from orlop.linux.usage import Usage
 from orlop.pods.node import Node
 from orlop.pods.records import ContainerFilter, ContainerRecord, ContainerUse, PodFilter, PodRecord, PodUse
-from orlop.sandbox.figures import ContainerStats, PodStats
+from orlop.sandbox.figures import ContainerStats, Detail, PodStats
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ class Meter:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._rates: dict[str, _Rate] = {}
-        self._latest: dict[str, PodStats] = {}
-        self._asking: dict[tuple[str, bool], asyncio.Task[PodStats]] = {}
+        self._latest: dict[str, dict[Detail, PodStats]] = {}
+        self._asking: dict[tuple[str, Detail], asyncio.Task[PodStats]] = {}
 
     async def container(self, ref: str) -> ContainerUse:
         """Use of one container; all zero for one that does not run.
@@ -54,7 +54,7 @@ class Meter:
         # Twice: somebody may have asked the pod just before the container began.
         for _ in range(2):
             if record.running:
-                stats = await self._stats(record.pod_id, detailed=False)
+                stats = await self._stats(record.pod_id, Detail.CONTAINERS)
                 for item in stats.containers:
                     if item.container_id == record.id:
                         return ContainerUse(record=record, stats=self._rated(item))
@@ -66,7 +66,7 @@ class Meter:
     async def containers(self, wanted: ContainerFilter) -> list[ContainerUse]:
         """Use of the running containers that match; one question per pod."""
         records = [record for record in self._node.ledger.containers(wanted) if record.running]
-        pods = await self._all({item.pod_id for item in records}, detailed=False)
+        pods = await self._all({item.pod_id for item in records}, Detail.CONTAINERS)
         stats = {item.container_id: item for pod in pods.values() for item in pod.containers}
         self._forget()
         return [
@@ -78,22 +78,22 @@ class Meter:
     async def pod(self, ref: str) -> PodUse:
         """Use of one pod. Raises FailedPrecondition when it does not run, DeadlineExceeded as above."""
         record = self._node.pod(ref)
-        return self._pod_use(record, await self._stats(record.id, detailed=False))
+        return self._pod_use(record, await self._stats(record.id, Detail.POD))
 
-    async def pods(self, wanted: PodFilter, *, detailed: bool = False) -> list[PodUse]:
-        """Use of the ready pods that match; ``detailed`` counts open files as well."""
+    async def pods(self, wanted: PodFilter, detail: Detail) -> list[PodUse]:
+        """Use of the ready pods that match."""
         records = [record for record in self._node.ledger.pods(wanted) if record.ready]
-        found = await self._all([record.id for record in records], detailed=detailed)
+        found = await self._all([record.id for record in records], detail)
         self._forget()
         return [self._pod_use(record, found[record.id]) for record in records if record.id in found]
 
-    async def _all(self, pod_ids: Iterable[str], *, detailed: bool) -> dict[str, PodStats]:
+    async def _all(self, pod_ids: Iterable[str], detail: Detail) -> dict[str, PodStats]:
         """Figures of all that have any."""
         found: dict[str, PodStats] = {}
 
         async def one(pod_id: str) -> None:
             try:
-                found[pod_id] = await self._stats(pod_id, detailed=detailed)
+                found[pod_id] = await self._stats(pod_id, detail)
             except OrlopError as error:
                 log.info("pod %s gives no statistics: %s", pod_id[:12], error)
             except Exception:
@@ -102,27 +102,28 @@ class Meter:
         await asyncio.gather(*(one(pod_id) for pod_id in pod_ids))
         return found
 
-    async def _stats(self, pod_id: str, *, detailed: bool) -> PodStats:
+    async def _stats(self, pod_id: str, detail: Detail) -> PodStats:
         """One pod's figures; if it is late, the last that were known of it, with their time."""
-        key = pod_id, detailed
+        key = pod_id, detail
         task = self._asking.get(key)
         if task is None:
             sandbox = self._node.sandbox(pod_id)
-            task = self._node.tasks.spawn(sandbox.stats(detailed=detailed), f"figures of pod {pod_id[:12]}")
+            task = self._node.tasks.spawn(sandbox.stats(detail), f"figures of pod {pod_id[:12]}")
             self._asking[key] = task
             task.add_done_callback(lambda done: self._answered(key, done))
         await asyncio.wait((task,), timeout=ANSWER_TIME)
         if task.done() and not task.cancelled():
             return task.result()
-        latest = self._latest.get(pod_id)
+        known = self._latest.get(pod_id, {})
+        latest = next((known[one] for one in Detail if one >= detail and one in known), None)
         if latest is None:
             raise DeadlineExceeded(f"pod {pod_id[:12]} did not tell what it uses within {ANSWER_TIME:g} s")
         return latest
 
-    def _answered(self, key: tuple[str, bool], task: asyncio.Task[PodStats]) -> None:
+    def _answered(self, key: tuple[str, Detail], task: asyncio.Task[PodStats]) -> None:
         self._asking.pop(key, None)
         if not task.cancelled() and task.exception() is None:
-            self._latest[key[0]] = task.result()
+            self._latest.setdefault(key[0], {})[key[1]] = task.result()
 
     def _pod_use(self, record: PodRecord, stats: PodStats) -> PodUse:
         members: list[ContainerRecord] = []

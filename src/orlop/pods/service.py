@@ -38,7 +38,7 @@ from orlop.pods.recovery import Recovery
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.sandboxes import Pods
 from orlop.sandbox.base import Connection, ProcessIO, SandboxDriver
-from orlop.sandbox.figures import LayerUse
+from orlop.sandbox.figures import Detail, LayerUse
 from orlop.sandbox.spec import ExecSpec, PodSpec, Resources
 
 ALL_PODS = PodFilter()
@@ -243,11 +243,10 @@ class PodService:
     async def list_pod_stats(
         self,
         filter: PodFilter = ALL_PODS,  # noqa: A002
-        *,
-        detailed: bool = False,
+        detail: Detail = Detail.POD,
     ) -> list[PodUse]:
-        """What the ready pods that match use; ``detailed`` with what takes a look at each process."""
-        return await self._meter.pods(filter, detailed=detailed)
+        """What the ready pods that match use."""
+        return await self._meter.pods(filter, detail)
 
     async def layers(self) -> list[LayerUse]:
         """What the writable layers of each handler take; a handler that cannot tell is left out."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from orlop.sandbox.figures import LayerUse, PodStats
+from orlop.sandbox.figures import Detail, LayerUse, PodStats
 from orlop.sandbox.spec import (
     ContainerSpec,
     ExecSpec,
@@ -163,8 +163,8 @@ class Sandbox(Protocol):
         """Connect to a TCP port on the pod's loopback."""
         ...
 
-    async def stats(self, *, detailed: bool = False) -> PodStats:
-        """Use of the pod and of all its running containers; ``detailed`` counts open files as well."""
+    async def stats(self, detail: Detail = Detail.POD) -> PodStats:
+        """Use of the pod and of all its running containers; what was not asked for is 0."""
         ...
 
     async def stop(self) -> None:

@@ -6,12 +6,25 @@ The figures of a control group are the same value wherever they were read:
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from orlop.linux.usage import Usage
 from orlop.net.model import InterfaceCounters
 from orlop.value import Value
 
 NOTHING = Usage(timestamp=0)
 """Of what does not run."""
+
+
+class Detail(IntEnum):
+    """How much is asked of a sandbox, for a kubelet asks often: each has what the one before it has."""
+
+    CONTAINERS = 1
+    """What each container uses; nothing of the pod as a whole."""
+    POD = 2
+    """The pod as well, with its network and its processes."""
+    METRICS = 3
+    """What only metrics show as well: limits that were hit, disks, open files."""
 
 
 class LayerUse(Value, frozen=True):

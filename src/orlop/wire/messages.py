@@ -215,10 +215,10 @@ class StatsReply:
 
 @dataclass(frozen=True, kw_only=True)
 class Stats(Request[StatsReply]):
-    """Measure all containers; ``open_files`` also looks at what each process has open."""
+    """Measure all containers; ``full`` with what only metrics show: limits, disks, open files."""
 
     op: ClassVar[str] = "stats"
-    open_files: bool = False
+    full: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from orlop.cri.translate.entries import framed, paged
 from orlop.images.store import ImageStore
 from orlop.pods.records import ContainerUse, PodFilter, PodUse
 from orlop.pods.service import PodService
+from orlop.sandbox.figures import Detail
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -94,14 +95,14 @@ class StatisticsCalls:
         self, request: pb.ListPodSandboxMetricsRequest
     ) -> pb.ListPodSandboxMetricsResponse:
         """The metrics of all pods that run."""
-        uses = await self._pods.list_pod_stats(PodFilter(), detailed=True)
+        uses = await self._pods.list_pod_stats(PodFilter(), Detail.METRICS)
         return pb.ListPodSandboxMetricsResponse(pod_metrics=_told(metrics.pod_metrics, uses))
 
     async def stream_pod_sandbox_metrics(
         self, request: pb.StreamPodSandboxMetricsRequest
     ) -> AsyncIterator[bytes]:
         """The metrics of all pods that run, in several messages."""
-        uses = await self._pods.list_pod_stats(PodFilter(), detailed=True)
+        uses = await self._pods.list_pod_stats(PodFilter(), Detail.METRICS)
         for page in paged(framed(one.SerializeToString()) for one in _told(metrics.pod_metrics, uses)):
             yield page
 

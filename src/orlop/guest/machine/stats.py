@@ -12,12 +12,12 @@ from orlop.linux.usage import Usage
 from orlop.wire.statistics import Layer
 
 
-def usage(group: Cgroup, *, open_files: bool = False) -> Usage:
-    """What a container's group uses; ``open_files`` looks at what each process has open."""
+def usage(group: Cgroup, *, full: bool = False) -> Usage:
+    """What a container's group uses; ``full`` with limits, disks and open files."""
     tasks = group.number("pids.current")
-    pids = group.pids() if tasks > 1 or open_files else []
-    opened = counts.open_files(pids) if open_files else (0, 0)
-    return counts.unified(group.read, processes=len(pids) or tasks, open_files=opened)
+    pids = group.pids() if tasks > 1 or full else []
+    opened = counts.open_files(pids) if full else (0, 0)
+    return counts.unified(group.read, full=full, processes=len(pids) or tasks, open_files=opened)
 
 
 def written(upper: str, disk: Mounted | None) -> Layer:

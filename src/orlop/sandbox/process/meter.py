@@ -17,7 +17,7 @@ from orlop.linux.usage import Usage
 from orlop.net import tap
 from orlop.net.model import InterfaceCounters
 from orlop.sandbox.cpuledger import CpuLedger
-from orlop.sandbox.figures import ContainerStats, HostMemory, LayerUse, PodStats
+from orlop.sandbox.figures import ContainerStats, Detail, HostMemory, LayerUse, PodStats
 from orlop.storage import rootfs
 
 _INTERVAL = 10.0
@@ -103,22 +103,31 @@ class PodMeter:
         """The writable layers of all containers, of those that have ended too."""
         return tuple(await asyncio.gather(*(layer.get() for layer in self._layers.values())))
 
-    async def measure(self, groups: Mapping[str, Cgroup], netns: Path | None, *, detailed: bool) -> PodStats:
+    async def measure(self, groups: Mapping[str, Cgroup], netns: Path | None, detail: Detail) -> PodStats:
         """The figures of a pod whose running containers have these ``groups``; ``netns`` is None on the
         host's network.
         """
 
+        full, with_pod = detail >= Detail.METRICS, detail >= Detail.POD
+
         def read() -> tuple[dict[str, Usage], Usage | None]:
-            members = {key: cgroupstats.usage(group, detailed=detailed) for key, group in groups.items()}
+            members = {
+                key: cgroupstats.usage(group, full=full, members=with_pod) for key, group in groups.items()
+            }
             # The pod's group after its members': it has never used less than they.
-            return members, cgroupstats.usage(self._group, whole=True) if self._group is not None else None
+            own = self._group if with_pod else None
+            return members, cgroupstats.usage(own, full=full) if own is not None else None
 
         members, whole = await threads.call(read)
-        found = [
-            ContainerStats(container_id=key, usage=usage, layer=await self._layers[key].get())
-            for key, usage in members.items()
-            if key in self._layers
-        ]
+        found = tuple(
+            [
+                ContainerStats(container_id=key, usage=usage, layer=await self._layers[key].get())
+                for key, usage in members.items()
+                if key in self._layers
+            ]
+        )
+        if not with_pod:
+            return PodStats(containers=found)
         interfaces = await _interfaces(netns) if netns is not None else ()
         usage = self._whole(members, whole)
         limit = _limit(members.values(), whole)
@@ -126,7 +135,7 @@ class PodMeter:
             usage=usage,
             available=max(0, limit - usage.working_set) if limit else None,
             interfaces=interfaces,
-            containers=tuple(found),
+            containers=found,
             memory=HostMemory(private=usage.memory, used=usage.working_set),
         )
 

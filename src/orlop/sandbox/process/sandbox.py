@@ -15,7 +15,7 @@ from orlop.net import outside
 from orlop.net.network import PodNetwork
 from orlop.sandbox import crilog
 from orlop.sandbox.base import Connection, ProcessIO
-from orlop.sandbox.figures import LayerUse, PodStats
+from orlop.sandbox.figures import Detail, LayerUse, PodStats
 from orlop.sandbox.process import checks, conmon, layout, oci, podgroup, podns, streams
 from orlop.sandbox.process.container import Container, Tools, owners_of
 from orlop.sandbox.process.layout import ContainerState, PodPaths, PodState
@@ -260,11 +260,11 @@ class ProcessSandbox:
 
     # Use
 
-    async def stats(self, *, detailed: bool = False) -> PodStats:
+    async def stats(self, detail: Detail = Detail.POD) -> PodStats:
         """See ``Sandbox``."""
         groups = {key: item.cgroup for key, item in self._containers.items() if item.running}
         netns = None if self._on_host_network else self._paths.namespace("net")
-        return await self._meter.measure(groups, netns, detailed=detailed)
+        return await self._meter.measure(groups, netns, detail)
 
     async def layers(self) -> tuple[LayerUse, ...]:
         """The writable layers of all containers that there are."""

@@ -22,8 +22,9 @@ from orlop.host.tasks import Tasks, together
 from orlop.hypervisor.base import MemoryUse
 from orlop.linux.usage import DeviceUse, Pressure, Usage
 from orlop.net import tap
+from orlop.net.model import InterfaceCounters
 from orlop.sandbox.cpuledger import CpuLedger
-from orlop.sandbox.figures import ContainerStats, HostMemory, LayerUse, PodStats
+from orlop.sandbox.figures import ContainerStats, Detail, HostMemory, LayerUse, PodStats
 from orlop.sandbox.vm.clone import Clone
 from orlop.wire.messages import Stats, StatsReply
 from orlop.wire.statistics import ContainerUsage, Layer
@@ -80,13 +81,13 @@ class VmMeter:
         """Ask nothing any more."""
         await self._tasks.close()
 
-    async def measure(self, layers: Mapping[str, str], *, detailed: bool) -> PodStats:
+    async def measure(self, layers: Mapping[str, str], detail: Detail) -> PodStats:
         """The figures of the pod whose containers write to the files ``layers``.
 
         Raises Unavailable when the VM has ended.
         """
         answer, interfaces, (memory, host) = await together(
-            self._ask(detailed=detailed), tap.interface_stats(self._clone.netns), self._look(layers)
+            self._ask(full=detail >= Detail.METRICS), self._interfaces(detail), self._look(layers)
         )
         limit = self._clone.machine.shape.memory_mib << 20
         usage = pod_usage(host, memory, limit, answer.reply.pod if answer is not None else None)
@@ -110,7 +111,7 @@ class VmMeter:
         def look() -> Host:
             group = Usage(timestamp=0)
             if self._cgroup is not None:
-                group = cgroupstats.usage(self._cgroup, whole=True)
+                group = cgroupstats.usage(self._cgroup)
             found = {}
             for key, path in layers.items():
                 try:
@@ -122,21 +123,24 @@ class VmMeter:
 
         return await self._clone.machine.memory(), await threads.call(look)
 
-    async def _ask(self, *, detailed: bool) -> _Answer | None:
+    async def _interfaces(self, detail: Detail) -> tuple[InterfaceCounters, ...]:
+        return await tap.interface_stats(self._clone.netns) if detail >= Detail.POD else ()
+
+    async def _ask(self, *, full: bool) -> _Answer | None:
         """The guest's word, or its last one if it is late, or None. It is asked one thing at a time."""
-        task = self._asking.get(detailed)
+        task = self._asking.get(full)
         if task is None:
-            task = self._tasks.spawn(self._question(detailed=detailed), "figures", awaited=True)
-            self._asking[detailed] = task
-            task.add_done_callback(lambda _: self._asking.pop(detailed, None))
+            task = self._tasks.spawn(self._question(full=full), "figures", awaited=True)
+            self._asking[full] = task
+            task.add_done_callback(lambda _: self._asking.pop(full, None))
         await asyncio.wait((task,), timeout=PATIENCE)
-        if detailed and True in self._answers:
+        if full and True in self._answers:
             return self._answers[True]
         return max(self._answers.values(), default=None, key=lambda answer: answer.at)
 
-    async def _question(self, *, detailed: bool) -> None:
-        reply = await self._clone.agent.call(Stats(open_files=detailed), _TIMEOUT)
-        self._answers[detailed] = _Answer(time.time_ns(), reply)
+    async def _question(self, *, full: bool) -> None:
+        reply = await self._clone.agent.call(Stats(full=full), _TIMEOUT)
+        self._answers[full] = _Answer(time.time_ns(), reply)
 
     def _containers(
         self, answer: _Answer, host: Host, memory: MemoryUse, layers: Mapping[str, str]

@@ -23,7 +23,7 @@ from orlop.host.tasks import Undo, together
 from orlop.hypervisor.base import MachineShape
 from orlop.sandbox import seccomp
 from orlop.sandbox.crilog import CriLog
-from orlop.sandbox.figures import PodStats
+from orlop.sandbox.figures import Detail, PodStats
 from orlop.sandbox.spec import (
     ContainerSpec,
     ExecSpec,
@@ -283,10 +283,10 @@ class VmSandbox:
             raise
         return connection
 
-    async def stats(self, *, detailed: bool = False) -> PodStats:
+    async def stats(self, detail: Detail = Detail.POD) -> PodStats:
         """See ``Sandbox``."""
         layers = {key: container.held.scratch for key, container in self._containers.items()}
-        return await self._meter.measure(layers, detailed=detailed)
+        return await self._meter.measure(layers, detail)
 
     async def stop(self) -> None:
         """See ``Sandbox``."""

@@ -112,7 +112,7 @@ async def _run(agent: AgentClient, disks: wire.Disks, share: str, program: bytes
     await agent.call(Start(id=_ID), _TIMEOUT)
     for number in range(_EXECS):
         await _exec(agent, f"{_ID}{number}")
-    await agent.call(Stats(open_files=True), _TIMEOUT)
+    await agent.call(Stats(full=True), _TIMEOUT)
     await agent.call(Signal(id=_ID, signal=9, all=True), _TIMEOUT)
     for stream in streams:
         while await stream.read():
