@@ -23,10 +23,10 @@ types: $(PYTHON) ## mypy --strict
 	$(PYTHON) -m mypy
 
 unit: $(PYTHON) ## Tests that need no root
-	$(PYTHON) -m pytest tests/unit -q
+	$(PYTHON) -m pytest tests/unit -q --junitxml build/tests/unit.xml
 
 e2e: $(PYTHON) ## Tests against real QEMU, CNI, registry and crictl (root)
-	$(PYTHON) -m pytest tests/e2e -q
+	$(PYTHON) -m pytest tests/e2e -q --junitxml build/tests/e2e.xml
 
 conformance: $(PYTHON) ## critest: HANDLER=vm|process|auto TRANSPORT=spdy|websocket FOCUS=regex (root)
 	$(PYTHON) -m tests.conformance --handler $(HANDLER) --transport $(TRANSPORT) $(if $(FOCUS),--focus '$(FOCUS)')
