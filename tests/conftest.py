@@ -13,13 +13,15 @@ import pytest
 import pytest_asyncio
 from hypothesis import settings
 
+from tests.patience import PATIENCE
+
 # The same examples every time where a failure must mean a change: HYPOTHESIS_PROFILE=ci.
 # No deadline: a busy machine is no defect.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-GRACE = 2.0
+GRACE = 2.0 * PATIENCE
 """Seconds that what was told to end may take."""
 
 

@@ -26,13 +26,15 @@ from orlop.cli.demo import privatedaemon
 from orlop.config import Config
 from orlop.host.process import pid_alive, process_start_time
 from tests.conformance import images, tools
+from tests.patience import PATIENCE, vm_section
 
 BUSYBOX = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 NGINX = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
 OWN = "registry.k8s.io/orlop-test"
 
-START_TIMEOUT = 60.0
-STOP_TIMEOUT = 30.0
+START_TIMEOUT = 60.0 * PATIENCE
+STOP_TIMEOUT = 30.0 * PATIENCE
+CALL_TIMEOUT = 200.0 * PATIENCE
 WARM_MOST = 6
 """Processes and mounts that a pool of the default size may have, one being refilled."""
 
@@ -87,7 +89,7 @@ class Node:
                 raise AssertionError(f"the daemon does not serve:\n{self.settings.log_tail(40)}")
             time.sleep(0.1)
 
-    def wait_ready(self, timeout: float = 180.0) -> None:
+    def wait_ready(self, timeout: float = 180.0 * PATIENCE) -> None:
         """Wait until both conditions of the runtime hold."""
         limit = time.monotonic() + timeout
         while True:
@@ -125,7 +127,9 @@ class Node:
 
     # --- crictl -----------------------------------------------------------------------------------
 
-    def crictl(self, *args: str, check: bool = True, timeout: float = 240, stdin: bytes = b"") -> Done:
+    def crictl(
+        self, *args: str, check: bool = True, timeout: float = CALL_TIMEOUT + 40, stdin: bytes = b""
+    ) -> Done:
         """Run crictl against this daemon."""
         argv = self.crictl_argv(*args)
         # A file, not the user's: /etc/crictl.yaml of the machine must not matter.
@@ -141,13 +145,14 @@ class Node:
     def crictl_argv(self, *args: str) -> list[str]:
         """The command line of a crictl command against this daemon."""
         endpoint = f"unix://{self.socket}"
-        options = ["--timeout", "200s", "--runtime-endpoint", endpoint, "--image-endpoint", endpoint]
+        options = ["--timeout", f"{CALL_TIMEOUT:.0f}s"]
+        options += ["--runtime-endpoint", endpoint, "--image-endpoint", endpoint]
         return [self._crictl, *options, *args]
 
     def _crictl_config(self) -> Path:
         path = self.scratch / "crictl.yaml"
         if not path.exists():
-            path.write_text("timeout: 200\n")
+            path.write_text(f"timeout: {CALL_TIMEOUT:.0f}\n")
         return path
 
     def json(self, *args: str) -> Any:
@@ -227,7 +232,7 @@ class Node:
         found: dict[str, Any] = json.loads(self.crictl("inspectp", pod_id).out)["status"]
         return found
 
-    def wait_exit(self, container: str, timeout: float = 60) -> dict[str, Any]:
+    def wait_exit(self, container: str, timeout: float = 60 * PATIENCE) -> dict[str, Any]:
         """The status of a container that has ended, or will soon."""
         limit = time.monotonic() + timeout
         while True:
@@ -237,7 +242,7 @@ class Node:
             assert time.monotonic() < limit, f"container {container} still runs after {timeout:g} s"
             time.sleep(0.1)
 
-    def wait_log(self, container: str, text: str, timeout: float = 60) -> str:
+    def wait_log(self, container: str, text: str, timeout: float = 60 * PATIENCE) -> str:
         """The container's log once ``text`` is in it."""
         limit = time.monotonic() + timeout
         while True:
@@ -272,7 +277,7 @@ class Node:
             *_firewall_rules(self.settings.bridge),
         ]
 
-    def wait_no_leaks_but_warm(self, timeout: float = 20.0) -> None:
+    def wait_no_leaks_but_warm(self, timeout: float = 20.0 * PATIENCE) -> None:
         """As :meth:`wait_no_leaks`, with the daemon's pool of ready VMs and their namespaces allowed."""
 
         def warm(line: str) -> bool:
@@ -287,7 +292,7 @@ class Node:
             assert time.monotonic() < limit, "left behind:\n" + "\n".join(found)
             time.sleep(0.2)
 
-    def wait_no_leaks(self, timeout: float = 10.0) -> None:
+    def wait_no_leaks(self, timeout: float = 10.0 * PATIENCE) -> None:
         """Fail when something is still there after a little while."""
         limit = time.monotonic() + timeout
         while found := self.leaks():
@@ -390,8 +395,10 @@ def settings_for(
     Guest image and template are those of the machine, or of the root in ``$ORLOP_TEST_BASE``.
     """
     mirrors = {host: f"{registry}/{host}" for host in images.HOSTS}
+    more = {name: dict(values) for name, values in (extra or {}).items()}
+    more["vm"] = vm_section() | more.get("vm", {})
     return privatedaemon.Settings(
-        scratch=scratch, mirrors=mirrors, handler=handler, base=base_config(), extra=extra or {}
+        scratch=scratch, mirrors=mirrors, handler=handler, base=base_config(), extra=more
     )
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orlop.config import VmConfig
 from orlop.guestos.build import GuestArtifacts
 from orlop.hypervisor.base import Disk as HostDisk
 from orlop.hypervisor.base import Machine
@@ -22,14 +21,16 @@ from orlop.sandbox.vm.streams import Incoming, Outgoing
 from orlop.storage import disks
 from orlop.wire import messages, values
 from orlop.wire.values import Container, Disk, Disks, Exit, Security, Streams
-from tests.e2e.vm_environment import busybox_layer
+from tests.e2e.vm_environment import ACCELERATOR, busybox_layer
+from tests.patience import PATIENCE, vm_config
 
-CONFIG = VmConfig(others={"qemu": {"accelerator": "tcg"}})
+# "auto" would try KVM first in every test.
+CONFIG = vm_config(accelerator="kvm" if ACCELERATOR == "kvm" else "tcg")
 CAPABILITIES = (
     "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE",
     "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
 )  # fmt: skip
-TIMEOUT = 60.0
+TIMEOUT = 60.0 * PATIENCE
 
 
 def security(**changes: Any) -> Security:

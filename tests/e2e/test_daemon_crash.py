@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.node import BUSYBOX, Node, node
+from tests.node import BUSYBOX, CALL_TIMEOUT, Node, node
+from tests.patience import PATIENCE
 
 DELAYS = (0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
 """Seconds after the start of a call at which the daemon is killed."""
@@ -37,7 +38,7 @@ def own_node(module_node: Node) -> Iterator[Node]:
     yield module_node
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 180.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout: float = 180.0 * PATIENCE) -> None:
     limit = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < limit, "waited too long"
@@ -46,7 +47,7 @@ def wait_until(condition: Callable[[], bool], timeout: float = 180.0) -> None:
 
 def in_background(one: Node, *args: str) -> subprocess.Popen[bytes]:
     endpoint = f"unix://{one.socket}"
-    argv = [one._crictl, "--timeout", "60s", "-r", endpoint, "-i", endpoint, *args]
+    argv = [one._crictl, "--timeout", f"{CALL_TIMEOUT:.0f}s", "-r", endpoint, "-i", endpoint, *args]
     env = {**os.environ, "CRI_CONFIG_FILE": os.fspath(one._crictl_config())}
     return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
 
@@ -56,7 +57,7 @@ def killed_during(one: Node, delay: float, *args: str) -> None:
     call = in_background(one, *args)
     time.sleep(delay)
     one.kill()
-    call.wait(timeout=60)
+    call.wait(timeout=CALL_TIMEOUT)
     one.start()
     one.wait_ready()
 

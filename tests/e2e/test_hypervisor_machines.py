@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from orlop.config import GuestConfig, VmConfig
@@ -27,9 +28,10 @@ from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.storage.disks import scratch_disk
 from orlop.wire.messages import Online, Ping, Quiesce, Resume, Stats
+from tests.e2e import guest_machine
 
 CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop"))
-CONFIG = VmConfig(others={"qemu": {"accelerator": "tcg"}}, max_memory_mib=4096)
+CONFIG = msgspec.structs.replace(guest_machine.CONFIG, max_memory_mib=4096)
 
 
 def qemu(guest: GuestArtifacts, root: Path, config: VmConfig = CONFIG) -> QemuHypervisor:
@@ -44,7 +46,7 @@ async def settle(machine: Machine) -> None:
 
 @asynccontextmanager
 async def agent_of(machine: Machine) -> AsyncIterator[AgentClient]:
-    agent = await AgentClient.connect(machine.agent_socket, name="test", timeout=60)
+    agent = await AgentClient.connect(machine.agent_socket, name="test", timeout=guest_machine.TIMEOUT)
     try:
         await agent.call(Resume())
         yield agent

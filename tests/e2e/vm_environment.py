@@ -16,7 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orlop.config import Config, NetworkConfig, PoolConfig, VmConfig
+import msgspec
+
+from orlop.config import Config, NetworkConfig, PoolConfig
 from orlop.guestos.build import GuestArtifacts, build
 from orlop.host import mounts, process
 from orlop.hypervisor.base import GuestFiles, Hypervisor
@@ -30,6 +32,7 @@ from orlop.sandbox.vm.pool import Pool
 from orlop.sandbox.vm.sandbox import VmSandbox
 from orlop.sandbox.vm.states import Ready
 from tests.conformance import tools
+from tests.patience import PATIENCE, vm_config
 
 NUMBER = os.getpid() % 250  # runs at the same time must not share a bridge
 BRIDGE = f"orlvmtest{NUMBER}"
@@ -189,7 +192,7 @@ async def environment(
         root=str(scratch / "root"),
         state=str(scratch / "state"),
         network=NetworkConfig(conf_dir=str(scratch / "net.d")),
-        vm=VmConfig(pool=PoolConfig(size=pool), **({"others": {"qemu": {"accelerator": ACCELERATOR}}} | vm)),
+        vm=msgspec.structs.replace(vm_config(accelerator=ACCELERATOR), pool=PoolConfig(size=pool), **vm),
     )
     artifacts = await guest()
     # One template serves all tests with the same guest.
@@ -230,7 +233,7 @@ def _reap() -> None:
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
     """Wait for something that sets no event."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(seconds * PATIENCE):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
