@@ -8,7 +8,7 @@ TRANSPORT ?= spdy
 FOCUS ?=
 COMMAND ?=
 
-.PHONY: help test lint types unit e2e conformance conformance-all debian13 bench clean
+.PHONY: help test lint types unit e2e conformance conformance-all debian13 kvm-lab bench clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -36,6 +36,9 @@ conformance-all: $(PYTHON) ## The runs of critest that CI makes (root)
 
 debian13: $(PYTHON) ## Set-up and the fast end-to-end tests in a root of Debian 13 (root)
 	$(PYTHON) -m tests.lab debian13 $(COMMAND)
+
+kvm-lab: $(PYTHON) ## The handler vm in an emulated computer whose KVM works (root)
+	$(PYTHON) -m tests.lab kvm $(COMMAND)
 
 bench: $(PYTHON) ## Times and memory (root); see docs/performance.md
 	$(PYTHON) -m bench

@@ -1,15 +1,20 @@
-"""``python -m tests.lab debian13 [COMMAND...]``: tests, or any command, in a root of Debian 13.
+"""``python -m tests.lab MACHINE [COMMAND...]``: tests, or any command, on another machine than this one.
 
-Needs root. Ends with 0 only when the command did.
+``debian13`` is a root of Debian 13, ``kvm`` an emulated computer whose KVM works. Needs root. Ends
+with 0 only when the command did.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import shutil
 import sys
 import time
+from pathlib import Path
 
 from tests.conformance.tools import ToolError
+from tests.lab import kvm as lab
 from tests.lab import root
 
 FAST = (
@@ -22,6 +27,10 @@ FAST = (
 """The fast part of the end-to-end tests that meets what differs: QEMU, the kernel, Python, crun and runc."""
 
 
+INSIDE = "tests/lab/machine"
+"""The tests of what only that machine has."""
+
+
 def debian13(command: list[str]) -> None:
     """Set Orlop up in Debian 13 and run a command there, or the fast tests."""
     # The guest that the set-up has built is the one to test: no network is needed for it.
@@ -31,19 +40,36 @@ def debian13(command: list[str]) -> None:
             root.enter(place, command, env=own)
             return
         root.say("running the fast end-to-end tests in Debian 13")
-        # Nothing that they leave in the network can outlive a namespace of their own.
-        root.enter(place, [".venv/bin/python", "-m", "pytest", "-q", *FAST], network=False, env=own)
+        report = "build/tests/debian13.xml"
+        argv = [".venv/bin/python", "-m", "pytest", "-q", "--junitxml", report, *FAST]
+        try:
+            # Nothing that they leave in the network can outlive a namespace of their own.
+            root.enter(place, argv, network=False, env=own)
+        finally:
+            made = place / root.INSIDE / report
+            if made.exists():
+                Path(report).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(made, report)
+
+
+def kvm(command: list[str], minutes: int) -> None:
+    """Boot the machine with KVM and run a command there, or its tests."""
+    line = shlex.join(command) or f".venv/bin/python -m pytest -q {INSIDE}"
+    code = lab.run_in(line, minutes)
+    if code:
+        raise ToolError(f"{line} in the machine ended with {code}")
 
 
 def main() -> int:
     """Run what was asked for; 0 when all is well."""
     parser = argparse.ArgumentParser(prog="python -m tests.lab")
-    parser.add_argument("machine", choices=("debian13",))
+    parser.add_argument("machine", choices=("debian13", "kvm"))
+    parser.add_argument("--minutes", type=int, default=90, help="bound of what the emulated computer does")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="run there instead of the tests")
     options = parser.parse_args()
     started = time.monotonic()
     try:
-        debian13(options.command)
+        debian13(options.command) if options.machine == "debian13" else kvm(options.command, options.minutes)
     except ToolError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import inspect
 import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,9 +33,12 @@ _APT_OPTIONS = re.compile(r"Acquire::(http|https|ftp|Retries|Check-Date|Check-Va
 _KEPT = {".venv"}
 
 
+_STARTED = time.monotonic()
+
+
 def say(message: str) -> None:
     """Tell a person what takes its time."""
-    print(f"==> {message}", flush=True)
+    print(f"==> [{time.monotonic() - _STARTED:4.0f} s] {message}", flush=True)
 
 
 @contextlib.contextmanager
@@ -50,7 +55,7 @@ def debian13() -> Iterator[Path]:
             say(f"waiting for another run that uses {place}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         root = place / "root"
-        recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        recipe = hashlib.sha256(inspect.getsource(_bootstrap).encode()).hexdigest()
         stamp = place / "recipe"
         if not root.exists() or not stamp.exists() or stamp.read_text() != recipe:
             stamp.unlink(missing_ok=True)
