@@ -292,6 +292,27 @@ async def test_a_log_that_was_not_renamed_keeps_its_lines(caller: Caller) -> Non
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+async def test_the_end_of_a_log_without_a_newline_has_none(caller: Caller) -> None:
+    pod = await caller.pod("no-newline")
+    container_id = await caller.container(pod, "sh", "-c", "echo one; printf DONE; printf oops >&2")
+    await caller.start(container_id)
+    path = Path((await caller.status(container_id)).log_path)
+    async with asyncio.timeout(30):
+        while (await caller.status(container_id)).state != pb.CONTAINER_EXITED:  # noqa: ASYNC110 - a poll
+            await asyncio.sleep(0.05)
+
+    def read(stream: str) -> str:
+        """As a kubelet reads: only a line that is whole has a newline."""
+        entries = [line.split(" ", 3) for line in path.read_text().splitlines()]
+        return "".join(
+            text + "\n" * (tag == "F")
+            for _, name, tag, text in (one + [""] * (4 - len(one)) for one in entries)
+            if name == stream
+        )
+
+    assert (read("stdout"), read("stderr")) == ("one\nDONE", "oops")
+
+
 async def test_a_container_is_inspected(caller: Caller) -> None:
     pod = await caller.pod("inspected")
     limits = pb.LinuxContainerResources(memory_limit_in_bytes=64 << 20)

@@ -52,8 +52,8 @@ async def test_no_line_is_lost_or_doubled_over_crashes() -> None:
         status = await asyncio.wait_for(sandbox.wait_container(container.id), 60)
         assert status.code == 9
         lines = env.log_of(container)
-        assert lines.count("stdout F unfinished") == 1
-        lines.remove("stdout F unfinished")
+        assert lines.count("stdout P unfinished") == 1
+        lines.remove("stdout P unfinished")
         assert numbers(lines, "stdout") == list(range(1, TOTAL + 1))
         assert numbers(lines, "stderr") == list(range(1, TOTAL + 1))
 

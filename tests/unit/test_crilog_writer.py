@@ -53,7 +53,7 @@ async def test_lines_of_both_streams(tmp_path: Path) -> None:
         (b"stderr", b"F", b"oops"),
         (b"stdout", b"F", b"two and more"),
         (b"stdout", b"F", b""),
-        (b"stdout", b"F", b"tail"),
+        (b"stdout", b"P", b"tail"),
     ]
 
 
@@ -112,10 +112,7 @@ async def test_nothing_is_lost_when_the_writer_dies(
         assert await second.end(stream) == len(sent[stream])
     await second.close()
     for stream, name in ((STDOUT, b"stdout"), (STDERR, b"stderr")):
-        whole = sent[stream]
-        if whole and not whole.endswith(b"\n"):
-            whole += b"\n"
-        assert joined(path.read_bytes(), name) == whole
+        assert joined(path.read_bytes(), name) == sent[stream]
 
 
 async def test_reopen_after_rename(tmp_path: Path) -> None:
@@ -196,6 +193,18 @@ async def test_what_is_settled_is_counted_from_the_file(tmp_path: Path) -> None:
     assert settled_since(str(path), position) == (settled, 5)
     (tmp_path / "0.log.20260101-000000").unlink()
     assert settled_since(str(path), position) == (7, 0)
+
+
+async def test_a_last_line_without_a_newline_is_counted_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    log = CriLog(str(path))
+    await log.open()
+    position = await log.position()
+    assert position is not None
+    await log.write(STDOUT, b"one\nDONE")
+    assert await log.end(STDOUT) == 8
+    await log.close()
+    assert settled_since(str(path), position) == (8, 0)
 
 
 async def test_a_line_cut_short_is_removed(tmp_path: Path) -> None:

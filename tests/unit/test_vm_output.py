@@ -103,7 +103,7 @@ async def test_the_last_words_of_a_vm_that_dies(tmp_path: Path) -> None:
         stream.fail(Unavailable("the VM is gone"))
     await asyncio.wait_for(output.ended.wait(), 3)
     assert [chunk async for chunk in tap.chunks()] == [(STDOUT, b"whole\nhalf")]
-    assert path.read_text().splitlines()[-1].endswith("stdout F half")
+    assert path.read_text().splitlines()[-1].endswith("stdout P half")
     await output.stop()
 
 

@@ -2,7 +2,8 @@
 
 Each line is ``<RFC 3339 time with nanoseconds> <stdout|stderr> <P|F> <content>`` (kubelet's
 ``pkg/kubelet/kuberuntime/logs``). A line longer than :data:`MAX_LINE` goes out in pieces marked
-``P``, the last one marked ``F``. The start of a line whose end has not come yet is held back, and
+``P``, the last one marked ``F``; a last line without a newline is marked ``P``, for a reader adds the newline
+of each ``F``. The start of a line whose end has not come yet is held back, and
 the caller learns how many bytes of each stream are safely in the file: whatever is not can be asked
 for again after a crash, so that no line is lost or torn by a restart of the daemon.
 
@@ -79,12 +80,16 @@ def format_lines(stream: int, lines: bytes, now_ns: int) -> bytes:
     return b"\n".join(pieces) + b"\n"
 
 
+def _partial(stream: int, now_ns: int) -> bytes:
+    """What stands before a piece of a line."""
+    return timestamp(now_ns) + b" " + _NAMES[stream] + b" P "
+
+
 def settled_since(path: str, position: LogPosition) -> tuple[int, int]:
     """Bytes of stdout and stderr that are in the log at ``path``, or in its renamed predecessor.
 
     A line that a crash cut short is removed from the file. When the file is gone, what was
-    settled at ``position`` is the answer. The last byte counted may be a newline that the stream did
-    not have, if its very last line had none. Raises OSError.
+    settled at ``position`` is the answer. Raises OSError.
     """
     counts = {b"stdout": position.stdout, b"stderr": position.stderr}
     found = _find(path, position)
@@ -178,13 +183,13 @@ class CriLog:
             return state.written - len(state.held)
 
     async def end(self, stream: int) -> int:
-        """The stream is at its end: an unfinished line goes out as a whole one."""
+        """The stream is at its end: an unfinished line goes out as the piece that it is."""
         async with self._lock:
             state = self._streams[stream]
             if state.held:
-                lines = bytes(state.held) + b"\n"
+                piece = _partial(stream, time.time_ns()) + bytes(state.held) + b"\n"
                 state.held.clear()
-                await self._append(stream, lines)
+                await self._put(piece)
             return state.written
 
     def resume(self, stream: int, offset: int) -> None:
@@ -231,11 +236,14 @@ class CriLog:
         text = format_lines(stream, lines, now)
         if held is not None and len(held) > MAX_LINE:
             whole = (len(held) - 1) // MAX_LINE * MAX_LINE
-            prefix = timestamp(now) + b" " + _NAMES[stream] + b" P "
+            prefix = _partial(stream, now)
             text += b"".join(
                 prefix + bytes(held[start : start + MAX_LINE]) + b"\n" for start in range(0, whole, MAX_LINE)
             )
             del held[:whole]
+        await self._put(text)
+
+    async def _put(self, text: bytes) -> None:
         if not text or self._fd < 0:
             return
         await threads.call(self._write_out, self._fd, text)

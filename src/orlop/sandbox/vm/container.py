@@ -72,7 +72,7 @@ class Container:
         for number, stream in ((STDOUT, state.streams.stdout), (STDERR, state.streams.stderr)):
             if stream and stream in offsets:
                 kept = offsets[stream]
-                # The counted last line may have lacked its newline: never ask beyond what there is.
+                # Whatever was counted in a file that others may write to: never ask beyond what there is.
                 offset = min(max(settled[number - 1], kept.acked), kept.written)
                 log.resume(number, offset)
                 container._incoming[number] = agent.incoming(stream, offset=offset, wake=container._wake)
