@@ -70,6 +70,28 @@ find_python() {
     return 1
 }
 
+# apt itself is patient: half a minute for each address of each source, several times over.
+apt() {
+    apt-get -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 -o Acquire::Retries=1 "$@"
+}
+
+# Whether one of apt's sources takes a connection: apt says nothing while it waits. Behind a proxy nobody
+# but apt can tell.
+sources_answer() {
+    [ -z "${http_proxy:-}${https_proxy:-}$(apt-config dump | grep -i '^Acquire::.*proxy')" ] || return 0
+    sites=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
+        grep -v '^[[:space:]]*#' | grep -oE 'https?://[^/[:space:]]+' | sort -u)
+    [ -n "$sites" ] || return 0
+    for site in $sites; do
+        port=80
+        case $site in https:*) port=443 ;; esac
+        host=${site#*://} host=${host##*@}
+        case $host in *:*) port=${host##*:} host=${host%:*} ;; esac
+        ! timeout 10 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$host" "$port" 2>/dev/null || return 0
+    done
+    return 1
+}
+
 # shellcheck disable=SC2086 # lists of words
 need $runtime_packages
 # shellcheck disable=SC2086
@@ -77,6 +99,10 @@ need $runtime_packages
 find_python >/dev/null || need python3 python3-venv
 
 if [ -n "$missing" ]; then
+    say "Looking whether apt's sources answer"
+    sources_answer || die "none of apt's sources answers within 10 seconds:
+$sites
+Check this machine's network and its proxy (http_proxy, or Acquire::http::Proxy in /etc/apt/apt.conf.d)."
     say "Installing from the distribution:$missing"
     # Nothing that comes along may start a service. policy-rc.d is what dpkg scripts ask.
     policy=/usr/sbin/policy-rc.d
@@ -88,11 +114,11 @@ if [ -n "$missing" ]; then
     fi
     export DEBIAN_FRONTEND=noninteractive
     # shellcheck disable=SC2086
-    if ! apt-get install -y -q --no-install-recommends $missing; then
+    if ! apt install -y -q --no-install-recommends $missing; then
         say "Refreshing the package lists"
-        apt-get update -q
+        apt update -q
         # shellcheck disable=SC2086
-        apt-get install -y -q --no-install-recommends $missing ||
+        apt install -y -q --no-install-recommends $missing ||
             die "apt-get could not install:$missing (its message is above)"
     fi
 fi
@@ -132,7 +158,7 @@ say "Building the guest image"
 if ! .venv/bin/orlop guest build; then
     # The package lists may be absent or too old for what the mirrors hold now.
     say "Refreshing the package lists and trying again"
-    apt-get update -q || die "apt-get update failed (its message is above)"
+    apt update -q || die "apt-get update failed (its message is above)"
     .venv/bin/orlop guest build
 fi
 say "Checking this machine"

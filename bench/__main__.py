@@ -17,7 +17,7 @@ from tests.conformance import images, tools
 
 from bench import lifecycle, systems, usage
 from bench.client import Caller
-from bench.report import Report, Scale
+from bench.report import Report, Scale, can_plot
 from bench.words import reason, say
 
 # What a system that cannot run here raises; the others are measured all the same.
@@ -132,6 +132,8 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown systems: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     chosen = [known[name] for name in names]
+    if not can_plot():
+        say("no picture will be drawn: matplotlib is not installed (.venv/bin/pip install -e '.[bench]')")
     # So that the daemons end as well when the benchmark is told to.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = Report()

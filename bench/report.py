@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 import statistics
@@ -95,13 +96,13 @@ class Report:
             measures.setdefault(name, []).append(value)
 
     def save(self, directory: Path) -> None:
-        """Write ``bench.json`` and ``bench.svg``."""
+        """Write ``bench.json``, and ``bench.svg`` where it can be drawn."""
         directory.mkdir(parents=True, exist_ok=True)
         host = f"{platform.system()} {platform.machine()}"
         scale = {system: [one.document() for one in scales] for system, scales in self.scale.items()}
         document = {**asdict(self), "scale": scale, "summary": self.summary(), "host": host}
         (directory / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
-        if self.samples:
+        if self.samples and can_plot():
             plot(self, directory / "bench.svg")
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -155,6 +156,11 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+
+
+def can_plot() -> bool:
+    """Whether the library that draws is here; setup does not install it."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def plot(report: Report, path: Path) -> None:

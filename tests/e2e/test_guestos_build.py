@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from orlop.config import GuestConfig
 from orlop.errors import FailedPrecondition, NotFound
-from orlop.guestos import pythontree
+from orlop.guestos import download, pythontree
 from orlop.guestos.build import build, find
+from orlop.guestos.download import NetworkSilent
 
 CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop")) / "guest"
 FILES = ("vmlinuz", "initrd", "root.erofs")
@@ -74,6 +77,42 @@ async def test_an_agent_that_does_not_import_is_not_built(cache: Path, tmp_path:
         await build(cache, package=package)
     assert find(GuestConfig(), cache) == good
     assert not list(cache.glob(".work-*"))
+
+
+@pytest.fixture
+async def silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """A network in which everything takes connections and says nothing."""
+    held: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda reader, writer: held.append(writer), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    conf = tmp_path / "apt.conf"
+    conf.write_text(f'Acquire::http::Proxy "http://127.0.0.1:{port}";\n')
+    monkeypatch.setenv("APT_CONFIG", os.fspath(conf))
+    monkeypatch.setattr(download, "STALL", 3.0)
+    yield
+    server.close()
+    for writer in held:
+        writer.close()
+
+
+@pytest.mark.parametrize("step", ["fetch", "refresh"])
+async def test_a_silent_network_is_told_and_given_up(silence: None, tmp_path: Path, step: str) -> None:
+    lines: list[str] = []
+    started = time.monotonic()
+    with pytest.raises(NetworkSilent, match="check this machine's network"):
+        if step == "fetch":
+            await download.fetch(["libffi8"], tmp_path, lines.append)
+        else:
+            await download.refresh(lines.append)
+    assert time.monotonic() - started < 15
+    assert "debian" in lines[0] or "waiting for the indexes" in lines[0]
+
+
+async def test_a_download_says_how_far_it_is(tmp_path: Path) -> None:
+    lines: list[str] = []
+    await download.fetch(["libffi8", "zlib1g"], tmp_path, lines.append)
+    assert len(list(tmp_path.glob("*.deb"))) == 2
+    assert lines[0].startswith("downloading 2 packages from ") and lines[-1].endswith("MiB")
 
 
 async def test_a_damaged_build_is_made_again(cache: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import pytest
 from bench.report import SCALE_HEADS, Report, Scale
 
 SCALE = Scale(
@@ -29,3 +31,11 @@ def test_the_document_holds_what_is_computed(tmp_path: Path) -> None:
     Report(scale={"one": [SCALE]}).save(tmp_path)
     found = json.loads((tmp_path / "bench.json").read_text())["scale"]["one"][0]
     assert (found["growth"], found["median_ready_ms"], found["pods"]) == (1.5, 115.0, 4)
+
+
+def test_figures_are_kept_where_nothing_can_draw_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    Report(samples={"one": {"ready": [1.0, 2.0]}}).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]

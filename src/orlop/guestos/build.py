@@ -21,7 +21,7 @@ import msgspec
 from orlop.config import GuestConfig
 from orlop.errors import DataLoss, NotFound
 from orlop.guest.devices import drivers
-from orlop.guestos import packages, pythontree, rootfs
+from orlop.guestos import download, packages, pythontree, rootfs
 from orlop.host import threads
 from orlop.linux import architecture
 from orlop.linux.removal import remove_tree
@@ -58,18 +58,18 @@ async def build(
     """Build the guest from what apt offers now, unless that very one is there already.
 
     ``progress`` is called with one line of text per step; ``package`` is another source directory for
-    the agent than this program's own. Raises NotFound when a package or a tool is
-    missing, ProcessFailed when a tool fails; a failure or cancellation leaves an earlier build as it was.
+    the agent than this program's own. Raises NotFound when a package or a tool is missing,
+    ProcessFailed when a tool fails, NetworkSilent when apt's sources do not answer; a failure or
+    cancellation leaves an earlier build as it was.
     """
     say = progress or (lambda line: None)
     sources = pythontree.agent_sources(package)
     chosen = await packages.resolve(say)
     try:
         return await _build(cache, sources, chosen, say)
-    except packages.DownloadFailed:
+    except download.DownloadFailed:
         # The index is older than what the mirror still has.
-        say("refreshing apt's indexes")
-        await packages.refresh()
+        await download.refresh(say)
         return await _build(cache, sources, await packages.resolve(say), say)
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import msgspec
 
-from orlop.errors import DataLoss, NotFound, Unavailable
+from orlop.errors import DataLoss, NotFound
+from orlop.guestos import download
 from orlop.host import process, threads
 from orlop.linux import architecture
 
 _PYTHON_META = "python3-minimal"
 _PLAIN = ("libc6", "libexpat1", "zlib1g", "libffi8", "busybox-static")
-_DOWNLOAD_TIMEOUT = 1800.0
 
 
 class Package(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,10 +30,6 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-class DownloadFailed(Unavailable):
-    """A package's file is not to be had: no network, or the index is older than the mirror."""
-
-
 class PackageSet(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the guest is made of. ``python`` is "3.11" or a later one; ``kernel`` its release."""
 
@@ -42,21 +38,15 @@ class PackageSet(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str
 
 
-async def refresh() -> None:
-    """Have apt read its sources' indexes anew. Raises ProcessFailed."""
-    await process.run(["apt-get", "-q", "update"], timeout=_DOWNLOAD_TIMEOUT)
-
-
 async def resolve(say: Callable[[str], None]) -> PackageSet:
     """Find the versions that apt offers now, after a refresh if it knows one of the packages not.
 
-    Raises NotFound when there are no such packages, or no apt."""
+    Raises NotFound when there are no such packages, or no apt, and NetworkSilent."""
     say("asking apt for the versions")
     try:
         return await _resolve()
     except NotFound:
-        say("refreshing apt's indexes")
-        await refresh()
+        await download.refresh(say)
         return await _resolve()
 
 
@@ -83,17 +73,12 @@ async def _resolve() -> PackageSet:
 async def unpack(packages: Sequence[Package], target: Path, say: Callable[[str], None]) -> None:
     """Download ``packages`` and unpack them into the new directory ``target``.
 
-    Raises DownloadFailed, or DataLoss when a file is not the one the index names.
+    Raises DownloadFailed, NetworkSilent, or DataLoss when a file is not the one the index names.
     """
     debs = target.with_name(target.name + ".debs")
     debs.mkdir(parents=True)
     target.mkdir()
-    wanted = [f"{package.name}={package.version}" for package in packages]
-    say(f"downloading {len(packages)} packages")
-    try:
-        await process.run(["apt-get", "-q", "download", *wanted], cwd=debs, timeout=_DOWNLOAD_TIMEOUT)
-    except process.ProcessFailed as error:
-        raise DownloadFailed(f"the guest's packages cannot be downloaded: {error}") from error
+    await download.fetch([f"{package.name}={package.version}" for package in packages], debs, say)
     for package in packages:
         say(f"unpacking {package.name} {package.version}")
         found = sorted(debs.glob(f"{package.name}_*.deb"))
