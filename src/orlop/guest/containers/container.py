@@ -30,9 +30,9 @@ _JOIN_SESSION_KEYRING = 1
 
 
 class LiveContainer:
-    """What the agent holds of a container. ``status``: creating, created, running, stopped, deleting.
+    """What the agent holds of a container; ``leaving`` are those who wait for its end.
 
-    ``leaving`` are those who wait for its end.
+    ``status`` only goes forward: creating, created, starting, running, stopped, deleting.
     """
 
     def __init__(self, spec: Container, streaming: Streaming, disks: Disks, id_maps: IdMaps) -> None:
@@ -184,7 +184,8 @@ class LiveContainer:
 
     def state(self) -> ContainerState:
         """For a daemon that was restarted."""
-        status = {"created": "created", "running": "running"}.get(self.status, "stopped")
+        known = {"created": "created", "starting": "created", "running": "running"}
+        status = known.get(self.status, "stopped")
         return ContainerState(
             id=self.spec.id,
             status=status,  # type: ignore[arg-type]
