@@ -72,12 +72,10 @@ class LiveContainer:
         self.cgroup.apply(spec.resources, memory=not small)
         sources = tuple(self._source(number, mount, share) for number, mount in enumerate(spec.mounts))
         return View(
+            spec=spec,
             root=f"{self._directory}/root",
-            security=spec.security,
             sources=tuple(sorted(sources, key=lambda source: source.mount.target.rstrip("/").count("/"))),
             files=_own_files(),
-            devices=spec.devices,
-            own_user_namespace=bool(spec.namespaces.uid_mappings),
         )
 
     def spawn(self, view: View, owner: int) -> None:
@@ -85,21 +83,22 @@ class LiveContainer:
 
         ``owner`` is the process whose PID namespace is joined, and with id mappings its user namespace.
         """
+        spec = self.spec
         steps = Script()
         builder = Builder(view, steps)
         with ExitStack() as stack:
             group = _held(stack, self.cgroup.open())
-            if not self.spec.security.privileged:
-                devicefilter.restrict(group, self.spec.devices)
+            if not spec.security.privileged:
+                devicefilter.restrict(group, spec.devices)
             pid_namespace = _held(stack, _open_namespace(owner, "pid")) if owner else -1
             user_namespace = -1
-            if owner and view.own_user_namespace:
+            if owner and spec.namespaces.maps_users:
                 user_namespace = _held(stack, _open_namespace(owner, "user"))
             stack.callback(builder.close)
 
             def launch(stdio: tuple[int, int, int], control: socket.socket) -> spawn.Child:
                 spawn.set_stdio(steps, stdio)
-                self._enter_namespaces(steps, view, user_namespace, control.fileno())
+                self._enter_namespaces(steps, user_namespace, control.fileno())
                 builder.build()
                 spawn.keep_only_control(steps, control.fileno())
                 steps.gate(spawn.CONTROL)
@@ -108,13 +107,13 @@ class LiveContainer:
                     flags |= syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS
                 return spawn.start(steps, flags=flags, cgroup=group, pid_namespace=pid_namespace)
 
-            self._maps_due = view.own_user_namespace and not owner
+            self._maps_due = spec.namespaces.maps_users and not owner
             self.process.spawn(launch)
         self.pid_namespace = _open_namespace(self.process.pid, "pid")
 
-    def _enter_namespaces(self, steps: Script, view: View, user_namespace: int, control: int) -> None:
+    def _enter_namespaces(self, steps: Script, user_namespace: int, control: int) -> None:
         unshared = syscalls.CLONE_NEWCGROUP
-        if view.own_user_namespace:
+        if self.spec.namespaces.maps_users:
             if user_namespace >= 0:
                 steps.add("setns", user_namespace, syscalls.CLONE_NEWUSER, what="user namespace")
                 unshared |= syscalls.CLONE_NEWNS
@@ -146,10 +145,7 @@ class LiveContainer:
         self.env = {key.encode(): value for key, value in spec.env}
         if spec.hostname:
             self.env.setdefault(b"HOSTNAME", spec.hostname.encode())
-        own_user_namespace = bool(spec.namespaces.uid_mappings)
-        prepared = prepare(
-            Program(spec.args, self.env, spec.cwd, spec.security, spec.tty, own_user_namespace), self.root
-        )
+        prepared = prepare(Program(spec, spec.args, self.env, spec.tty), self.root)
         owner = outer_id(prepared.identity.uid, spec.namespaces.uid_mappings)
         if spec.tty:
             master, path = self.root.terminal(owner, outer_id(TTY_GROUP, spec.namespaces.gid_mappings))
@@ -162,7 +158,7 @@ class LiveContainer:
 
     def started(self) -> None:
         """Exec succeeded: what had to wait takes effect."""
-        if self.spec.namespaces.uid_mappings:
+        if self.spec.namespaces.maps_users:
             self._set_oom_score()
         if 0 < self.spec.resources.memory_max < cgroup.SMALL_MEMORY:
             only = Resources(
@@ -221,7 +217,7 @@ class LiveContainer:
     def _mapped(self, layers: list[str]) -> list[str]:
         """The layers as a user namespace's own root sees them, when there is one."""
         namespaces = self.spec.namespaces
-        if not namespaces.uid_mappings:
+        if not namespaces.maps_users:
             return layers
         found = []
         for number, layer in enumerate(layers):

@@ -111,11 +111,8 @@ class ExecTable:
         spec, child = entry.spec, entry.process.child
         if child is None or entry.root is None:
             raise Refused("failed_precondition", f"container {spec.id} has ended")
-        own_user_namespace = bool(spec.namespaces.uid_mappings)
-        prepared = prepare(
-            Program(request.args, entry.env, spec.cwd, spec.security, request.tty, own_user_namespace),
-            entry.root,
-        )
+        own_user_namespace = spec.namespaces.maps_users
+        prepared = prepare(Program(spec, request.args, entry.env, request.tty), entry.root)
         owner = outer_id(prepared.identity.uid, spec.namespaces.uid_mappings)
         steps = Script()
         group = entry.cgroup.open()
