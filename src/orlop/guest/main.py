@@ -17,6 +17,7 @@ def main() -> None:
     syscalls.set_process_name("orlop-agent")
     # Process 1 of a PID namespace that containers share has the agent's command line.
     syscalls.set_command_line("/pause")
+    # Before there is anybody who could look.
     syscalls.forbid_inspection()
     boot.mount_all()
     boot.tune()

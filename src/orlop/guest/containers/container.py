@@ -191,6 +191,7 @@ class LiveContainer:
 
     def release(self) -> bool:
         """Undo :meth:`prepare`, once the process is gone. False when processes are still dying."""
+        # A process that lives keeps mounts busy, and so does a descriptor; an overlay keeps its layers so.
         if not self.cgroup.remove():
             return False
         self.ended()

@@ -30,7 +30,8 @@ class Plugged:
     """What was attached for a container: disks, paths on the share and ids of image volumes, the latter two
     by the container's path.
 
-    ``loose`` are read-only volumes with mounts below them that are not: the host sees to it.
+    ``loose`` are volumes that are read-only at the top, with a mount below them that may be written: the host
+    has made the top read-only, and the guest, to which all of it is one file system, must not.
     """
 
     disks: wire.Disks
