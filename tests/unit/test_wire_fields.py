@@ -16,6 +16,8 @@ from orlop.wire import messages, statistics, values
 
 SOURCE = Path(orlop.__file__).parent
 HOST = SOURCE / "sandbox" / "vm"
+# What the guest's interface must be is found there.
+NETWORK = SOURCE / "net"
 GUEST = SOURCE / "guest"
 # What Linux counts is read by code that both sides have, and shown as it is.
 LINUX = SOURCE / "linux"
@@ -102,7 +104,7 @@ def fields_read(directory: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("kinds", "writers", "readers"),
-    [(TO_GUEST, (HOST,), (GUEST,)), (TO_HOST, (GUEST, LINUX), (HOST, SHOWN))],
+    [(TO_GUEST, (HOST, NETWORK), (GUEST,)), (TO_HOST, (GUEST, LINUX), (HOST, SHOWN))],
     ids=["to the guest", "to the host"],
 )
 def test_every_field_is_set_and_read(
