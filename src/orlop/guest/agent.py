@@ -11,8 +11,8 @@ from orlop.guest.answer import Answer
 from orlop.guest.containers.container import LiveContainer
 from orlop.guest.containers.execs import ExecTable
 from orlop.guest.containers.process import Process
-from orlop.guest.devices.block import Disks
-from orlop.guest.devices.share import Share
+from orlop.guest.devices.block import MountedDisks
+from orlop.guest.devices.share import HostShare
 from orlop.guest.launch import holder, spawn
 from orlop.guest.launch.userns import IdMaps
 from orlop.guest.loop import Loop
@@ -41,12 +41,12 @@ class Agent:
         self.streaming = streaming
         self.containers: dict[str, LiveContainer] = {}
         self.execs = ExecTable(streaming, self.adopt, self.emit)
-        self.disks = Disks(loop)
+        self.disks = MountedDisks(loop)
         self.id_maps = IdMaps()
         self.identity = setup.PodIdentity()
         self.quiet = False
         self._emit = emit
-        self._share = Share()
+        self._share = HostShare()
         self._oom = OomWatch(loop)
         self._children: dict[int, Process] = {}
         self._holder: spawn.Child | None = None
@@ -265,7 +265,7 @@ class Agent:
         streaming.claim(stream)
 
         def on_connected(link: Any) -> None:
-            streaming.table[stream] = connect.Connection(
+            streaming.table[stream] = connect.SocketStream(
                 self.loop, streaming.send, stream, link, lambda: streaming.forget(stream)
             )
             answer.ok(Done())

@@ -10,11 +10,11 @@ from contextlib import ExitStack, suppress
 
 from orlop.guest import paths
 from orlop.guest.containers import devicefilter
-from orlop.guest.containers.mounts import Builder, Source, View
+from orlop.guest.containers.mounts import Builder, View, VolumeSource
 from orlop.guest.containers.process import Process
-from orlop.guest.devices.block import Disks
+from orlop.guest.devices.block import MountedDisks
 from orlop.guest.launch import spawn
-from orlop.guest.launch.lookup import Root
+from orlop.guest.launch.lookup import RootDirectory
 from orlop.guest.launch.program import TTY_GROUP, Program, add_program, add_terminal, prepare
 from orlop.guest.launch.script import ANY, Script
 from orlop.guest.launch.userns import IdMaps, outer_id, write_maps
@@ -35,7 +35,7 @@ class LiveContainer:
     ``status`` only goes forward: creating, created, starting, running, stopped, deleting.
     """
 
-    def __init__(self, spec: Container, streaming: Streaming, disks: Disks, id_maps: IdMaps) -> None:
+    def __init__(self, spec: Container, streaming: Streaming, disks: MountedDisks, id_maps: IdMaps) -> None:
         self.spec = spec
         self.status = "creating"
         self.process = Process(streaming, spec.streams, tty=spec.tty)
@@ -45,7 +45,7 @@ class LiveContainer:
         self.watch = -1
         self.leaving: list[Callable[[Refused | None], None]] = []
         self.env: dict[bytes, bytes] = {}
-        self.root: Root | None = None
+        self.root: RootDirectory | None = None
         self._maps_due = False
         self._streaming = streaming
         self._disks = disks
@@ -141,7 +141,7 @@ class LiveContainer:
             child.go()
             return None
         spec = self.spec
-        self.root = Root(child.pid)
+        self.root = RootDirectory(child.pid)
         self.env = {key.encode(): value for key, value in spec.env}
         if spec.hostname:
             self.env.setdefault(b"HOSTNAME", spec.hostname.encode())
@@ -257,24 +257,24 @@ class LiveContainer:
             raise Refused("internal", f"cannot mount the root file system: {error.strerror}") from error
         self._mounted.append(target)
 
-    def _source(self, number: int, mount: Mount, share: Callable[[], str]) -> Source:
+    def _source(self, number: int, mount: Mount, share: Callable[[], str]) -> VolumeSource:
         if mount.kind == "share":
-            return Source(mount, share(), mount.source)
+            return VolumeSource(mount, share(), mount.source)
         if mount.kind == "guest":
-            return Source(mount, "/", mount.source)
+            return VolumeSource(mount, "/", mount.source)
         if mount.kind == "tmpfs":
-            return Source(mount, "", "")
+            return VolumeSource(mount, "", "")
         volume = next(disk for disk in self.spec.disks.volumes if disk.id == mount.volume)
         layers = self._disks.mount(volume, self.spec.id).directories
         if len(layers) == 1:
-            return Source(mount, layers[0], mount.source)
+            return VolumeSource(mount, layers[0], mount.source)
         target = f"{self._directory}/image-{number}"
         os.makedirs(target)
         syscalls.mount(
             "overlay", target, "overlay", syscalls.MS_RDONLY, f"lowerdir={':'.join(reversed(layers))}"
         )
         self._mounted.append(target)
-        return Source(mount, target, mount.source)
+        return VolumeSource(mount, target, mount.source)
 
 
 def _own_files() -> tuple[tuple[str, str], ...]:

@@ -61,7 +61,7 @@ _OWN_DEVICES = frozenset(
 
 
 @dataclass(frozen=True)
-class Source:
+class VolumeSource:
     """Where the agent found what a volume shows: ``path`` below ``root``, in the guest."""
 
     mount: Mount
@@ -78,7 +78,7 @@ class View:
 
     spec: Container
     root: str
-    sources: tuple[Source, ...]
+    sources: tuple[VolumeSource, ...]
     files: tuple[tuple[str, str], ...]
 
 
@@ -239,7 +239,7 @@ class Builder:
             if "/sys/fs/cgroup" not in self._targets:
                 _mount(steps, "cgroup", "/sys/fs/cgroup", "cgroup2", _SECURE | MS_RDONLY)
 
-    def _volume(self, source: Source) -> None:
+    def _volume(self, source: VolumeSource) -> None:
         mount = source.mount
         target = self._resolved(mount.target)
         if mount.kind == "tmpfs":

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orlop.guest.launch import credentials, spawn
-from orlop.guest.launch.lookup import Root
+from orlop.guest.launch.lookup import RootDirectory
 from orlop.guest.launch.script import ANY, Script, errors
 from orlop.linux import syscalls, users
 from orlop.linux.syscalls import AT_FDCWD
@@ -45,7 +45,7 @@ class Prepared:
     env: dict[bytes, bytes]
 
 
-def prepare(program: Program, root: Root) -> Prepared:
+def prepare(program: Program, root: RootDirectory) -> Prepared:
     """Look up user and executable as the container sees them. Raises Refused."""
     identity = _identity(program.spec.security, root)
     env = dict(program.env)
@@ -57,7 +57,7 @@ def prepare(program: Program, root: Root) -> Prepared:
     return Prepared(program, identity, path, env)
 
 
-def _identity(security: Security, root: Root) -> Identity:
+def _identity(security: Security, root: RootDirectory) -> Identity:
     wanted = users.Wanted(
         user=security.user,
         group=security.group,
