@@ -359,6 +359,9 @@ class Agent:
         if problem is None:
             del self.containers[entry.spec.id]
             self._oom.remove(entry.watch)
+        if entry.stuck:
+            text = f"container {entry.spec.id}: could not unmount {'; '.join(entry.stuck)}"
+            self.emit(messages.Log(level="warning", text=text[:8192]))
         waiting, entry.leaving = entry.leaving, []
         for then in waiting:
             then(problem)

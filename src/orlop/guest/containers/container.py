@@ -43,6 +43,8 @@ class LiveContainer:
         self.pid_namespace = -1
         self.oom_kills = 0
         self.watch = -1
+        self.stuck: list[str] = []
+        """What of its disks could not be unmounted when it was released, and why."""
         self.leaving: list[Callable[[Refused | None], None]] = []
         self.env: dict[bytes, bytes] = {}
         self.root: RootDirectory | None = None
@@ -202,7 +204,7 @@ class LiveContainer:
         while self._mounted:
             with suppress(OSError):
                 syscalls.umount(self._mounted.pop(), syscalls.MNT_DETACH)
-        self._disks.release(self.spec.id)
+        self.stuck = self._disks.release(self.spec.id)
         for directory, _, _ in os.walk(self._directory, topdown=False):
             with suppress(OSError):
                 os.rmdir(directory)
