@@ -73,7 +73,7 @@ class ExecTable:
 
         process.on_started = on_started
         process.on_exit = lambda code: self._on_exit(running)
-        process.on_finished = lambda: self._settle(running)
+        process.on_finished = lambda: self._forget_if_done(running)
         self._running[key] = running
         try:
             self._launch(request, entry, process)
@@ -105,7 +105,7 @@ class ExecTable:
             running.told = True
             running.process.kill_session()
             running.process.close()
-            self._settle(running)
+            self._forget_if_done(running)
 
     def _launch(self, request: messages.Exec, entry: LiveContainer, process: Process) -> None:
         spec, child = entry.spec, entry.process.child
@@ -159,8 +159,8 @@ class ExecTable:
             running.told = self._emit(
                 messages.ExecExited(id=request.id, container_id=request.container_id, exit=process.exit)
             )
-        self._settle(running)
+        self._forget_if_done(running)
 
-    def _settle(self, running: Running) -> None:
+    def _forget_if_done(self, running: Running) -> None:
         if running.told and running.process.finished:
             self._running.pop((running.request.container_id, running.request.id), None)
