@@ -373,9 +373,10 @@ async def test_ports_of_the_pod(guest: Guest) -> None:
 
 
 async def test_statistics(guest: Guest) -> None:
-    await guest.create("one", "sh", "-c", "head -c 3000000 /dev/zero > /file; exec sleep 1000")
+    await guest.create("one", "sh", "-c", "head -c 3000000 /dev/zero > /file; echo done; exec sleep 1000")
     await guest.start("one")
-    await asyncio.sleep(1)
+    _, out, _ = guest.streams["one"]
+    assert await out.read() == b"done\n"
     reply = await guest.agent.call(messages.Stats(full=True))
     (one,) = reply.containers
     assert one.usage.memory > 0
@@ -476,6 +477,7 @@ async def test_what_nobody_waits_for_any_more_is_not_made(guest: Guest) -> None:
     making.cancel()
     await guest.reconnect()
     assert (await guest.agent.call(messages.Dump())).containers == ()
+    await guest.agent.call(messages.Resume())
     assert (await guest.run("one", "true")).exit.code == 0
 
 
