@@ -135,14 +135,12 @@ async def test_the_host_tells_what_a_pod_uses() -> None:
         container = container_spec(pod, "sh", "-c", script)
         await sandbox.create(container)
         await sandbox.start(container.id)
-        async with asyncio.timeout(60):
-            while True:
-                before = await sandbox.stats(Detail.METRICS)
-                if before.containers and before.containers[0].layer.used > 38 << 20:
-                    break
-                await asyncio.sleep(0.5)
-        (one,) = before.containers
         file = Path(sandbox._containers[container.id].held.scratch)
+        await until(lambda: file.stat().st_blocks * 512 > 38 << 20, 60)
+        async with asyncio.timeout(60):
+            while not (before := await sandbox.stats(Detail.METRICS)).containers:
+                pass
+        (one,) = before.containers
         assert one.layer.used >= file.stat().st_blocks * 512 > 38 << 20
         assert one.layer.mountpoint == str(file.parent.parent)
         machine = await sandbox._clone.machine.memory()

@@ -24,6 +24,7 @@ ROOT = Path("/sys/fs/cgroup")
 
 _USED = ("cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "hugetlb", "freezer", "devices")
 _MAX_SHARES, _MAX_WEIGHT = 262144, 10000
+_NO_GROUPS_BELOW = 2  # links of a directory: its name and "."
 _WHOLE = 2048  # the kernel hands out its files by pages: what is shorter than half of one was the last of it
 _DESTROY_TIME = 5.0
 
@@ -248,12 +249,17 @@ class Cgroup:
     def members(self, controller: str = "") -> list[int]:
         """The processes in the group and below it, as one controller's hierarchy has them."""
         try:
-            top = self.directory(controller)
+            pending = [os.fspath(self.directory(controller))]
         except KeyError:
             return []
         found = []
-        for place, _names, _files in os.walk(top):
+        while pending:
+            place = pending.pop()
             found += [int(pid) for pid in _read(f"{place}/cgroup.procs").split()]
+            with suppress(OSError):
+                # Most have no group below: then there is nothing to list.
+                if Path(place).stat().st_nlink != _NO_GROUPS_BELOW:
+                    pending += [entry.path for entry in os.scandir(place) if entry.is_dir()]
         return found
 
     def kill(self) -> bool:
