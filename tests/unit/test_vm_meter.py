@@ -170,7 +170,7 @@ async def test_a_silent_agent_leaves_what_the_host_knows(tmp_path: Path) -> None
 
 def test_what_the_vm_was_charged_before_it_was_a_pods_counts() -> None:
     group = Usage(timestamp=1, memory=14 * MIB, cache=9 * MIB, mapped_file=MIB, kernel_memory=2 * MIB)
-    host = Host(3, 4, group, {})
+    host = Host(7, group, {})
     found = meter.pod_usage(
         host, MemoryUse(pss=103 * MIB, private=95 * MIB, shared=40 * MIB), 256 * MIB, None
     )

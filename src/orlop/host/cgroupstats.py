@@ -100,11 +100,11 @@ def _devices(moved: str, counted: str) -> tuple[DeviceUse, ...]:
     )
 
 
-def process_cpu(pid: int, proc: Path = Path("/proc")) -> tuple[int, int]:
-    """Processor time a process has used so far, by programs and by the kernel (ns); 0 when it has ended."""
+def process_cpu(pid: int, proc: Path = Path("/proc")) -> int:
+    """Processor time a process has used so far (ns); 0 when it has ended."""
     try:
         fields = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         user, system = fields.rpartition(")")[2].split()[11:13]
-        return int(user) * _TICK, int(system) * _TICK
+        return (int(user) + int(system)) * _TICK
     except (OSError, ValueError):
-        return 0, 0
+        return 0

@@ -139,14 +139,6 @@ def _pressure(which: str, read: Callable[[Usage], Pressure | None]) -> tuple[_Co
 
 
 _CPU = _counter("cpu_usage_seconds", "Processor time used, in seconds.", lambda usage: usage.cpu_ns // _NS)
-_CPU_USER = _counter(
-    "cpu_user_seconds", "Processor time used by programs, in seconds.", lambda usage: usage.cpu_user_ns // _NS
-)
-_CPU_SYSTEM = _counter(
-    "cpu_system_seconds",
-    "Processor time used by the kernel on behalf of programs, in seconds.",
-    lambda usage: usage.cpu_system_ns // _NS,
-)
 _USAGE = _gauge("memory_usage_bytes", "Memory in use, page cache included.", lambda usage: usage.memory)
 _WORKING = _gauge(
     "memory_working_set_bytes",
@@ -158,8 +150,16 @@ _PROCESSES = _gauge("processes", "Processes that run.", lambda usage: usage.proc
 
 _CONTAINER = (
     _CPU,
-    _CPU_USER,
-    _CPU_SYSTEM,
+    _counter(
+        "cpu_user_seconds",
+        "Processor time used by programs, in seconds.",
+        lambda usage: usage.cpu_user_ns // _NS,
+    ),
+    _counter(
+        "cpu_system_seconds",
+        "Processor time used by the kernel on behalf of programs, in seconds.",
+        lambda usage: usage.cpu_system_ns // _NS,
+    ),
     _limited("periods", "Periods of the processor limit that have passed.", lambda usage: usage.cpu_periods),
     _limited(
         "throttled_periods",
@@ -261,8 +261,6 @@ _CONTAINER = (
 
 _POD = (
     _Pod(_CPU.metric, lambda stats: stats.usage.cpu_ns // _NS),
-    _Pod(_CPU_USER.metric, lambda stats: stats.usage.cpu_user_ns // _NS),
-    _Pod(_CPU_SYSTEM.metric, lambda stats: stats.usage.cpu_system_ns // _NS),
     _Pod(_USAGE.metric, lambda stats: stats.usage.memory),
     _Pod(_WORKING.metric, lambda stats: stats.usage.working_set),
     _Pod(_RSS.metric, lambda stats: stats.usage.rss),

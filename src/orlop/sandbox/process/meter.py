@@ -27,11 +27,7 @@ _SHARE = 10
 _PATIENCE = 0.2
 _UNBOUNDED = 1 << 63
 
-_SUMMED = (
-    "cpu_user_ns", "cpu_system_ns", "memory", "working_set", "rss", "swap", "cache", "mapped_file",
-    "kernel_memory", "page_faults", "major_page_faults", "oom_kills", "pids", "processes", "descriptors",
-    "sockets",
-)  # fmt: skip
+_SUMMED = ("memory", "working_set", "rss", "page_faults", "major_page_faults", "processes")
 
 
 class LayerMeter:
@@ -116,7 +112,7 @@ class PodMeter:
             }
             # The pod's group after its members': it has never used less than they.
             own = self._group if with_pod else None
-            return members, cgroupstats.usage(own, full=full) if own is not None else None
+            return members, cgroupstats.usage(own) if own is not None else None
 
         members, whole = await threads.call(read)
         found = tuple(
@@ -142,12 +138,10 @@ class PodMeter:
     def _whole(self, members: Mapping[str, Usage], whole: Usage | None) -> Usage:
         sums = {name: sum(getattr(one, name) for one in members.values()) for name in _SUMMED}
         if whole is not None:
-            opened = {name: sums[name] for name in ("processes", "descriptors", "sockets")}
-            return replace(whole, **opened)
+            return replace(whole, processes=sums["processes"])
         # Containers come and go; what they have used stays used.
         self._ledger.divide({key: one.cpu_ns for key, one in members.items()}, _UNBOUNDED, self._layers)
-        devices = tuple(device for one in members.values() for device in one.devices)
-        return Usage(timestamp=time.time_ns(), cpu_ns=self._ledger.total, devices=devices, **sums)
+        return Usage(timestamp=time.time_ns(), cpu_ns=self._ledger.total, **sums)
 
 
 def _limit(members: Iterable[Usage], whole: Usage | None) -> int:

@@ -52,8 +52,7 @@ class Host(NamedTuple):
     """What the host sees: the VM's processor time, its group's counters, and each layer's file
     (bytes taken, size)."""
 
-    user_ns: int
-    system_ns: int
+    cpu_ns: int
     group: Usage
     layers: dict[str, tuple[int, int]]
 
@@ -119,7 +118,7 @@ class VmMeter:
                 except OSError:
                     continue
                 found[key] = status.st_blocks * _BLOCK, status.st_size
-            return Host(*cgroupstats.process_cpu(pid), group, found)
+            return Host(cgroupstats.process_cpu(pid), group, found)
 
         return await self._clone.machine.memory(), await threads.call(look)
 
@@ -147,7 +146,7 @@ class VmMeter:
     ) -> tuple[ContainerStats, ...]:
         members = {one.id: one for one in answer.reply.containers if one.id in layers}
         given = self._ledger.divide(
-            {key: one.usage.cpu_ns for key, one in members.items()}, host.user_ns + host.system_ns, layers
+            {key: one.usage.cpu_ns for key, one in members.items()}, host.cpu_ns, layers
         )
         resident = memory.private + memory.shared
         found = []
@@ -180,9 +179,7 @@ def pod_usage(host: Host, memory: MemoryUse, limit: int, guest: Usage | None) ->
     return replace(
         seen,
         timestamp=time.time_ns(),
-        cpu_ns=host.user_ns + host.system_ns,
-        cpu_user_ns=host.user_ns,
-        cpu_system_ns=host.system_ns,
+        cpu_ns=host.cpu_ns,
         memory=firm + cache,
         working_set=firm,
         rss=memory.private,
