@@ -8,7 +8,7 @@ TRANSPORT ?= spdy
 FOCUS ?=
 COMMAND ?=
 
-.PHONY: help test lint types unit e2e conformance conformance-all debian13 kvm-lab bench clean
+.PHONY: help test lint types unit e2e conformance conformance-all debian13 kvm-lab bench lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -42,6 +42,11 @@ kvm-lab: $(PYTHON) ## The handler vm in an emulated computer whose KVM works (ro
 
 bench: $(PYTHON) ## Times and memory (root); see docs/performance.md
 	$(PYTHON) -m bench
+
+lock: $(PYTHON) ## The newest Python packages, with hashes, into packaging/requirements
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet uv
+	UV=build/lock/bin/uv sh packaging/requirements/lock.sh
 
 clean: ## What the build left in this directory
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -134,13 +134,16 @@ if [ ! -x .venv/bin/pip ]; then
     say "Making .venv with $("$python" --version)"
     "$python" -m venv .venv
 fi
-wanted=.
-[ $development = no ] || wanted='.[dev,tracing]'
-stamp="$wanted $(cat pyproject.toml src/orlop/__init__.py | sha256sum)"
+locked=packaging/requirements/runtime.txt
+[ $development = no ] || locked=packaging/requirements/development.txt
+stamp="$locked $(cat pyproject.toml src/orlop/__init__.py "$locked" | sha256sum)"
 if [ "$(cat .venv/orlop-stamp 2>/dev/null)" != "$stamp" ]; then
     say "Installing the Python packages"
-    .venv/bin/pip install --quiet --disable-pip-version-check -e "$wanted" ||
-        die "pip could not install the packages named in pyproject.toml (its message is above)"
+    pip=".venv/bin/pip install --quiet --disable-pip-version-check"
+    # Nothing but the files whose hashes are listed; with them, Orlop itself needs no download to be built.
+    $pip --require-hashes -r "$locked" ||
+        die "pip could not install the packages listed in $locked (its message is above)"
+    $pip --no-deps --no-build-isolation -e . || die "pip could not install Orlop itself (its message is above)"
     printf '%s\n' "$stamp" >.venv/orlop-stamp
 fi
 
