@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 
 from orlop.errors import Internal
-from orlop.net.model import Dns, NetworkResult
-from orlop.wire.values import Route
+from orlop.net.model import Dns, NetworkResult, Route
 
 _MAX_ITEMS = 1024
 

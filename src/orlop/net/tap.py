@@ -19,8 +19,7 @@ from orlop.errors import FailedPrecondition, Internal
 from orlop.host import netns as namespaces
 from orlop.linux.netlink import Netlink
 from orlop.net import links
-from orlop.net.model import InterfaceCounters
-from orlop.wire.values import GuestAddress, Interface
+from orlop.net.model import InterfaceCounters, TapInfo
 
 _TUNSETIFF = 0x400454CA
 _IFF_TAP = 0x0002
@@ -60,17 +59,16 @@ def _silence(name: str) -> None:
         Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1", encoding="ascii")
 
 
-async def join_tap(netns: Path, interface: str, at: GuestAddress, *, tap: str = "tap0") -> Interface:
+async def join_tap(netns: Path, interface: str, tap: str = "tap0") -> TapInfo:
     """Join the pod's ``interface`` to ``tap``, both ways. Raises Internal naming what failed.
 
-    Returns what the VM's own interface, which its guest finds ``at``, must be given.
+    Returns what the VM must give its own interface.
     """
 
-    def join() -> Interface:
+    def join() -> TapInfo:
         with Netlink() as netlink:
             outside, inside = links.find(netlink, interface), links.find(netlink, tap)
-            info = Interface(
-                at=at,
+            info = TapInfo(
                 name=interface,
                 mac=outside.mac,
                 mtu=outside.mtu,

@@ -326,9 +326,9 @@ class VmDriver:
 
     async def _set_up(self, spec: PodSpec, clone: Clone) -> SetupReply:
         """Make the clone this pod's own."""
-        interface = await join_tap(clone.netns, "eth0", clone.machine.network_at, tap=TAP)
+        info = await join_tap(clone.netns, "eth0", TAP)
         hostname = translate.hostname_of(spec)
-        addresses = tuple(address.partition("/")[0] for address in interface.addresses)
+        addresses = tuple(address.partition("/")[0] for address in info.addresses)
         node = ""
         with suppress(OSError):
             node = _RESOLV_CONF.read_text(encoding="utf-8", errors="replace")
@@ -340,7 +340,7 @@ class VmDriver:
                 entropy=os.urandom(_ENTROPY),
                 machine_id=secrets.token_hex(16),
                 boot_id=str(uuid.uuid4()),
-                interfaces=(interface,),
+                interfaces=(translate.interface(info, clone.machine.network_at),),
                 resolv_conf=translate.resolv_conf(spec.dns, node),
                 hosts=translate.hosts(hostname, addresses),
                 sysctls=tuple(spec.sysctls.items()),
