@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -373,9 +373,10 @@ async def test_ports_of_the_pod(guest: Guest) -> None:
 
 
 async def test_statistics(guest: Guest) -> None:
-    await guest.create("one", "sh", "-c", "head -c 3000000 /dev/zero > /file; exec sleep 1000")
+    await guest.create("one", "sh", "-c", "head -c 3000000 /dev/zero > /file; echo done; exec sleep 1000")
     await guest.start("one")
-    await asyncio.sleep(1)
+    _, out, _ = guest.streams["one"]
+    assert await out.read() == b"done\n"
     reply = await guest.agent.call(messages.Stats(full=True))
     (one,) = reply.containers
     assert one.usage.memory > 0
@@ -450,6 +451,34 @@ async def test_what_is_not_there_is_said(guest: Guest) -> None:
     assert (await guest.run("four", "true", scratch=None)).exit.code == 0
     with pytest.raises(InvalidArgument, match="does not know how to find a disk"):
         await guest.create("five", "true", root=(Disk(id="odd", at=("nvme:1",)),))
+
+
+async def test_two_calls_at_once_on_one_container_are_both_answered(guest: Guest) -> None:
+    await guest.create("one", "sleep", "1000")
+    starts = await asyncio.gather(guest.start("one"), guest.start("one"), return_exceptions=True)
+    assert [type(outcome) for outcome in starts] == [type(None), FailedPrecondition]
+    await asyncio.gather(guest.delete("one"), guest.delete("one"))
+    await guest.create("two", "sleep", "1000")
+    start, deleted = await asyncio.gather(guest.start("two"), guest.delete("two"), return_exceptions=True)
+    assert start is None or isinstance(start, FailedPrecondition)
+    assert deleted is None
+    making = asyncio.create_task(guest.create("three", "true", scratch=None))
+    await asyncio.sleep(0)
+    await guest.delete("three")
+    with suppress(FailedPrecondition):
+        await making
+    await guest.delete("three")
+    assert (await guest.agent.call(messages.Dump())).containers == ()
+
+
+async def test_what_nobody_waits_for_any_more_is_not_made(guest: Guest) -> None:
+    making = asyncio.create_task(guest.create("one", "true", root=(Disk(id="none", at=("scsi:999",)),)))
+    await asyncio.sleep(0.5)
+    making.cancel()
+    await guest.reconnect()
+    assert (await guest.agent.call(messages.Dump())).containers == ()
+    await guest.agent.call(messages.Resume())
+    assert (await guest.run("one", "true")).exit.code == 0
 
 
 async def test_a_disk_that_is_waited_for_keeps_nobody_else_waiting(guest: Guest) -> None:

@@ -18,7 +18,7 @@ from orlop.errors import Unavailable
 from orlop.host import netns as namespaces
 from orlop.host import process
 from orlop.net import conflist, tap
-from orlop.net.chain import Attachment, Records
+from orlop.net.chain import Attachment, AttachmentRecords
 from orlop.net.network import PodNetwork
 from orlop.sandbox.spec import PortMapping
 
@@ -151,7 +151,7 @@ async def test_detach_works_after_a_crash_between_record_and_result(
 ) -> None:
     async with _netns(tmp_path / "a") as a:
         await _attach(network, "pod-a", a)
-        records = Records(tmp_path / "attached")
+        records = AttachmentRecords(tmp_path / "attached")
         found = records.load("pod-a")
         assert found is not None
         records.save(
@@ -171,7 +171,7 @@ async def test_tap_takes_the_place_of_the_interface(network: PodNetwork, tmp_pat
         descriptor = await tap.create_tap(a)
         try:
             addresses = await _attach(network, "pod-a", a)
-            info = await tap.join_tap(a, "eth0")
+            info = await tap.join_tap(a, "eth0", "pci:0000:00:05.0")
             assert tuple(address.partition("/")[0] for address in info.addresses) == addresses
             assert info.mac == network.result("pod-a").mac  # type: ignore[union-attr]
             assert {route.destination for route in info.routes} == {"0.0.0.0/0", "::/0"}

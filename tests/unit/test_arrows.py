@@ -34,7 +34,7 @@ RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 
 GUEST_RANKS: tuple[frozenset[str], ...] = (
     frozenset({"loop", "paths", "answer"}),
-    frozenset({"channel", "devices", "disks", "launch", "streams", "system"}),
+    frozenset({"channel", "devices", "launch", "streams"}),
     frozenset({"machine"}),
     frozenset({"containers"}),
     frozenset({"agent"}),

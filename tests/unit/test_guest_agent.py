@@ -15,6 +15,7 @@ from orlop.guest.agent import Agent
 from orlop.guest.answer import Answer
 from orlop.guest.loop import Loop
 from orlop.guest.streams.table import Streaming
+from orlop.wire import messages
 from orlop.wire.messages import Delete
 
 
@@ -28,6 +29,7 @@ class Stuck:
         self.cgroup = SimpleNamespace(pids=lambda: [77])
         self.watch = -1
         self.leaving: list[Any] = []
+        self.stuck: list[str] = []
         self.gone: bool | Exception = False
         self.released = 0
 
@@ -39,11 +41,16 @@ class Stuck:
 
 
 @pytest.fixture
-def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+def events() -> list[messages.Event]:
+    return []
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch, events: list[messages.Event]) -> Iterator[Agent]:
     monkeypatch.setattr(agents, "DELETE_ATTEMPTS", 3)
     handler = signal.getsignal(signal.SIGCHLD)
     loop = Loop(pytest.fail)
-    yield Agent(loop, Streaming(loop, lambda data: None), lambda event: True)
+    yield Agent(loop, Streaming(loop, lambda data: None), lambda event: not events.append(event))
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, handler)
 
@@ -87,3 +94,36 @@ def test_a_release_that_breaks_is_told_and_can_be_tried_again(agent: Agent) -> N
     assert "broken" in delete(agent, stuck)[0]["error"]["message"]
     stuck.gone = True
     assert delete(agent, stuck) == [{"ok": {}}]
+
+
+def test_a_disk_that_stays_mounted_is_told(agent: Agent, events: list[messages.Event]) -> None:
+    stuck = Stuck()
+    stuck.gone, stuck.stuck = True, ["/run/orlop/disks/1: device or resource busy"]
+    assert delete(agent, stuck) == [{"ok": {}}]
+    (event,) = events
+    assert isinstance(event, messages.Log) and "c: could not unmount /run/orlop/disks/1" in event.text
+
+
+def test_what_an_earlier_daemon_was_making_is_given_up(agent: Agent) -> None:
+    stuck = Stuck()
+    stuck.status, stuck.gone = "creating", True
+    agent.containers["c"] = stuck  # type: ignore[assignment]
+    said: list[dict[str, Any]] = []
+    agent.dump(messages.Dump(), Answer(lambda payload: said.append(json.loads(payload))))
+    assert "containers" not in said[0]["ok"] and agent.containers == {}
+
+
+def test_a_second_start_is_refused_and_a_deleted_one_told(agent: Agent) -> None:
+    stuck = Stuck()
+    stuck.status = "created"
+    stuck.process.go = lambda: None
+    stuck.cgroup.pairs = lambda name: {}
+    stuck.cgroup.path = "/nowhere"
+    agent.containers["c"] = stuck  # type: ignore[assignment]
+    said: list[dict[str, Any]] = []
+    agent.start(messages.Start(id="c"), Answer(lambda payload: said.append(json.loads(payload))))
+    with pytest.raises(messages.Refused, match="is starting, not created"):
+        agent.start(messages.Start(id="c"), Answer(lambda payload: None))
+    delete(agent, stuck)
+    stuck.process.on_started(messages.Refused("internal", "killed"))
+    assert "deleted meanwhile" in said[0]["error"]["message"]

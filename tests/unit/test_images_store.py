@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from orlop.errors import (
 )
 from orlop.images.failures import failure, last_message, retryable
 from orlop.images.model import ImageConfigOci
-from orlop.images.records import ImageRecord, Records
+from orlop.images.records import ImageRecord, Records, boot_id
 from orlop.images.store import ImageStore
 
 
@@ -191,3 +192,22 @@ def test_the_message_in_a_log_line() -> None:
     assert last_message(f"warning\n{line}\n") == 'it is "so"'
     assert last_message("plain\n\n") == "plain"
     assert last_message("") == ""
+
+
+async def test_a_sync_that_breaks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "a", "1", "a.b/new:1", unsettled=boot_id())
+    started = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def broken(paths: object) -> None:
+        loop.call_soon_threadsafe(started.set)
+        raise RuntimeError("the disk is made of cheese")
+
+    monkeypatch.setattr("orlop.images.store.sync", broken)
+    async with opened(tmp_path):
+        await started.wait()
+        await asyncio.sleep(0.05)
+        said = [record for record in caplog.records if record.name.startswith("orlop.")]
+        assert [digest("a") in record.getMessage() for record in said] == [True]

@@ -67,7 +67,7 @@ async def test_lines_are_logged_and_acknowledged(tmp_path: Path) -> None:
     line.end(STDERR, 5)
     await asyncio.wait_for(output.ended.wait(), 3)
     assert (line.acked(STDOUT), line.acked(STDERR)) == (8, 6)
-    assert path.read_text().splitlines()[-1].endswith("stdout F two")
+    assert path.read_text().splitlines()[-1].endswith("stdout P two")
     await output.stop()
 
 

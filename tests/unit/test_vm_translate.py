@@ -7,7 +7,6 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orlop.net.model import Neighbour, Route, TapInfo
 from orlop.sandbox.spec import (
     ContainerSpec,
     Device,
@@ -124,22 +123,6 @@ def test_resources() -> None:
 @given(st.integers(-5, 1 << 62))
 def test_cpu_weight_is_in_range(shares: int) -> None:
     assert 0 <= translate.cpu_weight(shares) <= 10000
-
-
-def test_interface() -> None:
-    info = TapInfo(
-        name="eth0",
-        mac="02:00:00:00:00:01",
-        mtu=1450,
-        addresses=("10.1.0.2/24",),
-        routes=(Route(destination="0.0.0.0/0", gateway="10.1.0.1", on_link=True),),
-        neighbours=(Neighbour(address="10.1.0.1", mac="02:00:00:00:00:02"),),
-    )
-    found = translate.interface(info, "pci:0000:00:05.0")
-    assert found.at == "pci:0000:00:05.0"
-    assert found.mac == info.mac and found.mtu == 1450
-    assert found.routes[0].gateway == "10.1.0.1" and found.routes[0].on_link
-    assert found.neighbours[0].mac == "02:00:00:00:00:02"
 
 
 def test_files_of_the_pod() -> None:

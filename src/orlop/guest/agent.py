@@ -11,8 +11,8 @@ from orlop.guest.answer import Answer
 from orlop.guest.containers.container import LiveContainer
 from orlop.guest.containers.execs import ExecTable
 from orlop.guest.containers.process import Process
-from orlop.guest.devices.block import Disks
-from orlop.guest.devices.share import Share
+from orlop.guest.devices.block import MountedDisks
+from orlop.guest.devices.share import HostShare
 from orlop.guest.launch import holder, spawn
 from orlop.guest.launch.userns import IdMaps
 from orlop.guest.loop import Loop
@@ -26,6 +26,9 @@ from orlop.wire.messages import Done, Refused
 from orlop.wire.statistics import ContainerUsage
 from orlop.wire.values import Exit
 
+ALIVE = ("created", "starting", "running")
+"""A container's states in which it has a process."""
+
 DELETE_RETRY = 0.005
 DELETE_ATTEMPTS = 2000
 
@@ -38,12 +41,12 @@ class Agent:
         self.streaming = streaming
         self.containers: dict[str, LiveContainer] = {}
         self.execs = ExecTable(streaming, self.adopt, self.emit)
-        self.disks = Disks(loop)
+        self.disks = MountedDisks(loop)
         self.id_maps = IdMaps()
         self.identity = setup.PodIdentity()
         self.quiet = False
         self._emit = emit
-        self._share = Share()
+        self._share = HostShare()
         self._oom = OomWatch(loop)
         self._children: dict[int, Process] = {}
         self._holder: spawn.Child | None = None
@@ -103,14 +106,17 @@ class Agent:
 
         def on_found(problem: Refused | None) -> None:
             if entry.status != "creating":
-                answer.refuse(Refused("failed_precondition", f"container {spec.id} was deleted meanwhile"))
+                answer.refuse(_deleted(entry))
             elif problem is not None:
                 self._abandon(entry, answer, problem)
             else:
                 self.bring_up(entry, answer)
 
         scratch = (spec.disks.scratch,) if spec.disks.scratch else ()
-        self.disks.find((*spec.disks.root, *scratch, *spec.disks.volumes), on_found)
+        try:
+            self.disks.find((*spec.disks.root, *scratch, *spec.disks.volumes), on_found)
+        except Exception as error:
+            self._abandon(entry, answer, error)
 
     def bring_up(self, entry: LiveContainer, answer: Answer) -> None:
         """What :meth:`create` does, for an entry that was made."""
@@ -134,6 +140,8 @@ class Agent:
                 self._abandon(
                     entry, answer, problem or Refused("internal", "the container's process ended early")
                 )
+            else:
+                answer.refuse(_deleted(entry))
 
         process.on_ready = on_ready
         process.on_started = on_started
@@ -151,10 +159,15 @@ class Agent:
         entry = self._container(request.id)
         if entry.status != "created":
             raise Refused("failed_precondition", f"container {request.id} is {entry.status}, not created")
+        # At once, so that a second call finds it so: there is one gate, and one who is told of it.
+        entry.status = "starting"
         entry.oom_kills = entry.cgroup.pairs("memory.events").get("oom_kill", 0)
         entry.watch = self._oom.add(entry.cgroup.path, lambda: self._on_memory_event(entry))
 
         def on_started(problem: Refused | None) -> None:
+            if entry.status == "deleting":
+                answer.refuse(_deleted(entry))
+                return
             if problem is not None:
                 entry.status = "stopped"
                 answer.refuse(problem)
@@ -195,7 +208,6 @@ class Agent:
             answer.ok(Done())
             return
         entry.status = "deleting"
-        entry.process.on_started = lambda problem: None
         self.execs.kill_all(request.id)
         self._release(entry, lambda problem: answer.refuse(problem) if problem else answer.ok(Done()))
 
@@ -224,7 +236,7 @@ class Agent:
         """Measure."""
         found = []
         for id_, entry in self.containers.items():
-            if entry.status in ("created", "running"):
+            if entry.status in ALIVE:
                 disk = entry.spec.disks.scratch
                 found.append(
                     ContainerUsage(
@@ -253,7 +265,7 @@ class Agent:
         streaming.claim(stream)
 
         def on_connected(link: Any) -> None:
-            streaming.table[stream] = connect.Connection(
+            streaming.table[stream] = connect.SocketStream(
                 self.loop, streaming.send, stream, link, lambda: streaming.forget(stream)
             )
             answer.ok(Done())
@@ -263,11 +275,17 @@ class Agent:
     # Requests: a daemon that comes back
 
     def dump(self, request: messages.Dump, answer: Answer) -> None:
-        """Tell all that outlives a daemon."""
+        """Tell all that outlives a daemon.
+
+        What an earlier one was making does not: nobody would learn that it was made.
+        """
+        for entry in [entry for entry in self.containers.values() if entry.status == "creating"]:
+            entry.status = "deleting"
+            self._release(entry, lambda problem: None)
         answer.ok(
             messages.State(
                 clock=time.time_ns(),
-                containers=tuple(e.state() for e in self.containers.values() if e.status != "creating"),
+                containers=tuple(e.state() for e in self.containers.values() if e.status != "deleting"),
                 streams=tuple(opened.offsets() for opened in self.streaming.table.values()),
             )
         )
@@ -302,13 +320,15 @@ class Agent:
                 self._holder = holder.start(wanted)
             return self._holder.pid
         target = self._container(wanted.target)
-        if target.status not in ("created", "running"):
+        if target.status not in ALIVE:
             raise Refused("failed_precondition", f"container {wanted.target} is {target.status}, not running")
         return target.process.pid
 
     def _abandon(self, entry: LiveContainer, answer: Answer, error: BaseException) -> None:
         """A container that did not come to be: kill, release, then say why."""
         entry.status = "deleting"
+        # Its caller is told why, once all is gone; not that it was killed on the way.
+        entry.process.on_started = lambda problem: None
         refused = (
             error if isinstance(error, Refused) else Refused("internal", f"{type(error).__name__}: {error}")
         )
@@ -339,6 +359,9 @@ class Agent:
         if problem is None:
             del self.containers[entry.spec.id]
             self._oom.remove(entry.watch)
+        if entry.stuck:
+            text = f"container {entry.spec.id}: could not unmount {'; '.join(entry.stuck)}"
+            self.emit(messages.Log(level="warning", text=text[:8192]))
         waiting, entry.leaving = entry.leaving, []
         for then in waiting:
             then(problem)
@@ -369,6 +392,10 @@ class Agent:
         if kills > entry.oom_kills:
             entry.oom_kills = kills
             self.emit(messages.OutOfMemory(id=entry.spec.id))
+
+
+def _deleted(entry: LiveContainer) -> Refused:
+    return Refused("failed_precondition", f"container {entry.spec.id} was deleted meanwhile")
 
 
 def _lives_on(entry: LiveContainer) -> Refused:

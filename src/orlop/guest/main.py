@@ -5,11 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 
-from orlop.guest import system
 from orlop.guest.devices import channel
 from orlop.guest.dispatch import Dispatcher
 from orlop.guest.loop import Loop
-from orlop.guest.machine import cgroup
+from orlop.guest.machine import boot, cgroup
 from orlop.linux import syscalls
 
 
@@ -18,9 +17,10 @@ def main() -> None:
     syscalls.set_process_name("orlop-agent")
     # Process 1 of a PID namespace that containers share has the agent's command line.
     syscalls.set_command_line("/pause")
+    # Before there is anybody who could look.
     syscalls.forbid_inspection()
-    system.mount_all()
-    system.tune()
+    boot.mount_all()
+    boot.tune()
     cgroup.prepare()
     run(channel.connect())
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from orlop.images.tarstream import ArchiveError, TooLarge
-from orlop.images.tree import Node
+from orlop.images.tree import TreeNode
 
 BLOCK = 4096
 MAGIC = 0xE0F5E1E2
@@ -75,7 +75,7 @@ class ErofsWriter:
         self._block = 1
         output.write(bytes(BLOCK))
 
-    def store(self, node: Node, pieces: Iterable[memoryview]) -> None:
+    def store(self, node: TreeNode, pieces: Iterable[memoryview]) -> None:
         """Take the bytes of a regular file, of ``node.size`` bytes in all."""
         size = node.size
         if size <= INLINE_FILE and self._inline + size <= INLINE_TOTAL:
@@ -89,7 +89,7 @@ class ErofsWriter:
         write(_ZEROS[: -size % BLOCK])
 
     def store_sparse(
-        self, node: Node, parts: Iterable[tuple[int, int]], pieces: Iterator[memoryview]
+        self, node: TreeNode, parts: Iterable[tuple[int, int]], pieces: Iterator[memoryview]
     ) -> None:
         """Take the stored parts of a sparse file, ``(offset, length)`` in order, from one stream."""
         bits = 12
@@ -129,10 +129,10 @@ class ErofsWriter:
             self._output.write(_ZEROS[:step])
             count -= step
 
-    def finish(self, root: Node, *, uuid: bytes) -> int:
+    def finish(self, root: TreeNode, *, uuid: bytes) -> int:
         """Write the metadata and the superblock; returns the size of the image in bytes.
 
-        The format has no place for what :attr:`Node.implied` says: it stands in reserved bytes.
+        The format has no place for what :attr:`TreeNode.implied` says: it stands in reserved bytes.
         """
         layout = _Layout(self._block)
         layout.place(root)
@@ -190,13 +190,13 @@ class _Layout:
         self.implied = False
         # Not at 0: an inode number of 0 means "no such entry" to readers of directories.
         self._position = 2 * _SLOT
-        self._order: list[tuple[Node, int, int, bytes]] = []
-        self._directories: dict[int, tuple[list[list[bytes]], Node]] = {}
-        self._separate: list[tuple[Node, int]] = []
+        self._order: list[tuple[TreeNode, int, int, bytes]] = []
+        self._directories: dict[int, tuple[list[list[bytes]], TreeNode]] = {}
+        self._separate: list[tuple[TreeNode, int]] = []
 
-    def place(self, root: Node) -> None:
+    def place(self, root: TreeNode) -> None:
         """Give every inode below ``root`` its place, parents before children."""
-        stack: list[tuple[Node, Node]] = [(root, root)]
+        stack: list[tuple[TreeNode, TreeNode]] = [(root, root)]
         while stack:
             node, parent = stack.pop()
             if node.nid:
@@ -214,7 +214,7 @@ class _Layout:
                 stack.append((child, node))
             node.nlink = links
 
-    def _place(self, node: Node, inline: bytes, parent: Node | None) -> None:
+    def _place(self, node: TreeNode, inline: bytes, parent: TreeNode | None) -> None:
         """Place one inode; ``parent`` is given for a directory only."""
         xattrs = _xattr_area(node.xattrs) if node.xattrs else b""
         head = INODE.size + len(xattrs)
@@ -277,7 +277,7 @@ class _Layout:
         return done
 
 
-def _inode(node: Node, layout: int, xattrs: bytes, number: int) -> bytes:
+def _inode(node: TreeNode, layout: int, xattrs: bytes, number: int) -> bytes:
     kind = stat.S_IFMT(node.mode)
     if kind in (stat.S_IFCHR, stat.S_IFBLK):
         major, minor = node.rdev
@@ -307,7 +307,7 @@ def _little(numbers: array[int]) -> bytes:
     return struct.pack(f"<{len(numbers)}I", *numbers)
 
 
-def _directory_blocks(children: dict[bytes, Node]) -> tuple[list[list[bytes]], int]:
+def _directory_blocks(children: dict[bytes, TreeNode]) -> tuple[list[list[bytes]], int]:
     """The names of each block of a directory, in order, and the length of the last block."""
     names = sorted([b".", b"..", *children])
     blocks: list[list[bytes]] = []
@@ -324,7 +324,7 @@ def _directory_blocks(children: dict[bytes, Node]) -> tuple[list[list[bytes]], i
     return blocks, used
 
 
-def _directory_block(node: Node, names: list[bytes], parent_nid: int) -> bytes:
+def _directory_block(node: TreeNode, names: list[bytes], parent_nid: int) -> bytes:
     children = node.children
     assert children is not None
     offset = DIRENT.size * len(names)

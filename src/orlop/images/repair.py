@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from orlop.images.erofs import ErofsWriter
 from orlop.images.erofsread import ErofsReader, Inode
-from orlop.images.tree import OPAQUE, Node
+from orlop.images.tree import OPAQUE, TreeNode
 
 LIMIT = 64 << 20
 
@@ -136,8 +136,8 @@ def _looks_implied(attributes: _Attributes) -> bool:
     return (mode, uid, gid, xattrs) == (0o755, 0, 0, ())
 
 
-def _directory(attributes: _Attributes) -> Node:
-    node = Node(stat.S_IFDIR)
+def _directory(attributes: _Attributes) -> TreeNode:
+    node = TreeNode(stat.S_IFDIR)
     mode, node.uid, node.gid, node.mtime, node.mtime_ns, node.xattrs = attributes
     node.mode |= mode
     return node

@@ -20,9 +20,9 @@ from typing import TypeVar
 import msgspec
 
 from orlop.config import ImageConfig
-from orlop.errors import InvalidArgument, NotFound, ResourceExhausted
+from orlop.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from orlop.host import threads
-from orlop.host.tasks import uncancelled
+from orlop.host.tasks import Tasks, uncancelled
 from orlop.images import reference as references
 from orlop.images.layers import LayerStore
 from orlop.images.model import FsInfo, Image, PullProgress, RegistryAuth
@@ -65,7 +65,7 @@ class ImageStore:
         self._images: dict[str, ImageRecord] = {}
         self._uses: dict[str, UseRecord] = {}
         self._pulls: dict[tuple[str, RegistryAuth | None], _Pull] = {}
-        self._settling: set[asyncio.Task[None]] = set()
+        self._syncing = Tasks()
         # Held from the reading of a record until its file is written: what two callers change at once must
         # keep both changes, and a file must not be written after it was deleted. One lock for all records,
         # since a name that moves changes two of them; the files are small.
@@ -77,14 +77,16 @@ class ImageStore:
         await threads.call(self._load)
         for record in self._images.values():
             if record.unsettled:
-                self._settle(record)
+                self._sync_later(record)
 
     async def close(self) -> None:
         """End the pulls that run and wait until all is on disk. Idempotent."""
         tasks = [pull.task for pull in self._pulls.values()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, *self._settling, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # What is cancelled before it was noted is synced again by the next daemon.
+        await self._syncing.close()
 
     async def pull(
         self,
@@ -223,7 +225,7 @@ class ImageStore:
             if isinstance(error, ResourceExhausted):
                 raise
             raise ResourceExhausted(f"image {reference} cannot be stored: {error.strerror}") from error
-        self._settle(record)
+        self._sync_later(record)
         await self.collect()
         return self._image(record)
 
@@ -257,25 +259,23 @@ class ImageStore:
                 self._images[each.id] = each
         return record
 
-    def _settle(self, record: ImageRecord) -> None:
+    def _sync_later(self, record: ImageRecord) -> None:
         """Sync an image's layers behind the caller's back, then note that they can be trusted."""
+        with contextlib.suppress(Unavailable):  # the store is closing; the next daemon does it
+            self._syncing.spawn(self._sync(record), f"sync of image {record.id}")
 
-        async def settle() -> None:
-            paths = [self._layers.path(diff_id) for diff_id in record.diff_ids]
-            try:
-                await threads.call(sync, paths)
-                async with self._changing:
-                    current = self._images.get(record.id)
-                    if current is not None and current.unsettled:
-                        settled = msgspec.structs.replace(current, unsettled="")
-                        self._images[record.id] = settled
-                        await _written(self._records.save_image, settled)
-            except OSError as error:
-                log.warning("the layers of image %s cannot be synced: %s", record.id, error)
-
-        task = asyncio.create_task(settle())
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+    async def _sync(self, record: ImageRecord) -> None:
+        paths = [self._layers.path(diff_id) for diff_id in record.diff_ids]
+        try:
+            await threads.call(sync, paths)
+            async with self._changing:
+                current = self._images.get(record.id)
+                if current is not None and current.unsettled:
+                    settled = msgspec.structs.replace(current, unsettled="")
+                    self._images[record.id] = settled
+                    await _written(self._records.save_image, settled)
+        except OSError as error:
+            log.warning("the layers of image %s cannot be synced: %s", record.id, error)
 
     def _load(self) -> None:
         self._layers.open()

@@ -29,7 +29,7 @@ _DIRECTORY_KINDS = b"5D"
 _SPECIAL = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}
 
 
-class Node:
+class TreeNode:
     """One inode. ``mode`` holds type and permissions; ``children`` is a dict for a directory only.
 
     A regular file's bytes are in ``data`` (small ones) or at block ``block`` of the image.
@@ -71,7 +71,7 @@ class Node:
         self.chunks: array[int] | None = None
         self.chunk_bits = 0
         self.xattrs: tuple[tuple[bytes, bytes], ...] = ()
-        self.children: dict[bytes, Node] | None = {} if stat.S_ISDIR(mode) else None
+        self.children: dict[bytes, TreeNode] | None = {} if stat.S_ISDIR(mode) else None
         self.implied = False
 
 
@@ -108,13 +108,13 @@ class Tree:
 
     def __init__(self, *, max_nodes: int = 1 << 21) -> None:
         self._nodes_left = max_nodes
-        self.root = Node(stat.S_IFDIR | 0o755)
+        self.root = TreeNode(stat.S_IFDIR | 0o755)
         self.root.implied = True
-        self._whiteouts: dict[tuple[int, bytes], Node] = {}
+        self._whiteouts: dict[tuple[int, bytes], TreeNode] = {}
         self._parent_name = b""
-        self._parent: Node | None = None
+        self._parent: TreeNode | None = None
 
-    def add(self, entry: TarEntry) -> Node | None:
+    def add(self, entry: TarEntry) -> TreeNode | None:
         """Place an entry; returns the node whose bytes follow, for a regular file."""
         name, kind = entry.name, entry.kind
         if _META in name and _is_bookkeeping(name):
@@ -140,14 +140,14 @@ class Tree:
             assert parent.children is not None
             child = parent.children.get(name)
             if child is None:
-                white = Node(stat.S_IFCHR)  # device 0:0
+                white = TreeNode(stat.S_IFCHR)  # device 0:0
                 white.mtime, white.mtime_ns = parent.mtime, parent.mtime_ns
                 parent.children[name] = white
             elif child.children is not None:
                 make_opaque(child)
         self._whiteouts.clear()
 
-    def lookup(self, name: bytes) -> Node | None:
+    def lookup(self, name: bytes) -> TreeNode | None:
         """The node of that name, not following a symbolic link in its last component."""
         parts = split(name)
         if not parts:
@@ -155,26 +155,26 @@ class Tree:
         parent = self._walk(parts[:-1], name, create=False)
         return None if parent is None or parent.children is None else parent.children.get(parts[-1])
 
-    def _place(self, parent: Node, base: bytes, kind: bytes, entry: TarEntry) -> Node | None:
+    def _place(self, parent: TreeNode, base: bytes, kind: bytes, entry: TarEntry) -> TreeNode | None:
         assert parent.children is not None
         if kind in _DIRECTORY_KINDS:
             node = parent.children.get(base)
             if node is None or node.children is None:
-                node = Node(stat.S_IFDIR)
+                node = TreeNode(stat.S_IFDIR)
                 self._replace(parent, base, node)
             self._describe(node, entry)
             return None
         if kind == b"0":
-            node = Node(stat.S_IFREG)
+            node = TreeNode(stat.S_IFREG)
             node.size = entry.size
         elif kind == b"2":
             if not entry.link or len(entry.link) > MAX_SYMLINK:
                 raise ArchiveError(f"the symbolic link {shown(entry.name)} has no usable target")
-            node = Node(stat.S_IFLNK)
+            node = TreeNode(stat.S_IFLNK)
             node.data = entry.link
             node.size = len(entry.link)
         elif kind in _SPECIAL:
-            node = Node(_SPECIAL[kind])
+            node = TreeNode(_SPECIAL[kind])
             node.rdev = _device(entry) if kind != b"6" else (0, 0)
         else:
             raise ArchiveError(f"the entry {shown(entry.name)} is of the unknown kind {kind!r}")
@@ -182,7 +182,7 @@ class Tree:
         self._replace(parent, base, node)
         return node if kind == b"0" else None
 
-    def _replace(self, parent: Node, base: bytes, node: Node) -> None:
+    def _replace(self, parent: TreeNode, base: bytes, node: TreeNode) -> None:
         assert parent.children is not None
         self._nodes_left -= 1
         if self._nodes_left < 0:
@@ -195,7 +195,7 @@ class Tree:
                 self._parent = None
         parent.children[base] = node
 
-    def _describe(self, node: Node, entry: TarEntry) -> None:
+    def _describe(self, node: TreeNode, entry: TarEntry) -> None:
         node.mode = stat.S_IFMT(node.mode) | (entry.mode & 0o7777)
         if not (0 <= entry.uid <= 0xFFFFFFFE and 0 <= entry.gid <= 0xFFFFFFFE):
             raise ArchiveError(f"the owner of {shown(entry.name)} is not a valid number")
@@ -207,7 +207,7 @@ class Tree:
             make_opaque(node)
         node.implied = False
 
-    def _hard_link(self, parent: Node, base: bytes, entry: TarEntry) -> None:
+    def _hard_link(self, parent: TreeNode, base: bytes, entry: TarEntry) -> None:
         assert parent.children is not None
         target = self.lookup(entry.link)
         if target is None:
@@ -221,7 +221,7 @@ class Tree:
         target.nlink += 1
         self._replace(parent, base, target)
 
-    def _white_out(self, parent: Node, base: bytes, name: bytes) -> None:
+    def _white_out(self, parent: TreeNode, base: bytes, name: bytes) -> None:
         if base == _OPAQUE_MARK:
             make_opaque(parent)
             return
@@ -230,7 +230,7 @@ class Tree:
             raise ArchiveError(f"the whiteout {shown(name)} names nothing")
         self._whiteouts[id(parent), hidden] = parent
 
-    def _locate(self, name: bytes) -> tuple[Node | None, bytes]:
+    def _locate(self, name: bytes) -> tuple[TreeNode | None, bytes]:
         """The parent directory, made if need be, and the last component; (None, "") for the root."""
         head, slash, base = name.rpartition(b"/")
         if slash and head == self._parent_name and self._parent is not None and _simple(base):
@@ -244,9 +244,9 @@ class Tree:
             self._parent_name, self._parent = head, parent
         return parent, parts[-1]
 
-    def _walk(self, parts: list[bytes], name: bytes, *, create: bool) -> Node | None:
+    def _walk(self, parts: list[bytes], name: bytes, *, create: bool) -> TreeNode | None:
         """Follow directories from the root; symbolic links are followed inside this tree."""
-        path: list[Node] = [self.root]
+        path: list[TreeNode] = [self.root]
         todo = list(reversed(parts))
         hops = 0
         while todo:
@@ -277,16 +277,16 @@ class Tree:
                 raise ArchiveError(f"the entry {shown(name)} is deeper than {MAX_DEPTH} directories")
         return path[-1]
 
-    def _imply(self, parent: Node, part: bytes, name: bytes) -> Node:
+    def _imply(self, parent: TreeNode, part: bytes, name: bytes) -> TreeNode:
         if part.startswith(_WHITEOUT) or len(part) > MAX_NAME:
             raise ArchiveError(f"the entry {shown(name)} leads through a whiteout or an overlong name")
-        child = Node(stat.S_IFDIR | 0o755)
+        child = TreeNode(stat.S_IFDIR | 0o755)
         child.implied = True
         self._replace(parent, part, child)
         return child
 
 
-def make_opaque(node: Node) -> None:
+def make_opaque(node: TreeNode) -> None:
     """Hide what lower layers hold in a directory."""
     if OPAQUE not in node.xattrs:
         node.xattrs = tuple(sorted((*node.xattrs, OPAQUE)))

@@ -31,7 +31,7 @@ class Attachment(Value, frozen=True):
     outcome: dict[str, Any] | None = None
 
 
-class Records:
+class AttachmentRecords:
     """The attachments on disk, one file for each pod."""
 
     def __init__(self, directory: Path) -> None:

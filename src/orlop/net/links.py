@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 from orlop.linux import netlink
 from orlop.linux.netlink import Netlink, attribute, attributes, text
-from orlop.net.model import InterfaceCounters, Neighbour, Route
+from orlop.net.model import InterfaceCounters
 from orlop.value import Value
+from orlop.wire.values import Neighbour, Route
 
 _TC = struct.Struct("=BxxxiIII")
 _STATS64 = struct.Struct("=12Q")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from orlop.value import Value
+from orlop.wire.values import Route
 
 
 class PortMappingLike(Protocol):
@@ -31,26 +32,6 @@ class PortMappingLike(Protocol):
         ...
 
 
-class Route(Value, frozen=True):
-    """``destination`` in CIDR form; an empty ``gateway`` means on the link itself.
-
-    ``on_link`` says that the gateway is reachable though no address' subnet covers it.
-    """
-
-    destination: str
-    gateway: str = ""
-    source: str = ""
-    on_link: bool = False
-    metric: int = 0
-
-
-class Neighbour(Value, frozen=True):
-    """A permanent entry of the neighbour table."""
-
-    address: str
-    mac: str
-
-
 class Dns(Value, frozen=True):
     """Name servers that the network itself offers."""
 
@@ -75,17 +56,6 @@ class NetworkResult(Value, frozen=True):
     def ips(self) -> tuple[str, ...]:
         """The addresses without their prefix lengths."""
         return tuple(address.partition("/")[0] for address in self.addresses)
-
-
-class TapInfo(Value, frozen=True):
-    """An interface of the pod that was joined to a tap: what the VM's own interface must be given."""
-
-    name: str
-    mac: str
-    mtu: int
-    addresses: tuple[str, ...] = ()
-    routes: tuple[Route, ...] = ()
-    neighbours: tuple[Neighbour, ...] = ()
 
 
 class InterfaceCounters(Value, frozen=True):

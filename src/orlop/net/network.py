@@ -14,7 +14,7 @@ from orlop.config import NetworkConfig
 from orlop.errors import OrlopError, Unavailable
 from orlop.host import tasks
 from orlop.net import conflist, masquerade, result
-from orlop.net.chain import Attachment, Chain, Records
+from orlop.net.chain import Attachment, AttachmentRecords, Chain
 from orlop.net.conflist import STATUS_SINCE, NetworkList
 from orlop.net.model import Dns, NetworkResult, PortMappingLike
 from orlop.net.plugins import Invocation, PluginFailed
@@ -43,7 +43,7 @@ class PodNetwork:
     def __init__(self, config: NetworkConfig, cache_dir: Path) -> None:
         self._directory = Path(config.conf_dir)
         self._chain = Chain(config.bin_dirs, config.timeout)
-        self._records = Records(cache_dir)
+        self._records = AttachmentRecords(cache_dir)
         self._stamp: tuple[tuple[str, int, int], ...] = ()
         self._network: NetworkList | None = None
         self._masqueraded: tuple[str, ...] | None = None

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from orlop.errors import Internal
-from orlop.net.model import Dns, NetworkResult, Route
+from orlop.net.model import Dns, NetworkResult
+from orlop.wire.values import Route
 
 _MAX_ITEMS = 1024
 

@@ -19,7 +19,8 @@ from orlop.errors import FailedPrecondition, Internal
 from orlop.host import netns as namespaces
 from orlop.linux.netlink import Netlink
 from orlop.net import links
-from orlop.net.model import InterfaceCounters, TapInfo
+from orlop.net.model import InterfaceCounters
+from orlop.wire.values import GuestAddress, Interface
 
 _TUNSETIFF = 0x400454CA
 _IFF_TAP = 0x0002
@@ -59,16 +60,17 @@ def _silence(name: str) -> None:
         Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1", encoding="ascii")
 
 
-async def join_tap(netns: Path, interface: str, tap: str = "tap0") -> TapInfo:
+async def join_tap(netns: Path, interface: str, at: GuestAddress, *, tap: str = "tap0") -> Interface:
     """Join the pod's ``interface`` to ``tap``, both ways. Raises Internal naming what failed.
 
-    Returns what the VM must give its own interface.
+    Returns what the VM's own interface, which its guest finds ``at``, must be given.
     """
 
-    def join() -> TapInfo:
+    def join() -> Interface:
         with Netlink() as netlink:
             outside, inside = links.find(netlink, interface), links.find(netlink, tap)
-            info = TapInfo(
+            info = Interface(
+                at=at,
                 name=interface,
                 mac=outside.mac,
                 mtu=outside.mtu,

@@ -183,6 +183,11 @@ class Namespaces:
     uid_mappings: Annotated[tuple[IdMapping, ...], Length(0, 340)] = ()
     gid_mappings: Annotated[tuple[IdMapping, ...], Length(0, 340)] = ()
 
+    @property
+    def maps_users(self) -> bool:
+        """Whether the container has a user namespace of its own."""
+        return bool(self.uid_mappings)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:

@@ -10,11 +10,11 @@ from contextlib import ExitStack, suppress
 
 from orlop.guest import paths
 from orlop.guest.containers import devicefilter
-from orlop.guest.containers.mounts import Builder, Source, View
+from orlop.guest.containers.mounts import Builder, View, VolumeSource
 from orlop.guest.containers.process import Process
-from orlop.guest.devices.block import Disks
+from orlop.guest.devices.block import MountedDisks
 from orlop.guest.launch import spawn
-from orlop.guest.launch.lookup import Root
+from orlop.guest.launch.lookup import RootDirectory
 from orlop.guest.launch.program import TTY_GROUP, Program, add_program, add_terminal, prepare
 from orlop.guest.launch.script import ANY, Script
 from orlop.guest.launch.userns import IdMaps, outer_id, write_maps
@@ -30,12 +30,12 @@ _JOIN_SESSION_KEYRING = 1
 
 
 class LiveContainer:
-    """What the agent holds of a container. ``status``: creating, created, running, stopped, deleting.
+    """What the agent holds of a container; ``leaving`` are those who wait for its end.
 
-    ``leaving`` are those who wait for its end.
+    ``status`` only goes forward: creating, created, starting, running, stopped, deleting.
     """
 
-    def __init__(self, spec: Container, streaming: Streaming, disks: Disks, id_maps: IdMaps) -> None:
+    def __init__(self, spec: Container, streaming: Streaming, disks: MountedDisks, id_maps: IdMaps) -> None:
         self.spec = spec
         self.status = "creating"
         self.process = Process(streaming, spec.streams, tty=spec.tty)
@@ -43,9 +43,11 @@ class LiveContainer:
         self.pid_namespace = -1
         self.oom_kills = 0
         self.watch = -1
+        self.stuck: list[str] = []
+        """What of its disks could not be unmounted when it was released, and why."""
         self.leaving: list[Callable[[Refused | None], None]] = []
         self.env: dict[bytes, bytes] = {}
-        self.root: Root | None = None
+        self.root: RootDirectory | None = None
         self._maps_due = False
         self._streaming = streaming
         self._disks = disks
@@ -72,12 +74,10 @@ class LiveContainer:
         self.cgroup.apply(spec.resources, memory=not small)
         sources = tuple(self._source(number, mount, share) for number, mount in enumerate(spec.mounts))
         return View(
+            spec=spec,
             root=f"{self._directory}/root",
-            security=spec.security,
             sources=tuple(sorted(sources, key=lambda source: source.mount.target.rstrip("/").count("/"))),
             files=_own_files(),
-            devices=spec.devices,
-            own_user_namespace=bool(spec.namespaces.uid_mappings),
         )
 
     def spawn(self, view: View, owner: int) -> None:
@@ -85,21 +85,22 @@ class LiveContainer:
 
         ``owner`` is the process whose PID namespace is joined, and with id mappings its user namespace.
         """
+        spec = self.spec
         steps = Script()
         builder = Builder(view, steps)
         with ExitStack() as stack:
             group = _held(stack, self.cgroup.open())
-            if not self.spec.security.privileged:
-                devicefilter.restrict(group, self.spec.devices)
+            if not spec.security.privileged:
+                devicefilter.restrict(group, spec.devices)
             pid_namespace = _held(stack, _open_namespace(owner, "pid")) if owner else -1
             user_namespace = -1
-            if owner and view.own_user_namespace:
+            if owner and spec.namespaces.maps_users:
                 user_namespace = _held(stack, _open_namespace(owner, "user"))
             stack.callback(builder.close)
 
             def launch(stdio: tuple[int, int, int], control: socket.socket) -> spawn.Child:
                 spawn.set_stdio(steps, stdio)
-                self._enter_namespaces(steps, view, user_namespace, control.fileno())
+                self._enter_namespaces(steps, user_namespace, control.fileno())
                 builder.build()
                 spawn.keep_only_control(steps, control.fileno())
                 steps.gate(spawn.CONTROL)
@@ -108,13 +109,13 @@ class LiveContainer:
                     flags |= syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS
                 return spawn.start(steps, flags=flags, cgroup=group, pid_namespace=pid_namespace)
 
-            self._maps_due = view.own_user_namespace and not owner
+            self._maps_due = spec.namespaces.maps_users and not owner
             self.process.spawn(launch)
         self.pid_namespace = _open_namespace(self.process.pid, "pid")
 
-    def _enter_namespaces(self, steps: Script, view: View, user_namespace: int, control: int) -> None:
+    def _enter_namespaces(self, steps: Script, user_namespace: int, control: int) -> None:
         unshared = syscalls.CLONE_NEWCGROUP
-        if view.own_user_namespace:
+        if self.spec.namespaces.maps_users:
             if user_namespace >= 0:
                 steps.add("setns", user_namespace, syscalls.CLONE_NEWUSER, what="user namespace")
                 unshared |= syscalls.CLONE_NEWNS
@@ -142,14 +143,11 @@ class LiveContainer:
             child.go()
             return None
         spec = self.spec
-        self.root = Root(child.pid)
+        self.root = RootDirectory(child.pid)
         self.env = {key.encode(): value for key, value in spec.env}
         if spec.hostname:
             self.env.setdefault(b"HOSTNAME", spec.hostname.encode())
-        own_user_namespace = bool(spec.namespaces.uid_mappings)
-        prepared = prepare(
-            Program(spec.args, self.env, spec.cwd, spec.security, spec.tty, own_user_namespace), self.root
-        )
+        prepared = prepare(Program(spec, spec.args, self.env, spec.tty), self.root)
         owner = outer_id(prepared.identity.uid, spec.namespaces.uid_mappings)
         if spec.tty:
             master, path = self.root.terminal(owner, outer_id(TTY_GROUP, spec.namespaces.gid_mappings))
@@ -162,7 +160,7 @@ class LiveContainer:
 
     def started(self) -> None:
         """Exec succeeded: what had to wait takes effect."""
-        if self.spec.namespaces.uid_mappings:
+        if self.spec.namespaces.maps_users:
             self._set_oom_score()
         if 0 < self.spec.resources.memory_max < cgroup.SMALL_MEMORY:
             only = Resources(
@@ -184,7 +182,8 @@ class LiveContainer:
 
     def state(self) -> ContainerState:
         """For a daemon that was restarted."""
-        status = {"created": "created", "running": "running"}.get(self.status, "stopped")
+        known = {"created": "created", "starting": "created", "running": "running"}
+        status = known.get(self.status, "stopped")
         return ContainerState(
             id=self.spec.id,
             status=status,  # type: ignore[arg-type]
@@ -194,6 +193,7 @@ class LiveContainer:
 
     def release(self) -> bool:
         """Undo :meth:`prepare`, once the process is gone. False when processes are still dying."""
+        # A process that lives keeps mounts busy, and so does a descriptor; an overlay keeps its layers so.
         if not self.cgroup.remove():
             return False
         self.ended()
@@ -204,7 +204,7 @@ class LiveContainer:
         while self._mounted:
             with suppress(OSError):
                 syscalls.umount(self._mounted.pop(), syscalls.MNT_DETACH)
-        self._disks.release(self.spec.id)
+        self.stuck = self._disks.release(self.spec.id)
         for directory, _, _ in os.walk(self._directory, topdown=False):
             with suppress(OSError):
                 os.rmdir(directory)
@@ -220,7 +220,7 @@ class LiveContainer:
     def _mapped(self, layers: list[str]) -> list[str]:
         """The layers as a user namespace's own root sees them, when there is one."""
         namespaces = self.spec.namespaces
-        if not namespaces.uid_mappings:
+        if not namespaces.maps_users:
             return layers
         found = []
         for number, layer in enumerate(layers):
@@ -259,24 +259,24 @@ class LiveContainer:
             raise Refused("internal", f"cannot mount the root file system: {error.strerror}") from error
         self._mounted.append(target)
 
-    def _source(self, number: int, mount: Mount, share: Callable[[], str]) -> Source:
+    def _source(self, number: int, mount: Mount, share: Callable[[], str]) -> VolumeSource:
         if mount.kind == "share":
-            return Source(mount, share(), mount.source)
+            return VolumeSource(mount, share(), mount.source)
         if mount.kind == "guest":
-            return Source(mount, "/", mount.source)
+            return VolumeSource(mount, "/", mount.source)
         if mount.kind == "tmpfs":
-            return Source(mount, "", "")
+            return VolumeSource(mount, "", "")
         volume = next(disk for disk in self.spec.disks.volumes if disk.id == mount.volume)
         layers = self._disks.mount(volume, self.spec.id).directories
         if len(layers) == 1:
-            return Source(mount, layers[0], mount.source)
+            return VolumeSource(mount, layers[0], mount.source)
         target = f"{self._directory}/image-{number}"
         os.makedirs(target)
         syscalls.mount(
             "overlay", target, "overlay", syscalls.MS_RDONLY, f"lowerdir={':'.join(reversed(layers))}"
         )
         self._mounted.append(target)
-        return Source(mount, target, mount.source)
+        return VolumeSource(mount, target, mount.source)
 
 
 def _own_files() -> tuple[tuple[str, str], ...]:

@@ -73,7 +73,7 @@ class ExecTable:
 
         process.on_started = on_started
         process.on_exit = lambda code: self._on_exit(running)
-        process.on_finished = lambda: self._settle(running)
+        process.on_finished = lambda: self._forget_if_done(running)
         self._running[key] = running
         try:
             self._launch(request, entry, process)
@@ -105,17 +105,14 @@ class ExecTable:
             running.told = True
             running.process.kill_session()
             running.process.close()
-            self._settle(running)
+            self._forget_if_done(running)
 
     def _launch(self, request: messages.Exec, entry: LiveContainer, process: Process) -> None:
         spec, child = entry.spec, entry.process.child
         if child is None or entry.root is None:
             raise Refused("failed_precondition", f"container {spec.id} has ended")
-        own_user_namespace = bool(spec.namespaces.uid_mappings)
-        prepared = prepare(
-            Program(request.args, entry.env, spec.cwd, spec.security, request.tty, own_user_namespace),
-            entry.root,
-        )
+        own_user_namespace = spec.namespaces.maps_users
+        prepared = prepare(Program(spec, request.args, entry.env, request.tty), entry.root)
         owner = outer_id(prepared.identity.uid, spec.namespaces.uid_mappings)
         steps = Script()
         group = entry.cgroup.open()
@@ -162,8 +159,8 @@ class ExecTable:
             running.told = self._emit(
                 messages.ExecExited(id=request.id, container_id=request.container_id, exit=process.exit)
             )
-        self._settle(running)
+        self._forget_if_done(running)
 
-    def _settle(self, running: Running) -> None:
+    def _forget_if_done(self, running: Running) -> None:
         if running.told and running.process.finished:
             self._running.pop((running.request.container_id, running.request.id), None)

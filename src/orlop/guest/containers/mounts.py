@@ -33,7 +33,7 @@ from orlop.linux.syscalls import (
     MS_STRICTATIME,
 )
 from orlop.wire.messages import Refused
-from orlop.wire.values import Device, Mount, Security
+from orlop.wire.values import Container, Device, Mount
 
 _ATTRIBUTES = {
     "noexec": syscalls.MOUNT_ATTR_NOEXEC,
@@ -61,7 +61,7 @@ _OWN_DEVICES = frozenset(
 
 
 @dataclass(frozen=True)
-class Source:
+class VolumeSource:
     """Where the agent found what a volume shows: ``path`` below ``root``, in the guest."""
 
     mount: Mount
@@ -71,14 +71,15 @@ class Source:
 
 @dataclass(frozen=True)
 class View:
-    """All that makes up a container's file system. ``files`` are (path in the guest, target)."""
+    """Where the agent has put what makes up a container's file system: ``root`` and ``sources``.
 
+    ``files`` are (path in the guest, target).
+    """
+
+    spec: Container
     root: str
-    security: Security
-    sources: tuple[Source, ...] = ()
-    files: tuple[tuple[str, str], ...] = ()
-    devices: tuple[Device, ...] = ()
-    own_user_namespace: bool = False
+    sources: tuple[VolumeSource, ...]
+    files: tuple[tuple[str, str], ...]
 
 
 @functools.lru_cache(maxsize=16)
@@ -195,24 +196,24 @@ class Builder:
         view, steps = self._view, self._steps
         # Nothing that happens in here shall happen in the guest as well.
         steps.add("mount", "", "/", 0, MS_SLAVE | MS_REC, what="own mount namespace")
-        if view.own_user_namespace:
+        if view.spec.namespaces.maps_users:
             self._kernel_file_systems()
         else:
-            steps.include(_common(frozenset(self._targets & _REPLACEABLE), view.security.privileged))
+            steps.include(_common(frozenset(self._targets & _REPLACEABLE), view.spec.security.privileged))
             steps.patch("root", 0, view.root)
             if not self._targets & {"/dev", "/dev/shm"}:
                 steps.patch("shm", 0, self._take(paths.SHM))
-            if view.security.privileged:
+            if view.spec.security.privileged:
                 self._all_devices()
-        for device in view.devices:
+        for device in view.spec.devices:
             self._device(device)
         for path, target in view.files:
             if target not in self._targets:
                 self._attach(self._take(path), self._resolved(target), directory=False)
         for source in view.sources:
             self._volume(source)
-        steps.include(_hidden(view.security.read_only_paths, view.security.masked_paths))
-        if view.security.read_only_root:
+        steps.include(_hidden(view.spec.security.read_only_paths, view.spec.security.masked_paths))
+        if view.spec.security.read_only_root:
             _make_read_only(steps, "/", recursive=False, tolerate=0)
 
     def _kernel_file_systems(self) -> None:
@@ -238,7 +239,7 @@ class Builder:
             if "/sys/fs/cgroup" not in self._targets:
                 _mount(steps, "cgroup", "/sys/fs/cgroup", "cgroup2", _SECURE | MS_RDONLY)
 
-    def _volume(self, source: Source) -> None:
+    def _volume(self, source: VolumeSource) -> None:
         mount = source.mount
         target = self._resolved(mount.target)
         if mount.kind == "tmpfs":
@@ -291,7 +292,7 @@ class Builder:
         self._node(device.source, device.path, status.st_mode, status.st_rdev)
 
     def _node(self, source: str, target: str, mode: int, device: int) -> None:
-        if self._view.own_user_namespace:
+        if self._view.spec.namespaces.maps_users:
             self._attach(self._take(source), target, directory=False)
         else:
             self._steps.add(

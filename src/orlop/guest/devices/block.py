@@ -173,7 +173,7 @@ class Search:
         self._then(problem)
 
 
-class Disks:
+class MountedDisks:
     """All disks in use. A user is a container's id; the last one to release a disk lets its devices go."""
 
     def __init__(self, loop: Loop) -> None:

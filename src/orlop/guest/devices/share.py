@@ -9,7 +9,7 @@ from orlop.wire.messages import Refused
 _OPTIONS = "trans=virtio,version=9p2000.L,msize=262144,cache=mmap,access=user"
 
 
-class Share:
+class HostShare:
     """The share, mounted when it is first needed: a mounted one cannot be saved."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ def start(namespaces: Namespaces) -> spawn.Child:
     ours, theirs = spawn.control_pair()
     steps = Script()
     flags = syscalls.CLONE_NEWPID
-    if namespaces.uid_mappings:
+    if namespaces.maps_users:
         flags |= syscalls.CLONE_NEWUSER
         steps.gate(theirs.fileno())
         steps.add("setresgid", 0, 0, 0)
@@ -38,7 +38,7 @@ def start(namespaces: Namespaces) -> spawn.Child:
     finally:
         theirs.close()
     child.control = ours
-    if namespaces.uid_mappings:
+    if namespaces.maps_users:
         write_maps(child.pid, namespaces)
         child.go()
     child.hang_up()

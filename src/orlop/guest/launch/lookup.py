@@ -21,7 +21,7 @@ _TIOCGPTN = 0x80045430
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
 
-class Root:
+class RootDirectory:
     """The root directory of a container, by a descriptor that this owns."""
 
     def __init__(self, pid: int) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orlop.guest.launch import credentials, spawn
-from orlop.guest.launch.lookup import Root
+from orlop.guest.launch.lookup import RootDirectory
 from orlop.guest.launch.script import ANY, Script, errors
 from orlop.linux import syscalls, users
 from orlop.linux.syscalls import AT_FDCWD
 from orlop.linux.users import Identity
 from orlop.wire.messages import Refused
-from orlop.wire.values import Security
+from orlop.wire.values import Container, Security
 
 TTY_GROUP = 5
 """The group that terminals belong to, by old custom."""
@@ -27,14 +27,12 @@ _FREE = spawn.CONTROL + 1
 
 @dataclass(frozen=True)
 class Program:
-    """What to run, and as whom."""
+    """What to run in the container ``spec``: its first process, or one more."""
 
+    spec: Container
     args: tuple[str, ...]
     env: Mapping[bytes, bytes]
-    cwd: str
-    security: Security
-    tty: bool = False
-    own_user_namespace: bool = False
+    tty: bool
 
 
 @dataclass(frozen=True)
@@ -47,19 +45,19 @@ class Prepared:
     env: dict[bytes, bytes]
 
 
-def prepare(program: Program, root: Root) -> Prepared:
+def prepare(program: Program, root: RootDirectory) -> Prepared:
     """Look up user and executable as the container sees them. Raises Refused."""
-    identity = _identity(program.security, root)
+    identity = _identity(program.spec.security, root)
     env = dict(program.env)
     env.setdefault(b"PATH", DEFAULT_PATH)
     env.setdefault(b"HOME", os.fsencode(identity.home))
     if program.tty:
         env.setdefault(b"TERM", b"xterm")
-    path = root.find_program(program.args[0], env[b"PATH"], program.cwd)
+    path = root.find_program(program.args[0], env[b"PATH"], program.spec.cwd)
     return Prepared(program, identity, path, env)
 
 
-def _identity(security: Security, root: Root) -> Identity:
+def _identity(security: Security, root: RootDirectory) -> Identity:
     wanted = users.Wanted(
         user=security.user,
         group=security.group,
@@ -95,12 +93,12 @@ def add_terminal(steps: Script, path: str, *, console: bool) -> None:
 def add_program(steps: Script, prepared: Prepared, *, make_cwd: bool) -> None:
     """All from the working directory to execve."""
     program = prepared.program
-    security = program.security
+    security, cwd = program.spec.security, program.spec.cwd
     if make_cwd:
-        _make_directories(steps, program.cwd)
-    where = f"chdir to cwd ({program.cwd!r})"
-    steps.add("chdir", program.cwd, what=where, code="exec_failed")
-    if not program.own_user_namespace:
+        _make_directories(steps, cwd)
+    where = f"chdir to cwd ({cwd!r})"
+    steps.add("chdir", cwd, what=where, code="exec_failed")
+    if not program.spec.namespaces.maps_users:
         score = str(security.oom_score_adj).encode()
         steps.add("openat", AT_FDCWD, "/proc/self/oom_score_adj", os.O_WRONLY, what="oom_score_adj")
         steps.add(
@@ -113,7 +111,7 @@ def add_program(steps: Script, prepared: Prepared, *, make_cwd: bool) -> None:
         )
         steps.add("close", _FREE)
     steps.include(credentials.steps_to_become(prepared.identity, security))
-    steps.add("chdir", program.cwd, what=where, code="exec_failed")  # again: as the user it is for
+    steps.add("chdir", cwd, what=where, code="exec_failed")  # again: as the user it is for
     steps.add("umask", 0o022)
     arguments = steps.array([os.fsencode(argument) for argument in program.args])
     variables = steps.array([key + b"=" + value for key, value in prepared.env.items()])

@@ -59,12 +59,14 @@ class PodIdentity:
     def apply(self, setup: Setup) -> SetupReply:
         """Do all of it; Refused for what cannot be."""
         self.prepare()
+        # Clock and randomness before anything is stamped or drawn: clones begin with one state of both.
         if setup.clock:
             time.clock_settime_ns(time.CLOCK_REALTIME, setup.clock)
         if setup.entropy:
             _seed(setup.entropy)
         socket.sethostname(setup.hostname)
         self._files(setup)
+        # Interfaces first: a sysctl may be one of an interface, by the name it is given here.
         self._network(setup.interfaces)
         self._set_sysctls({**_DEFAULT_SYSCTLS, **dict(setup.sysctls)})
         return SetupReply(kernel=os.uname().release)

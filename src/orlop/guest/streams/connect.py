@@ -16,7 +16,7 @@ from orlop.wire.values import StreamOffsets
 _ADDRESSES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
-class Connection:
+class SocketStream:
     """A stream to and from a socket. Each direction ends by itself; a reset ends both."""
 
     def __init__(

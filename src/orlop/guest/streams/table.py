@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orlop.guest.loop import Loop
-from orlop.guest.streams.connect import Connection
+from orlop.guest.streams.connect import SocketStream
 from orlop.guest.streams.pipes import InputPipe, OutputPipe
 from orlop.wire.messages import Refused
 
@@ -18,7 +18,7 @@ class Streaming:
         self.send = send
         self.flowing = False
         self.next_stream = 1
-        self.table: dict[int, InputPipe | OutputPipe | Connection] = {}
+        self.table: dict[int, InputPipe | OutputPipe | SocketStream] = {}
 
     def claim(self, *streams: int) -> None:
         """Note stream ids as used; ``invalid`` when one is in use."""

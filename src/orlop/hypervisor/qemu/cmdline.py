@@ -14,6 +14,7 @@ import msgspec
 
 from orlop.hypervisor.qemu import addresses, bays
 from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
+from orlop.linux import architecture
 
 MIB = 1 << 20
 AGENT_PORT_ID = "agentport"
@@ -23,13 +24,10 @@ MAX_LUN = 16383
 MEMORY_DEVICE = "vmem0"
 
 _KERNEL_ARGUMENTS = (
-    "console=ttyS0",
     # Where the guest finds its root and the line to the daemon.
     f"orlop.root={addresses.disk(addresses.ROOT_LUN, 1, kept=True)[0]}",
     f"orlop.channel={addresses.CHANNEL}",
     "panic=-1",
-    "tsc=reliable",
-    "no_timer_check",
     "random.trust_cpu=on",
     "cgroup_no_v1=all",
     "psi=1",
@@ -233,7 +231,10 @@ def _small_devices() -> Sequence[str]:
 
 
 def _boot(boot: Boot) -> Sequence[str]:
-    words = _KERNEL_ARGUMENTS if boot.verbose else (*_KERNEL_ARGUMENTS, "quiet")
+    own = architecture.own()
+    words = [f"console={own.console}", *own.kernel_arguments, *_KERNEL_ARGUMENTS]
+    if not boot.verbose:
+        words.append("quiet")
     return (
         *("-kernel", str(boot.kernel)),
         *("-initrd", str(boot.initrd)),

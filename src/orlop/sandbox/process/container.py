@@ -49,7 +49,7 @@ class Tools:
     conmon: str
 
 
-class Container:
+class ProcessContainer:
     """One container of a pod. :attr:`state` is None before it was created."""
 
     def __init__(

@@ -17,7 +17,7 @@ from orlop.sandbox import crilog
 from orlop.sandbox.base import Connection, ProcessIO
 from orlop.sandbox.figures import Detail, LayerUse, PodStats
 from orlop.sandbox.process import checks, conmon, layout, oci, podgroup, podns, streams
-from orlop.sandbox.process.container import Container, Tools, owners_of
+from orlop.sandbox.process.container import ProcessContainer, Tools, owners_of
 from orlop.sandbox.process.layout import ContainerState, PodPaths, PodState
 from orlop.sandbox.process.meter import PodMeter
 from orlop.sandbox.spec import (
@@ -49,7 +49,7 @@ class ProcessSandbox:
         self._paths = paths
         self._state = state
         self._holder = holder
-        self._containers: dict[str, Container] = {}
+        self._containers: dict[str, ProcessContainer] = {}
         self._specs: dict[str, ContainerSpec] = {}
         own = state.cgroup if podgroup.alone(state.cgroup, spec) else ""
         self._meter = PodMeter(own, paths.root.parent, paths.cpu_ledger)
@@ -113,15 +113,17 @@ class ProcessSandbox:
         if state is not None:
             await found.forward_again(spec)
 
-    def _add(self, container_id: str, spec: ContainerSpec, state: ContainerState | None = None) -> Container:
+    def _add(
+        self, container_id: str, spec: ContainerSpec, state: ContainerState | None = None
+    ) -> ProcessContainer:
         paths = self._paths.container(container_id)
-        found = Container(self._tools, container_id, paths, state)
+        found = ProcessContainer(self._tools, container_id, paths, state)
         self._containers[container_id] = found
         self._specs[container_id] = spec
         self._meter.add(container_id, paths.rootfs)
         return found
 
-    def _container(self, container_id: str) -> Container:
+    def _container(self, container_id: str) -> ProcessContainer:
         try:
             return self._containers[container_id]
         except KeyError as error:
@@ -373,7 +375,9 @@ async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: st
     for container_id in await threads.call(paths.containers):
         found = paths.container(container_id)
         containers.append(
-            Container(tools, container_id, found, await threads.call(layout.load_container, found.record))
+            ProcessContainer(
+                tools, container_id, found, await threads.call(layout.load_container, found.record)
+            )
         )
     try:
         await every(

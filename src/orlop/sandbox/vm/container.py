@@ -29,6 +29,7 @@ class Container:
     def __init__(self, spec: ContainerSpec, agent: AgentClient, held: ContainerFile, log: CriLog) -> None:
         self.spec = spec
         self.held = held
+        """What its file says that it holds of the host: disks, shares, streams, the place in its log."""
         self.log = log
         self.running = False
         self.oom = False

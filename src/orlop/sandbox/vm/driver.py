@@ -326,9 +326,9 @@ class VmDriver:
 
     async def _set_up(self, spec: PodSpec, clone: Clone) -> SetupReply:
         """Make the clone this pod's own."""
-        info = await join_tap(clone.netns, "eth0", TAP)
+        interface = await join_tap(clone.netns, "eth0", clone.machine.network_at, tap=TAP)
         hostname = translate.hostname_of(spec)
-        addresses = tuple(address.partition("/")[0] for address in info.addresses)
+        addresses = tuple(address.partition("/")[0] for address in interface.addresses)
         node = ""
         with suppress(OSError):
             node = _RESOLV_CONF.read_text(encoding="utf-8", errors="replace")
@@ -340,7 +340,7 @@ class VmDriver:
                 entropy=os.urandom(_ENTROPY),
                 machine_id=secrets.token_hex(16),
                 boot_id=str(uuid.uuid4()),
-                interfaces=(translate.interface(info, clone.machine.network_at),),
+                interfaces=(interface,),
                 resolv_conf=translate.resolv_conf(spec.dns, node),
                 hosts=translate.hosts(hostname, addresses),
                 sysctls=tuple(spec.sysctls.items()),

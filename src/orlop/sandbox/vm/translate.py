@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from orlop.net.model import TapInfo
 from orlop.sandbox.spec import (
     ContainerSpec,
     Dns,
@@ -30,7 +29,8 @@ class Plugged:
     """What was attached for a container: disks, paths on the share and ids of image volumes, the latter two
     by the container's path.
 
-    ``loose`` are read-only volumes with mounts below them that are not: the host sees to it.
+    ``loose`` are volumes that are read-only at the top, with a mount below them that may be written: the host
+    has made the top read-only, and the guest, to which all of it is one file system, must not.
     """
 
     disks: wire.Disks
@@ -93,28 +93,6 @@ def cpu_weight(shares: int) -> int:
     first, last = _WEIGHTS
     shares = min(max(shares, low), high)
     return first + (shares - low) * (last - first) // (high - low)
-
-
-def interface(info: TapInfo, at: wire.GuestAddress) -> wire.Interface:
-    """The guest's interface, found ``at``, as the CNI plug-ins made the pod's."""
-    return wire.Interface(
-        at=at,
-        name=info.name,
-        mac=info.mac,
-        mtu=info.mtu,
-        addresses=info.addresses,
-        routes=tuple(
-            wire.Route(
-                destination=route.destination,
-                gateway=route.gateway,
-                source=route.source,
-                on_link=route.on_link,
-                metric=route.metric,
-            )
-            for route in info.routes
-        ),
-        neighbours=tuple(wire.Neighbour(address=entry.address, mac=entry.mac) for entry in info.neighbours),
-    )
 
 
 def resolv_conf(dns: Dns, node: str) -> str:
