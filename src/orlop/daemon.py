@@ -109,6 +109,7 @@ def only_daemon(config: Config) -> Iterator[None]:
         except OSError as error:
             raise FailedPrecondition(f"directory {directory} cannot be made: {error.strerror}") from error
     path = config.state_dir / "orlopd.lock"
+    path.touch(mode=0o600)
     with path.open("a+", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
