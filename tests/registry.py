@@ -128,6 +128,8 @@ class Wire:
         """Cut every connection once so many bytes have come in all; then work again."""
         self.hold_after: int | None = None
         """Let nothing through any more once so many bytes have come."""
+        self.drip_after: int | None = None
+        """Let 100 bytes through every tenth of a second once so many have come."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -157,6 +159,11 @@ class Wire:
                     self.cut_after = None
                     writer.transport.abort()
                     return
+                while self.drip_after is not None and self.received > self.drip_after and data:
+                    writer.write(data[:100])
+                    await writer.drain()
+                    data = data[100:]
+                    await asyncio.sleep(0.1)
                 while self.hold_after is not None and self.received > self.hold_after:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
                 writer.write(data)

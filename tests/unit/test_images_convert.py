@@ -47,14 +47,15 @@ def run(
         with os.fdopen(os.dup(source), "wb") as file:
             file.write(blob)
         os.lseek(source, 0, os.SEEK_SET)
-        return converter.convert(
-            source,
-            output,
-            size=len(blob) if size is None else size,
-            digest=expected or digest(blob),
-            diff_id=digest(blob if plain is None else plain),
-            limit=limit,
-        )
+        with output.open("xb") as file:
+            return converter.convert(
+                source,
+                file,
+                size=len(blob) if size is None else size,
+                digest=expected or digest(blob),
+                diff_id=digest(blob if plain is None else plain),
+                limit=limit,
+            )
     finally:
         os.close(source)
 
@@ -244,11 +245,49 @@ def test_links_cannot_lead_out(target: str, tmp_path: Path) -> None:
         (Archive().add("d/.wh."), "names nothing"),
         (Archive().add("l", tarfile.SYMTYPE, linkname="l" * 5000), "target"),
         (Archive().add("o", uid=-1), "uid"),
+        (Archive(tarfile.GNU_FORMAT).add("t", mtime=1 << 70), "time"),
+        (Archive(tarfile.GNU_FORMAT).add("t", mtime=-(1 << 70)), "time"),
+        (Archive().add("a", pax_headers={"SCHILY.xattr.user.a": "x" * 65536}), "attribute"),
+        (Archive().add("s", pax_headers={"size": str(1 << 62)}), "size"),
+        (
+            Archive().add(
+                "s",
+                pax_headers={"GNU.sparse.map": "", "GNU.sparse.size": str(1 << 63), "GNU.sparse.name": "s"},
+            ),
+            "impossible size",
+        ),
     ],
 )
 def test_hostile_entries_are_refused(archive: Archive, why: str, tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=why):
         run(archive.done(), tmp_path / "i")
+
+
+def _global_header(records: dict[str, str]) -> bytes:
+    """An extended header that holds for all entries that follow it."""
+    return tarfile.TarInfo.create_pax_global_header(records)
+
+
+def test_attributes_for_all_files_are_no_bomb(tmp_path: Path) -> None:
+    header = _global_header({"SCHILY.xattr.user.a": "x" * 60000})
+    archive = Archive()
+    for number in range(5000):
+        archive.add(f"f{number}")
+    with pytest.raises(ArchiveError, match="extended attributes"):
+        run(header + archive.done(), tmp_path / "i")
+    assert (tmp_path / "i").stat().st_size < 1 << 20
+    with pytest.raises(ArchiveError, match="global extended headers"):
+        run(_global_header({"SCHILY.xattr.user.a": "x" * 70000}) + Archive().add("f").done(), tmp_path / "i")
+
+
+def test_maps_of_sparse_files_count_before_they_are_made(tmp_path: Path) -> None:
+    archive = Archive()
+    for number in range(200):
+        sparse = {"GNU.sparse.map": "", "GNU.sparse.size": str(1 << 43), "GNU.sparse.name": f"s{number}"}
+        archive.add(f"s{number}", pax_headers=sparse)
+    with pytest.raises(TooLarge):
+        run(archive.done(), tmp_path / "i")
+    assert (tmp_path / "i").stat().st_size < 1 << 20
 
 
 def test_compressions(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""The child process that turns one layer into an EROFS image.
+"""The child process that turns one layer into an EROFS image, or makes the layer that repairs a stack.
 
-It runs apart from the daemon, at low priority and with bounded memory: unpacking is processor work
-on hostile input. The blob comes in on standard input, exactly as many bytes as the manifest says; the
-image is written to a path that must not exist. Standard output carries one JSON object a line:
-``{"read": N}`` now and then, and at the end ``{"done": {...}}`` or ``{"failed": KIND, "message": TEXT}``
-with KIND one of :data:`KINDS`.
+It runs apart from the daemon, at low priority, and keeps nothing but its descriptors: unpacking is processor
+work on hostile input, in libraries written in C. As nobody, in namespaces with an empty root, it can open
+nothing and speak to nobody; memory, processor time and output are bounded.
+
+The blob comes in on standard input, exactly as many bytes as the manifest says; the image goes to a
+descriptor. Standard output carries one JSON object a line: ``{"read": N}`` now and then, and at the end
+``{"done": {...}}`` or ``{"failed": KIND, "message": TEXT}`` with KIND one of :data:`KINDS`.
 """
 
 from __future__ import annotations
@@ -16,21 +18,27 @@ import hashlib
 import io
 import json
 import os
-import resource
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from typing import BinaryIO
 
+from orlop.host import confinement
 from orlop.images.erofs import ErofsWriter
+from orlop.images.erofsread import ErofsReader
 from orlop.images.inflate import CutOff, LayerStream
+from orlop.images.repair import build, repaired
 from orlop.images.tarstream import ArchiveError, TarReader, TooLarge
 from orlop.images.tree import Tree
 
 KINDS = ("archive", "cut-off", "digest", "full", "too-large", "system")
 MAX_ENTRIES = 1_000_000
-MAX_MEMORY = 3 << 30
+MAX_MEMORY = 2 << 30
 NICE = 5
+LEAST_SECONDS = 60
+SECONDS_A_GIB = 60
+"""Processor time: some ten times what it takes where it is slow."""
 
 _PIPE_SIZE = 1 << 20
 _WRITE_BUFFER = 1 << 20
@@ -41,30 +49,35 @@ class WrongDigest(Exception):
     """The bytes are not those that the manifest or the configuration names."""
 
 
-def convert(source: int, output: Path, *, size: int, digest: str, diff_id: str, limit: int) -> dict[str, int]:
-    """Convert the blob read from ``source``; returns what was made. The caller removes a partial output."""
+def output_limit(limit: int) -> int:
+    """The bytes that the image of a layer of ``limit`` bytes may have."""
+    return limit + (limit >> 2) + (64 << 20)
+
+
+def convert(
+    source: int, output: BinaryIO, *, size: int, digest: str, diff_id: str, limit: int
+) -> dict[str, int]:
+    """Convert the blob read from ``source`` into ``output``, an empty file; returns what was made."""
     stream = LayerStream(source, size=size, limit=limit, progress=_Reporter())
     reader = TarReader(stream, max_entries=MAX_ENTRIES)
     tree = Tree()
-    with io.BufferedWriter(io.FileIO(output, "xb"), _WRITE_BUFFER) as file:
-        writer = ErofsWriter(file, limit=limit + (limit >> 2) + (64 << 20))
-        for entry in reader:
-            node = tree.add(entry)
-            if node is None:
-                continue
-            if entry.sparse is None:
-                writer.store(node, reader.body())
-            else:
-                writer.store_sparse(node, entry.sparse, reader.body())
-        for what, actual, expected in (
-            ("layer", stream.digest, digest),
-            ("layer's content", stream.diff_id, diff_id),
-        ):
-            if actual != expected:
-                raise WrongDigest(f"the {what} has the digest {actual} instead of {expected}")
-        tree.finish()
-        uuid = hashlib.sha256(diff_id.encode()).digest()[:16]
-        image = writer.finish(tree.root, uuid=uuid)
+    writer = ErofsWriter(output, limit=output_limit(limit))
+    for entry in reader:
+        node = tree.add(entry)
+        if node is None:
+            continue
+        if entry.sparse is None:
+            writer.store(node, reader.body())
+        else:
+            writer.store_sparse(node, entry.sparse, reader.body())
+    for what, actual, expected in (
+        ("layer", stream.digest, digest),
+        ("layer's content", stream.diff_id, diff_id),
+    ):
+        if actual != expected:
+            raise WrongDigest(f"the {what} has the digest {actual} instead of {expected}")
+    tree.finish()
+    image = writer.finish(tree.root, uuid=_uuid(diff_id))
     return {"size": image, "entries": reader.entries, "plain": stream.plain_bytes}
 
 
@@ -91,45 +104,77 @@ def _kind(error: Exception) -> str:
             return name
     if isinstance(error, MemoryError):
         return "too-large"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "too-large"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "full"
     return "system"
 
 
 def main() -> int:
     """Run as a program."""
-    parser = argparse.ArgumentParser(prog="orlop-convert")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--size", type=int, required=True)
-    parser.add_argument("--digest", required=True)
-    parser.add_argument("--diff-id", required=True)
-    parser.add_argument("--limit", type=int, required=True)
-    options = parser.parse_args()
+    options = _options()
     with suppress(OSError):
         os.nice(NICE)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     with suppress(OSError):
         fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     try:
-        done = convert(
-            0,
-            options.output,
-            size=options.size,
-            digest=options.digest,
-            diff_id=options.diff_id,
-            limit=options.limit,
-        )
+        say(done=_work(options))
     except Exception as error:
         message = (
             "the layer needs too much memory to unpack" if isinstance(error, MemoryError) else str(error)
         )
         say(failed=_kind(error), message=message)
         # The thread that reads may still sit in read(2): nothing is left to tidy up in this process.
-        sys.stdout.flush()
         os._exit(1)
-    say(done=done)
-    return 0
+    # What the interpreter does at its end wants more than this process may.
+    os._exit(0)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="orlop-convert")
+    parser.add_argument("--output", type=int, required=True)
+    parser.add_argument("--empty", required=True)
+    parser.add_argument("--limit", type=int, required=True)
+    parser.add_argument("--size", type=int, default=0)
+    parser.add_argument("--digest", default="")
+    parser.add_argument("--diff-id", default="")
+    parser.add_argument("--repair", type=int, nargs="+", default=[])
+    return parser.parse_args()
+
+
+def _work(options: argparse.Namespace) -> dict[str, int]:
+    hashlib.sha256(b"")  # whatever OpenSSL has yet to read
+    confinement.bound(
+        memory=MAX_MEMORY,
+        output=output_limit(options.limit),
+        seconds=LEAST_SECONDS + SECONDS_A_GIB * (options.limit >> 30),
+    )
+    confinement.confine(options.empty)
+    with io.BufferedWriter(io.FileIO(options.output, "wb"), _WRITE_BUFFER) as output:
+        if options.repair:
+            return repair(options.repair, output, options.diff_id)
+        return convert(
+            0,
+            output,
+            size=options.size,
+            digest=options.digest,
+            diff_id=options.diff_id,
+            limit=options.limit,
+        )
+
+
+def repair(layers: Sequence[int], output: BinaryIO, diff_id: str) -> dict[str, int]:
+    """Make the layer that must stand on top of ``layers``, open files, if any must; "made" says so."""
+    with ExitStack() as stack:
+        root = repaired([stack.enter_context(ErofsReader(layer)) for layer in layers])
+        if root is not None:
+            build(root, output, uuid=_uuid(diff_id))
+    return {"made": int(root is not None)}
+
+
+def _uuid(diff_id: str) -> bytes:
+    return hashlib.sha256(diff_id.encode()).digest()[:16]
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class ErofsWriter:
         self._output = output
         self._limit = limit
         self._inline = 0
+        self._maps = 0
         self._chunked = False
         self._block = 1
         output.write(bytes(BLOCK))
@@ -97,6 +98,9 @@ class ErofsWriter:
             bits += 1
         chunk = 1 << bits
         whole = -(-node.size // BLOCK) * BLOCK
+        # A map is written with its inode: it counts before it is made.
+        self._maps += -(-node.size // chunk) * 4
+        self._check(self._block * BLOCK)
         blocks = array("I", [HOLE]) * -(-node.size // chunk)
         feed = _Feed(pieces)
         position = end_of_chunk = 0
@@ -119,9 +123,12 @@ class ErofsWriter:
     def _reserve(self, count: int) -> int:
         block = self._block
         self._block += count
-        if self._block * BLOCK > self._limit:
-            raise TooLarge(f"the layer unpacks to more than {self._limit >> 20} MiB")
+        self._check(self._block * BLOCK)
         return block
+
+    def _check(self, size: int) -> None:
+        if size + self._maps > self._limit:
+            raise TooLarge(f"the layer unpacks to more than {self._limit >> 20} MiB")
 
     def _zeros(self, count: int) -> None:
         while count > 0:
@@ -136,6 +143,8 @@ class ErofsWriter:
         """
         layout = _Layout(self._block)
         layout.place(root)
+        self._maps = 0
+        self._check(layout.next_block * BLOCK + layout.length)
         for data in layout.extra_blocks():
             self._output.write(data)
         meta_block = layout.next_block
@@ -193,6 +202,11 @@ class _Layout:
         self._order: list[tuple[TreeNode, int, int, bytes]] = []
         self._directories: dict[int, tuple[list[list[bytes]], TreeNode]] = {}
         self._separate: list[tuple[TreeNode, int]] = []
+
+    @property
+    def length(self) -> int:
+        """The bytes that the inodes take, with what stands behind them."""
+        return self._position
 
     def place(self, root: TreeNode) -> None:
         """Give every inode below ``root`` its place, parents before children."""

@@ -70,9 +70,10 @@ class Inode(msgspec.Struct, frozen=True):
 class ErofsReader:
     """An open image; a context manager. Every method raises DataLoss when the image is damaged."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | int) -> None:
+        """Open the image at a path, or one that is open already, which is closed at the end as well."""
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fields = SUPERBLOCK.unpack(self._pread(SUPERBLOCK.size, SUPERBLOCK_OFFSET))
         except BaseException:

@@ -9,25 +9,33 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
+import time
 import uuid
-from asyncio.subprocess import PIPE
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import orlop
 from orlop.errors import DataLoss, Internal, OrlopError, ResourceExhausted, Unavailable
-from orlop.host import process
+from orlop.host import process, threads
+from orlop.images import repair
 from orlop.images.documents import Descriptor
-from orlop.images.repair import Repair
-from orlop.images.repair import name as repair_name
+from orlop.images.erofsread import ErofsReader
 from orlop.linux.removal import remove_tree
 
 STALL = 60.0
 ASK_AFTER = 3.0
 CONVERSION_STALL = 600.0
+
+PACE_WINDOW = 120.0
+PACE_BYTES = 64 << 10
+"""What must come of a layer in that many seconds, however little it is each time."""
+
+_WORDS = 1 << 16
 
 _ERRORS: dict[str, type[OrlopError]] = {
     "archive": DataLoss,
@@ -45,12 +53,14 @@ class LayerStore:
     def __init__(self, root: Path, *, max_layer_mib: int) -> None:
         self.directory = root / "layers"
         self.ingest = root / "ingest"
+        self.empty = root / "empty"
         self._limit = max_layer_mib << 20
 
     def open(self) -> None:
         """Make the directories and clear what a killed daemon left half-made."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.ingest.mkdir(mode=0o700, exist_ok=True)
+        self.empty.mkdir(mode=0o555, exist_ok=True)
         for path in self.ingest.iterdir():
             if path.is_dir():
                 remove_tree(path)
@@ -115,58 +125,108 @@ class LayerStore:
         or archive, ResourceExhausted for a full disk or a layer that is too large, Unavailable when
         the blob breaks off. Nothing half-made is left.
         """
+        what = ["--size", str(layer.size), "--digest", layer.digest, "--diff-id", diff_id]
+        try:
+            async with self._made(diff_id) as output, self._child(output, what, stdin=source) as child:
+                os.close(source)
+                source = -1
+                await _Conversion(child, layer, name, finish, on_read).watch()
+        finally:
+            if source >= 0:
+                os.close(source)
+
+    async def repair(self, diff_ids: Sequence[str], *, name: str) -> str:
+        """The digest of a layer that must stand on top of the others; made if need be. "" for almost all.
+
+        See :mod:`orlop.images.repair`. Raises OSError, Internal, or DataLoss for a damaged layer.
+        """
+        if not await threads.call(self._needs_repair, diff_ids):
+            return ""
+        own = repair.name(diff_ids)
+        if self.path(own).exists():
+            return own
+        with ExitStack() as stack:
+            layers = []
+            for diff_id in diff_ids:
+                layers.append(os.open(self.path(diff_id), os.O_RDONLY | os.O_CLOEXEC))
+                stack.callback(os.close, layers[-1])
+            what = ["--diff-id", own, "--repair", *map(str, layers)]
+            with suppress(_NothingMade):
+                async with self._made(own) as output, self._child(output, what, pass_fds=layers) as child:
+                    if not (await _last_word(child, f"the repair of image {name}")).get("made"):
+                        raise _NothingMade
+                return own
+        return ""
+
+    def _needs_repair(self, diff_ids: Sequence[str]) -> bool:
+        with ExitStack() as stack:
+            layers = [stack.enter_context(ErofsReader(self.path(diff_id))) for diff_id in diff_ids]
+            return repair.needed(layers)
+
+    @asynccontextmanager
+    async def _made(self, diff_id: str) -> AsyncIterator[int]:
+        """A new file that becomes the layer ``diff_id`` unless the block fails."""
         partial = self.ingest / f"{uuid.uuid4().hex}.erofs"
-        child: process.Child | None = None
+        output = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             try:
-                child = await process.spawn(
-                    self._command(partial, layer, diff_id),
-                    env=_environment(),
-                    stdin=source,
-                    stdout=PIPE,
-                    stderr=PIPE,
-                )
+                yield output
             finally:
-                os.close(source)
-            await _Conversion(child, layer, name, finish, on_read).watch()
+                os.close(output)
             partial.rename(self.path(diff_id))
         finally:
-            if child is not None:
-                await process.reap(child)
             partial.unlink(missing_ok=True)
 
-    def repair(self, diff_ids: Sequence[str]) -> str:
-        """The name of a layer that must stand on top of the others; made if need be. "" for almost all.
-
-        See :mod:`orlop.images.repair`. Synchronous. Raises OSError, or DataLoss for a damaged layer.
-        """
-        with Repair([self.path(diff_id) for diff_id in diff_ids]) as work:
-            directories = work.directories()
-            if not directories:
-                return ""
-            own = repair_name(diff_ids, directories)
-            if not self.path(own).exists():
-                partial = self.ingest / f"{uuid.uuid4().hex}.erofs"
-                try:
-                    with partial.open("xb") as output:
-                        work.build(directories, output)
-                    partial.rename(self.path(own))
-                finally:
-                    partial.unlink(missing_ok=True)
-        return own
-
-    def _command(self, output: Path, layer: Descriptor, diff_id: str) -> list[str]:
-        return [
+    @asynccontextmanager
+    async def _child(
+        self, output: int, what: Sequence[str], *, stdin: int = DEVNULL, pass_fds: Sequence[int] = ()
+    ) -> AsyncIterator[process.Child]:
+        """The process that makes a layer; dead when the block ends, however it does."""
+        command = [
             sys.executable,
             # Without site: the search path is handed over, and a third of the start-up time is saved.
             "-S",
             "-m", "orlop.images.convert",
-            "--output", os.fspath(output),
-            "--size", str(layer.size),
-            "--digest", layer.digest,
-            "--diff-id", diff_id,
+            "--output", str(output),
+            "--empty", os.fspath(self.empty),
             "--limit", str(self._limit),
+            *what,
         ]  # fmt: skip
+        child = await process.spawn(
+            command,
+            env=_environment(),
+            stdin=stdin,
+            stdout=PIPE,
+            stderr=PIPE,
+            pass_fds=(output, *pass_fds),
+        )
+        try:
+            yield child
+        finally:
+            await process.reap(child)
+
+
+class _NothingMade(Exception):
+    """There is nothing to repair."""
+
+
+async def _last_word(child: process.Child, what: str) -> dict[str, Any]:
+    """What a child has done. Raises Internal when it fails or takes too long."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    try:
+        async with asyncio.timeout(CONVERSION_STALL):
+            lines = (await child.stdout.read(_WORDS)).splitlines()
+    except TimeoutError as error:
+        raise Internal(f"{what} takes longer than {CONVERSION_STALL:g} seconds") from error
+    last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    if "done" not in last:
+        said = (
+            last.get("message") or (await child.stderr.read(_WORDS)).decode(errors="replace").strip()[-400:]
+        )
+        raise Internal(f"{what} failed: {said or f'status {await child.wait()}'}")
+    done: dict[str, Any] = last["done"]
+    return done
 
 
 def _environment() -> dict[str, str]:
@@ -191,6 +251,7 @@ class _Conversion:
         self._finish = finish
         self._on_read = on_read
         self._read = 0
+        self._marked = (time.monotonic(), 0)
         self._sent: asyncio.Future[None] | None = None
 
     async def watch(self) -> None:
@@ -214,21 +275,40 @@ class _Conversion:
         idle = 0.0
         assert self._child.stdout is not None
         while True:
+            self._check_pace()
             try:
                 async with asyncio.timeout(ASK_AFTER):
                     line = await self._child.stdout.readline()
+            except ValueError:  # a line without end
+                return None
             except TimeoutError:
                 idle += ASK_AFTER
                 self._check_idle(idle)
                 continue
             if not line:
                 return None
-            idle = 0.0
-            message: dict[str, Any] = json.loads(line)
-            if "read" not in message:
-                return message
-            self._read = int(message["read"])
-            self._on_read(self._read)
+            try:
+                message: dict[str, Any] = json.loads(line)
+                if "read" not in message:
+                    return message
+                read = int(message["read"])
+            except (ValueError, TypeError):
+                return None  # it was taken over by what it reads
+            if read > self._read:
+                idle = 0.0
+                self._read = read
+                self._on_read(read)
+
+    def _check_pace(self) -> None:
+        begun, read = self._marked
+        if time.monotonic() - begun < PACE_WINDOW:
+            return
+        if self._read < self._layer.size and self._read - read < PACE_BYTES:
+            raise Unavailable(
+                f"RegistryUnavailable: image {self._name}: only {self._read - read} bytes of layer "
+                f"{self._layer.digest} came in {PACE_WINDOW:g} seconds"
+            )
+        self._marked = (time.monotonic(), self._read)
 
     def _check_idle(self, idle: float) -> None:
         if self._read == self._layer.size:
@@ -256,6 +336,11 @@ class _Conversion:
                     return error
         if result is None:
             code = await self._child.wait()
+            if code == -signal.SIGKILL:
+                return ResourceExhausted(
+                    f"{what} cannot be used: it takes too much processor time to unpack, or the machine "
+                    "ran out of memory"
+                )
             said = (await complaints).decode(errors="replace").strip()[-400:]
             return Internal(f"the conversion of {what} ended with status {code}: {said or 'no reason given'}")
         kind = _ERRORS.get(str(result.get("failed")), Internal)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +16,11 @@ import msgspec
 
 from orlop.config import ImageConfig
 from orlop.errors import OrlopError
-from orlop.host import threads
 from orlop.images import documents, failures, skopeo
 from orlop.images.documents import Descriptor, Manifest
 from orlop.images.layers import LayerStore
 from orlop.images.model import ImageConfigOci, PullProgress, RegistryAuth
+from orlop.images.places import Places
 from orlop.images.reference import Reference
 
 log = logging.getLogger(__name__)
@@ -65,6 +64,11 @@ class Progress:
         self._done.add(layer.digest)
         self.read(layer, layer.size)
 
+    @property
+    def bytes(self) -> int:
+        """How many bytes of layers have come so far."""
+        return sum(self._read.values())
+
     def _tell(self) -> None:
         if not self.listeners:
             return
@@ -73,7 +77,7 @@ class Progress:
             layers=len(self._sizes),
             layers_done=len(self._done),
             total_bytes=sum(self._sizes.values()),
-            read_bytes=sum(self._read.values()),
+            read_bytes=self.bytes,
         )
         for listener in self.listeners:
             listener(state)
@@ -87,8 +91,7 @@ class Puller:
         self._layers = layers
         self._scratch = scratch
         self._own = documents.own_platform()
-        self._conversions = asyncio.Semaphore(max(2, os.cpu_count() or 1))
-        self._pulls = asyncio.Semaphore(config.max_parallel_pulls)
+        self._places = Places(config.max_parallel_pulls)
         self._locks: dict[str, asyncio.Lock] = {}
         self.held: dict[str, int] = {}
 
@@ -97,7 +100,7 @@ class Puller:
 
         Raises an OrlopError that names the image and the cause; tries again what may be passing.
         """
-        async with self._pulls:
+        async with self._places.taken(reference.domain, lambda: progress.bytes):
             for attempt in range(1, ATTEMPTS + 1):
                 try:
                     return await self._attempt(reference, auth, progress)
@@ -136,7 +139,7 @@ class Puller:
                 self._hold(diff_ids)
                 try:
                     await self._fetch_all(name, source, handle, chosen, diff_ids, progress)
-                    top_layer = await threads.call(self._layers.repair, diff_ids)
+                    top_layer = await self._layers.repair(diff_ids, name=name)
                 except BaseException:
                     self.release(diff_ids)
                     raise
@@ -164,8 +167,7 @@ class Puller:
         async def fetch(layer: Descriptor, diff_id: str) -> None:
             async with self._locks.setdefault(diff_id, asyncio.Lock()), streams:
                 if not self._layers.path(diff_id).exists():
-                    async with self._conversions:
-                        await self._fetch(name, source, handle, layer, diff_id, progress)
+                    await self._fetch(name, source, handle, layer, diff_id, progress)
                 progress.done(layer)
 
         wanted = dict(zip(diff_ids, manifest.layers, strict=True))

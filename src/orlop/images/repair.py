@@ -4,6 +4,9 @@ An archive may hold ``tmp/x`` without an entry for ``tmp``. Unpacked on top of t
 leaves the mode and owner of ``tmp`` as they were. In an overlay the topmost directory decides, so the
 implied one would make ``/tmp`` 0755. A small layer on top, of nothing but such directories as they
 should be, puts that right. Few images need one.
+
+The layers are walked as one tree, each directory of each layer read once, so that the work is linear in what
+they hold. :func:`needed` alone runs in the daemon: it looks at the roots and no further.
 """
 
 from __future__ import annotations
@@ -11,9 +14,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from orlop.images.erofs import ErofsWriter
 from orlop.images.erofsread import ErofsReader, Inode
@@ -21,123 +22,145 @@ from orlop.images.tree import OPAQUE, TreeNode
 
 LIMIT = 64 << 20
 
-_Attributes = tuple[int, int, int, int, int, tuple[tuple[bytes, bytes], ...]]
+Attributes = tuple[int, int, int, int, int, tuple[tuple[bytes, bytes], ...]]
 
 
-class Repair:
-    """What a stack of layers, bottom first, needs on top; a context manager for the open layers."""
+class _View(NamedTuple):
+    """A directory as one layer has it."""
 
-    def __init__(self, layers: Sequence[Path]) -> None:
-        self._paths = layers
-        self._stack = ExitStack()
-        self._layers: list[ErofsReader] = []
-
-    def __enter__(self) -> Repair:
-        with ExitStack() as stack:
-            self._layers = [stack.enter_context(ErofsReader(path)) for path in self._paths]
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def directories(self) -> dict[bytes, _Attributes]:
-        """The directories to be set right, by path (b"" is the root). Empty for almost every image."""
-        found: dict[bytes, _Attributes] = {}
-        for number, layer in enumerate(self._layers):
-            if number and layer.has_implied:
-                for path in _implied(layer):
-                    if path not in found and (right := self._differs(path)) is not None:
-                        found[path] = right
-        if (right := self._differs(b"")) is not None:
-            found[b""] = right
-        return found
-
-    def build(self, directories: dict[bytes, _Attributes], output: BinaryIO) -> None:
-        """Write the layer."""
-        root = _directory(directories.get(b"") or self._shown(b""))
-        for path in sorted(filter(None, directories)):
-            here, parts = root, path.split(b"/")
-            for depth, part in enumerate(parts, 1):
-                assert here.children is not None
-                child = here.children.get(part)
-                if child is None:
-                    above = b"/".join(parts[:depth])
-                    child = _directory(directories.get(above) or self._shown(above))
-                    here.children[part] = child
-                here = child
-        ErofsWriter(output, limit=LIMIT).finish(
-            root, uuid=hashlib.sha256(repr(directories).encode()).digest()[:16]
-        )
-
-    def _differs(self, path: bytes) -> _Attributes | None:
-        """What a described directory below an implied one says, if that is not what the implied one says."""
-        first: Inode | None = None
-        for layer in reversed(self._layers):
-            inode, covered = _walk(layer, path)
-            if inode is not None:
-                if not inode.implied:
-                    right = self._attributes(layer, inode)
-                    return right if first is not None and not _looks_implied(right) else None
-                first = inode
-            if covered:
-                return None
-        return None
-
-    def _shown(self, path: bytes) -> _Attributes:
-        """What the overlay shows of a directory: what its topmost layer says."""
-        for layer in reversed(self._layers):
-            inode, _ = _walk(layer, path)
-            if inode is not None:
-                return self._attributes(layer, inode)
-        return (0o755, 0, 0, 0, 0, ())
-
-    def _attributes(self, layer: ErofsReader, inode: Inode) -> _Attributes:
-        xattrs = tuple(pair for pair in layer.xattrs(inode) if not pair[0].startswith(b"trusted.overlay."))
-        return (stat.S_IMODE(inode.mode), inode.uid, inode.gid, inode.mtime, inode.mtime_ns, xattrs)
+    layer: ErofsReader
+    inode: Inode
 
 
-def name(diff_ids: Sequence[str], directories: dict[bytes, _Attributes]) -> str:
-    """A name for the layer, of the form of a digest, that the same image always gets."""
-    what = repr((tuple(diff_ids), sorted(directories.items())))
-    return "sha256:" + hashlib.sha256(what.encode()).hexdigest()
+_Views = list[_View]
+"""A directory as all layers have it that show through, the topmost first."""
 
 
-def _walk(layer: ErofsReader, path: bytes) -> tuple[Inode | None, bool]:
-    """The directory ``path`` of a layer, and whether the layer hides what lower ones have there."""
-    inode = layer.root
-    covered = False
-    for part in path.split(b"/") if path else ():
-        nid = layer.children(inode).get(part)
+class _Place:
+    """A directory of the whole. No path is kept: a chain of long names would take its length squared."""
+
+    __slots__ = ("name", "node", "parent", "views")
+
+    def __init__(self, views: _Views, parent: _Place | None = None, name: bytes = b"") -> None:
+        self.views = views
+        self.parent = parent
+        self.name = name
+        self.node: TreeNode | None = None
+
+
+def needed(layers: Sequence[ErofsReader]) -> bool:
+    """Whether the layers, bottom first, could need one on top; False for almost every image."""
+    return any(layer.has_implied for layer in layers[1:]) or _right(_roots(layers)) is not None
+
+
+def repaired(layers: Sequence[ErofsReader]) -> TreeNode | None:
+    """The root of what must stand on top of the layers; None when nothing must."""
+    top: _Place | None = None
+    changed = False
+    for place in _walk(layers):
+        top = top or place
+        if (right := _right(place.views)) is not None:
+            _node_at(place)
+            place.node = _described(place.node, right)
+            changed = True
+    return _node_at(top) if top is not None and changed else None
+
+
+def build(root: TreeNode, output: BinaryIO, *, uuid: bytes) -> None:
+    """Write the layer."""
+    ErofsWriter(output, limit=LIMIT).finish(root, uuid=uuid)
+
+
+def name(diff_ids: Sequence[str]) -> str:
+    """A name for the layer on top of others, of the form of a digest, that the same layers always get."""
+    return "sha256:" + hashlib.sha256(repr(("on top of", tuple(diff_ids))).encode()).hexdigest()
+
+
+def _node_at(place: _Place) -> TreeNode:
+    """The node of a directory, made with those above it as the layers show them."""
+    missing = []
+    here: _Place | None = place
+    while here is not None and here.node is None:
+        missing.append(here)
+        here = here.parent
+    for each in reversed(missing):
+        each.node = _described(TreeNode(stat.S_IFDIR), _attributes(each.views[0]))
+        if each.parent is not None and each.parent.node is not None:
+            assert each.parent.node.children is not None
+            each.parent.node.children[each.name] = each.node
+    assert place.node is not None
+    return place.node
+
+
+def _roots(layers: Sequence[ErofsReader]) -> _Views:
+    return _showing(_View(layer, layer.root) for layer in reversed(layers))
+
+
+def _showing(views: Iterator[_View]) -> _Views:
+    """Views down to the one that hides what is below it."""
+    found: _Views = []
+    for view in views:
+        found.append(view)
+        if OPAQUE in view.layer.xattrs(view.inode):
+            break
+    return found
+
+
+def _walk(layers: Sequence[ErofsReader]) -> Iterator[_Place]:
+    """The root and each directory that may be implied or be above one; parents before children.
+
+    A directory that only layers without any implied ones have is left out, with all below it.
+    """
+    doubtful = {id(layer) for layer in layers[1:] if layer.has_implied}
+    stack = [_Place(_roots(layers))]
+    while stack:
+        place = stack.pop()
+        yield place
+        if not any(id(view.layer) in doubtful for view in place.views):
+            continue
+        children = [(view.layer, view.layer.children(view.inode)) for view in place.views]
+        names = {part for layer, inside in children if id(layer) in doubtful for part in inside}
+        for part in names:
+            if below := _showing(_same(children, part)):
+                stack.append(_Place(below, place, part))
+
+
+def _same(children: list[tuple[ErofsReader, dict[bytes, int]]], part: bytes) -> Iterator[_View]:
+    """The directory of one name in each layer, the topmost first, down to what is no directory."""
+    for layer, inside in children:
+        nid = inside.get(part)
         if nid is None:
-            return None, covered
+            continue
         inode = layer.inode(nid)
         if not inode.is_directory:
-            return None, True
-        covered = covered or OPAQUE in layer.xattrs(inode)
-    return inode, covered
+            return
+        yield _View(layer, inode)
 
 
-def _implied(layer: ErofsReader) -> Iterator[bytes]:
-    stack: list[tuple[bytes, Inode]] = [(b"", layer.root)]
-    while stack:
-        above, inode = stack.pop()
-        for part, nid in layer.children(inode).items():
-            child = layer.inode(nid)
-            if child.is_directory:
-                path = above + b"/" + part if above else part
-                stack.append((path, child))
-                if child.implied:
-                    yield path
+def _right(views: _Views) -> Attributes | None:
+    """What a described directory below an implied one says, if that is not what the implied one says."""
+    if not views[0].inode.implied:
+        return None
+    for view in views[1:]:
+        if not view.inode.implied:
+            right = _attributes(view)
+            return None if _looks_implied(right) else right
+    return None
 
 
-def _looks_implied(attributes: _Attributes) -> bool:
+def _attributes(view: _View) -> Attributes:
+    layer, inode = view
+    xattrs = tuple(pair for pair in layer.xattrs(inode) if not pair[0].startswith(b"trusted.overlay."))
+    return (stat.S_IMODE(inode.mode), inode.uid, inode.gid, inode.mtime, inode.mtime_ns, xattrs)
+
+
+def _looks_implied(attributes: Attributes) -> bool:
     mode, uid, gid, _, _, xattrs = attributes
     return (mode, uid, gid, xattrs) == (0o755, 0, 0, ())
 
 
-def _directory(attributes: _Attributes) -> TreeNode:
-    node = TreeNode(stat.S_IFDIR)
+def _described(node: TreeNode | None, attributes: Attributes) -> TreeNode:
+    node = node or TreeNode(stat.S_IFDIR)
     mode, node.uid, node.gid, node.mtime, node.mtime_ns, node.xattrs = attributes
-    node.mode |= mode
+    node.mode = stat.S_IFDIR | mode
     return node

@@ -18,7 +18,13 @@ from typing import Protocol
 
 BLOCK = 512
 MAX_EXTENSION = 1 << 20
+MAX_GLOBAL = 1 << 16
 MAX_SPARSE_ENTRIES = 1 << 16
+MAX_FILE = 1 << 44
+"""Bytes of a file, sparse or not: what file systems of Linux commonly take."""
+
+_USED = (b"path", b"linkpath", b"mtime", b"size", b"uid", b"gid")
+_USED_PREFIXES = (b"SCHILY.xattr.", b"GNU.sparse.")
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
 _ZERO = bytes(BLOCK)
@@ -179,6 +185,8 @@ def _check_sum(block: bytes, stored: bytes) -> None:
 
 def check_sparse(parts: list[tuple[int, int]], size: int) -> tuple[tuple[int, int], ...]:
     """Sparse parts must be in order, apart and inside the file."""
+    if not 0 <= size <= MAX_FILE:
+        raise ArchiveError("a sparse file has an impossible size")
     position = 0
     for offset, length in parts:
         if offset < position or length < 0 or offset + length > size:
@@ -220,7 +228,7 @@ class TarReader:
             if entry.kind in b"xgLKX":
                 data = self._extension(entry.size)
                 if entry.kind == b"g":
-                    self._global.update(parse_pax(data))
+                    self._remember(parse_pax(data))
                 elif entry.kind in b"xX":
                     pax = parse_pax(data)
                 elif entry.kind == b"L":
@@ -240,6 +248,14 @@ class TarReader:
             self._begin_body(entry)
             if entry.kind != b"V":
                 yield entry
+
+    def _remember(self, records: dict[bytes, bytes]) -> None:
+        """Keep what holds for all entries to come: only what means something, and not much of it."""
+        self._global |= {
+            key: value for key, value in records.items() if key in _USED or key.startswith(_USED_PREFIXES)
+        }
+        if sum(len(key) + len(value) for key, value in self._global.items()) > MAX_GLOBAL:
+            raise ArchiveError(f"the archive's global extended headers are longer than {MAX_GLOBAL} bytes")
 
     def body(self) -> Iterator[memoryview]:
         """The stored bytes of the entry that was yielded last, in pieces."""
@@ -272,8 +288,8 @@ class TarReader:
         entry.uid = parse_number(uid, "uid")
         entry.gid = parse_number(gid, "gid")
         entry.size = parse_number(size, "size")
-        if entry.size < 0:
-            raise ArchiveError("an entry has a negative size")
+        if not 0 <= entry.size <= MAX_FILE:
+            raise ArchiveError("an entry has an impossible size")
         entry.mtime = parse_number(mtime, "mtime")
         entry.kind = b"0" if kind in b"\0007" else kind
         entry.link = _cut(link)
@@ -301,6 +317,8 @@ class TarReader:
                 entry.mtime, entry.mtime_ns = parse_time(value)
             elif key == b"size" and entry.sparse is None:
                 entry.size = _decimal(value, "size")
+                if entry.size > MAX_FILE:
+                    raise ArchiveError("an entry has an impossible size")
             elif key == b"uid":
                 entry.uid = _decimal(value, "uid")
             elif key == b"gid":

@@ -20,6 +20,10 @@ MAX_NAME = 255
 MAX_DEPTH = 1024
 MAX_LINKS = 40
 MAX_SYMLINK = 4095
+MAX_XATTR = (1 << 16) - 1
+MAX_XATTRS = 64 << 20
+"""Bytes of extended attributes in all; what labels and capabilities take of a million files."""
+
 OPAQUE = (b"trusted.overlay.opaque", b"y")
 
 _WHITEOUT = b".wh."
@@ -108,6 +112,7 @@ class Tree:
 
     def __init__(self, *, max_nodes: int = 1 << 21) -> None:
         self._nodes_left = max_nodes
+        self._xattrs_left = MAX_XATTRS
         self.root = TreeNode(stat.S_IFDIR | 0o755)
         self.root.implied = True
         self._whiteouts: dict[tuple[int, bytes], TreeNode] = {}
@@ -202,7 +207,12 @@ class Tree:
         node.uid, node.gid = entry.uid, entry.gid
         node.mtime, node.mtime_ns = entry.mtime, entry.mtime_ns
         opaque = OPAQUE in node.xattrs
+        if not -(1 << 63) <= entry.mtime < 1 << 63:
+            raise ArchiveError(f"the time of {shown(entry.name)} is not a valid number")
         node.xattrs = _clean_xattrs(entry) if entry.xattrs else ()
+        self._xattrs_left -= sum(len(name) + len(value) for name, value in node.xattrs)
+        if self._xattrs_left < 0:
+            raise ArchiveError(f"the archive has more than {MAX_XATTRS >> 20} MiB of extended attributes")
         if opaque:
             make_opaque(node)
         node.implied = False
@@ -317,7 +327,7 @@ def _clean_xattrs(entry: TarEntry) -> tuple[tuple[bytes, bytes], ...]:
     for name, value in entry.xattrs:
         if name.startswith((b"trusted.overlay.", b"user.overlay.")):
             continue
-        if len(name) > MAX_NAME or len(value) > 1 << 16:
+        if len(name) > MAX_NAME or len(value) > MAX_XATTR:
             raise ArchiveError(f"an extended attribute of {shown(entry.name)} is too long")
         kept.append((name, value))
     return tuple(kept)
