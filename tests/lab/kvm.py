@@ -53,18 +53,18 @@ _CACHED = ("cri-tools", "busybox-1", "compiled", "registry")
 
 def run_in(command: str, minutes: int) -> int:
     """Boot the machine, run a command in its checkout as root; its exit code. Raises ToolError."""
-    with root.debian13() as plain:
-        # What the tests would otherwise build in there.
-        tools.cri_tools()
-        images.storage()
-        place = cache_dir() / "kvm-lab"
-        place.mkdir(exist_ok=True)
-        tree = _tree(plain, place)
-        _place(plain, tree, command)
+    with root.alone("kvm-lab") as place:
         disk = place / "disk.img"
-        say("writing the machine's disk")
-        disk.unlink(missing_ok=True)
-        run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", tree, disk, SIZE])
+        # Others can have the root while the machine runs.
+        with root.debian13() as plain:
+            # What the tests would otherwise build in there.
+            tools.cri_tools()
+            images.storage()
+            tree = _tree(plain, place)
+            _place(plain, tree, command)
+            say("writing the machine's disk")
+            disk.unlink(missing_ok=True)
+            run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", tree, disk, SIZE])
         try:
             return _boot(tree, disk, place, minutes)
         finally:

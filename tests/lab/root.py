@@ -46,14 +46,7 @@ def debian13() -> Iterator[Path]:
     """The root, with this checkout set up in it; nobody else has it meanwhile. Raises ToolError."""
     if os.geteuid() != 0:
         raise ToolError("a root of another Debian needs root")
-    place = cache_dir() / "debian13"
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another run that uses {place}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone("debian13") as place:
         root = place / "root"
         recipe = hashlib.sha256(inspect.getsource(_bootstrap).encode()).hexdigest()
         stamp = place / "recipe"
@@ -67,6 +60,20 @@ def debian13() -> Iterator[Path]:
         say("setting Orlop up in Debian 13")
         enter(root, ["./setup.sh", "--no-demo"])
         yield root
+
+
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[Path]:
+    """A directory of the cache, nobody else's meanwhile."""
+    place = cache_dir() / name
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another run that uses {place}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield place
 
 
 def enter(
