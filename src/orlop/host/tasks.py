@@ -53,6 +53,11 @@ class Tasks:
         self._tasks.discard(task)
         _log_failure(task)
 
+    async def drain(self) -> None:
+        """Wait until all that runs has come to its end by itself."""
+        while running := [task for task in self._tasks if not task.done()]:
+            await asyncio.wait(running)
+
     async def close(self) -> None:
         """Cancel what still runs and wait until all of it has cleaned up. Idempotent.
 

@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import orlop
 from orlop.errors import DataLoss, Internal, OrlopError, ResourceExhausted, Unavailable
 from orlop.host import process, threads
+from orlop.host.tasks import Tasks
 from orlop.images import repair
 from orlop.images.documents import Descriptor
 from orlop.images.erofsread import ErofsReader
@@ -116,12 +117,12 @@ class LayerStore:
         diff_id: str,
         *,
         name: str,
-        finish: Callable[[], asyncio.Future[None]],
+        finish: Callable[[], Coroutine[Any, Any, None]],
         on_read: Callable[[int], None],
     ) -> None:
         """Make a layer from the blob that comes in on ``source``, which this function closes.
 
-        ``finish`` starts asking the sender whether all was sent. Raises DataLoss for a wrong digest
+        ``finish`` asks the sender whether all was sent. Raises DataLoss for a wrong digest
         or archive, ResourceExhausted for a full disk or a layer that is too large, Unavailable when
         the blob breaks off. Nothing half-made is left.
         """
@@ -242,7 +243,7 @@ class _Conversion:
         child: process.Child,
         layer: Descriptor,
         name: str,
-        finish: Callable[[], asyncio.Future[None]],
+        finish: Callable[[], Coroutine[Any, Any, None]],
         on_read: Callable[[int], None],
     ) -> None:
         self._child = child
@@ -253,22 +254,26 @@ class _Conversion:
         self._read = 0
         self._marked = (time.monotonic(), 0)
         self._sent: asyncio.Future[None] | None = None
+        self._tasks = Tasks()
 
     async def watch(self) -> None:
         assert self._child.stderr is not None
-        complaints = asyncio.ensure_future(self._child.stderr.read(1 << 16))
+        complaints = self._tasks.spawn(self._child.stderr.read(1 << 16), "what a conversion complains of")
         try:
             result = await self._result()
             if result is None or "done" not in result:
                 raise await self._failure(result, complaints)
-            if self._sent is None:
-                self._sent = self._finish()
-            await self._sent
+            await self._ask()
             await self._child.wait()
         finally:
-            complaints.cancel()
-            if self._sent is not None:
-                self._sent.cancel()
+            await self._tasks.close()
+
+    def _ask(self) -> asyncio.Future[None]:
+        """Whether all was sent; asked once."""
+        if self._sent is None:
+            what = f"the end of layer {self._layer.digest} of {self._name}"
+            self._sent = self._tasks.spawn(self._finish(), what, awaited=True)
+        return self._sent
 
     async def _result(self) -> dict[str, Any] | None:
         """The child's last word; None if it ended without one."""
@@ -317,8 +322,7 @@ class _Conversion:
             return
         # The sender leaves the pipe open after an error until it is asked; asking while bytes still
         # come would keep it from serving other layers, so it is asked only when none come.
-        if self._sent is None:
-            self._sent = self._finish()
+        self._ask()
         if idle >= STALL:
             raise Unavailable(
                 f"RegistryUnavailable: image {self._name}: no bytes of layer {self._layer.digest} came for "

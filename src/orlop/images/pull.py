@@ -16,6 +16,7 @@ import msgspec
 
 from orlop.config import ImageConfig
 from orlop.errors import OrlopError
+from orlop.host.tasks import together
 from orlop.images import documents, failures, skopeo
 from orlop.images.documents import Descriptor, Manifest
 from orlop.images.layers import LayerStore
@@ -172,11 +173,7 @@ class Puller:
 
         wanted = dict(zip(diff_ids, manifest.layers, strict=True))
         try:
-            async with asyncio.TaskGroup() as group:
-                for diff_id, layer in wanted.items():
-                    group.create_task(fetch(layer, diff_id))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            await together(*(fetch(layer, diff_id) for diff_id, layer in wanted.items()))
         finally:
             for diff_id in wanted:
                 lock = self._locks.get(diff_id)
@@ -198,6 +195,6 @@ class Puller:
             layer,
             diff_id,
             name=name,
-            finish=lambda: asyncio.ensure_future(source.finish(name, blob)),
+            finish=lambda: source.finish(name, blob),
             on_read=lambda count: progress.read(layer, count),
         )

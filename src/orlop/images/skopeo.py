@@ -34,6 +34,7 @@ from orlop.errors import (
     Unavailable,
 )
 from orlop.host import process, threads
+from orlop.host.tasks import Tasks
 from orlop.images import policy
 from orlop.images.documents import MAX_DOCUMENT, Descriptor, digest_of
 from orlop.images.failures import failure, last_message
@@ -164,7 +165,8 @@ class Proxy:
         self._child = child
         self._turn = asyncio.Lock()
         self._errors = bytearray()
-        self._listener = asyncio.ensure_future(self._listen())
+        self._tasks = Tasks()
+        self._tasks.spawn(self._listen(), "what skopeo complains of")
 
     async def initialize(self) -> tuple[int, ...]:
         """Shake hands; returns the version of the protocol. Raises FailedPrecondition for an unknown one."""
@@ -215,7 +217,7 @@ class Proxy:
     async def close(self) -> None:
         """End the child, whatever it does."""
         await process.reap(self._child)
-        self._listener.cancel()
+        await self._tasks.close()
 
     async def _listen(self) -> None:
         assert self._child.stderr is not None

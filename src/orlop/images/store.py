@@ -22,7 +22,7 @@ import msgspec
 from orlop.config import ImageConfig
 from orlop.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from orlop.host import threads
-from orlop.host.tasks import Tasks, uncancelled
+from orlop.host.tasks import Tasks, end, uncancelled
 from orlop.images import reference as references
 from orlop.images.layers import LayerStore
 from orlop.images.model import FsInfo, Image, PullProgress, RegistryAuth
@@ -65,6 +65,7 @@ class ImageStore:
         self._images: dict[str, ImageRecord] = {}
         self._uses: dict[str, UseRecord] = {}
         self._pulls: dict[tuple[str, RegistryAuth | None], _Pull] = {}
+        self._pulling = Tasks()
         self._syncing = Tasks()
         # Held from the reading of a record until its file is written: what two callers change at once must
         # keep both changes, and a file must not be written after it was deleted. One lock for all records,
@@ -81,10 +82,7 @@ class ImageStore:
 
     async def close(self) -> None:
         """End the pulls that run and wait until all is on disk. Idempotent."""
-        tasks = [pull.task for pull in self._pulls.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*(pull.task for pull in self._pulls.values()))
         # What is cancelled before it was noted is synced again by the next daemon.
         await self._syncing.close()
 
@@ -106,7 +104,8 @@ class ImageStore:
         pull = self._pulls.get(key)
         if pull is None:
             state = Progress(parsed)
-            pull = _Pull(asyncio.create_task(self._pull(parsed, auth, state)), state)
+            work = self._pulling.spawn(self._pull(parsed, auth, state), f"the pull of {key[0]}", awaited=True)
+            pull = _Pull(work, state)
             self._pulls[key] = pull
             pull.task.add_done_callback(lambda task: self._forget(key, task))
         if progress is not None:
@@ -117,8 +116,7 @@ class ImageStore:
         except asyncio.CancelledError:
             if pull.waiters == 1 and not pull.task.done():
                 self._pulls.pop(key, None)
-                pull.task.cancel()
-                await asyncio.wait([pull.task])
+                await end(pull.task)
             raise
         finally:
             pull.waiters -= 1

@@ -21,6 +21,7 @@ from orlop.errors import (
     Unavailable,
 )
 from orlop.host import process, tasks, threads
+from orlop.host.tasks import beside
 from orlop.hypervisor.base import Disk, MachineShape, MemoryUse, Stacking
 from orlop.hypervisor.qemu import addresses, bays, blocks, cmdline, memuse, record, stacks
 from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
@@ -59,7 +60,8 @@ class QemuMachine:
         self._lock = asyncio.Lock()
         self._resizing = asyncio.Lock()
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._watch = asyncio.create_task(self._watch_process(), name=f"watch {self.name}")
+        self._tasks = tasks.Tasks()
+        self._watch = self._tasks.spawn(self._watch_process(), f"the watch on {self.name}")
         self._going_down: asyncio.Task[None] | None = None
         self._down = asyncio.Event()
         self._why = ""
@@ -141,14 +143,15 @@ class QemuMachine:
         async with self._lock:
             content = await self._content(disk)
             lun, bay = self._assign(disk.id, content, reversible=reversible)
-            await self.save_record()
         try:
+            async with self._lock:
+                await self.save_record()
             if bay is not None:
                 await bays.insert(self.monitor, bay, content)
             else:
                 await self._plug(content, lun)
         except BaseException:
-            await tasks.uncancelled(self._undo(disk.id))
+            await tasks.roll_back(f"disk {disk.id} of {self.name}", self.detach_disk(disk.id))
             raise
         return addresses.disk(lun, len(disk.files), kept=bay is not None)
 
@@ -215,12 +218,6 @@ class QemuMachine:
         }
         await self.monitor.execute("blockdev-add", {"node-name": f"disk{lun}", **content.whole_node})
         await self.monitor.execute("device_add", device)
-
-    async def _undo(self, disk_id: str) -> None:
-        try:
-            await self.detach_disk(disk_id)
-        except OrlopError as error:
-            log.warning("disk %s of %s is not unplugged: %s", disk_id, self.name, error)
 
     async def _unplug(self, lun: int) -> None:
         device, node = f"lun{lun}", f"disk{lun}"
@@ -320,11 +317,8 @@ class QemuMachine:
 
     async def wait_agent_port(self, timeout: float) -> None:
         """Wait for the agent's port; see :class:`orlop.hypervisor.base.Machine`."""
-        opened = asyncio.create_task(self._port_open.wait())
-        try:
+        async with beside(self._port_open.wait()) as opened:
             await asyncio.wait((opened, self._ended), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            opened.cancel()
         if self._port_open.is_set() and not self._ended.done():
             return
         console = (await self.console_tail(600)).strip()
@@ -337,13 +331,10 @@ class QemuMachine:
         """End it; see :class:`orlop.hypervisor.base.Machine`."""
         try:
             if grace > 0 and not self._ended.done():
-                down = asyncio.create_task(self._down.wait())
-                try:
+                async with beside(self._down.wait()) as down:
                     await asyncio.wait(
                         (down, self._ended), timeout=grace, return_when=asyncio.FIRST_COMPLETED
                     )
-                finally:
-                    down.cancel()
         finally:
             await tasks.uncancelled(self._end())
 
@@ -353,10 +344,7 @@ class QemuMachine:
 
     async def close(self) -> None:
         """Let go of it; see :class:`orlop.hypervisor.base.Machine`."""
-        tasks = [task for task in (self._watch, self._going_down) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
         if self._monitor is not None:
             await self._monitor.close()
         if not self._ended.done():
@@ -371,11 +359,14 @@ class QemuMachine:
         if self._going_down is not None:
             await asyncio.wait((self._going_down,))
         self._why = self._why or "it was stopped"
-        if self._monitor is not None:
-            await self._monitor.close()
-        await process.kill_pid(self.pid, self.start_time)
+        try:
+            # Before its monitor is left: one that hangs would hold that up.
+            await process.kill_pid(self.pid, self.start_time)
+        finally:
+            if self._monitor is not None:
+                await self._monitor.close()
         await asyncio.wait((self._ended,))
-        await asyncio.gather(self._watch, return_exceptions=True)
+        await asyncio.wait((self._watch,))
 
     async def _watch_process(self) -> None:
         await process.wait_pid(self.pid)
@@ -424,8 +415,8 @@ class QemuMachine:
             why = {"guest-shutdown": "the guest powered off", "guest-reset": "the guest rebooted or crashed"}
             reason = str(data.get("reason", ""))
             if data.get("guest") and self._going_down is None:
-                self._going_down = asyncio.create_task(
-                    self._go_down(why.get(reason, f"the guest ended: {reason}"))
+                self._going_down = self._tasks.spawn(
+                    self._go_down(why.get(reason, f"the guest ended: {reason}")), f"the end of {self.name}"
                 )
 
 

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from orlop.errors import DataLoss, DeadlineExceeded, Internal
+from orlop.host.tasks import beside
 from orlop.hypervisor.qemu.machine import QemuMachine
 
 _CAPABILITIES: dict[str, object] = {
@@ -50,25 +51,19 @@ async def load(machine: QemuMachine, descriptor: int, *, timeout: float) -> None
 
 
 async def _outcome(machine: QemuMachine, timeout: float) -> str:
-    ended = asyncio.ensure_future(machine.wait())
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(timeout), beside(machine.wait()) as ended:
             while True:
-                status = asyncio.ensure_future(machine.migration.get())
-                try:
+                async with beside(machine.migration.get()) as status:
                     await asyncio.wait((status, ended), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    status.cancel()
                 if ended.done():
                     raise DataLoss(f"the machine {machine.name} ended over its state: {ended.result()}")
-                if status.done() and status.result() in ("completed", "failed", "cancelled"):
+                if status.result() in ("completed", "failed", "cancelled"):
                     return status.result()
     except TimeoutError as error:
         raise DeadlineExceeded(
             f"the state of {machine.name} did not move within {timeout:g} seconds"
         ) from error
-    finally:
-        ended.cancel()
 
 
 async def _why(machine: QemuMachine) -> str:

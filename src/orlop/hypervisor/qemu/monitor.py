@@ -14,7 +14,7 @@ from collections.abc import Callable
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
 
 from orlop.errors import DeadlineExceeded, Internal, Unavailable
-from orlop.host import tasks
+from orlop.host.tasks import Tasks, beside, uncancelled
 
 log = logging.getLogger(__name__)
 # The library reports the end of every connection with a traceback; the end of a machine is our own to report.
@@ -41,7 +41,7 @@ class Monitor:
         self._on_event = on_event
         self._listener = EventListener()
         self._closing = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks()
 
     @classmethod
     async def connect(
@@ -69,10 +69,8 @@ class Monitor:
         except BaseException:
             peer.close()
             raise
-        monitor._tasks = [
-            asyncio.create_task(monitor._deliver(), name=f"monitor {name}: events"),
-            asyncio.create_task(monitor._follow(), name=f"monitor {name}"),
-        ]
+        monitor._tasks.spawn(monitor._deliver(), f"the events of {name}")
+        monitor._tasks.spawn(monitor._follow(), f"the monitor of {name}")
         return monitor
 
     async def execute(
@@ -100,18 +98,17 @@ class Monitor:
     async def close(self) -> None:
         """Disconnect; QEMU goes on. Idempotent."""
         self._closing.set()
-        if self._tasks:
-            await tasks.uncancelled(asyncio.gather(*self._tasks))
+        await uncancelled(self._tasks.drain())
 
     async def _follow(self) -> None:
         """Disconnect when asked to, or when QEMU has ended: the library's own error is then retrieved."""
-        changed = asyncio.create_task(self._client.runstate_changed())
-        asked = asyncio.create_task(self._closing.wait())
         try:
-            await asyncio.wait((changed, asked), return_when=asyncio.FIRST_COMPLETED)
+            async with (
+                beside(self._client.runstate_changed()) as changed,
+                beside(self._closing.wait()) as asked,
+            ):
+                await asyncio.wait((changed, asked), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            changed.cancel()
-            asked.cancel()
             try:
                 await self._client.disconnect()
             except (QMPError, OSError, EOFError) as error:
@@ -119,21 +116,17 @@ class Monitor:
             self._closing.set()
 
     async def _deliver(self) -> None:
-        ended = asyncio.create_task(self._closing.wait())
-        try:
+        async with beside(self._closing.wait()) as ended:
             while True:
-                message = asyncio.create_task(self._listener.get())
-                await asyncio.wait((message, ended), return_when=asyncio.FIRST_COMPLETED)
-                if not message.done():
-                    message.cancel()
+                async with beside(self._listener.get()) as message:
+                    await asyncio.wait((message, ended), return_when=asyncio.FIRST_COMPLETED)
+                if message.cancelled():
                     return
                 name, data = _event(message.result())
                 try:
                     self._on_event(name, data)
                 except Exception:
                     log.exception("event %s of %s could not be handled", name, self._name)
-        finally:
-            ended.cancel()
 
 
 def _event(message: Message) -> tuple[str, dict[str, object]]:

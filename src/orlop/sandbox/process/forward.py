@@ -27,7 +27,8 @@ class Forward:
     def __init__(self, client: socket.socket, output: RawOutput, name: str) -> None:
         self._client = client
         self._output = output
-        self._task = asyncio.create_task(self._run(), name=f"output of {name}")
+        self._tasks = tasks.Tasks()
+        self._task = self._tasks.spawn(self._run(), f"the output of {name}")
 
     @classmethod
     async def begin(cls, bundle: Path, output: RawOutput) -> Forward:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from orlop.errors import OrlopError
+from orlop.host.tasks import Tasks, uncancelled
 from orlop.sandbox.crilog import CriLog
 from orlop.sandbox.vm.streams import Incoming
 
@@ -70,20 +71,17 @@ class Output:
         self._settled = {number: stream.offset for number, stream in streams.items()}
         self._wake = wake
         self._taps: set[Tap] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
         self.ended = asyncio.Event()
         """Set when all output is in the log."""
 
     def start(self) -> None:
         """Begin to pump."""
-        self._task = asyncio.create_task(self._run(), name=f"output of {self._name}")
+        self._tasks.spawn(self._run(), f"the output of {self._name}")
 
     async def stop(self) -> None:
         """Stop at once and close the log; bytes not in it stay with the guest. Idempotent."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait((task,))
+        await self._tasks.close()
         await self._end_taps()
         await self._log.close()
 
@@ -136,16 +134,20 @@ class Output:
         if not chunks:
             return False
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        await self._settle(number, stream, await self._log.write(number, data))
+        # What is in the log is told to the guest, even if we are stopped in between.
+        await uncancelled(self._write(number, stream, data))
         for tap in list(self._taps):
             await tap.put(number, data)
         return True
 
     async def _finish(self, number: int, stream: Incoming) -> None:
-        await self._settle(number, stream, await self._log.end(number))
+        self._acknowledge(number, stream, await self._log.end(number))
         stream.end_consumed()
 
-    async def _settle(self, number: int, stream: Incoming, settled: int) -> None:
+    async def _write(self, number: int, stream: Incoming, data: bytes) -> None:
+        self._acknowledge(number, stream, await self._log.write(number, data))
+
+    def _acknowledge(self, number: int, stream: Incoming, settled: int) -> None:
         fresh = settled - self._settled[number]
         self._settled[number] = settled
         if fresh > 0:
