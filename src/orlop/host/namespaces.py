@@ -6,7 +6,6 @@ ends. Nothing is spawned, and no thread of the daemon stays in a foreign namespa
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import socket
@@ -39,13 +38,15 @@ async def create(
     namespace needs a first process, which is the command ``first`` in the directory ``cwd``; it is
     returned. A failure or cancellation leaves nothing behind. Raises OSError.
     """
+    made: list[Path] = []
     started: list[subprocess.Popen[bytes]] = []
 
     def make() -> None:
-        for path in paths.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
         try:
+            for path in paths.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+                made.append(path)
             sys.unshare(sum(KINDS[kind] for kind in paths))
             if hostname and "uts" in paths:
                 socket.sethostname(hostname)
@@ -61,18 +62,15 @@ async def create(
             undo()
             raise
 
-    def undo() -> None:
+    def undo(unwanted: None = None) -> None:
         for child in started:
             child.kill()
             child.wait()
-        for path in paths.values():
-            remove(path)
+        for path in made:
+            with suppress(OSError):
+                remove(path)
 
-    try:
-        await threads.in_own_thread(make, name="orlop-unshare")
-    except asyncio.CancelledError:
-        undo()
-        raise
+    await threads.in_own_thread(make, name="orlop-unshare", unwanted=undo)
     return process.Detached(started[0]) if started else None
 
 

@@ -28,6 +28,7 @@ from orlop.errors import (
     OrlopError,
 )
 from orlop.host import threads
+from orlop.host.tasks import uncancelled
 from orlop.pods import cdi, resolve
 from orlop.pods import ledger as ledgers
 from orlop.pods.node import Node, now, reason_of
@@ -107,7 +108,7 @@ class Containers:
                 )
             await node.ledger.put_container(msgspec.structs.replace(record, phase=ContainerPhase.CREATED))
         except BaseException:
-            await self._undo(container_id, sandbox)
+            await uncancelled(self._undo(container_id, sandbox))
             raise
         node.events.publish(EventKind.CREATED, container_id, pod.id)
         return container_id
@@ -268,7 +269,7 @@ class Containers:
         )
         self._node.events.publish(EventKind.STOPPED, container_id, record.pod_id)
 
-    async def settle(self, container_id: str, grace: float, reason: str) -> None:
+    async def conclude(self, container_id: str, grace: float, reason: str) -> None:
         """Record the exit of a container whose pod runs no more: its own if known within ``grace``."""
         record = self._node.ledger.find_container(container_id)
         if record is None or record.phase is not ContainerPhase.RUNNING:
@@ -293,7 +294,7 @@ class Containers:
         sandbox = self._node.sandboxes.get(record.pod_id)
         watcher = self._node.watchers.get(record.id)
         if sandbox is None or watcher is None:
-            await self.settle(record.id, 0, "its pod runs no more")
+            await self.conclude(record.id, 0, "its pod runs no more")
             return
         with tracing.span("sandbox.stop_container", container=record.id):
             await self._stop_ladder(record, sandbox, watcher, timeout)

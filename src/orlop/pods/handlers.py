@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.host.tasks import Undo, together
 from orlop.pods.records import Handler
 from orlop.sandbox.base import SandboxDriver
 from orlop.sandbox.spec import NamespaceMode, PodSpec
@@ -101,8 +102,12 @@ class Handlers:
         return dict(self._absent)
 
     async def close(self) -> None:
-        """Close every driver; running pods keep running."""
-        await asyncio.gather(*(driver.close() for driver in self._drivers.values()), return_exceptions=True)
+        """Close every driver; running pods keep running. Raises NotUndone."""
+        undo = Undo("the handlers")
+        await together(
+            *(undo.step(f"handler {name}", driver.close()) for name, driver in self._drivers.items())
+        )
+        undo.finish()
 
     async def all(self) -> list[Handler]:
         """Every handler, with what it can do and why it cannot be used now."""

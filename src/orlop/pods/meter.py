@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from orlop.errors import DeadlineExceeded, OrlopError, Unavailable
+from orlop.host.tasks import together
 from orlop.linux.usage import Usage
 from orlop.pods.node import Node
 from orlop.pods.records import ContainerFilter, ContainerRecord, ContainerUse, PodFilter, PodRecord, PodUse
@@ -99,7 +100,7 @@ class Meter:
             except Exception:
                 log.exception("pod %s gives no statistics", pod_id[:12])
 
-        await asyncio.gather(*(one(pod_id) for pod_id in pod_ids))
+        await together(*(one(pod_id) for pod_id in pod_ids))
         return found
 
     async def _stats(self, pod_id: str, detail: Detail) -> PodStats:

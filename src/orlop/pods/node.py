@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
-from orlop.host.tasks import Tasks
+from orlop.host.tasks import Tasks, Undo, end
 from orlop.pods.events import Events
 from orlop.pods.handlers import Handlers
 from orlop.pods.joint import JointCalls
@@ -112,8 +112,10 @@ class Node:
             await self.ledger.change_pod(pod_id, phase=PodPhase.REMOVING)
         await self.handlers.driver(record.handler).discard(pod_id)
         self.sandboxes.pop(pod_id, None)
+        undo = Undo(f"pod {pod_id[:12]}")
         for member in self.ledger.members(pod_id):
-            await self.forget(member.id)
+            await undo.step(f"container {member.id[:12]}", self.forget(member.id))
+        undo.finish()
         await self.ledger.drop_pod(pod_id)
 
     async def forget(self, container_id: str) -> None:
@@ -125,8 +127,7 @@ class Node:
         """Stop watching a pod or container that is gone; not from within its own watcher."""
         watcher = self.watchers.pop(object_id, None)
         if watcher is not None and watcher is not asyncio.current_task():
-            watcher.cancel()
-            await asyncio.wait([watcher])
+            await end(watcher)
 
 
 def now() -> int:

@@ -150,7 +150,7 @@ class Recovery:
             if member.phase in (ContainerPhase.CREATING, ContainerPhase.REMOVING):
                 await self._node.forget(member.id)
             else:
-                await self._containers.settle(member.id, 0, reason or "its pod ended")
+                await self._containers.conclude(member.id, 0, reason or "its pod ended")
         self._decided(record.id)
         try:
             await self._node.handlers.driver(record.handler).discard(record.id)

@@ -8,7 +8,6 @@ through REMOVING as well; what could not be removed then is tried again by :mod:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 from orlop import tracing
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from orlop.host import threads
+from orlop.host.tasks import Undo, together, uncancelled
 from orlop.pods import ledger as ledgers
 from orlop.pods.containers import Containers, merged
 from orlop.pods.node import Node, now, reason_of
@@ -106,7 +106,7 @@ class Pods:
                 )
             )
         except BaseException:
-            await self._undo(wanted)
+            await uncancelled(self._undo(wanted))
             raise
         self.watch(wanted.id, sandbox)
         node.events.publish(EventKind.CREATED, wanted.id, wanted.id)
@@ -147,7 +147,7 @@ class Pods:
                 "pod %s/%s (%s) died: %s", record.spec.namespace, record.spec.name, pod_id[:12], reason
             )
             await ledger.change_pod(pod_id, phase=PodPhase.NOTREADY, reason=reason or "the sandbox ended")
-        await self._settle_members(pod_id, reason or "the sandbox ended", DEAD_GRACE)
+        await self._conclude_members(pod_id, reason or "the sandbox ended", DEAD_GRACE)
         self._node.events.publish(EventKind.STOPPED, pod_id, pod_id)
 
     # Stop
@@ -179,17 +179,27 @@ class Pods:
                 await sandbox.stop()
             else:
                 await node.handlers.driver(record.handler).discard(pod_id)
-        await self._settle_members(pod_id, "", EXIT_GRACE)
+        await self._conclude_members(pod_id, "", EXIT_GRACE)
         node.sandboxes.pop(pod_id, None)
         await node.end_watch(pod_id)
         if record.phase is PodPhase.READY:
             await ledger.change_pod(pod_id, phase=PodPhase.NOTREADY)
             node.events.publish(EventKind.STOPPED, pod_id, pod_id)
 
-    async def _settle_members(self, pod_id: str, reason: str, grace: float) -> None:
+    async def _conclude_members(self, pod_id: str, reason: str, grace: float) -> None:
         """Record the exits of all containers of a pod that runs no more."""
         members = self._node.ledger.members(pod_id)
-        await asyncio.gather(*(self._containers.settle(member.id, grace, reason) for member in members))
+        undo = Undo(f"pod {pod_id[:12]}")
+        await together(
+            *(
+                undo.step(
+                    f"the exit of container {member.id[:12]}",
+                    self._containers.conclude(member.id, grace, reason),
+                )
+                for member in members
+            )
+        )
+        undo.finish()
 
     # Remove
 

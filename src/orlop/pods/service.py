@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from orlop import config as configuration
-from orlop.errors import OrlopError
+from orlop.errors import NotUndone, OrlopError
+from orlop.host.tasks import Undo
 from orlop.pods import outline
 from orlop.pods.containers import Containers
 from orlop.pods.events import Events
@@ -40,6 +42,8 @@ from orlop.pods.sandboxes import Pods
 from orlop.sandbox.base import Connection, ProcessIO, SandboxDriver
 from orlop.sandbox.figures import Detail, LayerUse
 from orlop.sandbox.spec import ExecSpec, PodSpec, Resources
+
+log = logging.getLogger(__name__)
 
 ALL_PODS = PodFilter()
 ALL_CONTAINERS = ContainerFilter()
@@ -96,9 +100,14 @@ class PodService:
 
     async def close(self) -> None:
         """Undo what is half made and let go of everything; pods that run keep running."""
-        await self._node.tasks.close()
-        await self._handlers.close()
-        await self.ledger.close()
+        undo = Undo("the pods")
+        await undo.step("what is under way", self._node.tasks.close())
+        await undo.step("their handlers", self._handlers.close())
+        await undo.step("their journal", self.ledger.close())
+        try:
+            undo.finish()
+        except NotUndone as error:
+            log.error("%s", error)
 
     # Pods
 

@@ -61,6 +61,7 @@ class ProcessContainer:
         self._tools = tools
         self._cgroup: Cgroup | None = None
         self._exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+        self._tasks = tasks.Tasks()
         self._watcher: asyncio.Task[None] | None = None
         # Making, starting and removing exclude one another: what one mounts, the other must not remove.
         self._changing = asyncio.Lock()
@@ -212,12 +213,22 @@ class ProcessContainer:
 
     def _watch(self, state: ContainerState) -> None:
         if self._watcher is None:
-            self._watcher = asyncio.create_task(self._wait_monitor(state), name=f"watch {self.id[:12]}")
+            self._watcher = self._tasks.spawn(
+                self._wait_monitor(state), f"the watch on container {self.id[:12]}"
+            )
 
     async def _wait_monitor(self, state: ContainerState) -> None:
         if process.pid_alive(state.monitor.pid, state.monitor.start_time):
             await process.wait_pid(state.monitor.pid)
-        self._exit.set_result(await self._how_it_ended(state))
+        try:
+            status = await self._how_it_ended(state)
+        except Exception as error:
+            # Whoever waits for the end is told that there was one.
+            log.exception("how container %s ended cannot be told", self.id[:12])
+            status = ExitStatus(
+                code=KILLED, finished_at=time.time_ns(), message=f"its end is unknown: {error}"
+            )
+        self._exit.set_result(status)
 
     async def forward_again(self, spec: ContainerSpec) -> None:
         """Go on with what an earlier daemon did: carry the output to where conmon cannot write it."""
@@ -299,7 +310,7 @@ class ProcessContainer:
             await threads.call(self.cgroup.kill)
         await self._tools.runtime.delete(self.id, bundle / "runtime.log")
         if self._watcher is not None and self._watcher is not asyncio.current_task():
-            await self._watcher
+            await asyncio.wait((self._watcher,))
         await rootfs.unmount_rootfs(self.paths.rootfs)
         await threads.call(_remove_files, self.paths)
 
@@ -307,9 +318,7 @@ class ProcessContainer:
         """Stop watching; the container goes on."""
         if self._forward is not None:
             await self._forward.stop()
-        if self._watcher is not None and not self._watcher.done():
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+        await self._tasks.close()
 
 
 def owners_of(pod: PodSpec, paths: PodPaths) -> rootfs.Owners | None:

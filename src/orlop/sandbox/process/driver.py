@@ -6,7 +6,6 @@ serve. There is no pause container: a pod without containers is files and pinned
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ import time
 from orlop.config import Config
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
 from orlop.host import process, tasks, threads
+from orlop.host.tasks import Undo, together
 from orlop.net.network import PodNetwork
 from orlop.sandbox.base import Features, Sandbox
 from orlop.sandbox.figures import LayerUse
@@ -90,8 +90,12 @@ class ProcessDriver:
 
     async def close(self) -> None:
         """See ``SandboxDriver``."""
-        await asyncio.gather(*(sandbox.release() for sandbox in self._running.values()))
+        undo = Undo("the handler process")
+        await together(
+            *(undo.step(f"pod {pod_id[:12]}", sandbox.release()) for pod_id, sandbox in self._running.items())
+        )
         self._running.clear()
+        undo.finish()
 
     async def ready(self) -> str:
         """See ``SandboxDriver``."""
@@ -127,17 +131,12 @@ class ProcessDriver:
                 self._layout.pause,
             )
         except BaseException:
-            await tasks.uncancelled(self._give_up(spec.id))
+            # What is left is known by the pod's id, for its owner to try again.
+            await tasks.roll_back(f"the start of pod {spec.id[:12]}", self._discard(spec.id))
             raise
         found = ProcessSandbox(tools, self._network, spec, paths, state, holder)
         self._running[spec.id] = found
         return found
-
-    async def _give_up(self, pod_id: str) -> None:
-        try:
-            await self._discard(pod_id)
-        except OrlopError:
-            return  # the pod's owner tries again, by the id
 
     async def recover(self, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> Sandbox:
         """See ``SandboxDriver``."""
@@ -168,20 +167,21 @@ class ProcessDriver:
     async def discard(self, pod_id: str) -> None:
         """See ``SandboxDriver``."""
         async with self._turns.of(pod_id):
-            await self._discard(pod_id)
+            await tasks.uncancelled(self._discard(pod_id))
 
     async def _discard(self, pod_id: str) -> None:
+        undo = Undo(f"pod {pod_id[:12]}")
         known = self._running.get(pod_id)
-        if known is not None:
-            # Not forgotten before it has stopped: what it is making must end before its files go.
-            await known.stop()
+        # Not forgotten before it has stopped: what it is making must end before its files go.
+        if known is not None and await undo.step("its sandbox", known.stop()):
             self._running.pop(pod_id, None)
-        parent = self._default_parent(pod_id)
-        await pods.discard(self._open_tools(), self._network, self._layout.pod(pod_id), pod_id, parent)
+        parent, paths = self._default_parent(pod_id), self._layout.pod(pod_id)
+        await undo.step("its traces", pods.discard(self._open_tools(), self._network, paths, pod_id, parent))
+        undo.finish()
 
     async def layers(self) -> LayerUse:
         """See ``SandboxDriver``."""
-        pods = await asyncio.gather(*(pod.layers() for pod in self._running.values()))
+        pods = await together(*(pod.layers() for pod in self._running.values()))
         found = [layer for layers in pods for layer in layers]
         return LayerUse(
             timestamp=time.time_ns(),

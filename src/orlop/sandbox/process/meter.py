@@ -12,7 +12,7 @@ from pathlib import Path
 from orlop.errors import NotFound
 from orlop.host import cgroupstats, threads
 from orlop.host.cgroups import Cgroup
-from orlop.host.tasks import Tasks
+from orlop.host.tasks import Tasks, together
 from orlop.linux.usage import Usage
 from orlop.net import tap
 from orlop.net.model import InterfaceCounters
@@ -97,7 +97,7 @@ class PodMeter:
 
     async def layers(self) -> tuple[LayerUse, ...]:
         """The writable layers of all containers, of those that have ended too."""
-        return tuple(await asyncio.gather(*(layer.get() for layer in self._layers.values())))
+        return tuple(await together(*(layer.get() for layer in self._layers.values())))
 
     async def measure(self, groups: Mapping[str, Cgroup], netns: Path | None, detail: Detail) -> PodStats:
         """The figures of a pod whose running containers have these ``groups``; ``netns`` is None on the

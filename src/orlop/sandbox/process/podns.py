@@ -13,9 +13,10 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.errors import FailedPrecondition, InvalidArgument, NotUndone
 from orlop.host import mounts, namespaces, process, tasks, threads
 from orlop.linux import syscalls as sys
 from orlop.sandbox.process import volumes
@@ -37,6 +38,7 @@ ff02::1\tip6-allnodes
 ff02::2\tip6-allrouters
 """
 _FOREVER = "2147483647"
+_PINNED = ("net", "uts", "ipc", "user", "pid")
 
 
 def kinds(spec: PodSpec) -> list[str]:
@@ -139,10 +141,11 @@ async def _hold(
             if descriptor >= 0:
                 os.close(descriptor)
         if holder is not None:
-            await tasks.uncancelled(_end(holder))
+            await tasks.uncancelled(end(holder))
 
 
-async def _end(holder: process.Detached) -> None:
+async def end(holder: process.Detached) -> None:
+    """End a holder and reap it. Idempotent."""
     await process.kill_pid(holder.pid, holder.start_time)
     await holder.wait()
 
@@ -252,24 +255,31 @@ def share_shm(spec: PodSpec, paths: PodPaths) -> None:
 
 
 async def release(paths: PodPaths, holder: Process) -> None:
-    """End the holder, unpin the namespaces, unmount /dev/shm. Idempotent. Raises OSError."""
-    if holder.pid:
-        await process.kill_pid(holder.pid, holder.start_time)
-    else:
-        for pid in await threads.call(_unrecorded, paths):
-            await process.kill_pid(pid, process.process_start_time(pid))
-    await threads.call(_unpin, paths)
+    """End the holder, unpin the namespaces, unmount /dev/shm. Idempotent. Raises NotUndone."""
+    undo = tasks.Undo("what a pod's containers share")
+    holders = [holder] if holder.pid else await threads.call(_unrecorded, paths)
+    for found in holders:
+        await undo.step(f"process {found.pid}", process.kill_pid(found.pid, found.start_time))
+    await undo.step("its namespaces", threads.call(_unpin, paths))
+    undo.finish()
 
 
-def _unrecorded(paths: PodPaths) -> list[int]:
+def _unrecorded(paths: PodPaths) -> list[Process]:
     """Holders that were started just before an earlier daemon died."""
-    return process.working_in(paths.state) if paths.holder.exists() else []
+    found = process.working_in(paths.state) if paths.holder.exists() else []
+    return [Process(pid=pid, start_time=process.process_start_time(pid)) for pid in found]
 
 
 def _unpin(paths: PodPaths) -> None:
-    for kind in ("net", "uts", "ipc", "user", "pid"):
-        namespaces.remove(paths.namespace(kind))
-    mounts.unmount(paths.shm)
+    failed = []
+    steps = {kind: partial(namespaces.remove, paths.namespace(kind)) for kind in _PINNED}
+    for what, step in {**steps, "/dev/shm": partial(mounts.unmount, paths.shm)}.items():
+        try:
+            step()
+        except OSError as error:
+            failed.append(f"{what}: {error}")
+    if failed:
+        raise NotUndone("; ".join(failed))
 
 
 def pinned(spec: PodSpec, paths: PodPaths) -> Mapping[str, bool]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
+from typing import Any
 
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound
-from orlop.host import cgroups, process, threads
+from orlop.host import cgroups, process, tasks, threads
 from orlop.host.cgroups import Cgroup
+from orlop.host.tasks import Undo, beside, together
 from orlop.net import outside
 from orlop.net.network import PodNetwork
 from orlop.sandbox import crilog
@@ -92,18 +94,13 @@ class ProcessSandbox:
 
     async def wait(self) -> str:
         """See ``Sandbox``. Only a shared PID namespace can end by itself."""
-        stopped = asyncio.ensure_future(self._stopped.wait())
         holder = self._state.holder
         if not holder.pid:
-            await stopped
+            await self._stopped.wait()
             return ""
-        died = asyncio.ensure_future(process.wait_pid(holder.pid))
-        try:
+        async with beside(self._stopped.wait()) as stopped, beside(process.wait_pid(holder.pid)) as died:
             await asyncio.wait((stopped, died), return_when=asyncio.FIRST_COMPLETED)
             return "" if stopped.done() else "the first process of the pod's PID namespace was killed"
-        finally:
-            stopped.cancel()
-            died.cancel()
 
     # Containers
 
@@ -275,41 +272,52 @@ class ProcessSandbox:
     # End
 
     async def stop(self) -> None:
-        """See ``Sandbox``. Raises the first failure after everything was tried."""
+        """See ``Sandbox``. Raises NotUndone when everything was tried."""
         # From here on no container is added, so that those deleted below are all there will ever be.
         self._closing = True
         async with self._stopping:
             if self._stopped.is_set():
                 return
-            await self._meter.close()
-            await every(
-                [item.delete for item in self._containers.values()]
-                + ([] if self._on_host_network else [self._detach])
-            )
-            await podns.release(self._paths, self._state.holder)
-            if self._holder is not None:
-                await self._holder.child.wait()
+            await tasks.uncancelled(self._stop())
             self._stopped.set()
 
-    async def _detach(self) -> None:
-        await self._network.detach(self.pod_id, self._paths.namespace("net"))
+    async def _stop(self) -> None:
+        undo = Undo(f"pod {self.pod_id[:12]}")
+        await undo.step("its meter", self._meter.close())
+        network = [] if self._on_host_network else [self._network]
+        await together(*_endings(undo, self._containers.values(), network, self.pod_id, self._paths))
+        # Only then what they had in common: the first process of their PID namespace, for one.
+        await undo.step("what its containers share", podns.release(self._paths, self._state.holder))
+        if self._holder is not None and undo.complete:
+            await undo.step("its first process", self._holder.child.wait())
+        undo.finish()
 
     async def release(self) -> None:
-        """Let go of the pod, which goes on."""
-        await self._meter.close()
-        await asyncio.gather(*(item.release() for item in self._containers.values()))
+        """Let go of the pod, which goes on. Raises NotUndone."""
+        undo = Undo(f"pod {self.pod_id[:12]}")
+        await undo.step("its meter", self._meter.close())
+        await together(
+            *(undo.step(f"container {item.id[:12]}", item.release()) for item in self._containers.values())
+        )
+        undo.finish()
 
 
 def _sum(first: int, second: int) -> int:
     return first + second if first > 0 and second > 0 else first
 
 
-async def every(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
-    """Take all steps at the same time; raise the first failure when all have ended."""
-    results = await asyncio.gather(*(step() for step in steps), return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+def _endings(
+    undo: Undo,
+    containers: Iterable[ProcessContainer],
+    networks: Iterable[PodNetwork],
+    pod_id: str,
+    paths: PodPaths,
+) -> list[Coroutine[Any, Any, bool]]:
+    """The steps that end a pod's containers and take it off its network; they go well at the same time."""
+    return [
+        *(undo.step(f"container {item.id[:12]}", item.delete()) for item in containers),
+        *(undo.step("its network", network.detach(pod_id, paths.namespace("net"))) for network in networks),
+    ]
 
 
 async def prepare(
@@ -319,6 +327,7 @@ async def prepare(
 
     Raises OrlopError with the reason; the caller removes what is left.
     """
+    holder: podns.Holder | None = None
     try:
         await threads.call(_lay_out, spec, paths, state)
         holder = await podns.make(spec, paths, pause)
@@ -342,8 +351,13 @@ async def prepare(
         await podns.set_sysctls(spec, paths)
         state = PodState(cgroup=state.cgroup, holder=state.holder, addresses=addresses)
         await threads.call(_finish, spec, paths, state)
-    except OSError as error:
-        raise FailedPrecondition(f"pod {spec.namespace}/{spec.name} cannot be made: {error}") from error
+    except BaseException as error:
+        if holder is not None:
+            # It is a child of ours, which the rest of the undo, by the record, cannot reap.
+            await tasks.roll_back(f"the first process of pod {spec.id[:12]}", podns.end(holder.child))
+        if isinstance(error, OSError):
+            raise FailedPrecondition(f"pod {spec.namespace}/{spec.name} cannot be made: {error}") from error
+        raise
     return state, holder
 
 
@@ -365,7 +379,7 @@ def _finish(spec: PodSpec, paths: PodPaths, state: PodState) -> None:
 
 
 async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: str, parent: str) -> None:
-    """Remove every trace of a pod, from its directories alone. Idempotent. Raises the first failure.
+    """Remove every trace of a pod, from its directories alone. Idempotent. Raises NotUndone.
 
     ``parent`` is the control group of pods that ask for none, if nothing says where this one was.
     """
@@ -379,15 +393,14 @@ async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: st
                 tools, container_id, found, await threads.call(layout.load_container, found.record)
             )
         )
-    try:
-        await every(
-            [item.delete for item in containers] + [lambda: network.detach(pod_id, paths.namespace("net"))]
-        )
-        await podns.release(paths, state.holder if state is not None else layout.Process())
-        if podgroup.made_by_us(group, pod_id):
-            await cgroups.destroy(Cgroup(group))
-        await threads.call(paths.remove)
-    except OSError as error:
-        raise FailedPrecondition(f"pod {pod_id[:12]} cannot be removed yet: {error}") from error
-    finally:
-        await asyncio.gather(*(item.release() for item in containers))
+    undo = Undo(f"pod {pod_id[:12]}")
+    await together(*_endings(undo, containers, [network], pod_id, paths))
+    holder = state.holder if state is not None else layout.Process()
+    await undo.step("what its containers share", podns.release(paths, holder))
+    if podgroup.made_by_us(group, pod_id):
+        await undo.step("its control group", cgroups.destroy(Cgroup(group)))
+    await together(*(undo.step(f"container {item.id[:12]}", item.release()) for item in containers))
+    # They name all that is left, for the next try.
+    if undo.complete:
+        await undo.step("its directories", threads.call(paths.remove))
+    undo.finish()

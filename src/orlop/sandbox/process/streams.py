@@ -188,9 +188,11 @@ async def merged(readers: list[tuple[int, Read]]) -> AsyncIterator[tuple[int, by
                 await queue.put((number, data))
         await queue.put((number, b""))
 
-    tasks = [asyncio.ensure_future(pump(number, read)) for number, read in readers]
+    pumps = tasks.Tasks()
+    for number, read in readers:
+        pumps.spawn(pump(number, read), f"stream {number}")
     try:
-        left = len(tasks)
+        left = len(readers)
         while left:
             number, data = await queue.get()
             if data:
@@ -198,9 +200,7 @@ async def merged(readers: list[tuple[int, Read]]) -> AsyncIterator[tuple[int, by
             else:
                 left -= 1
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await pumps.close()
 
 
 def _describe(directory: Path, spec: ExecSpec) -> None:
