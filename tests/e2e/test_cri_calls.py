@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from orlop.client.calls import CriClient
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.client import CriClient
 from orlop.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, OrlopError
 from tests.node import BUSYBOX, Node
 

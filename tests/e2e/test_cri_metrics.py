@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from orlop.client.calls import CriClient
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.client import CriClient
 from tests.e2e.test_cri_calls import Caller
 from tests.node import BUSYBOX, Node
 

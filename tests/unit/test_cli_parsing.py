@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orlop.cli import logs, units
+from orlop.cli import units
 from orlop.cli.problems import CliError
+from orlop.client import logs
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.sandbox import crilog
 

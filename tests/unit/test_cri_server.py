@@ -19,9 +19,9 @@ from grpc import aio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orlop.client.calls import CriClient
 from orlop.config import Config, MetricsConfig
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.client import CriClient
 from orlop.cri.names import method_name
 from orlop.cri.server import CriServer
 from orlop.cri.services import containers, images, node, pods, statistics, streams

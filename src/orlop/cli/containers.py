@@ -7,11 +7,13 @@ import json
 import time
 from pathlib import Path
 
-from orlop.cli import logs, output, run, session, streams, terminal
+from orlop.cli import output, streams, terminal
 from orlop.cli.problems import CliError
 from orlop.cli.units import show_age, show_size
+from orlop.client import logs, run, session
+from orlop.client.calls import CriClient
+from orlop.client.channels import Channels
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.client import CriClient
 from orlop.errors import NotFound
 
 STATES = {
@@ -98,7 +100,7 @@ async def exec_command(
             stderr=not tty,
         )
         answer = await client.runtime.exec(request)
-        channels = await streams.Channels.open(answer.url)
+        channels = await Channels.open(answer.url)
         try:
             code = await streams.interact(channels, stdin=interactive, tty=tty)
         finally:
@@ -127,14 +129,14 @@ async def logs_command(socket: str, name: str, *, follow: bool, timestamps: bool
         if tail >= 0 and not follow:
             lines = await asyncio.to_thread(logs.read_all, path)
             for line in lines[len(lines) - tail if tail < len(lines) else 0 :]:
-                logs.show(line, timestamps=timestamps)
+                streams.show(line, timestamps=timestamps)
             return
         skip = max(0, len(await asyncio.to_thread(logs.read_all, path)) - tail) if tail >= 0 else 0
         async for line in logs.follow(path, ended):
             if skip:
                 skip -= 1
                 continue
-            logs.show(line, timestamps=timestamps)
+            streams.show(line, timestamps=timestamps)
 
 
 async def _run_pod(client: CriClient, container: pb.Container) -> str:
@@ -180,7 +182,7 @@ async def inspect_command(socket: str, name: str) -> None:
     async with session.connect(socket) as client:
         try:
             container = await session.find_container(client, name)
-        except CliError:
+        except NotFound:
             if pod_id := await session.find_pod_id(client, name):
                 output.print_message(
                     await client.runtime.pod_sandbox_status(

@@ -7,13 +7,12 @@ import contextlib
 import json
 import sys
 
-from orlop.cli import output, session
+from orlop.cli import output
 from orlop.cli.problems import CliError
 from orlop.cli.units import show_size
+from orlop.client import images, session
+from orlop.client.calls import CriClient
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.client import CriClient
-
-PULL_TIMEOUT = 3600.0
 
 
 def split_credentials(text: str) -> pb.AuthConfig | None:
@@ -48,28 +47,19 @@ async def _watch(client: CriClient, reference: str) -> None:
 
 async def pull(client: CriClient, reference: str, *, credentials: str = "", quiet: bool = False) -> str:
     """Pull an image and return its id. Shows a bar when stderr is a terminal."""
-    request = pb.PullImageRequest(image=pb.ImageSpec(image=reference))
-    if auth := split_credentials(credentials):
-        request.auth.CopyFrom(auth)
+    auth = split_credentials(credentials)
     watching = None
     if not quiet and sys.stderr.isatty():
         watching = asyncio.ensure_future(_watch(client, reference))
     elif not quiet:
         print(f"Pulling {reference}", file=sys.stderr, flush=True)
     try:
-        answer = await client.images.pull_image(request, timeout=PULL_TIMEOUT)
+        return await images.pull(client, reference, auth)
     finally:
         if watching is not None:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await watching
-    return str(answer.image_ref)
-
-
-async def present(client: CriClient, reference: str) -> str:
-    """The id of an image that is here already, or ""."""
-    answer = await client.images.image_status(pb.ImageStatusRequest(image=pb.ImageSpec(image=reference)))
-    return str(answer.image.id) if answer.HasField("image") else ""
 
 
 async def pull_command(socket: str, reference: str, credentials: str, quiet: bool) -> None:
@@ -108,7 +98,7 @@ async def remove_command(socket: str, references: list[str]) -> None:
     """``orlop rmi``."""
     async with session.connect(socket) as client:
         for reference in references:
-            if not await present(client, reference):
+            if not await images.present(client, reference):
                 raise CliError(f"no image {reference}: `orlop images` lists them")
             await client.images.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=reference)))
             print(reference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -86,20 +87,19 @@ def run(
     socket: Socket = "",
 ) -> None:
     """Run a command in a new container, in a pod of its own. Its exit code becomes ours."""
-    from orlop.cli import session
-    from orlop.cli.run import Launch, run_command
+    from orlop.cli import session, units
+    from orlop.cli.run import run_command
+    from orlop.client.launch import Launch
 
     launch = Launch(
         image=image,
         command=tuple(command or ()),
         interactive=interactive,
         tty=tty,
-        remove=remove,
-        detach=detach,
-        ports=publish or (),
-        volumes=volume or (),
-        environment=env or (),
-        memory=memory,
+        ports=tuple(units.parse_port(text) for text in publish or ()),
+        volumes=tuple(units.parse_volume(text) for text in volume or ()),
+        environment=units.environment(env or (), tty=tty),
+        memory=units.parse_size(memory) if memory else 0,
         cpus=cpus,
         name=name,
         handler=handler,
@@ -109,9 +109,9 @@ def run(
         host_network=network is Network.host,
         privileged=privileged,
         read_only=read_only,
-        pull=pull.value,
     )
-    raise typer.Exit(session.run_async(lambda: run_command(socket, launch)))
+    job = partial(run_command, socket, launch, pull=pull.value, detach=detach, remove=remove)
+    raise typer.Exit(session.run_async(job))
 
 
 @app.command()

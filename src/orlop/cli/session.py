@@ -1,47 +1,14 @@
-"""A connection to the daemon, and what several commands look up through it."""
+"""How a command runs: its failure is one sentence."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from orlop.cli.problems import CliError
-from orlop.config import load
-from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.client import CriClient
 from orlop.errors import OrlopError
 
 T = TypeVar("T")
-
-RUN_LABEL = "io.orlop.cli"
-"""Label of the pods that ``orlop run`` makes; the value is the name people gave it."""
-
-NAMESPACE = "orlop"
-
-
-def socket_path(given: str = "") -> str:
-    """The daemon's socket: the option, ``$ORLOP_SOCKET``, or the one in the configuration file."""
-    if chosen := given or os.environ.get("ORLOP_SOCKET", ""):
-        return chosen.removeprefix("unix://")
-    try:
-        return load().socket
-    except OrlopError as error:
-        raise CliError(str(error)) from error
-
-
-@asynccontextmanager
-async def connect(given: str = "") -> AsyncIterator[CriClient]:
-    """A client of the running daemon. Raises CliError when there is none."""
-    path = socket_path(given)
-    if not Path(path).exists():
-        raise CliError(f"no daemon listens on {path}: start orlopd, or name its socket with --socket")
-    if not os.access(path, os.W_OK):
-        raise CliError(f"you may not use the socket {path}: run this as root")
-    async with CriClient(Path(path)) as client:
-        yield client
 
 
 def run_async(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -54,56 +21,3 @@ def run_async(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
         raise CliError(str(error)) from error
     except KeyboardInterrupt:
         raise CliError("interrupted", exit_code=130) from None
-
-
-def _matches(containers: Iterable[pb.Container], name: str) -> list[pb.Container]:
-    found = list(containers)
-    tests: tuple[Callable[[pb.Container], bool], ...] = (
-        lambda one: one.id == name,
-        lambda one: one.labels.get(RUN_LABEL) == name,
-        lambda one: one.metadata.name == name,
-        lambda one: one.pod_sandbox_id == name,
-        lambda one: len(name) >= 3 and one.id.startswith(name),
-        lambda one: len(name) >= 3 and one.pod_sandbox_id.startswith(name),
-    )
-    for test in tests:
-        hits = [one for one in found if test(one)]
-        if hits:
-            return hits
-    return []
-
-
-async def find_container(client: CriClient, name: str) -> pb.Container:
-    """The container with that id, unique start of an id, or name. Raises CliError."""
-    answer = await client.runtime.list_containers(pb.ListContainersRequest())
-    hits = _matches(answer.containers, name)
-    if not hits:
-        raise CliError(f"no container {name}: `orlop ps -a` lists them")
-    if len(hits) > 1:
-        # A pod's or a name's newest container is meant, when only one of them runs.
-        running = [one for one in hits if one.state == pb.CONTAINER_RUNNING]
-        if len(running) == 1:
-            return running[0]
-        choices = ", ".join(f"{one.id[:13]} ({one.metadata.name})" for one in hits[:5])
-        raise CliError(f"{name} can be one of {len(hits)} containers, say which by id: {choices}")
-    return hits[0]
-
-
-async def find_pod_id(client: CriClient, name: str) -> str:
-    """The id of the pod with that id, start of an id, or name; "" when there is none."""
-    answer = await client.runtime.list_pod_sandbox(pb.ListPodSandboxRequest())
-    hits = [
-        one.id
-        for one in answer.items
-        if one.id == name or one.metadata.name == name or (len(name) >= 3 and one.id.startswith(name))
-    ]
-    if len(hits) > 1:
-        raise CliError(f"{name} can be one of {len(hits)} pods, say which by id: {', '.join(hits[:5])}")
-    return hits[0] if hits else ""
-
-
-async def container_status(client: CriClient, container_id: str) -> pb.ContainerStatus:
-    """The status of a container."""
-    request = pb.ContainerStatusRequest(container_id=container_id)
-    answer: pb.ContainerStatusResponse = await client.runtime.container_status(request)
-    return answer.status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from orlop.cli.problems import CliError
@@ -87,3 +88,9 @@ def parse_environment(text: str) -> pb.KeyValue:
     if not key:
         raise CliError(f"{text}: write -e KEY=VALUE", exit_code=2)
     return pb.KeyValue(key=key, value=os.fsencode(value if sign else os.environ.get(key, "")))
+
+
+def environment(texts: Iterable[str], *, tty: bool) -> tuple[pb.KeyValue, ...]:
+    """What ``-e`` says, and with a terminal of what kind that is."""
+    own = (f"TERM={os.environ.get('TERM', 'xterm')}",) if tty else ()
+    return tuple(parse_environment(text) for text in (*own, *texts))

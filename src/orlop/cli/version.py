@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orlop.cli import session
+from orlop.client import session
 from orlop.cri.api import runtime_v1_pb2 as pb
 
 

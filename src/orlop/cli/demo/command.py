@@ -19,13 +19,14 @@ from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import TypeVar
 
-from orlop.cli import output, session
+from orlop.cli import output
 from orlop.cli.demo import privatedaemon
 from orlop.cli.demo.image import PORT, push_demo_image
 from orlop.cli.problems import CliError
+from orlop.client import session
+from orlop.client.calls import CriClient
 from orlop.config import load
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.client import CriClient
 from orlop.errors import OrlopError
 from orlop.linux.removal import remove_tree
 
@@ -95,7 +96,7 @@ async def _exec(client: CriClient, container_id: str, *command: str) -> str:
 
 async def _log(path: Path, marker: str) -> str:
     """The log's content, once ``marker`` is in it."""
-    from orlop.cli import logs
+    from orlop.client import logs
 
     for _ in range(600):
         text = b"".join(line.content for line in await asyncio.to_thread(logs.read_all, path)).decode()

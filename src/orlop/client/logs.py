@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -72,8 +72,6 @@ class _Follower:
         """Whether the name now stands for another file; that one is read next."""
         if self._file is None:
             return False
-        import os
-
         try:
             now = self._path.stat()
         except FileNotFoundError:
@@ -105,12 +103,3 @@ async def follow(path: Path, ended: Callable[[], Awaitable[bool]]) -> AsyncItera
             await asyncio.sleep(POLL)
     finally:
         follower.close()
-
-
-def show(line: Line, *, timestamps: bool = False) -> None:
-    """Write an entry to our own stdout or stderr."""
-    target = sys.stderr.buffer if line.stream == "stderr" else sys.stdout.buffer
-    if timestamps:
-        target.write(line.time.encode() + b" ")
-    target.write(line.content)
-    target.flush()

@@ -1,4 +1,4 @@
-"""A client of the CRI socket, for the command line and for tests.
+"""The calls of the daemon's socket, which speaks CRI.
 
     async with CriClient(Path("/run/orlop/orlop.sock")) as client:
         answer = await client.runtime.version(pb.VersionRequest(), timeout=5)

@@ -1,0 +1,115 @@
+"""What to run, and how that is said in CRI."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orlop.client.session import NAMESPACE, RUN_LABEL
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.errors import InvalidArgument
+
+LOG_ROOT = "/var/log/orlop"
+LOG_NAME = "container.log"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A pod with one container. "", 0 and () leave a thing to the image or to the daemon.
+
+    ``memory`` is in bytes, ``cpus`` a number of processors. ``user`` is a name or a number, with a number
+    as its group after a colon. ``interactive`` keeps stdin open.
+    """
+
+    image: str
+    command: tuple[str, ...] = ()
+    interactive: bool = False
+    tty: bool = False
+    ports: tuple[pb.PortMapping, ...] = ()
+    volumes: tuple[pb.Mount, ...] = ()
+    environment: tuple[pb.KeyValue, ...] = ()
+    memory: int = 0
+    cpus: float = 0.0
+    name: str = ""
+    handler: str = ""
+    workdir: str = ""
+    user: str = ""
+    entrypoint: str = ""
+    host_network: bool = False
+    privileged: bool = False
+    read_only: bool = False
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def log_root() -> Path:
+    """Where the logs of pods made by ``run`` go; ``$ORLOP_LOG_ROOT`` chooses another place."""
+    return Path(os.environ.get("ORLOP_LOG_ROOT") or LOG_ROOT)
+
+
+def resources(launch: Launch) -> pb.LinuxContainerResources:
+    """Limits as CRI has them."""
+    limits = pb.LinuxContainerResources()
+    limits.memory_limit_in_bytes = launch.memory
+    if launch.cpus > 0:
+        limits.cpu_period = 100_000
+        limits.cpu_quota = int(launch.cpus * 100_000)
+        limits.cpu_shares = max(2, int(launch.cpus * 1024))
+    return limits
+
+
+def pod_config(launch: Launch, name: str, uid: str) -> pb.PodSandboxConfig:
+    """The pod of a run."""
+    config = pb.PodSandboxConfig(
+        metadata=pb.PodSandboxMetadata(name=name, uid=uid, namespace=NAMESPACE),
+        hostname="" if launch.host_network else name,
+        log_directory=os.fspath(log_root() / f"{name}_{uid}"),
+        labels={RUN_LABEL: name, **launch.labels},
+    )
+    config.port_mappings.extend(launch.ports)
+    config.linux.resources.CopyFrom(resources(launch))
+    context = config.linux.security_context
+    context.privileged = launch.privileged
+    if launch.host_network:
+        context.namespace_options.network = pb.NODE
+    return config
+
+
+def container_config(launch: Launch, name: str) -> pb.ContainerConfig:
+    """The container of a run, but for the id of its image."""
+    config = pb.ContainerConfig(
+        metadata=pb.ContainerMetadata(name=name),
+        image=pb.ImageSpec(user_specified_image=launch.image),
+        command=[launch.entrypoint] if launch.entrypoint else [],
+        args=launch.command,
+        working_dir=launch.workdir,
+        labels={RUN_LABEL: name, **launch.labels},
+        log_path=LOG_NAME,
+        stdin=launch.interactive,
+        stdin_once=launch.interactive,
+        tty=launch.tty,
+    )
+    config.envs.extend(launch.environment)
+    config.mounts.extend(launch.volumes)
+    config.linux.resources.CopyFrom(resources(launch))
+    context = config.linux.security_context
+    context.privileged = launch.privileged
+    context.readonly_rootfs = launch.read_only
+    if launch.host_network:
+        context.namespace_options.network = pb.NODE
+    _set_user(context, launch.user)
+    return config
+
+
+def _set_user(context: pb.LinuxContainerSecurityContext, user: str) -> None:
+    if not user:
+        return
+    who, _, group = user.partition(":")
+    if who.isdecimal():
+        context.run_as_user.value = int(who)
+    else:
+        context.run_as_username = who
+    if group:
+        if not group.isdecimal():
+            raise InvalidArgument(f"the user {user}: its group must be a number")
+        context.run_as_group.value = int(group)
