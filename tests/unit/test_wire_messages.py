@@ -70,7 +70,7 @@ def create() -> st.SearchStrategy[Any]:
     fields = {
         f.name: strategy(hints[f.name])
         for f in dataclasses.fields(Container)
-        if f.name not in ("mounts", "disks")
+        if f.name not in ("mounts", "disks", "root")
     }
     return st.builds(
         lambda c: messages.Create(container=c),
@@ -166,6 +166,11 @@ def test_a_container_has_a_root_and_its_image_volumes() -> None:
     assert decode(Container, container).disks.root == (Disk(id="r", at=("scsi:1",)),)
     with pytest.raises(ProtocolError, match="has no root"):
         decode(Container, container | {"disks": {}})
+    assert decode(Container, container | {"disks": {}, "root": "c1-root"}).root == "c1-root"
+    with pytest.raises(ProtocolError, match="or two"):
+        decode(Container, container | {"root": "c1-root"})
+    with pytest.raises(ProtocolError):
+        decode(Container, container | {"disks": {}, "root": "../etc"})
     mount = {"target": "/x", "kind": "image", "volume": "v"}
     with pytest.raises(ProtocolError, match="names no volume"):
         decode(Container, container | {"mounts": [mount]})

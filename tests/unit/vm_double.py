@@ -36,15 +36,16 @@ from orlop.hypervisor.base import (
     Stacking,
     Template,
 )
-from orlop.net.model import NetworkResult, TapInfo
+from orlop.net.model import NetworkResult
 from orlop.net.network import PodNetwork
 from orlop.sandbox.vm import clone as clones
-from orlop.sandbox.vm import driver as drivers
+from orlop.sandbox.vm import network as networks
 from orlop.sandbox.vm import plugs, warm
 from orlop.sandbox.vm.driver import VmDriver
 from orlop.sandbox.vm.states import Ready
 from orlop.storage.share import Share
 from orlop.wire.messages import Create, Created, Done, Online, OnlineReply, Request, Setup, SetupReply
+from orlop.wire.values import Interface
 from tests.unit.vm_peer import Peer
 
 SHAPE = MachineShape(memory_mib=256)
@@ -250,9 +251,10 @@ def install(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         await host.step("make the tap")
         return os.open("/dev/null", os.O_RDONLY)
 
-    async def join_tap(path: Path, interface: str, tap: str) -> TapInfo:
+    async def join_tap(path: Path, interface: str, at: str, *, tap: str) -> Interface:
         await host.step("join the tap")
-        return TapInfo(name=interface, mac="02:00:00:00:00:01", mtu=1500, addresses=("10.0.0.2/24",))
+        mac = "02:00:00:00:00:01"
+        return Interface(at=at, name=interface, mac=mac, mtu=1500, addresses=("10.0.0.2/24",))
 
     async def protect(share: Share) -> None:
         await host.step("protect the share")
@@ -281,7 +283,7 @@ def install(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netns, "create", create)
     monkeypatch.setattr(netns, "delete", delete)
     monkeypatch.setattr(clones, "create_tap", create_tap)
-    monkeypatch.setattr(drivers, "join_tap", join_tap)
+    monkeypatch.setattr(networks, "join_tap", join_tap)
     monkeypatch.setattr(Share, "protect", protect)
     monkeypatch.setattr(Share, "release_all", release_all)
     monkeypatch.setattr(warm, "rehearse", exercise)

@@ -16,6 +16,11 @@ async def create(path: Path) -> None:
     await namespaces.create({"net": path})
 
 
+async def pin(source: Path, path: Path) -> None:
+    """Pin one that is there at ``path`` as well. Raises NotFound, InvalidArgument for what is none."""
+    await namespaces.pin(source, path, "net")
+
+
 async def delete(path: Path) -> None:
     """Unpin it; the kernel frees it once nothing uses it any more. Idempotent. Raises OSError."""
     await threads.call(namespaces.remove, path)

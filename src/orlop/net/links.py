@@ -181,6 +181,26 @@ def redirect(kernel: Netlink, source: int, target: int) -> None:
             return
 
 
+def has_ingress(kernel: Netlink, index: int) -> bool:
+    """Whether somebody handles what arrives at the interface before its own stack does. Raises OSError."""
+    for _, data in kernel.dump(netlink.GETQDISC, _TC.pack(0, index, 0, 0, 0)):
+        _family, owner, handle, _parent, _info = _TC.unpack_from(data)
+        if owner == index and handle == _HANDLE_INGRESS:
+            return True
+    return False
+
+
+def unredirect(kernel: Netlink, source: int) -> None:
+    """Undo :func:`redirect`. Raises OSError, ENOENT or EINVAL when there is nothing to undo."""
+    kernel.change(netlink.DELQDISC, _TC.pack(0, source, _HANDLE_INGRESS, _PARENT_INGRESS, 0))
+
+
+def move(kernel: Netlink, index: int, namespace: int) -> None:
+    """Move an interface into the network namespace of that descriptor. Raises OSError."""
+    body = attribute(netlink.IFLA_NET_NS_FD, struct.pack("=I", namespace))
+    kernel.change(netlink.NEWLINK, netlink.IFINFO.pack(0, 0, index, 0, 0) + body)
+
+
 def _match_all(target: int) -> Iterator[tuple[str, bytes]]:
     parameters = attribute(2, _MIRRED.pack(0, 0, _STOLEN, 0, 0, _EGRESS_REDIRECT, target))
     action = attribute(1, attribute(1, text("mirred")) + attribute(2, parameters))

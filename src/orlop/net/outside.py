@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-from orlop.errors import FailedPrecondition
+from orlop.errors import FailedPrecondition, NotFound
 from orlop.host import netns as namespaces
 from orlop.linux.netlink import Netlink
 from orlop.net import links
@@ -41,6 +42,30 @@ async def interface(netns: Path) -> str:
     found = await namespaces.within(netns, look)
     if len(found) > 1:
         raise FailedPrecondition(
-            f"the network namespace {netns} has the interfaces {', '.join(sorted(found))}, and a VM has one"
+            f"the network namespace has the interfaces {', '.join(sorted(found))}, and a VM has one"
         )
     return found[0] if found else ""
+
+
+async def check_free(netns: Path, interface: str) -> None:
+    """FailedPrecondition when what arrives at the interface goes elsewhere already."""
+
+    def look() -> bool:
+        with Netlink() as netlink:
+            return links.has_ingress(netlink, links.find(netlink, interface).index)
+
+    if await namespaces.within(netns, look):
+        raise FailedPrecondition(
+            f"what arrives at {interface} of the network namespace goes elsewhere already"
+        )
+
+
+async def part(netns: Path, interface: str) -> None:
+    """Give an interface that was joined to a tap back to its namespace. Idempotent."""
+
+    def undo() -> None:
+        with Netlink() as netlink, suppress(OSError):
+            links.unredirect(netlink, links.find(netlink, interface).index)
+
+    with suppress(NotFound):
+        await namespaces.within(netns, undo)

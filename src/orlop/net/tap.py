@@ -60,6 +60,31 @@ def _silence(name: str) -> None:
         Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1", encoding="ascii")
 
 
+async def move_tap(netns: Path, target: Path, name: str = "tap0") -> None:
+    """Move a tap, in use or not, into another network namespace.
+
+    Raises FailedPrecondition when there is an interface of that name already, OSError otherwise.
+    """
+
+    def move() -> None:
+        namespace = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with Netlink() as netlink:
+                links.move(netlink, links.find(netlink, name).index, namespace)
+        except FileExistsError as error:
+            raise FailedPrecondition(f"{target} has an interface {name}: another VM is in it") from error
+        finally:
+            os.close(namespace)
+
+    def set_up() -> None:
+        _silence(name)
+        with Netlink() as netlink:
+            links.set_up(netlink, links.find(netlink, name).index)
+
+    await namespaces.within(netns, move)
+    await namespaces.within(target, set_up)
+
+
 async def join_tap(netns: Path, interface: str, at: GuestAddress, *, tap: str = "tap0") -> Interface:
     """Join the pod's ``interface`` to ``tap``, both ways. Raises Internal naming what failed.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from orlop.errors import FailedPrecondition
 from orlop.host import threads
-from orlop.sandbox.crilog import STDERR, STDOUT
+from orlop.sandbox.crilog import STDERR, STDOUT, CriLog
 from orlop.sandbox.spec import Sink
 from orlop.value import Value
 
@@ -120,6 +120,11 @@ class RawOutput:
                 view = view[os.write(target.fd, view) :]
             except BlockingIOError:
                 await _writable(target.fd)
+
+
+def output_of(sink: Sink) -> CriLog | RawOutput:
+    """What takes the output that goes to ``sink``; to be opened."""
+    return RawOutput(sink) if sink.raw else CriLog(sink.log)
 
 
 def open_raw(path: str, what: str) -> int:

@@ -205,10 +205,15 @@ Environment = Annotated[tuple[tuple[Annotated[str, Length(1, 65536)], bytes], ..
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """A container as the agent makes it."""
+    """A container as the agent makes it.
+
+    Its root is made of ``disks``; or it is the directory ``root`` of the share, which the container writes
+    to itself unless ``security`` forbids that: then what the agent makes in it goes to the scratch disk.
+    """
 
     id: Id
     disks: Disks
+    root: Below = ""
     args: Arguments
     env: Environment = ()
     cwd: Path = "/"
@@ -223,8 +228,8 @@ class Container:
 
     def __post_init__(self) -> None:
         """Check what one field alone cannot say."""
-        if not self.disks.root:
-            raise ValueError(f"container {self.id} has no root")
+        if bool(self.disks.root) == bool(self.root):
+            raise ValueError(f"container {self.id} has no root, or two")
         volumes = {disk.id for disk in self.disks.volumes}
         for mount in self.mounts:
             if mount.kind == "image" and mount.volume not in volumes:

@@ -66,9 +66,7 @@ class LiveContainer:
         """Mount the root file system and make the cgroup. ``share`` mounts the host's share on demand."""
         spec = self.spec
         os.makedirs(f"{self._directory}/root")
-        lower = self._mapped(self.lower(spec.disks.root))
-        upper = self._scratch()
-        self._overlay(f"{self._directory}/root", lower, upper)
+        self._mount_root(share)
         self.cgroup.create()
         small = 0 < spec.resources.memory_max < cgroup.SMALL_MEMORY
         self.cgroup.apply(spec.resources, memory=not small)
@@ -205,10 +203,30 @@ class LiveContainer:
             with suppress(OSError):
                 syscalls.umount(self._mounted.pop(), syscalls.MNT_DETACH)
         self.stuck = self._disks.release(self.spec.id)
-        for directory, _, _ in os.walk(self._directory, topdown=False):
-            with suppress(OSError):
-                os.rmdir(directory)
+        # Mount points only, which are empty: were one still mounted, what is in it is not ours to remove.
+        with suppress(OSError):
+            for name in os.listdir(self._directory):
+                with suppress(OSError):
+                    os.rmdir(f"{self._directory}/{name}")
+            os.rmdir(self._directory)
         return True
+
+    def _mount_root(self, share: Callable[[], str]) -> None:
+        spec = self.spec
+        target = f"{self._directory}/root"
+        if not spec.root:
+            self._overlay(target, self._mapped(self.lower(spec.disks.root)), self._scratch())
+            return
+        directory = f"{share()}/{spec.root}"
+        if spec.security.read_only_root:
+            # The mount points that are made in it are not for the host's own directory.
+            self._overlay(target, [directory], self._scratch())
+            return
+        try:
+            syscalls.mount(directory, target, "", syscalls.MS_BIND | syscalls.MS_REC)
+        except OSError as error:
+            raise Refused("internal", f"cannot mount the root directory: {error.strerror}") from error
+        self._mounted.append(target)
 
     def lower(self, disks: tuple[Disk, ...]) -> list[str]:
         """Directories of all layers, bottom first."""

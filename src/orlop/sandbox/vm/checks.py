@@ -43,8 +43,6 @@ def check_pod(spec: PodSpec, config: VmConfig) -> None:
     """Raise for a pod that a VM cannot be (FailedPrecondition) or that is too big (InvalidArgument)."""
     pod = f"pod {spec.namespace}/{spec.name}"
     rules.check_pod(spec)
-    if spec.netns:
-        raise FailedPrecondition(f"{pod}: a VM does not join the network namespace {spec.netns}; {_REMEDY}")
     _check_namespaces(pod, spec.namespaces)
     _check_apparmor(pod, spec.apparmor)
     shape_of(spec, config)
@@ -54,8 +52,6 @@ def check_container(spec: ContainerSpec, known: Collection[str]) -> None:
     """Raise for a container that cannot be in a VM pod; ``known`` are the pod's container ids."""
     container = f"container {spec.name}"
     rules.check_container(spec)
-    if spec.sink.raw or spec.root.directory:
-        raise FailedPrecondition(f"{container}: its root or output is not one that a VM has; {_REMEDY}")
     _check_namespaces(container, spec.namespaces)
     _check_apparmor(container, spec.security.apparmor)
     target = spec.namespaces.target_container

@@ -30,7 +30,7 @@ from orlop.hypervisor.base import (
     Template,
 )
 from orlop.linux.removal import remove_tree
-from orlop.net.tap import create_tap
+from orlop.net.tap import create_tap, move_tap
 from orlop.sandbox.vm import warm
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.storage.disks import MIN_SCRATCH_MIB
@@ -92,6 +92,19 @@ class Clone:
         if now != before:
             await self._bring_online(now.vcpus)
         return now
+
+    async def enter(self, namespace: Path) -> None:
+        """Move into a network namespace that somebody else made; :attr:`netns` is that one from now on.
+
+        Raises NotFound, InvalidArgument, FailedPrecondition.
+        """
+        aside = self.directory / "netns.outside"
+        await netns.pin(namespace, aside)
+        await move_tap(self.netns, aside, TAP)
+        # What is pinned keeps its name while it is exchanged: one of the two is always there.
+        await netns.delete(self.netns)
+        await netns.pin(aside, self.netns)
+        await netns.delete(aside)
 
     async def _bring_online(self, vcpus: int) -> None:
         """The guest's kernel takes a moment to find a new processor; only then can it be put to use."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from orlop.errors import Unavailable
 from orlop.host import threads
 from orlop.sandbox.crilog import STDERR, STDOUT, CriLog, settled_since
+from orlop.sandbox.rawoutput import RawOutput, output_of, written_since
 from orlop.sandbox.spec import ContainerSpec, ExecSpec, ExitStatus
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.files import ContainerFile
@@ -26,11 +27,11 @@ _DRAIN_TIME = 2.0
 class Container:
     """A container that was made, or found again. Made by :meth:`fresh` or :meth:`found`."""
 
-    def __init__(self, spec: ContainerSpec, agent: AgentClient, held: ContainerFile, log: CriLog) -> None:
+    def __init__(self, spec: ContainerSpec, agent: AgentClient, held: ContainerFile) -> None:
         self.spec = spec
         self.held = held
         """What its file says that it holds of the host: disks, shares, streams, the place in its log."""
-        self.log = log
+        self.log = output_of(spec.sink)
         self.running = False
         self.oom = False
         self.ending = False
@@ -45,9 +46,9 @@ class Container:
         self._output: Output | None = None
 
     @classmethod
-    def fresh(cls, spec: ContainerSpec, agent: AgentClient, plan: ContainerFile, log: CriLog) -> Container:
+    def fresh(cls, spec: ContainerSpec, agent: AgentClient, plan: ContainerFile) -> Container:
         """A container about to be created; its streams are new ones."""
-        container = cls(spec, agent, plan, log)
+        container = cls(spec, agent, plan)
         container._incoming = {STDOUT: agent.incoming(agent.new_stream(), wake=container._wake)}
         if not spec.tty:
             container._incoming[STDERR] = agent.incoming(agent.new_stream(), wake=container._wake)
@@ -65,17 +66,18 @@ class Container:
         offsets: Mapping[int, wire.StreamOffsets],
     ) -> Container:
         """A container that an earlier daemon made. What is in its log already is not asked for again."""
-        log = CriLog(spec.sink.log)
         settled = (0, 0)
         if held.log is not None:
             settled = await threads.call(settled_since, spec.sink.log, held.log)
-        container = cls(spec, agent, held, log)
+        elif held.raw:
+            settled = await threads.call(written_since, held.raw, spec.sink)
+        container = cls(spec, agent, held)
         for number, stream in ((STDOUT, state.streams.stdout), (STDERR, state.streams.stderr)):
             if stream and stream in offsets:
                 kept = offsets[stream]
                 # Whatever was counted in a file that others may write to: never ask beyond what there is.
                 offset = min(max(settled[number - 1], kept.acked), kept.written)
-                log.resume(number, offset)
+                container.log.resume(number, offset)
                 container._incoming[number] = agent.incoming(stream, offset=offset, wake=container._wake)
         stdin = state.streams.stdin
         if stdin and stdin in offsets and not offsets[stdin].ended:
@@ -136,7 +138,8 @@ class Container:
 
     async def remember_log(self) -> ContainerFile:
         """What a later daemon must know to count what is in the log."""
-        position = await self.log.position()
+        raw = await self.log.marks() if isinstance(self.log, RawOutput) else ()
+        position = await self.log.position() if isinstance(self.log, CriLog) else None
         streams = self.streams
         self.held = ContainerFile(
             id=self.held.id,
@@ -147,6 +150,7 @@ class Container:
             stdout=streams.stdout,
             stderr=streams.stderr,
             log=position,
+            raw=raw,
         )
         return self.held
 

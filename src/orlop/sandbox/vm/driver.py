@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from orlop import tracing
 from orlop.config import Config
 from orlop.errors import DataLoss, NotFound, OrlopError, Unavailable
@@ -28,14 +30,13 @@ from orlop.host.tasks import Undo, together
 from orlop.hypervisor.base import GuestFiles, Hypervisor, Machines, MachineShape
 from orlop.linux import space
 from orlop.net.network import PodNetwork
-from orlop.net.tap import join_tap
 from orlop.sandbox.base import Features
 from orlop.sandbox.figures import LayerUse
 from orlop.sandbox.spec import ContainerSpec, PodSpec
 from orlop.sandbox.turns import Turns
-from orlop.sandbox.vm import hostgroup, translate
+from orlop.sandbox.vm import hostgroup, network, translate
 from orlop.sandbox.vm.checks import check_pod
-from orlop.sandbox.vm.clone import TAP, Clone, Cloner, Clones, netns_of
+from orlop.sandbox.vm.clone import Clone, Cloner, Clones, netns_of
 from orlop.sandbox.vm.files import PodFile, PodFiles, owned_vms, pods_on_disk
 from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.pool import Activity, Pool
@@ -43,6 +44,7 @@ from orlop.sandbox.vm.sandbox import VmSandbox
 from orlop.sandbox.vm.sizing import shape_of
 from orlop.sandbox.vm.states import Absent, Preparing, Ready, State
 from orlop.wire.messages import Setup, SetupReply
+from orlop.wire.values import Interface
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +68,14 @@ Raises an OrlopError with the remedy while there is none."""
 class _Teardown:
     """Takes back what a pod was given."""
 
-    pod_id: str
+    pod: PodFile
     clone: Clone
     clones: Clones
     network: PodNetwork
 
     async def detach(self) -> None:
         """See ``Teardown``."""
-        await self.network.detach(self.pod_id, self.clone.netns)
+        await network.detach(self.network, self.pod, self.clone.netns)
 
     async def discard(self) -> None:
         """See ``Teardown``."""
@@ -278,8 +280,15 @@ class VmDriver:
         cgroup = hostgroup.path_of(spec.cgroup_parent, spec.id)
         ready = state.claim(shape)
         directory = await cloner.begin() if ready is None else ready.directory
+        pod = PodFile(pod_id=spec.id, vm_id=directory.name, cgroup=cgroup)
+
+        def remember(name: str) -> None:
+            nonlocal pod
+            pod = msgspec.structs.replace(pod, interface=name)
+            files.write(pod)
+
         try:
-            files.write(PodFile(pod_id=spec.id, vm_id=directory.name, cgroup=cgroup))
+            files.write(pod)
         except BaseException:
             # Nobody else knows of it.
             await tasks.roll_back(f"VM {directory.name}", cloner.discard(directory))
@@ -288,23 +297,22 @@ class VmDriver:
         held = [] if ready is None else [ready]
         try:
             await together(
-                _timed(timings, "network", partial(self._attach, spec, netns_of(directory))),
+                _timed(timings, "network", partial(network.attach, self._network, spec, netns_of(directory))),
                 _timed(timings, step, partial(_obtain, held, cloner, directory, shape, cgroup)),
             )
             (clone,) = held
-            reply = await _timed(timings, "setup", partial(self._set_up, spec, clone))
+            interface = await _timed(timings, "join", partial(network.join, spec, clone, remember))
+            reply = await _timed(timings, "setup", partial(self._set_up, spec, clone, interface))
         except BaseException:
             # Its machine ends with the clean-up, which finds it by the pod's file.
             for clone in held:
                 await clone.agent.close("the pod could not be started")
             raise
         result = self._network.result(spec.id)
-        pod = PodFile(
-            pod_id=spec.id,
-            vm_id=clone.id,
-            cgroup=cgroup,
+        pod = msgspec.structs.replace(
+            pod,
             set_up=True,
-            addresses=result.ips if result is not None else (),
+            addresses=result.ips if result is not None else _plain(interface),
             kernel=reply.kernel,
             accelerator=(await cloner.accelerator()).kind,
         )
@@ -313,22 +321,9 @@ class VmDriver:
         sandbox.timings.update(timings)
         return sandbox
 
-    async def _attach(self, spec: PodSpec, netns: Path) -> None:
-        await self._network.attach(
-            spec.id,
-            netns,
-            name=spec.name,
-            namespace=spec.namespace,
-            uid=spec.uid,
-            port_mappings=spec.port_mappings,
-            annotations=spec.annotations,
-        )
-
-    async def _set_up(self, spec: PodSpec, clone: Clone) -> SetupReply:
+    async def _set_up(self, spec: PodSpec, clone: Clone, interface: Interface | None) -> SetupReply:
         """Make the clone this pod's own."""
-        interface = await join_tap(clone.netns, "eth0", clone.machine.network_at, tap=TAP)
         hostname = translate.hostname_of(spec)
-        addresses = tuple(address.partition("/")[0] for address in interface.addresses)
         node = ""
         with suppress(OSError):
             node = _RESOLV_CONF.read_text(encoding="utf-8", errors="replace")
@@ -340,9 +335,9 @@ class VmDriver:
                 entropy=os.urandom(_ENTROPY),
                 machine_id=secrets.token_hex(16),
                 boot_id=str(uuid.uuid4()),
-                interfaces=(interface,),
+                interfaces=() if interface is None else (interface,),
                 resolv_conf=translate.resolv_conf(spec.dns, node),
-                hosts=translate.hosts(hostname, addresses),
+                hosts=translate.hosts(hostname, _plain(interface)),
                 sysctls=tuple(spec.sysctls.items()),
             ),
             timeout=_SETUP_TIMEOUT,
@@ -362,7 +357,7 @@ class VmDriver:
             files,
             pod,
             plugs=plugs,
-            teardown=_Teardown(spec.id, clone, self._clones, self._network),
+            teardown=_Teardown(pod, clone, self._clones, self._network),
             activity=self._activity,
         )
 
@@ -380,16 +375,20 @@ class VmDriver:
         undo = Undo(f"pod {pod_id}")
         if directory is not None:
             await undo.step("its VM", self._clones.end(directory))
-        await undo.step(
-            "its network",
-            self._network.detach(pod_id, netns_of(directory or self._clones.directory / "none")),
-        )
+        netns = netns_of(directory or self._clones.directory / "none")
+        known = pod or PodFile(pod_id=pod_id)
+        await undo.step("its network", network.detach(self._network, known, netns))
         if directory is not None:
             await undo.step("what its VM had", self._clones.discard(directory))
         await undo.step("its control group", hostgroup.leave(pod.cgroup if pod is not None else ""))
         # The pod's file goes last: it names all that is left, for the next try.
         undo.finish()
         files.remove()
+
+
+def _plain(interface: Interface | None) -> tuple[str, ...]:
+    """The addresses without their prefixes."""
+    return () if interface is None else tuple(one.partition("/")[0] for one in interface.addresses)
 
 
 async def _timed(timings: dict[str, float], step: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -17,6 +17,7 @@ import msgspec
 from orlop.errors import DataLoss, InvalidArgument
 from orlop.host import files
 from orlop.sandbox.crilog import LogPosition
+from orlop.sandbox.rawoutput import FileMark
 from orlop.value import Value
 from orlop.wire.values import Disks
 
@@ -29,7 +30,8 @@ _POD = "pod.json"
 class PodFile(Value, frozen=True):
     """A pod's VM. ``vm_id`` is "" until one was claimed; ``set_up`` once the pod ran.
 
-    ``cgroup`` is the control group that the VM's process is in.
+    ``cgroup`` is the control group that the VM's process is in, ``interface`` one of a network namespace
+    from outside that is the pod's until it ends.
     """
 
     pod_id: str
@@ -39,6 +41,7 @@ class PodFile(Value, frozen=True):
     addresses: tuple[str, ...] = ()
     kernel: str = ""
     accelerator: str = ""
+    interface: str = ""
 
 
 class ContainerFile(Value, frozen=True):
@@ -55,6 +58,7 @@ class ContainerFile(Value, frozen=True):
     stdout: int = 0
     stderr: int = 0
     log: LogPosition | None = None
+    raw: tuple[FileMark, ...] = ()
 
 
 class PodFiles:

@@ -113,6 +113,8 @@ class VmMeter:
                 group = cgroupstats.usage(self._cgroup)
             found = {}
             for key, path in layers.items():
+                if not path:  # what it writes is the host's own directory
+                    continue
                 try:
                     status = Path(path).stat()
                 except OSError:

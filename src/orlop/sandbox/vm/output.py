@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from orlop.errors import OrlopError
 from orlop.host.tasks import Tasks, uncancelled
 from orlop.sandbox.crilog import CriLog
+from orlop.sandbox.rawoutput import RawOutput
 from orlop.sandbox.vm.streams import Incoming
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Output:
     """The pump between a container's streams and its log. :meth:`start` it, and :meth:`stop` it."""
 
     def __init__(
-        self, name: str, log_file: CriLog, streams: dict[int, Incoming], wake: asyncio.Event
+        self, name: str, log_file: CriLog | RawOutput, streams: dict[int, Incoming], wake: asyncio.Event
     ) -> None:
         self._name = name
         self._log = log_file

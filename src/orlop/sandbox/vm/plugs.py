@@ -22,6 +22,7 @@ from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.idmaps import user_namespace
 from orlop.sandbox.vm.translate import Plugged
+from orlop.storage import rootfs
 from orlop.storage.disks import check_layers, scratch_disk
 from orlop.storage.share import Share
 from orlop.wire import values as wire
@@ -61,16 +62,20 @@ class Plugs:
 
     def plan(self, spec: ContainerSpec) -> ContainerFile:
         """What :meth:`plug` is going to do, to be on disk before it does it."""
+        root, writes = spec.root, _writes_to_disk(spec)
         disks = wire.Disks(
-            root=tuple(wire.Disk(id=image_disk_id(layers)) for layers in self._divided(spec.root.layers)),
-            scratch=wire.Disk(id=_scratch_id(spec.id)),
+            root=tuple(wire.Disk(id=image_disk_id(layers)) for layers in self._divided(root.layers)),
+            scratch=wire.Disk(id=_scratch_id(spec.id)) if writes else None,
             volumes=tuple(wire.Disk(id=image_disk_id(layers)) for layers in _volumes(spec)),
         )
         return ContainerFile(
             id=spec.id,
             disks=disks,
-            shares=tuple(_share_key(spec.id, index) for index in range(len(spec.mounts))),
-            scratch=str(self._scratch_directory / f"{spec.id}.img"),
+            shares=(
+                *(_share_key(spec.id, index) for index in range(len(spec.mounts))),
+                *((_root_key(spec.id),) if root.directory else ()),
+            ),
+            scratch=str(self._scratch_directory / f"{spec.id}.img") if writes else "",
         )
 
     async def plug(self, spec: ContainerSpec, plan: ContainerFile) -> Plugged:
@@ -78,10 +83,10 @@ class Plugs:
         stacks = {image_disk_id(layers): layers for layers in (spec.root.layers, *_volumes(spec))}
         stacks |= {image_disk_id((layer,)): (layer,) for layer in spec.root.layers}
         wanted = dict.fromkeys(disk.id for disk in (*plan.disks.root, *plan.disks.volumes))
-        images, scratch, (shares, loose) = await together(
+        images, scratch, (shares, loose, root) = await together(
             together(*(self._image(spec.id, disk_id, stacks[disk_id]) for disk_id in wanted)),
             self._scratch(spec.id, plan.scratch),
-            together(self._shares(spec), _with_mounts_below(spec.mounts)),
+            together(self._shares(spec), _with_mounts_below(spec.mounts), self._root(spec)),
         )
         attached = dict(zip(wanted, images, strict=True))
         return Plugged(
@@ -91,6 +96,7 @@ class Plugs:
                 volumes=tuple(attached[disk.id] for disk in plan.disks.volumes),
             ),
             shares=shares,
+            root=root,
             loose=loose,
             volumes={
                 mount.container_path: image_disk_id(mount.image.layers)
@@ -136,11 +142,13 @@ class Plugs:
 
         An overlay takes no directory twice, so an image with one layer twice is one disk.
         """
+        if not layers:
+            return ()
         single = tuple((layer,) for layer in layers)
         new = [layer for layer in single if not self._in_use(image_disk_id(layer))]
         if len(set(layers)) < len(layers) or self._machine.stacking(len(new)) is Stacking.TOGETHER:
             return (layers,)
-        return single or (layers,)
+        return single
 
     def _in_use(self, disk_id: str) -> bool:
         shared = self._images.get(disk_id)
@@ -160,7 +168,9 @@ class Plugs:
                 disk = shared.disk = wire.Disk(id=disk_id, at=at)
             return disk
 
-    async def _scratch(self, container_id: str, path: str) -> wire.Disk:
+    async def _scratch(self, container_id: str, path: str) -> wire.Disk | None:
+        if not path:
+            return None
         await scratch_disk(Path(path), self._scratch_mib)
         disk_id = _scratch_id(container_id)
         at = await self._machine.attach_disk(Disk(id=disk_id, files=(path,), read_only=False))
@@ -179,6 +189,18 @@ class Plugs:
                 key = _share_key(spec.id, index)
                 shares[mount.container_path] = await self._share.add(mount, key, userns=namespaces.get(maps))
         return shares
+
+    async def _root(self, spec: ContainerSpec) -> str:
+        """A root directory of the host on the share, "" when the root is made of layers."""
+        if not spec.root.directory:
+            return ""
+        found = await rootfs.find_directory(spec.root.directory)
+        # Read-only on the host: a guest that breaks out of the container does not get around it.
+        fixed = spec.security.read_only_root
+        mount = Mount(
+            container_path="/", host_path=os.fspath(found), read_only=fixed, recursive_read_only=fixed
+        )
+        return await self._share.add(mount, _root_key(spec.id))
 
     async def _unplug_disk(self, container_id: str, disk_id: str, *, running: bool) -> None:
         shared = self._images.get(disk_id)
@@ -226,6 +248,15 @@ def image_disk_id(layers: tuple[str, ...]) -> str:
     """The disk's name for a stack of layers."""
     digest = hashlib.sha256("\0".join(layers).encode()).hexdigest()
     return f"img-{digest[:20]}"
+
+
+def _writes_to_disk(spec: ContainerSpec) -> bool:
+    """Whether it needs a disk: for what it writes, or for mount points in a root that it may not write."""
+    return not spec.root.directory or spec.security.read_only_root
+
+
+def _root_key(container_id: str) -> str:
+    return f"{container_id[:24]}-root"
 
 
 def _scratch_id(container_id: str) -> str:

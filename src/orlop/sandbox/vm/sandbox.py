@@ -22,7 +22,6 @@ from orlop.host import tasks, threads
 from orlop.host.tasks import Undo, together
 from orlop.hypervisor.base import MachineShape
 from orlop.sandbox import seccomp
-from orlop.sandbox.crilog import CriLog
 from orlop.sandbox.figures import Detail, PodStats
 from orlop.sandbox.spec import (
     ContainerSpec,
@@ -158,7 +157,7 @@ class VmSandbox:
         if spec.id in self._containers:
             raise AlreadyExists(f"container {spec.id} exists in pod {self.pod_id}")
         plan = self._plugs.plan(spec)
-        container = Container.fresh(spec, self._agent, plan, CriLog(spec.sink.log))
+        container = Container.fresh(spec, self._agent, plan)
         self._containers[spec.id] = container
         with self._activity.begun():
             async with container.changing:
@@ -364,7 +363,7 @@ class VmSandbox:
 
     def _lost_container(self, spec: ContainerSpec, held: ContainerFile | None) -> None:
         """The daemon died while it made or removed this one: the guest does not know it."""
-        container = Container(spec, self._agent, held or ContainerFile(id=spec.id), CriLog(spec.sink.log))
+        container = Container(spec, self._agent, held or ContainerFile(id=spec.id))
         container.lost("the container is not in its VM any more")
         self._plugs.adopt(container.held)
         self._containers[spec.id] = container

@@ -35,6 +35,7 @@ class Plugged:
 
     disks: wire.Disks
     shares: dict[str, str] = field(default_factory=dict)
+    root: str = ""
     volumes: dict[str, str] = field(default_factory=dict)
     loose: frozenset[str] = frozenset()
 
@@ -46,6 +47,7 @@ def container(
     return wire.Container(
         id=spec.id,
         disks=plugged.disks,
+        root=plugged.root,
         args=spec.args,
         env=tuple((name, value) for name, value in spec.env if name),
         cwd=spec.cwd or "/",
