@@ -9,23 +9,17 @@ there; its own stack sees no frame any more.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 from contextlib import suppress
 from pathlib import Path
 
 from orlop.errors import FailedPrecondition, Internal
 from orlop.host import netns as namespaces
 from orlop.linux.netlink import Netlink
+from orlop.linux.tap import open_tap
 from orlop.net import links
 from orlop.net.model import InterfaceCounters
 from orlop.wire.values import GuestAddress, Interface
-
-_TUNSETIFF = 0x400454CA
-_IFF_TAP = 0x0002
-_IFF_NO_PI = 0x1000
-_IFF_VNET_HDR = 0x4000  # lets checksums and segmentation be left to the receiver
 
 
 async def create_tap(netns: Path, name: str = "tap0") -> int:
@@ -37,12 +31,10 @@ async def create_tap(netns: Path, name: str = "tap0") -> int:
 
     def make() -> int:
         try:
-            descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = open_tap(name)
         except FileNotFoundError as error:
             raise FailedPrecondition("/dev/net/tun is missing: load the kernel module tun") from error
         try:
-            request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
-            fcntl.ioctl(descriptor, _TUNSETIFF, request)
             _silence(name)
             with Netlink() as netlink:
                 links.set_up(netlink, links.find(netlink, name).index)

@@ -6,20 +6,12 @@ behind it; so the template is made with a real one, in a network namespace that 
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 
 from orlop.errors import FailedPrecondition
 from orlop.host import threads
 from orlop.linux import syscalls
-
-# linux/if_tun.h
-_TUNSETIFF = 0x400454CA
-_IFF_TAP = 0x0002
-_IFF_NO_PI = 0x1000
-_IFF_VNET_HDR = 0x4000
-_IFREQ_SIZE = 40
+from orlop.linux.tap import open_tap
 
 
 async def placeholder() -> int:
@@ -34,11 +26,4 @@ async def placeholder() -> int:
 
 def _open() -> int:
     syscalls.unshare(syscalls.CLONE_NEWNET)
-    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        request = struct.pack("16sH", b"tap0", _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
-        fcntl.ioctl(descriptor, _TUNSETIFF, request.ljust(_IFREQ_SIZE, b"\0"))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return open_tap("tap0")
