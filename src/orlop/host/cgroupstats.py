@@ -58,10 +58,6 @@ def _legacy(group: Cgroup, tasks: int) -> Usage:
         kernel_memory=number(group.read("memory.kmem.usage_in_bytes", "memory")),
         swap=max(both - memory, 0),
         pids=tasks,
-        # Where version 2 is mounted beside version 1, runtimes make the group there too.
-        cpu_pressure=pressure(group.read_beside("cpu.pressure")),
-        memory_pressure=pressure(group.read_beside("memory.pressure")),
-        io_pressure=pressure(group.read_beside("io.pressure")),
     )
 
 
@@ -83,6 +79,10 @@ def _with_limits_and_disks(group: Cgroup, found: Usage) -> Usage:
             group.read("blkio.throttle.io_service_bytes_recursive", "blkio"),
             group.read("blkio.throttle.io_serviced_recursive", "blkio"),
         ),
+        # Where version 2 is mounted beside version 1, runtimes make the group there too.
+        cpu_pressure=pressure(group.read_beside("cpu.pressure")),
+        memory_pressure=pressure(group.read_beside("memory.pressure")),
+        io_pressure=pressure(group.read_beside("io.pressure")),
     )
 
 
