@@ -20,7 +20,7 @@ from orlop.config import GuestConfig, VmConfig
 from orlop.errors import AlreadyExists, DataLoss, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
 from orlop.guestos.build import GuestArtifacts, build, find
 from orlop.host import process
-from orlop.hypervisor.base import Disk, Machine, MachineShape, Stacking, Template
+from orlop.hypervisor.base import Disk, Machine, MachineShape, Stacking
 from orlop.hypervisor.qemu import QemuBackend, accelerator, templates
 from orlop.hypervisor.qemu.cmdline import Memory
 from orlop.hypervisor.qemu.hypervisor import Launch, QemuHypervisor
@@ -340,7 +340,7 @@ async def test_a_machine_nobody_recorded_is_ended_too(
 async def test_a_truncated_template_is_made_again(
     guest: GuestArtifacts, saved: Path, place: Path, name: str
 ) -> None:
-    shutil.copytree(saved, place / "root")
+    shutil.copytree(saved, place / "root", symlinks=True)
     path = next((place / "root").glob("template-*")) / name
     os.truncate(path, path.stat().st_size // 2)
     built: list[str] = []
@@ -359,31 +359,48 @@ async def test_a_truncated_template_is_made_again(
     assert not list((place / "root").glob("boot-*"))
 
 
-async def test_a_template_damaged_under_a_running_daemon(
+async def test_a_template_changed_under_a_running_daemon_changes_no_clone(
     guest: GuestArtifacts, saved: Path, place: Path
 ) -> None:
-    shutil.copytree(saved, place / "root")
+    shutil.copytree(saved, place / "root", symlinks=True)
     hypervisor = qemu(guest, place / "root")
     template = await hypervisor.template(never)
-    os.truncate(template.directory / templates.STATE, 1000)
-    with pytest.raises(DataLoss):
-        await hypervisor.restore(template, place / "m", tap_fd=None, share=place / "share")
+    for name in (templates.MEMORY, templates.STATE):
+        os.truncate(template.directory / name, 1000)
+    machine = await hypervisor.restore(template, place / "m", tap_fd=None, share=place / "share")
+    try:
+        async with agent_of(machine) as agent:
+            await agent.call(Ping())
+    finally:
+        await machine.stop()
+        await hypervisor.discard(machine.directory)
+        await hypervisor.discard_template()
+
+
+async def test_a_template_that_was_thrown_away_makes_no_clone(
+    guest: GuestArtifacts, saved: Path, place: Path
+) -> None:
+    shutil.copytree(saved, place / "root", symlinks=True)
+    hypervisor = qemu(guest, place / "root")
+    template = await hypervisor.template(never)
+    await hypervisor.discard_template()
     assert not template.directory.exists()
+    with pytest.raises(DataLoss, match="not in use any more"):
+        await hypervisor.restore(template, place / "m", tap_fd=None, share=place / "share")
     assert not (place / "m").exists()
 
 
-async def test_qemu_says_why_it_does_not_accept_a_state(
+async def test_a_state_that_qemu_does_not_accept_is_thrown_away(
     guest: GuestArtifacts, saved: Path, place: Path
 ) -> None:
-    shutil.copytree(saved, place / "root")
-    directory = next((place / "root").glob("template-*"))
-    (directory / templates.STATE).chmod(0o600)
-    (directory / templates.STATE).write_bytes(b"\0" * 1000)
+    shutil.copytree(saved, place / "root", symlinks=True)
     hypervisor = qemu(guest, place / "root")
-    template = Template(
-        key="k", directory=directory, shape=hypervisor.template_shape, accelerator=await hypervisor.probe()
-    )
-    hypervisor._template, hypervisor._stamp = template, templates.stamp(template)
+    template = await hypervisor.template(never)
+    assert hypervisor._saved is not None
+    state = os.memfd_create("state", os.MFD_CLOEXEC)
+    os.write(state, b"\0" * 1000)
+    os.dup2(state, hypervisor._saved._state, inheritable=False)
+    os.close(state)
     with pytest.raises((DataLoss, Unavailable)):
         await hypervisor.restore(template, place / "m", tap_fd=None, share=place / "share")
 

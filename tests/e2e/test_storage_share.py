@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,3 +136,26 @@ async def test_a_guest_cannot_fill_the_directory_itself(share: Share, volume: Pa
     assert sorted(path.name for path in shown.iterdir()) == ["file", "warm"]
     await share.release_all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["share", "volume"]
+
+
+async def test_a_file_system_that_cannot_map_users_is_nobodys(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    child = await process.spawn(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", "echo; exec sleep 60"], stdout=PIPE
+    )
+    try:
+        assert child.stdout is not None
+        await child.stdout.readline()
+        (tmp_path / "share").mkdir()
+        share = Share(tmp_path / "share", process=child.pid, inside=tmp_path / "share")
+        (tmp_path / "file").write_text("content")
+        await share.add(Asked(os.fspath(tmp_path / "file")), "mapped")
+        assert not caplog.records
+        await share.add(Asked("/proc/sys/kernel"), "unmapped")
+        assert "cannot map users" in caplog.text
+        seen = Path(f"/proc/{child.pid}/root{tmp_path}/share")
+        assert (seen / "unmapped/ostype").read_text() == "Linux\n"
+        assert (seen / "mapped").read_text() == "content"
+    finally:
+        await process.reap(child)

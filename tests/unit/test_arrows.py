@@ -219,10 +219,10 @@ def test_the_guest_needs_only_python(room: str, allowed: set[str]) -> None:
 
 
 def test_children_only_through_their_door() -> None:
-    """Only ``host`` and ``guest`` start processes."""
+    """Only ``host`` and ``guest`` start processes; what enters a jail is a child that becomes another."""
     wrong = []
     for module in MODULES:
-        if module.room in ("host", "guest"):
+        if module.room in ("host", "guest") or module.name == "hypervisor/jail/enter.py":
             continue
         for name, line in imports(module):
             if name.split(".")[0] in PROCESS_MODULES:

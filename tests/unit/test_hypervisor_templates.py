@@ -1,3 +1,4 @@
+import mmap
 import os
 from pathlib import Path
 
@@ -21,9 +22,15 @@ def sealed(root: Path, key: str = "k" * 64) -> Template:
     return templates.seal(work, root, key, SHAPE, TCG)
 
 
+def loaded(root: Path, key: str) -> Template:
+    saved = templates.load(root, key)
+    saved.close()
+    return saved.template
+
+
 def test_a_template_is_found_again(tmp_path: Path) -> None:
     made = sealed(tmp_path)
-    assert templates.load(tmp_path, made.key) == made
+    assert loaded(tmp_path, made.key) == made
     assert not (tmp_path / "work").exists()
 
 
@@ -31,7 +38,7 @@ def test_a_new_template_replaces_the_one_of_the_same_size(tmp_path: Path) -> Non
     old = sealed(tmp_path, "a" * 64)
     new = sealed(tmp_path, "b" * 64)
     assert not old.directory.exists()
-    assert templates.load(tmp_path, new.key) == new
+    assert loaded(tmp_path, new.key) == new
 
 
 def test_a_missing_one_is_data_loss(tmp_path: Path) -> None:
@@ -69,16 +76,29 @@ def test_a_foreign_template_is_refused(tmp_path: Path) -> None:
         templates.load(tmp_path, "b" * 64)
 
 
-def test_a_later_change_shows_in_the_stamp(tmp_path: Path) -> None:
-    template = sealed(tmp_path)
-    before = templates.stamp(template)
-    path = template.directory / templates.MEMORY
+def test_what_was_loaded_cannot_be_changed(tmp_path: Path) -> None:
+    saved = templates.load(tmp_path, sealed(tmp_path).key)
+    memory, state = saved.open_memory(), saved.open_state()
+    for file in (memory, state):
+        with pytest.raises(OSError):
+            os.pwrite(file, b"X", 0)
+        with pytest.raises(OSError):
+            os.ftruncate(file, 0)
+    with pytest.raises(PermissionError):
+        mmap.mmap(memory, 0, mmap.MAP_SHARED)
+    with mmap.mmap(memory, 0, mmap.MAP_PRIVATE) as private:
+        private[0] = 1
+    # Nor by the file that it came from, with its times put back.
+    path = saved.template.directory / templates.MEMORY
+    before = path.stat()
     path.chmod(0o600)
-    path.write_bytes(b"short")
-    assert templates.stamp(template) != before
-    path.unlink()
+    path.write_bytes(b"X" * before.st_size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert os.pread(memory, 6, 0) == b"memory"
+    assert os.read(state, 5) == b"state"
+    assert os.read(saved.open_state(), 5) == b"state"
     with pytest.raises(DataLoss):
-        templates.stamp(template)
+        templates.load(tmp_path, saved.template.key)
 
 
 def test_remove_is_idempotent(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from orlop.sandbox.vm.plugs import Plugs
 class FakeMachine:
     """Likes layers apart while it has ``room`` for them."""
 
+    confinement = None
+
     def __init__(self, room: int) -> None:
         self.room = room
         self.pid = os.getpid()

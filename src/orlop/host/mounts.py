@@ -70,7 +70,13 @@ def bind(
 def _map_ids(tree: int, userns: Path, recursive: bool) -> None:
     descriptor = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        sys.mount_setattr(tree, add=sys.MOUNT_ATTR_IDMAP, userns=descriptor, recursive=recursive)
+        try:
+            sys.mount_setattr(tree, add=sys.MOUNT_ATTR_IDMAP, userns=descriptor, recursive=recursive)
+        except OSError as error:
+            if not recursive or error.errno != errno.EINVAL:
+                raise
+            # Something below, such as another's /proc, cannot be mapped: that is out of reach then.
+            sys.mount_setattr(tree, add=sys.MOUNT_ATTR_IDMAP, userns=descriptor)
     finally:
         os.close(descriptor)
 

@@ -24,6 +24,7 @@ import msgspec
 
 from orlop.errors import Code, DeadlineExceeded, NotFound, OrlopError, ResourceExhausted, Unavailable
 from orlop.host import tasks, threads
+from orlop.linux import syscalls
 
 log = logging.getLogger(__name__)
 
@@ -171,14 +172,18 @@ async def spawn_detached(
     stderr: Stream = DEVNULL,
     pass_fds: Sequence[int] = (),
     new_session: bool = True,
+    pid_namespace: bool = False,
 ) -> Detached:
     """:func:`spawn` for a child that must outlive the daemon; the same arguments, without pipes.
 
-    A cancellation while it starts kills it. Raises as :func:`spawn` does.
+    With ``pid_namespace`` it is the first process of a new one. A cancellation while it starts
+    kills it. Raises as :func:`spawn` does.
     """
     arguments = [os.fspath(argument) for argument in argv]
 
     def start() -> subprocess.Popen[bytes]:
+        if pid_namespace:
+            syscalls.unshare(syscalls.CLONE_NEWPID)  # for the children of this thread
         return subprocess.Popen(
             arguments,
             env=env,
@@ -191,7 +196,8 @@ async def spawn_detached(
         )
 
     try:
-        return Detached(await tasks.uncancelled(threads.call(start), unwanted=_end))
+        call = threads.in_own_thread if pid_namespace else threads.call
+        return Detached(await tasks.uncancelled(call(start), unwanted=_end))
     except OSError as error:
         raise _not_started(arguments[0], cwd, error) from error
 

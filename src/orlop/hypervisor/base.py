@@ -101,6 +101,14 @@ class GuestFiles(Protocol):
         ...
 
 
+class Confinement(Value, frozen=True, kw_only=True):
+    """What the hypervisor's process sees of the host: ``share`` is where it has the directory that the guest
+    can mount; in its user namespace the ids from ``owner`` on are those from 0 on."""
+
+    share: Path
+    owner: int
+
+
 class Machine(Protocol):
     """One running virtual machine. Its methods may be called concurrently."""
 
@@ -122,6 +130,11 @@ class Machine(Protocol):
     @property
     def shape(self) -> MachineShape:
         """Its present size, as asked for."""
+        ...
+
+    @property
+    def confinement(self) -> Confinement | None:
+        """What its process sees of the host; None for all of it."""
         ...
 
     @property

@@ -8,10 +8,9 @@ recent libc; the others come from libc.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
-
-from orlop.linux import architecture
 
 StrPath = str | os.PathLike[str]
 
@@ -67,6 +66,10 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 IN_MODIFY = 0x2
 _IN_NONBLOCK = 0o4000
 _IN_CLOEXEC = 0o2000000
+
+_SECCOMP_SET_MODE_FILTER = 1
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITY_NUMBERS = 64
 
 _NR_OPEN_TREE = 428
 _NR_MOVE_MOUNT = 429
@@ -188,6 +191,53 @@ def mount_setattr(
     _call(_NR_MOUNT_SETATTR, descriptor, b"", flags, attributes, len(attributes))
 
 
+def _number(name: str) -> int:
+    """The number of a call that architectures number differently."""
+    # Here and not above: what it imports takes longer than a small program that needs none of this.
+    from orlop.linux import architecture
+
+    return architecture.own().calls[name]
+
+
+def pivot_root(new: StrPath, old: StrPath) -> None:
+    """pivot_root(2)."""
+    _call(_number("pivot_root"), os.fsencode(new), os.fsencode(old), about=new)
+
+
+def set_host_name(name: str) -> None:
+    """sethostname(2), for the calling thread's UTS namespace."""
+    data = name.encode()
+    _checked(_libc.sethostname(data, ctypes.c_size_t(len(data))))
+
+
+def set_capabilities(numbers: set[int]) -> None:
+    """Have these capabilities, permitted and effective, and none that exec(2) inherits; capset(2)."""
+    low = sum(1 << number for number in numbers if number < 32)
+    high = sum(1 << (number - 32) for number in numbers if number >= 32)
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    _checked(_libc.capset(header, struct.pack("=6I", low, low, 0, high, high, 0)))
+
+
+def bound_capabilities(numbers: set[int]) -> None:
+    """Lose all but these capabilities from the bounding set, so that no exec(2) gives them back."""
+    for number in set(range(_CAPABILITY_NUMBERS)) - numbers:
+        result = _libc.prctl(ctypes.c_int(PR_CAPBSET_DROP), ctypes.c_ulong(number), 0, 0, 0)
+        if result < 0 and ctypes.get_errno() != errno.EINVAL:  # one that this kernel does not know
+            _checked(result)
+
+
+def set_no_new_privileges() -> None:
+    """From here on no exec(2) gives rights that this process has not; prctl(2)."""
+    _checked(_libc.prctl(ctypes.c_int(PR_SET_NO_NEW_PRIVS), ctypes.c_ulong(1), 0, 0, 0))
+
+
+def set_filter(program: bytes, flags: int) -> None:
+    """Put a system-call filter (``struct sock_filter[]``) on the calling thread; seccomp(2)."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
+    _call(_number("seccomp"), _SECCOMP_SET_MODE_FILTER, flags, fprog)
+
+
 def forbid_inspection() -> None:
     """Let no process without CAP_SYS_PTRACE look into this one, whose memory its children share."""
     _checked(_libc.prctl(ctypes.c_int(PR_SET_DUMPABLE), ctypes.c_ulong(0), 0, 0, 0))
@@ -211,7 +261,7 @@ def set_command_line(text: str) -> None:
 def bpf(command: int, attributes: bytes) -> int:
     """bpf(2)."""
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    return _call(architecture.own().calls["bpf"], command, buffer, len(attributes))
+    return _call(_number("bpf"), command, buffer, len(attributes))
 
 
 def inotify() -> int:

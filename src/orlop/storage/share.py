@@ -8,6 +8,7 @@ the directory itself read-only, so that a guest can fill its volumes but not the
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
@@ -17,6 +18,8 @@ from typing import Protocol
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError, PermissionDenied
 from orlop.host import mounts, threads
+
+log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 _PROPAGATION: dict[str, mounts.Propagation] = {"private": "private", "rslave": "rslave"}
@@ -46,11 +49,14 @@ class Share:
     """The volumes below ``directory``. All methods may be repeated, also by a later daemon.
 
     With ``process`` the volumes are mounted in that process' mount namespace alone, and end with it: what
-    the host unmounts and removes is not held by them.
+    the host unmounts and removes is not held by them. A process in a jail has the directory at ``inside``,
+    and its own users: files belong to the same ids in its user namespace.
     """
 
-    def __init__(self, directory: Path, *, process: int = 0) -> None:
+    def __init__(self, directory: Path, *, process: int = 0, inside: Path | None = None) -> None:
         self._directory = directory
+        self._inside = inside or directory
+        self._userns = Path(f"/proc/{process}/ns/user") if inside else None
         self._namespace = Path(f"/proc/{process}/ns/mnt") if process else None
         self._mountinfo = Path(f"/proc/{process}/mountinfo") if process else mounts.MOUNTINFO
         # Where the mount points are made, if ``directory`` is only a read-only view of them.
@@ -92,8 +98,8 @@ class Share:
         await threads.call(self._release_all)
 
     def _protect(self) -> None:
-        self._points.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self._directory.mkdir(mode=0o711, exist_ok=True)
+        self._points.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o755, exist_ok=True)
         if not mounts.is_mounted(self._directory):
             mounts.bind(self._points, self._directory, read_only=True)
 
@@ -101,7 +107,7 @@ class Share:
         return self._points if self._points.is_dir() else self._directory
 
     def _add(self, mount: HostMount, key: str, userns: Path | None) -> None:
-        source, target = mount.host_path, self._directory / key
+        source, target = mount.host_path, self._inside / key
         propagation = _PROPAGATION.get(str(mount.propagation))
         if propagation is None:
             raise FailedPrecondition(
@@ -114,24 +120,43 @@ class Share:
             directory = stat.S_ISDIR(Path(source).stat().st_mode)
         except OSError as error:
             raise _unusable(source, error) from error
-        self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._remove(key)
         try:
             _make_point(self._place() / key, directory=directory)
+            self._bind(mount, target, propagation, userns)
+        except OSError as error:
+            self._remove(key)
+            raise _unusable(source, error) from error
+
+    def _bind(
+        self, mount: HostMount, target: Path, propagation: mounts.Propagation, userns: Path | None
+    ) -> None:
+        def bind(users: Path | None) -> None:
             # The target's last component is not followed, were the guest to put a link there just now.
             mounts.bind(
-                source,
+                mount.host_path,
                 target,
                 read_only=mount.read_only,
                 recursive=True,
                 recursive_read_only=mount.recursive_read_only,
                 propagation=propagation,
-                userns=userns,
+                userns=users,
                 namespace=self._namespace,
             )
+
+        try:
+            bind(userns or self._userns)
         except OSError as error:
-            self._remove(key)
-            raise _unusable(source, error) from error
+            if userns is not None or self._userns is None or error.errno != errno.EINVAL:
+                raise
+            # The process has no rights over the host's users, and gets none for it.
+            log.warning(
+                "volume %s: its file system cannot map users (tmpfs can from Linux 6.3 on), so the VM sees "
+                "nobody as the owner of its files, and may do what all may",
+                mount.host_path,
+            )
+            bind(None)
 
     def _is_mounted(self, target: Path) -> bool:
         try:
@@ -140,7 +165,7 @@ class Share:
             return False
 
     def _remove(self, key: str) -> None:
-        target = self._directory / key
+        target = self._inside / key
         if self._is_mounted(target):
             with suppress(FileNotFoundError):  # the process has just ended, and its mounts with it
                 mounts.inside(self._namespace, lambda: mounts.unmount(target))

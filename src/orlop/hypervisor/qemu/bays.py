@@ -64,12 +64,12 @@ def left(every: Iterable[Bay], spent: Iterable[int], *, read_only: bool) -> int:
     return sum(bay.read_only == read_only and bay.lun not in spent for bay in every)
 
 
-def choose(every: Iterable[Bay], spent: Iterable[int], content: Content) -> Bay | None:
-    """A bay that was never used and fits."""
+def choose(every: Iterable[Bay], spent: Iterable[int], size: int, *, read_only: bool) -> Bay | None:
+    """A bay that was never used and fits a disk of ``size`` bytes."""
     for bay in every:
-        if bay.lun in spent or bay.read_only != content.read_only:
+        if bay.lun in spent or bay.read_only != read_only:
             continue
-        if bay.read_only or content.size == bay.size:
+        if bay.read_only or size == bay.size:
             return bay
     return None
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 
 from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
 
 
 class Content(msgspec.Struct, frozen=True, kw_only=True):
-    """What a disk holds: one raw file, or with ``stacked`` several that a VMDK strings together."""
+    """What a disk holds: one raw file, or with ``stacked`` several that a VMDK strings together.
 
-    path: Path
+    ``name`` is what QEMU opens."""
+
+    name: str
     size: int
     read_only: bool
     stacked: bool = False
@@ -22,7 +22,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
         """Its node without a name, to be used by a bay."""
         file: dict[str, object] = {
             "driver": "file",
-            "filename": str(self.path),
+            "filename": self.name,
             "read-only": self.read_only,
             **policy(read_only=self.read_only),
         }

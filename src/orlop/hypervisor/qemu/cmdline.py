@@ -3,15 +3,18 @@
 A clone has to have exactly the devices of the machine that was saved, at the same addresses; what may
 differ is what lies behind them (files, sockets, taps, directories). :func:`machine_key` says which
 arguments a saved state belongs to. Options are explained in qemu(1).
+
+QEMU runs in a jail that shows it no file of the host: it inherits all as open descriptors. What its
+block layer opens is named by :func:`descriptor_set`, anything else by :func:`inherited`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
+from orlop.hypervisor.jail.enter import PROC
 from orlop.hypervisor.qemu import addresses, bays
 from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
 from orlop.linux import architecture
@@ -22,6 +25,9 @@ CONSOLE_ID = "console"
 CONSOLE_BYTES = 64 << 10
 MAX_LUN = 16383
 MEMORY_DEVICE = "vmem0"
+SHARE = "/share"
+"""Where the jail shows the directory that the guest can mount."""
+_ROOT_SET = 0
 
 _KERNEL_ARGUMENTS = (
     # Where the guest finds its root and the line to the daemon.
@@ -45,6 +51,16 @@ _KERNEL_ARGUMENTS = (
 )
 
 
+def inherited(descriptor: int) -> str:
+    """The name by which QEMU opens a descriptor that it has inherited."""
+    return f"{PROC}/self/fd/{descriptor}"
+
+
+def descriptor_set(number: int) -> str:
+    """The name by which QEMU's block layer opens a file that it was given (QMP ``add-fd``)."""
+    return f"/dev/fdset/{number}"
+
+
 class Network(msgspec.Struct, frozen=True):
     """An open tap that QEMU inherits under this descriptor number."""
 
@@ -59,25 +75,27 @@ class Sockets(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """``file`` backs the machine's first memory: shared while a template is made, else private
-    (copy-on-write). ``max_mib`` is what it can be resized to."""
+    """``file``, a descriptor, backs the machine's first memory: shared while a template is made, else
+    private (copy-on-write). ``max_mib`` is what it can be resized to."""
 
     size_mib: int
     max_mib: int
-    file: Path | None = None
+    file: int | None = None
     shared: bool = False
 
 
 class Boot(msgspec.Struct, frozen=True):
-    """What a machine that is not restored boots. ``verbose`` has the kernel tell its progress."""
+    """What a machine that is not restored boots, as descriptors. ``verbose`` has the kernel tell its
+    progress."""
 
-    kernel: Path
-    initrd: Path
+    kernel: int
+    initrd: int
     verbose: bool = False
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that makes up a command line. ``boot`` None means to wait for a saved state.
+    """Everything that makes up a command line. ``boot`` None means to wait for a saved state; ``image`` is
+    the descriptor of the root disk.
 
     ``code_mib`` is what the emulator may keep of translated code: too little, and it translates
     the same code over and over; all it uses is memory that a clone does not share."""
@@ -90,8 +108,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory
     vcpus: int
     max_vcpus: int
-    image: Path
-    share: Path
+    image: int
     sockets: Sockets
     network: Network
     bays: tuple[Bay, ...] = ()
@@ -111,7 +128,7 @@ def render(arguments: Arguments) -> list[str]:
         *_disks(arguments.image),
         *bays.arguments(arguments.bays),
         *_network(arguments.network),
-        *_share(arguments.share),
+        *_share(),
         *_small_devices(),
         *(_boot(arguments.boot) if arguments.boot else ("-incoming", "defer")),
     ]
@@ -122,13 +139,12 @@ def machine_key(arguments: Arguments) -> str:
     neutral = msgspec.structs.replace(
         arguments,
         name="",
-        image=Path("/image"),
-        share=Path("/share"),
-        sockets=Sockets(3, 4),
-        network=Network(5),
-        memory=msgspec.structs.replace(arguments.memory, file=Path("/memory"), shared=False),
+        image=3,
+        sockets=Sockets(4, 5),
+        network=Network(6),
+        memory=msgspec.structs.replace(arguments.memory, file=7, shared=False),
         code_mib=0,
-        boot=Boot(Path("/kernel"), Path("/initrd")),
+        boot=Boot(8, 9),
     )
     return " ".join(render(neutral))
 
@@ -163,7 +179,7 @@ def _memory(memory: Memory) -> Sequence[str]:
         backend = f"memory-backend-ram,id=mem0,{size}"
     else:
         share = "on" if memory.shared else "off"
-        backend = f"memory-backend-file,id=mem0,{size},mem-path={_escape(memory.file)},share={share}"
+        backend = f"memory-backend-file,id=mem0,{size},mem-path={inherited(memory.file)},share={share}"
     pluggable = memory.max_mib - memory.size_mib
     if pluggable <= 0:
         return ("-m", size, "-object", backend)
@@ -195,10 +211,11 @@ def _channels(sockets: Sockets) -> Sequence[str]:
     )
 
 
-def _disks(image: Path) -> Sequence[str]:
+def _disks(image: int) -> Sequence[str]:
     return (
         *("-device", "virtio-scsi-pci,id=scsi0,num_queues=1,disable-legacy=on,addr=0x4"),
-        *("-blockdev", f"driver=file,node-name=root,filename={_escape(image)},read-only=on"),
+        *("-add-fd", f"fd={image},set={_ROOT_SET}"),
+        *("-blockdev", f"driver=file,node-name=root,filename={descriptor_set(_ROOT_SET)},read-only=on"),
         *("-device", f"scsi-hd,bus={SCSI_BUS},channel=0,scsi-id=0,lun={addresses.ROOT_LUN},drive=root"),
     )
 
@@ -212,10 +229,10 @@ def _network(network: Network) -> Sequence[str]:
     )
 
 
-def _share(share: Path) -> Sequence[str]:
+def _share() -> Sequence[str]:
     # The guest keeps the owners of files, so QEMU has to set them: no user mapping.
     return (
-        *("-fsdev", f"local,id=share0,path={_escape(share)},security_model=none,multidevs=remap"),
+        *("-fsdev", f"local,id=share0,path={SHARE},security_model=none,multidevs=remap"),
         *(
             "-device",
             f"virtio-9p-pci,fsdev=share0,mount_tag={addresses.SHARE_TAG},disable-legacy=on,addr=0x6",
@@ -236,12 +253,12 @@ def _boot(boot: Boot) -> Sequence[str]:
     if not boot.verbose:
         words.append("quiet")
     return (
-        *("-kernel", str(boot.kernel)),
-        *("-initrd", str(boot.initrd)),
+        *("-kernel", inherited(boot.kernel)),
+        *("-initrd", inherited(boot.initrd)),
         *("-append", " ".join(words)),
     )
 
 
-def _escape(value: Path | str) -> str:
+def _escape(value: str) -> str:
     """A comma inside a value is written twice."""
-    return str(value).replace(",", ",,")
+    return value.replace(",", ",,")

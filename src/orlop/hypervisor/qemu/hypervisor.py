@@ -10,7 +10,7 @@ import platform
 import secrets
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -34,7 +34,17 @@ from orlop.hypervisor.base import (
     Settle,
     Template,
 )
-from orlop.hypervisor.qemu import accelerator, bays, cleanup, migration, record, taps, templates
+from orlop.hypervisor.jail import ids
+from orlop.hypervisor.qemu import (
+    accelerator,
+    bays,
+    cleanup,
+    confinement,
+    migration,
+    record,
+    taps,
+    templates,
+)
 from orlop.hypervisor.qemu.accelerator import Finding
 from orlop.hypervisor.qemu.cmdline import Arguments, Boot, Memory, Network, Sockets, machine_key
 from orlop.hypervisor.qemu.launch import launch as process_of
@@ -51,6 +61,7 @@ _RESTORE_TIMEOUT = 30.0
 # again before a pod uses it (300 ms for its first container instead of 100).
 _CODE_MIB = 64
 _BOOT_CODE_MIB = 128
+_CHUNK = 16 << 20
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,8 +115,8 @@ class QemuHypervisor(QemuMachines):
         self._root = root
         self._finding: Finding | None = None
         self._probing = asyncio.Lock()
-        self._template: Template | None = None
-        self._stamp: templates.Stamp = ()
+        self._saved: templates.Saved | None = None
+        self._tree: Path | None = None
         self._building = asyncio.Lock()
 
     @property
@@ -170,8 +181,12 @@ class QemuHypervisor(QemuMachines):
             finding = Finding(Accelerator(kind="kvm", reason="a guest came up under KVM"), cpu, inputs)
             try:
                 async with self._scratch() as work:
-                    launch = self._template_launch(finding, work / "vm", work, shared=True)
-                    machine = await self._boot(launch, verbose=True)
+                    file = templates.new_memory(work, self.template_shape)
+                    try:
+                        launch = self._template_launch(finding, work / "vm", file, shared=True)
+                        machine = await self._boot(launch, verbose=True)
+                    finally:
+                        os.close(file)
                     try:
                         await accelerator.came_up(machine, self._settings.kvm_probe_timeout)
                     finally:
@@ -192,13 +207,17 @@ class QemuHypervisor(QemuMachines):
 
     async def _version(self) -> str:
         """QEMU's version with the build's file, so that another build of one version is told apart."""
+        program = self._program()
+        answer = await process.run([program, "--version"], timeout=30)
+        status = program.resolve().stat()
+        first = answer.stdout.decode(errors="replace").partition("\n")[0]
+        return f"{first} {status.st_size} {status.st_mtime_ns}"
+
+    def _program(self) -> Path:
         program = shutil.which(self._settings.binary)
         if program is None:
             raise NotFound(f"{self._settings.binary} is not installed, or not in PATH: install {PACKAGE}")
-        answer = await process.run([program, "--version"], timeout=30)
-        status = Path(program).resolve().stat()
-        first = answer.stdout.decode(errors="replace").partition("\n")[0]
-        return f"{first} {status.st_size} {status.st_mtime_ns}"
+        return Path(program).absolute()
 
     # Machines
 
@@ -216,24 +235,38 @@ class QemuHypervisor(QemuMachines):
         return await self._boot(launch, tap_fd=tap_fd)
 
     async def _boot(self, launch: Launch, *, tap_fd: int | None = None, verbose: bool = False) -> QemuMachine:
-        boot = Boot(self._guest.kernel, self._guest.initrd, verbose)
-        return await self._launch(msgspec.structs.replace(launch, boot=boot), tap_fd=tap_fd)
+        kernel = await threads.call(_loaded, self._guest.kernel)
+        try:
+            initrd = await threads.call(_loaded, self._guest.initrd)
+            try:
+                boot = Boot(kernel, initrd, verbose)
+                return await self._launch(msgspec.structs.replace(launch, boot=boot), tap_fd=tap_fd)
+            finally:
+                os.close(initrd)
+        finally:
+            os.close(kernel)
 
     async def _launch(
         self, launch: Launch, *, tap_fd: int | None, pass_fds: tuple[int, ...] = ()
     ) -> QemuMachine:
         directory = launch.directory
         made = not directory.exists()
+        image = os.open(self._guest.image, os.O_RDONLY | os.O_CLOEXEC)
         tap = tap_fd if tap_fd is not None else await taps.placeholder()
         machine = None
         try:
-            launch.share.mkdir(parents=True, exist_ok=True)
+            launch.share.mkdir(mode=0o755, parents=True, exist_ok=True)
             directory.mkdir(parents=True, exist_ok=True)
+            owner = await threads.call(ids.claim, self._root / "ids", directory)
+            jail = confinement.jail(await self._files(), owner, launch.share, launch.finding.accelerator.kind)
+            boot = (launch.boot.kernel, launch.boot.initrd) if launch.boot else ()
+            files = (image, launch.memory.file, *boot)
             child = await process_of(
                 directory,
-                lambda sockets, network: self._arguments(launch, sockets, network),
+                jail,
+                lambda sockets, network: self._arguments(launch, image, sockets, network),
                 tap_fd=tap,
-                pass_fds=pass_fds,
+                pass_fds=(*pass_fds, *(file for file in files if file is not None)),
             )
             known = record.MachineRecord(
                 pid=child.pid,
@@ -242,6 +275,7 @@ class QemuHypervisor(QemuMachines):
                 base_memory_mib=launch.memory.size_mib,
                 max_memory_mib=launch.memory.max_mib,
                 bays=bays.bays(self._config.scratch_mib),
+                owner=owner,
             )
             machine = QemuMachine(directory, known, child)
             await machine.save_record()
@@ -252,14 +286,20 @@ class QemuHypervisor(QemuMachines):
             await cleanup.remove(directory, whole=made)
             raise
         finally:
+            os.close(image)
             if tap_fd is None:
                 os.close(tap)
         return machine
 
-    def _arguments(self, launch: Launch, sockets: Sockets, network: Network) -> Arguments:
+    async def _files(self) -> Path:
+        if self._tree is None:
+            self._tree = await confinement.tree(self._root, self._program())
+        return self._tree
+
+    def _arguments(self, launch: Launch, image: int, sockets: Sockets, network: Network) -> Arguments:
         kind, vcpus = launch.finding.accelerator.kind, launch.shape.vcpus
         return Arguments(
-            program=self._settings.binary,
+            program=str(self._program()),
             name=title(launch.directory),
             machine=self._settings.machine,
             accelerator=kind,
@@ -268,8 +308,7 @@ class QemuHypervisor(QemuMachines):
             vcpus=vcpus,
             # QEMU's emulator aborts when a processor is plugged after its code buffer was used up.
             max_vcpus=vcpus if kind == "tcg" else self._config.max_vcpus,
-            image=self._guest.image,
-            share=launch.share,
+            image=image,
             sockets=sockets,
             network=network,
             bays=bays.bays(self._config.scratch_mib),
@@ -283,83 +322,88 @@ class QemuHypervisor(QemuMachines):
         """Find or make the template; see :class:`orlop.hypervisor.base.Hypervisor`."""
         finding = await self._find_accelerator()
         async with self._building:
-            if self._template is not None:
-                return self._template
-            key = await self._key(finding)
-            try:
-                template = await threads.call(templates.load, self._root, key)
-            except DataLoss as reason:
-                if templates.directory_for(self._root, key).exists():
-                    log.warning("the template is made anew: %s", reason)
-                template = await self._build(finding, key, settle, progress or (lambda line: None))
-            self._stamp = templates.stamp(template)
-            self._template = template
-            return template
+            if self._saved is None:
+                self._saved = await self._load_or_build(finding, settle, progress or (lambda line: None))
+            return self._saved.template
+
+    async def _load_or_build(self, finding: Finding, settle: Settle, say: Progress) -> templates.Saved:
+        key = await self._key(finding)
+        try:
+            return await threads.call(templates.load, self._root, key)
+        except DataLoss as reason:
+            if templates.directory_for(self._root, key).exists():
+                log.warning("the template is made anew: %s", reason)
+        await self._build(finding, key, settle, say)
+        return await threads.call(templates.load, self._root, key)
 
     async def discard_template(self) -> None:
         """Throw the template away; the next :meth:`template` builds another."""
         async with self._building:
-            self._template = None
+            if self._saved is not None:
+                self._saved.close()
+            self._saved = None
             await threads.call(templates.remove, self._root)
 
     async def restore(
         self, template: Template, directory: Path, *, tap_fd: int | None, share: Path
     ) -> QemuMachine:
         """Start a clone; see :class:`orlop.hypervisor.base.Hypervisor`."""
-        await self._check(template)
-        finding = await self._find_accelerator()
-        launch = self._template_launch(finding, directory, template.directory, shared=False)
-        launch = msgspec.structs.replace(launch, share=share)
-        state = os.open(template.directory / templates.STATE, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        if self._saved is None or self._saved.template != template:
+            raise DataLoss(f"the template {template.key[:12]} is not in use any more; it is made anew")
+        with ExitStack() as stack:
+            memory = self._saved.open_memory()
+            stack.callback(os.close, memory)
+            state = self._saved.open_state()
+            stack.callback(os.close, state)
+            launch = self._template_launch(await self._find_accelerator(), directory, memory, shared=False)
+            launch = msgspec.structs.replace(launch, share=share)
             machine = await self._launch(launch, tap_fd=tap_fd, pass_fds=(state,))
             try:
                 await migration.load(machine, state, timeout=_RESTORE_TIMEOUT)
+            except DataLoss:
+                # Its files are whole, and yet QEMU does not take it: another one is made.
+                await machine.stop()
+                await cleanup.remove(directory, whole=False)
+                await self.discard_template()
+                raise
             except BaseException:
                 await machine.stop()
                 await cleanup.remove(directory, whole=False)
                 raise
-        finally:
-            os.close(state)
         return machine
 
-    async def _check(self, template: Template) -> None:
-        try:
-            whole = template == self._template and templates.stamp(template) == self._stamp
-        except DataLoss:
-            whole = False
-        if not whole:
-            await self.discard_template()
-            raise DataLoss(f"the template {template.directory} was changed or removed; it is made anew")
-
-    def _template_launch(self, finding: Finding, directory: Path, files: Path, *, shared: bool) -> Launch:
-        """A machine in ``directory`` whose memory is the template's file in ``files``."""
+    def _template_launch(self, finding: Finding, directory: Path, file: int, *, shared: bool) -> Launch:
+        """A machine in ``directory`` whose memory is the template's, in the open ``file``."""
         shape = self.template_shape
         memory = Memory(
             size_mib=shape.memory_mib,
             max_mib=self._config.max_memory_mib,
-            file=files / templates.MEMORY,
+            file=file,
             shared=shared,
         )
         share = directory.with_name("share")
         return Launch(directory=directory, shape=shape, finding=finding, share=share, memory=memory)
 
     async def _key(self, finding: Finding) -> str:
-        launch = self._template_launch(finding, self._root, self._root, shared=False)
-        arguments = self._arguments(launch, Sockets(0, 0), Network(0))
+        launch = self._template_launch(finding, self._root, 0, shared=False)
+        arguments = self._arguments(launch, 0, Sockets(0, 0), Network(0))
         version = await self._version()
         parts = [str(_RECIPE), version, self._guest.digest, machine_key(arguments)]
         if finding.accelerator.kind == "kvm":
             parts += [platform.release(), finding.inputs]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    async def _build(self, finding: Finding, key: str, settle: Settle, say: Progress) -> Template:
+    async def _build(self, finding: Finding, key: str, settle: Settle, say: Progress) -> None:
         shape = self.template_shape
         async with self._scratch() as work:
             result = work / "result"
             result.mkdir()
             say(f"booting the template ({finding.accelerator.kind})")
-            machine = await self._boot(self._template_launch(finding, work / "vm", result, shared=True))
+            file = templates.new_memory(result, shape)
+            try:
+                machine = await self._boot(self._template_launch(finding, work / "vm", file, shared=True))
+            finally:
+                os.close(file)
             try:
                 await machine.wait_agent_port(self._config.boot_timeout)
                 await settle(machine)
@@ -367,7 +411,7 @@ class QemuHypervisor(QemuMachines):
                 await migration.save(machine, result / templates.STATE, timeout=_RESTORE_TIMEOUT)
             finally:
                 await machine.stop()
-            return await threads.call(templates.seal, result, self._root, key, shape, finding.accelerator)
+            await threads.call(templates.seal, result, self._root, key, shape, finding.accelerator)
 
     @asynccontextmanager
     async def _scratch(self) -> AsyncIterator[Path]:
@@ -384,3 +428,16 @@ class QemuHypervisor(QemuMachines):
             yield work
         finally:
             await cleanup.remove(work, whole=True)
+
+
+def _loaded(path: Path) -> int:
+    """A file's content in memory, for a QEMU that may read no file of the host; the caller closes it."""
+    copy = os.memfd_create(path.name, os.MFD_CLOEXEC)
+    try:
+        with path.open("rb") as file:
+            while os.sendfile(copy, file.fileno(), None, _CHUNK):
+                pass
+    except BaseException:
+        os.close(copy)
+        raise
+    return copy

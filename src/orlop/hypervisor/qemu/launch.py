@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orlop.errors import InvalidArgument, ResourceExhausted
 from orlop.host import process
+from orlop.hypervisor.jail.spawn import Jail, spawn
 from orlop.hypervisor.qemu.cmdline import Arguments, Network, Sockets, render
 
 MONITOR_SOCKET = "qmp.sock"
@@ -22,30 +23,16 @@ _LOG_SHOWN = 2000
 # A clone touches some tens of MiB at once; below this the kernel would kill something.
 _MEMORY_NEEDED_KIB = 128 << 10
 
-# The pod's volumes are mounted in QEMU's own mount namespace: they end with it, and hold nothing on the host.
-_APART = ("unshare", "--mount", "--propagation", "slave", "--")
-
-# QEMU serves the pod's volumes with the owners that the guest gives its files, so it runs as root; these
-# are the capabilities that takes (capabilities(7)). What is not here is lost for good, exec or not.
-_CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid")
-_CONFINE = (
-    "setpriv",
-    *("--bounding-set", "-all," + ",".join(f"+{name}" for name in _CAPABILITIES)),
-    *("--inh-caps", "-all"),
-    "--no-new-privs",
-    "--",
-)
-
 Build = Callable[[Sockets, Network], Arguments]
 
 
 async def launch(
-    directory: Path, build: Build, *, tap_fd: int, pass_fds: Sequence[int] = ()
+    directory: Path, jail: Jail, build: Build, *, tap_fd: int, pass_fds: Sequence[int] = ()
 ) -> process.Detached:
-    """Start QEMU with its files in ``directory``, which exists.
+    """Start QEMU in its jail, with its files in ``directory``, which exists.
 
-    ``build`` makes the arguments around the descriptors. Raises NotFound when QEMU is not installed,
-    ResourceExhausted when the host has no memory left for it.
+    ``build`` makes the arguments around the descriptors. Raises FailedPrecondition when the jail cannot be
+    entered, ResourceExhausted when the host has no memory left for it.
     """
     _check_memory()
     with ExitStack() as stack:
@@ -53,11 +40,10 @@ async def launch(
         agent = stack.enter_context(_listen(directory / AGENT_SOCKET))
         log = stack.enter_context((directory / ERROR_LOG).open("ab"))
         arguments = build(Sockets(monitor.fileno(), agent.fileno()), Network(tap_fd))
-        return await process.spawn_detached(
-            [*_APART, *_CONFINE, *render(arguments)],
-            stdout=log,
-            stderr=log,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+        return await spawn(
+            jail,
+            render(arguments),
+            log=log,
             pass_fds=(monitor.fileno(), agent.fileno(), tap_fd, *pass_fds),
         )
 

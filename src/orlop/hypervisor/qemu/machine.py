@@ -22,8 +22,8 @@ from orlop.errors import (
 )
 from orlop.host import process, tasks, threads
 from orlop.host.tasks import beside
-from orlop.hypervisor.base import Disk, MachineShape, MemoryUse, Stacking
-from orlop.hypervisor.qemu import addresses, bays, blocks, cmdline, memuse, record, stacks
+from orlop.hypervisor.base import Confinement, Disk, MachineShape, MemoryUse, Stacking
+from orlop.hypervisor.qemu import addresses, bays, blocks, cmdline, descriptors, memuse, record, stacks
 from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
 from orlop.hypervisor.qemu.blocks import Content
 from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET, last_words
@@ -95,6 +95,12 @@ class QemuMachine:
         return self._record.shape
 
     @property
+    def confinement(self) -> Confinement | None:
+        """See :class:`orlop.hypervisor.base.Machine`."""
+        owner = self._record.owner
+        return Confinement(share=Path(cmdline.SHARE), owner=owner) if owner else None
+
+    @property
     def share_at(self) -> GuestAddress:
         """See :class:`orlop.hypervisor.base.Machine`."""
         return addresses.SHARE
@@ -141,11 +147,12 @@ class QemuMachine:
     async def attach_disk(self, disk: Disk, *, reversible: bool = False) -> tuple[GuestAddress, ...]:
         """Plug one disk; see :class:`orlop.hypervisor.base.Machine`."""
         async with self._lock:
-            content = await self._content(disk)
-            lun, bay = self._assign(disk.id, content, reversible=reversible)
+            size = await threads.call(self._check, disk)
+            lun, bay = self._assign(disk, size, reversible=reversible)
         try:
             async with self._lock:
                 await self.save_record()
+            content = await self._content(disk, lun, size)
             if bay is not None:
                 await bays.insert(self.monitor, bay, content)
             else:
@@ -165,26 +172,42 @@ class QemuMachine:
             await bays.empty(self.monitor, bay)
         else:
             await self._unplug(lun)
+        await descriptors.take_back(self.monitor, lun)
         async with self._lock:
             await threads.call(stacks.remove, self._directory, disk_id)
             disks = tuple(item for item in self._record.disks if item[0] != disk_id)
             self._record = msgspec.structs.replace(self._record, disks=disks)
             await self.save_record()
 
-    async def _content(self, disk: Disk) -> Content:
+    def _check(self, disk: Disk) -> int:
         if disk.id in dict(self._record.disks):
             raise AlreadyExists(f"the machine {self.name} has a disk {disk.id} already")
         for file in disk.files:
             if not Path(file).exists():
                 raise NotFound(f"the file {file} of disk {disk.id} does not exist")
-        path, stacked = Path(disk.files[0]), len(disk.files) > 1
-        if stacked:
-            path = await threads.call(stacks.write, disk.files, self._directory, disk.id)
-        return Content(path=path, size=path.stat().st_size, read_only=disk.read_only, stacked=stacked)
+        return Path(disk.files[0]).stat().st_size
 
-    def _assign(self, disk_id: str, content: Content, *, reversible: bool) -> tuple[int, Bay | None]:
+    async def _content(self, disk: Disk, lun: int, size: int) -> Content:
+        """Let QEMU have the disk's files, and say what it calls them."""
+        stacked = len(disk.files) > 1
+        files = [Path(disk.files[0])]
+        if stacked:
+            stack = await threads.call(
+                stacks.write,
+                disk.files,
+                self._directory,
+                disk.id,
+                lambda number: descriptors.name(lun, 1 + number),
+            )
+            files = [stack.description, stack.table, *stack.files]
+        await descriptors.give(self.monitor, lun, files, read_only=disk.read_only)
+        return Content(name=descriptors.name(lun, 0), size=size, read_only=disk.read_only, stacked=stacked)
+
+    def _assign(self, disk: Disk, size: int, *, reversible: bool) -> tuple[int, Bay | None]:
         used = dict(self._record.disks)
-        bay = None if reversible else bays.choose(self._record.bays, self._record.spent, content)
+        bay = None
+        if not reversible:
+            bay = bays.choose(self._record.bays, self._record.spent, size, read_only=disk.read_only)
         lun, next_lun, spent = self._record.next_lun, self._record.next_lun, self._record.spent
         if bay is not None:
             lun, spent = bay.lun, (*spent, bay.lun)
@@ -196,7 +219,7 @@ class QemuMachine:
             while lun in taken or not 0 < lun <= cmdline.MAX_LUN:
                 lun = lun + 1 if lun < cmdline.MAX_LUN else 1
             next_lun = lun + 1
-        used[disk_id] = lun
+        used[disk.id] = lun
         self._record = msgspec.structs.replace(
             self._record, disks=tuple(used.items()), next_lun=next_lun, spent=spent
         )

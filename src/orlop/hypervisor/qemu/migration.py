@@ -29,8 +29,7 @@ async def save(machine: QemuMachine, path: Path, *, timeout: float) -> None:
     await monitor.execute("migrate-set-capabilities", _CAPABILITIES)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        monitor.send_descriptor(descriptor)
-        await monitor.execute("getfd", {"fdname": "state"})
+        await monitor.execute_with(descriptor, "getfd", {"fdname": "state"})
         await monitor.execute("migrate", {"uri": "fd:state"})
         if await _outcome(machine, timeout) != "completed":
             raise Internal(f"the machine {machine.name} could not be saved: {await _why(machine)}")

@@ -41,6 +41,7 @@ class Monitor:
         self._on_event = on_event
         self._listener = EventListener()
         self._closing = asyncio.Event()
+        self._passing = asyncio.Lock()
         self._tasks = Tasks()
 
     @classmethod
@@ -91,9 +92,14 @@ class Monitor:
         except QMPError as error:
             raise Unavailable(f"QEMU of {self._name} has ended") from error
 
-    def send_descriptor(self, descriptor: int) -> None:
-        """Pass an open file along; the next command may name it."""
-        self._client.send_fd_scm(descriptor)
+    async def execute_with(
+        self, descriptor: int, command: str, arguments: dict[str, object] | None = None
+    ) -> object:
+        """:meth:`execute` a command that takes the open file ``descriptor``, which stays the caller's."""
+        # Two at once could have each other's file: the command takes the one that came last.
+        async with self._passing:
+            self._client.send_fd_scm(descriptor)
+            return await self.execute(command, arguments)
 
     async def close(self) -> None:
         """Disconnect; QEMU goes on. Idempotent."""

@@ -16,7 +16,8 @@ _NAME = "machine.json"
 
 class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The content of ``machine.json``. ``disks`` are the plugged ones' ids with their logical units;
-    ``spent`` the logical units of ``bays`` that were used.
+    ``spent`` the logical units of ``bays`` that were used. ``owner`` is the first id of the jail's range;
+    0 for a machine of a daemon that knew no jails.
     """
 
     pid: int
@@ -28,6 +29,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     next_lun: int = 1
     bays: tuple[Bay, ...] = ()
     spent: tuple[int, ...] = ()
+    owner: int = 0
 
 
 def title(directory: Path) -> str:

@@ -8,18 +8,21 @@ the first one first.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orlop.errors import FailedPrecondition, ResourceExhausted
+import msgspec
+
+from orlop.errors import ResourceExhausted
 from orlop.host import files as saved
 
 SECTOR = 512
 MAX_FILES = 124
+
+Name = Callable[[int], str]
 
 _HEAD_SECTORS = 64
 _TAIL_SECTORS = 40
@@ -28,27 +31,31 @@ _ENTRY_SIZE = 128
 _TABLE_SECTORS = _ENTRIES * _ENTRY_SIZE // SECTOR
 # As in the UEFI specification, table of partition types: "Linux filesystem data".
 _LINUX_DATA = uuid.UUID("0FC63DAF-8483-4772-8E79-3D69D8477DE4")
-_MAX_EXTENT_PATH = 511
 
 
-def write(files: Sequence[str], directory: Path, disk_id: str) -> Path:
-    """Describe the disk of ``files`` in ``directory``; returns the description. Idempotent.
+class Stack(msgspec.Struct, frozen=True):
+    """The files of a described disk: the description, the partition table, and those that it strings
+    together."""
 
-    Raises ResourceExhausted for more than 124 files, FailedPrecondition for a path that cannot be
-    written into a description, OSError.
+    description: Path
+    table: Path
+    files: tuple[Path, ...]
+
+
+def write(files: Sequence[str], directory: Path, disk_id: str, name: Name) -> Stack:
+    """Describe the disk of ``files`` in ``directory``. Idempotent.
+
+    ``name`` says what QEMU calls the table (0) and each of the files (from 1 on).
+    Raises ResourceExhausted for more than 124 files, OSError.
     """
     if len(files) > MAX_FILES:
         raise ResourceExhausted(f"an image of {len(files)} layers; a disk holds at most {MAX_FILES}")
-    extents = [(file, Path(file).stat().st_size // SECTOR) for file in files]
-    table, descriptor = _paths(directory, disk_id)
-    for path in (*files, os.fspath(table.absolute())):
-        if '"' in path or not path.isprintable() or len(os.fsencode(path)) > _MAX_EXTENT_PATH:
-            raise FailedPrecondition(
-                f"the path {path!r} cannot stand in a disk description; use a plainer root"
-            )
-    saved.save(table, partition_table([sectors for _, sectors in extents], disk_id))
-    saved.save(descriptor, _descriptor(os.fspath(table.absolute()), extents).encode())
-    return descriptor
+    sectors = [Path(file).stat().st_size // SECTOR for file in files]
+    table, description = _paths(directory, disk_id)
+    saved.save(table, partition_table(sectors, disk_id))
+    extents = [(name(number), size) for number, size in enumerate(sectors, 1)]
+    saved.save(description, _descriptor(name(0), extents).encode())
+    return Stack(description, table, tuple(map(Path, files)))
 
 
 def remove(directory: Path, disk_id: str) -> None:

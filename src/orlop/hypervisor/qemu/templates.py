@@ -3,15 +3,20 @@
 ``ROOT/template-<key>/`` holds ``memory`` (the guest's memory, a sparse file that every clone maps
 privately), ``state`` (the devices, QEMU's migration stream) and ``manifest.json`` with sizes and digests.
 The manifest is written last and the directory renamed into place, so a directory without a valid one
-never was complete. The digests are checked once per daemon; after that size and times must stay.
+never was complete.
+
+No machine gets these files. A daemon copies them once, checking their digests as it reads, into memory
+that is sealed (memfd_create(2), F_ADD_SEALS): whoever takes a machine over holds a descriptor that
+cannot be written, and clean pages that every clone shares stay what they were when they were saved.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -26,6 +31,7 @@ STATE = "state"
 _MANIFEST = "manifest.json"
 _PREFIX = "template-"
 _CHUNK = 64 << 10
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -41,12 +47,41 @@ class _Manifest(msgspec.Struct, frozen=True):
     files: tuple[_File, ...]
 
 
-Stamp = tuple[tuple[int, int, int], ...]
+class Saved:
+    """A template in sealed memory. :meth:`close` it when no more clones are to be made; those there go on."""
+
+    def __init__(self, template: Template, memory: int, state: int) -> None:
+        self.template = template
+        self._memory = memory
+        self._state = state
+
+    def open_memory(self) -> int:
+        """A descriptor of the memory, for a machine to inherit; the caller closes it."""
+        return os.dup(self._memory)
+
+    def open_state(self) -> int:
+        """A descriptor at the start of the state, for a machine to read; the caller closes it."""
+        # Not a duplicate, which would share its position with those of other machines.
+        return os.open(f"/proc/self/fd/{self._state}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        os.close(self._memory)
+        os.close(self._state)
 
 
 def directory_for(root: Path, key: str) -> Path:
     """Where the template of that key is."""
     return root / f"{_PREFIX}{key[:24]}"
+
+
+def new_memory(work: Path, shape: MachineShape) -> int:
+    """A file for the memory of a machine that becomes a template; the caller closes it. Raises OSError."""
+    file = os.open(work / MEMORY, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    # The machine's user opens it by the descriptor that it inherits; nobody else gets below ``root``.
+    os.fchmod(file, 0o666)
+    os.ftruncate(file, shape.memory_mib << 20)
+    return file
 
 
 def seal(work: Path, root: Path, key: str, shape: MachineShape, accelerator: Accelerator) -> Template:
@@ -66,8 +101,8 @@ def seal(work: Path, root: Path, key: str, shape: MachineShape, accelerator: Acc
     return Template(key=key, directory=target, shape=shape, accelerator=accelerator)
 
 
-def load(root: Path, key: str) -> Template:
-    """The template of ``key`` with its digests checked. Raises DataLoss when it is missing or damaged."""
+def load(root: Path, key: str) -> Saved:
+    """The template of ``key``, checked and sealed. Raises DataLoss when it is missing or damaged, OSError."""
     directory = directory_for(root, key)
     try:
         manifest = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_Manifest)
@@ -75,24 +110,33 @@ def load(root: Path, key: str) -> Template:
         raise DataLoss(f"the template {directory} has no valid manifest: {error}") from error
     if manifest.key != key:
         raise DataLoss(f"the template {directory} belongs to another machine")
-    for file in manifest.files:
-        path = directory / file.name
-        try:
-            whole = path.stat().st_size == file.size and _digest(path) == file.digest
-        except OSError as error:
-            raise DataLoss(f"{path} of the template cannot be read: {error.strerror}") from error
-        if not whole:
-            raise DataLoss(f"{path} of the template is not what was saved")
-    return Template(key=key, directory=directory, shape=manifest.shape, accelerator=manifest.accelerator)
+    by_name = {file.name: file for file in manifest.files}
+    with ExitStack() as undo:
+        copies = []
+        for name in (MEMORY, STATE):
+            if name not in by_name:
+                raise DataLoss(f"the template {directory} has no {name}")
+            copies.append(_sealed(directory / name, by_name[name]))
+            undo.callback(os.close, copies[-1])
+        undo.pop_all()
+    template = Template(key=key, directory=directory, shape=manifest.shape, accelerator=manifest.accelerator)
+    return Saved(template, *copies)
 
 
-def stamp(template: Template) -> Stamp:
-    """Inode, size and modification time of its files, to see a later change. Raises DataLoss."""
+def _sealed(path: Path, wanted: _File) -> int:
+    copy = os.memfd_create(wanted.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        found = [(template.directory / name).stat() for name in (MEMORY, STATE)]
+        if path.stat().st_size != wanted.size or _digest(path, copy) != wanted.digest:
+            raise DataLoss(f"{path} of the template is not what was saved")
+        os.ftruncate(copy, wanted.size)
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)
     except OSError as error:
-        raise DataLoss(f"the template {template.directory} is not whole: {error.strerror}") from error
-    return tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in found)
+        os.close(copy)
+        raise DataLoss(f"{path} of the template cannot be read: {error.strerror}") from error
+    except BaseException:
+        os.close(copy)
+        raise
+    return copy
 
 
 def remove(root: Path) -> None:
@@ -106,8 +150,10 @@ def _drop(path: Path) -> None:
         remove_tree(path)
 
 
-def _digest(path: Path) -> str:
-    """A digest of a sparse file that does not depend on where its holes are."""
+def _digest(path: Path, copy: int | None = None) -> str:
+    """A digest of a sparse file that does not depend on where its holes are.
+
+    What was read for it is written to ``copy``: nobody can exchange it in between."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         descriptor = file.fileno()
@@ -120,6 +166,8 @@ def _digest(path: Path) -> str:
                 chunk = os.pread(descriptor, _CHUNK, place)
                 if chunk.count(0) != len(chunk):
                     digest.update(place.to_bytes(8, "little") + chunk)
+                    if copy is not None:
+                        os.pwrite(copy, chunk, place)
                 place += _CHUNK
     return digest.hexdigest()
 

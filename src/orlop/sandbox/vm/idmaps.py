@@ -2,7 +2,8 @@
 
 The guest's side of the share cannot map ids, so the host does: the volume is mounted for the VM through a
 user namespace with the pod's mappings. The hypervisor makes a file as root and then gives it to the
-guest's user; root itself is therefore mapped too, to an id that no file has but for that moment.
+guest's user; root itself is therefore mapped too, to an id that no file has but for that moment. What the
+guest calls a user is another one on the host, when the hypervisor has users of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.host import process
+from orlop.hypervisor.jail import ids
 from orlop.sandbox.spec import IdMapping
 
 _PASSING = 4294967293
@@ -23,9 +25,11 @@ _WAIT = ("unshare", "--user", "--", "sh", "-c", "echo; read line")
 
 @asynccontextmanager
 async def user_namespace(
-    uid_mappings: Sequence[IdMapping], gid_mappings: Sequence[IdMapping]
+    uid_mappings: Sequence[IdMapping], gid_mappings: Sequence[IdMapping], *, owner: int = 0
 ) -> AsyncIterator[Path]:
     """A user namespace with these mappings, as a path that is good inside the block.
+
+    ``owner`` is the first id of the users that the hypervisor has, 0 if they are the host's.
 
     Raises InvalidArgument for mappings the kernel does not take.
     """
@@ -35,13 +39,13 @@ async def user_namespace(
         if not await child.stdout.readline():
             raise FailedPrecondition("this host does not allow user namespaces")
         for kind, mappings in (("uid", uid_mappings), ("gid", gid_mappings)):
-            _write(Path(f"/proc/{child.pid}/{kind}_map"), lines(mappings))
+            _write(Path(f"/proc/{child.pid}/{kind}_map"), lines(mappings, owner))
         yield Path(f"/proc/{child.pid}/ns/user")
     finally:
         await process.reap(child)
 
 
-def lines(mappings: Sequence[IdMapping]) -> str:
+def lines(mappings: Sequence[IdMapping], owner: int = 0) -> str:
     """The text of a ``uid_map``: the mappings, and root's own passage where they leave room for it."""
     if not 0 < len(mappings) <= _LIMIT:
         raise InvalidArgument(f"{len(mappings)} id mappings; there must be between 1 and {_LIMIT}")
@@ -50,6 +54,12 @@ def lines(mappings: Sequence[IdMapping]) -> str:
     taken = any(inner <= _PASSING < inner + length for inner, _, length in entries)
     if not root_is_mapped and not taken and len(entries) < _LIMIT:
         entries.append((_PASSING, 0, 1))
+    if owner:
+        entries = [
+            (inner + part.start - outer, start, len(part))
+            for inner, outer, length in entries
+            for part, start in ids.outside(range(outer, outer + length), owner)
+        ]
     return "".join(f"{inner} {outer} {length}\n" for inner, outer, length in entries)
 
 

@@ -49,7 +49,9 @@ class Plugs:
         scratch_mib: int,
     ) -> None:
         self._machine = machine
-        self._share = Share(share, process=machine.pid)
+        jail = machine.confinement
+        self._owner = jail.owner if jail else 0
+        self._share = Share(share, process=machine.pid, inside=jail.share if jail else None)
         self._scratch_directory = scratch_directory
         self._scratch_mib = scratch_mib
         scratch_directory.mkdir(parents=True, exist_ok=True)
@@ -185,7 +187,9 @@ class Plugs:
                     continue
                 maps = (mount.uid_mappings, mount.gid_mappings)
                 if any(maps) and maps not in namespaces:
-                    namespaces[maps] = await stack.enter_async_context(user_namespace(*maps))
+                    namespaces[maps] = await stack.enter_async_context(
+                        user_namespace(*maps, owner=self._owner)
+                    )
                 key = _share_key(spec.id, index)
                 shares[mount.container_path] = await self._share.add(mount, key, userns=namespaces.get(maps))
         return shares
