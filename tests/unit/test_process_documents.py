@@ -27,7 +27,7 @@ from orlop.sandbox.process import (
     selinux,
     volumes,
 )
-from orlop.sandbox.process.layout import ContainerState, Layout, PodState, Process
+from orlop.sandbox.process.layout import ContainerState, KnownProcess, Layout, PodState
 from orlop.sandbox.process.runtime import Runtime
 from orlop.sandbox.spec import (
     ContainerSpec,
@@ -181,11 +181,13 @@ def test_any_log_of_a_runtime_is_read(tmp_path_factory: pytest.TempPathFactory, 
 
 
 def test_records_are_read_back_and_damage_is_nothing(tmp_path: Path) -> None:
-    layout.save(tmp_path / "pod.json", PodState(addresses=("10.0.0.1",), holder=Process(pid=4, start_time=5)))
-    assert layout.load_pod(tmp_path / "pod.json") == PodState(
-        addresses=("10.0.0.1",), holder=Process(pid=4, start_time=5)
+    layout.save(
+        tmp_path / "pod.json", PodState(addresses=("10.0.0.1",), holder=KnownProcess(pid=4, start_time=5))
     )
-    state = ContainerState(init=Process(pid=1), monitor=Process(pid=2), cgroup="/x", started_at=3)
+    assert layout.load_pod(tmp_path / "pod.json") == PodState(
+        addresses=("10.0.0.1",), holder=KnownProcess(pid=4, start_time=5)
+    )
+    state = ContainerState(init=KnownProcess(pid=1), monitor=KnownProcess(pid=2), cgroup="/x", started_at=3)
     layout.save(tmp_path / "container.json", state)
     assert layout.load_container(tmp_path / "container.json") == state
     (tmp_path / "pod.json").write_bytes(b"{")

@@ -31,14 +31,14 @@ PASS_THROUGH = {"allow_interspersed_args": False, "help_option_names": ["-h", "-
 Many = Optional[list[str]]  # noqa: UP045 - typer reads this at run time
 
 
-class Network(StrEnum):
+class NetworkChoice(StrEnum):
     """What `run --network` takes."""
 
     pod = "pod"
     host = "host"
 
 
-class Pull(StrEnum):
+class PullChoice(StrEnum):
     """What `run --pull` takes."""
 
     missing = "missing"
@@ -79,11 +79,11 @@ def run(
     user: Annotated[str, typer.Option("--user", "-u", help="NAME or UID[:GID]")] = "",
     entrypoint: Annotated[str, typer.Option("--entrypoint", help="Instead of the image's own.")] = "",
     network: Annotated[
-        Network, typer.Option("--network", help="host: with --handler process.")
-    ] = Network.pod,
+        NetworkChoice, typer.Option("--network", help="host: with --handler process.")
+    ] = NetworkChoice.pod,
     privileged: Annotated[bool, typer.Option("--privileged", help="All rights, inside its VM.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Forbid writing to the root.")] = False,
-    pull: Annotated[Pull, typer.Option("--pull", help="When to fetch the image.")] = Pull.missing,
+    pull: Annotated[PullChoice, typer.Option("--pull", help="When to fetch the image.")] = PullChoice.missing,
     socket: Socket = "",
 ) -> None:
     """Run a command in a new container, in a pod of its own. Its exit code becomes ours."""
@@ -106,7 +106,7 @@ def run(
         workdir=workdir,
         user=user,
         entrypoint=entrypoint,
-        host_network=network is Network.host,
+        host_network=network is NetworkChoice.host,
         privileged=privileged,
         read_only=read_only,
     )

@@ -19,7 +19,7 @@ import msgspec
 
 from orlop.errors import Internal, NotFound
 from orlop.host import process, tasks, threads
-from orlop.sandbox.process.layout import ContainerPaths, Process
+from orlop.sandbox.process.layout import ContainerPaths, KnownProcess
 from orlop.sandbox.process.runtime import Runtime, last_error, refusal
 from orlop.sandbox.rawoutput import open_raw
 from orlop.sandbox.spec import ContainerSpec
@@ -38,8 +38,8 @@ class _Report(msgspec.Struct):
 class Started:
     """A created container: its first process and the monitor."""
 
-    init: Process
-    monitor: Process
+    init: KnownProcess
+    monitor: KnownProcess
 
 
 def direct(spec: ContainerSpec) -> bool:
@@ -149,9 +149,9 @@ async def _read_report(descriptor: int) -> _Report | None:
         transport.close()
 
 
-def identify(pid: int) -> Process:
+def identify(pid: int) -> KnownProcess:
     """A process by its pid, now."""
-    return Process(pid=pid, start_time=process.process_start_time(pid)) if pid > 0 else Process()
+    return KnownProcess(pid=pid, start_time=process.process_start_time(pid)) if pid > 0 else KnownProcess()
 
 
 def read_pid(path: Path) -> int:
@@ -162,14 +162,14 @@ def read_pid(path: Path) -> int:
         return 0
 
 
-def leftover(bundle: Path) -> Process:
+def leftover(bundle: Path) -> KnownProcess:
     """The monitor of a container of which no more than the pid file is known; none if it has ended."""
     pid = read_pid(bundle / "conmon.pid")
     try:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return Process()
-    return identify(pid) if os.fsencode(bundle.name) in arguments else Process()
+        return KnownProcess()
+    return identify(pid) if os.fsencode(bundle.name) in arguments else KnownProcess()
 
 
 def exit_code(path: Path) -> tuple[int, int] | None:

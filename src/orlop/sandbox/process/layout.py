@@ -27,7 +27,7 @@ from orlop.linux.removal import remove_tree
 from orlop.value import Value
 
 
-class Process(Value, frozen=True):
+class KnownProcess(Value, frozen=True):
     """A process that can be recognised after a restart of the daemon; pid 0 is none."""
 
     pid: int = 0
@@ -38,15 +38,15 @@ class PodState(Value, frozen=True):
     """What is recorded of a pod. ``holder`` keeps a shared PID namespace alive."""
 
     addresses: tuple[str, ...] = ()
-    holder: Process = Process()
+    holder: KnownProcess = KnownProcess()
     cgroup: str = ""
 
 
 class ContainerState(Value, frozen=True):
     """What is recorded of a container; ``started_at`` 0 means created only."""
 
-    init: Process
-    monitor: Process
+    init: KnownProcess
+    monitor: KnownProcess
     cgroup: str
     started_at: int = 0
 

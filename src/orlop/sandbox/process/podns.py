@@ -20,7 +20,7 @@ from orlop.errors import FailedPrecondition, InvalidArgument, NotUndone
 from orlop.host import mounts, namespaces, process, tasks, threads
 from orlop.linux import syscalls as sys
 from orlop.sandbox.process import volumes
-from orlop.sandbox.process.layout import PodPaths, Process
+from orlop.sandbox.process.layout import KnownProcess, PodPaths
 from orlop.sandbox.spec import Dns, IdMapping, NamespaceMode, PodSpec
 
 SHM_SIZE = 64 << 20
@@ -73,7 +73,7 @@ def check_sysctls(spec: PodSpec) -> None:
 class Holder:
     """The first process of a shared PID namespace, and the child of ours to wait for when it has ended."""
 
-    first: Process
+    first: KnownProcess
     child: process.Detached
 
 
@@ -99,7 +99,7 @@ async def make(spec: PodSpec, paths: PodPaths, pause: Path) -> Holder | None:
         return None
     targets = {kind: paths.namespace(kind) for kind in own}
     child = await namespaces.create(targets, hostname=spec.hostname, first=_first(pause), cwd=paths.state)
-    return None if child is None else Holder(Process(pid=child.pid, start_time=child.start_time), child)
+    return None if child is None else Holder(KnownProcess(pid=child.pid, start_time=child.start_time), child)
 
 
 def _first(pause: Path) -> list[str]:
@@ -132,7 +132,7 @@ async def _hold(
         os.write(go, b"\n")
         await namespaces.prepare({kind: paths.namespace(kind) for kind in own}, hostname=spec.hostname)
         if with_pid:
-            first = Process(pid=inner, start_time=process.process_start_time(inner))
+            first = KnownProcess(pid=inner, start_time=process.process_start_time(inner))
             staying, holder = Holder(first, holder), None
             return staying
         return None
@@ -254,7 +254,7 @@ def share_shm(spec: PodSpec, paths: PodPaths) -> None:
         volumes.mount_shm(paths, SHM_SIZE)
 
 
-async def release(paths: PodPaths, holder: Process) -> None:
+async def release(paths: PodPaths, holder: KnownProcess) -> None:
     """End the holder, unpin the namespaces, unmount /dev/shm. Idempotent. Raises NotUndone."""
     undo = tasks.Undo("what a pod's containers share")
     holders = [holder] if holder.pid else await threads.call(_unrecorded, paths)
@@ -264,10 +264,10 @@ async def release(paths: PodPaths, holder: Process) -> None:
     undo.finish()
 
 
-def _unrecorded(paths: PodPaths) -> list[Process]:
+def _unrecorded(paths: PodPaths) -> list[KnownProcess]:
     """Holders that were started just before an earlier daemon died."""
     found = process.working_in(paths.state) if paths.holder.exists() else []
-    return [Process(pid=pid, start_time=process.process_start_time(pid)) for pid in found]
+    return [KnownProcess(pid=pid, start_time=process.process_start_time(pid)) for pid in found]
 
 
 def _unpin(paths: PodPaths) -> None:

@@ -240,7 +240,7 @@ class ProcessSandbox:
             raise FailedPrecondition(f"container {container_id[:12]} does not run")
         directory = container.paths.bundle / f"exec-{secrets.token_hex(6)}"
         name = f"container {self._specs[container_id].name}"
-        return await streams.ExecProcess.start(self._tools.runtime, container_id, spec, directory, name)
+        return await streams.HostExec.start(self._tools.runtime, container_id, spec, directory, name)
 
     async def attach(self, container_id: str, *, stdin: bool) -> ProcessIO:
         """See ``Sandbox``."""
@@ -395,7 +395,7 @@ async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: st
         )
     undo = Undo(f"pod {pod_id[:12]}")
     await together(*_endings(undo, containers, [network], pod_id, paths))
-    holder = state.holder if state is not None else layout.Process()
+    holder = state.holder if state is not None else layout.KnownProcess()
     await undo.step("what its containers share", podns.release(paths, holder))
     if podgroup.made_by_us(group, pod_id):
         await undo.step("its control group", cgroups.destroy(Cgroup(group)))

@@ -42,7 +42,7 @@ class _Bundle(msgspec.Struct):
     process: dict[str, Any]
 
 
-class ExecProcess:
+class HostExec:
     """A running exec; implements ``ProcessIO``."""
 
     def __init__(self, child: process.Child, directory: Path, name: str, terminal: int = -1) -> None:
@@ -58,7 +58,7 @@ class ExecProcess:
     @classmethod
     async def start(
         cls, runtime: Runtime, container_id: str, spec: ExecSpec, directory: Path, name: str
-    ) -> ExecProcess:
+    ) -> HostExec:
         """Run the runtime's exec; ``directory`` is for its files and is removed in the end.
 
         It lies in the container's bundle, whose first process the new one is like.
@@ -81,7 +81,7 @@ class ExecProcess:
         return found
 
     @classmethod
-    async def _on_terminal(cls, argv: list[str], directory: Path, name: str) -> ExecProcess:
+    async def _on_terminal(cls, argv: list[str], directory: Path, name: str) -> HostExec:
         master, slave = os.openpty()
         try:
             child = await process.spawn(argv, stdin=slave, stdout=slave, stderr=slave)

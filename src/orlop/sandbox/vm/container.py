@@ -15,7 +15,7 @@ from orlop.sandbox.spec import ContainerSpec, ExecSpec, ExitStatus
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.output import Output
-from orlop.sandbox.vm.process import Attachment, ExecProcess
+from orlop.sandbox.vm.process import GuestAttachment, GuestExec
 from orlop.sandbox.vm.streams import Incoming, Outgoing
 from orlop.wire import values as wire
 from orlop.wire.messages import Exec, Resize
@@ -24,7 +24,7 @@ CODE_KILLED = 137
 _DRAIN_TIME = 2.0
 
 
-class Container:
+class VmContainer:
     """A container that was made, or found again. Made by :meth:`fresh` or :meth:`found`."""
 
     def __init__(self, spec: ContainerSpec, agent: AgentClient, held: ContainerFile) -> None:
@@ -46,7 +46,7 @@ class Container:
         self._output: Output | None = None
 
     @classmethod
-    def fresh(cls, spec: ContainerSpec, agent: AgentClient, plan: ContainerFile) -> Container:
+    def fresh(cls, spec: ContainerSpec, agent: AgentClient, plan: ContainerFile) -> VmContainer:
         """A container about to be created; its streams are new ones."""
         container = cls(spec, agent, plan)
         container._incoming = {STDOUT: agent.incoming(agent.new_stream(), wake=container._wake)}
@@ -64,7 +64,7 @@ class Container:
         held: ContainerFile,
         state: wire.ContainerState,
         offsets: Mapping[int, wire.StreamOffsets],
-    ) -> Container:
+    ) -> VmContainer:
         """A container that an earlier daemon made. What is in its log already is not asked for again."""
         settled = (0, 0)
         if held.log is not None:
@@ -154,11 +154,11 @@ class Container:
         )
         return self.held
 
-    def attach(self, *, stdin: bool) -> Attachment:
+    def attach(self, *, stdin: bool) -> GuestAttachment:
         """Join its streams."""
         if self._output is None:
             raise Unavailable(f"container {self.spec.id} has no output to attach to")
-        return Attachment(
+        return GuestAttachment(
             self._output,
             stdin=self._stdin if stdin else None,
             stdin_once=self.spec.stdin_once,
@@ -193,14 +193,14 @@ class Container:
         await self._agent.call(Resize(id=self.spec.id, width=width, height=height))
 
 
-class Execs:
+class GuestExecs:
     """The processes that were started by Exec and whose exit somebody waits for."""
 
     def __init__(self, agent: AgentClient) -> None:
         self._agent = agent
         self._exits: dict[str, asyncio.Future[ExitStatus]] = {}
 
-    async def start(self, container_id: str, spec: ExecSpec) -> ExecProcess:
+    async def start(self, container_id: str, spec: ExecSpec) -> GuestExec:
         """Start one. Raises InvalidArgument when there is no such program."""
         agent = self._agent
         exec_id = secrets.token_hex(8)
@@ -211,7 +211,7 @@ class Execs:
         stdin = agent.outgoing(agent.new_stream()) if spec.stdin else None
         exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._exits[exec_id] = exited
-        process = ExecProcess(
+        process = GuestExec(
             agent,
             container_id,
             exec_id,

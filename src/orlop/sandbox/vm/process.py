@@ -20,7 +20,7 @@ SIGKILL = 9
 _KILL_TIMEOUT = 5.0
 
 
-class ExecProcess:
+class GuestExec:
     """A process started by Exec (a ``ProcessIO``). ``forget`` is called once when it is closed."""
 
     def __init__(
@@ -105,7 +105,7 @@ class ExecProcess:
             self._forget()
 
 
-class Attachment:
+class GuestAttachment:
     """The streams of a container's first process (a ``ProcessIO``)."""
 
     def __init__(

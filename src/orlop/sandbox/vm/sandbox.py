@@ -35,12 +35,12 @@ from orlop.sandbox.spec import (
 from orlop.sandbox.vm import hostgroup, translate
 from orlop.sandbox.vm.checks import check_container
 from orlop.sandbox.vm.clone import Clone, Clones
-from orlop.sandbox.vm.container import Container, Execs
+from orlop.sandbox.vm.container import GuestExecs, VmContainer
 from orlop.sandbox.vm.files import ContainerFile, PodFile, PodFiles
 from orlop.sandbox.vm.meter import VmMeter
 from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.pool import Activity
-from orlop.sandbox.vm.process import SIGKILL, Attachment, ExecProcess, PortConnection
+from orlop.sandbox.vm.process import SIGKILL, GuestAttachment, GuestExec, PortConnection
 from orlop.sandbox.vm.sizing import size
 from orlop.wire import values as wire
 from orlop.wire.messages import (
@@ -102,8 +102,8 @@ class VmSandbox:
         self._plugs = plugs
         self._teardown = teardown
         self._activity = activity
-        self._containers: dict[str, Container] = {}
-        self._execs = Execs(clone.agent)
+        self._containers: dict[str, VmContainer] = {}
+        self._execs = GuestExecs(clone.agent)
         self._meter = VmMeter(clone, cgroup=pod.cgroup, place=plugs.place, ledger=files.cpu_ledger)
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._stopping = False
@@ -157,13 +157,13 @@ class VmSandbox:
         if spec.id in self._containers:
             raise AlreadyExists(f"container {spec.id} exists in pod {self.pod_id}")
         plan = self._plugs.plan(spec)
-        container = Container.fresh(spec, self._agent, plan)
+        container = VmContainer.fresh(spec, self._agent, plan)
         self._containers[spec.id] = container
         with self._activity.begun():
             async with container.changing:
                 return await self._create(spec, container, plan)
 
-    async def _create(self, spec: ContainerSpec, container: Container, plan: ContainerFile) -> UserIds:
+    async def _create(self, spec: ContainerSpec, container: VmContainer, plan: ContainerFile) -> UserIds:
         try:
             self._check_alive()
             self._files.write_container(plan)
@@ -229,7 +229,7 @@ class VmSandbox:
             if self._containers.get(container_id) is container:
                 await self._delete(container)
 
-    async def _delete(self, container: Container) -> None:
+    async def _delete(self, container: VmContainer) -> None:
         container_id = container.spec.id
         if not self._agent.closed:
             await self._agent.call(Delete(id=container_id), _STEP_TIMEOUT)
@@ -262,12 +262,12 @@ class VmSandbox:
         """See ``Sandbox``."""
         self._files.write_container(await self._container(container_id).reopen_log())
 
-    async def exec(self, container_id: str, spec: ExecSpec) -> ExecProcess:
+    async def exec(self, container_id: str, spec: ExecSpec) -> GuestExec:
         """See ``Sandbox``."""
         self._running(container_id)
         return await self._execs.start(container_id, spec)
 
-    async def attach(self, container_id: str, *, stdin: bool) -> Attachment:
+    async def attach(self, container_id: str, *, stdin: bool) -> GuestAttachment:
         """See ``Sandbox``."""
         return self._running(container_id).attach(stdin=stdin)
 
@@ -337,10 +337,10 @@ class VmSandbox:
         held = {container.id: container for container in self._files.containers()}
         offsets = {entry.stream: entry for entry in state.streams}
         known = {spec.id: spec for spec in specs}
-        found: list[tuple[Container, wire.ContainerState]] = []
+        found: list[tuple[VmContainer, wire.ContainerState]] = []
         for entry in state.containers:
             if entry.id in known:
-                container = await Container.found(
+                container = await VmContainer.found(
                     known[entry.id],
                     self._agent,
                     held.get(entry.id, ContainerFile(id=entry.id)),
@@ -363,12 +363,12 @@ class VmSandbox:
 
     def _lost_container(self, spec: ContainerSpec, held: ContainerFile | None) -> None:
         """The daemon died while it made or removed this one: the guest does not know it."""
-        container = Container(spec, self._agent, held or ContainerFile(id=spec.id))
+        container = VmContainer(spec, self._agent, held or ContainerFile(id=spec.id))
         container.lost("the container is not in its VM any more")
         self._plugs.adopt(container.held)
         self._containers[spec.id] = container
 
-    async def _pump_again(self, container: Container) -> None:
+    async def _pump_again(self, container: VmContainer) -> None:
         try:
             await container.log.open()
         except FailedPrecondition as error:
@@ -393,7 +393,7 @@ class VmSandbox:
                 await self._plugs.unplug(file, running=True)
                 self._files.remove_container(container_id)
 
-    async def _undo_create(self, container: Container) -> None:
+    async def _undo_create(self, container: VmContainer) -> None:
         container_id = container.spec.id
         undo = Undo(f"container {container_id}")
         if not self._agent.closed:
@@ -420,7 +420,7 @@ class VmSandbox:
                     await together(*(self._kill(container) for container in running))
         await self._clone.machine.stop()
 
-    async def _kill(self, container: Container) -> None:
+    async def _kill(self, container: VmContainer) -> None:
         await self._agent.call(Signal(id=container.spec.id, signal=SIGKILL, all=True))
         await container.wait()
 
@@ -472,13 +472,13 @@ class VmSandbox:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.spawn(work, f"the end of a container of pod {self.pod_id}")
 
-    def _container(self, container_id: str) -> Container:
+    def _container(self, container_id: str) -> VmContainer:
         container = self._containers.get(container_id)
         if container is None:
             raise NotFound(f"container {container_id} does not exist in pod {self.pod_id}")
         return container
 
-    def _running(self, container_id: str) -> Container:
+    def _running(self, container_id: str) -> VmContainer:
         container = self._container(container_id)
         self._check_alive()
         if not container.running:
