@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from orlop.client.calls import CriClient
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.client import CriClient
 from tests.hostile.taken_over import obedient_node, order
 from tests.node import BUSYBOX, Node
 
