@@ -1,7 +1,7 @@
 """``python -m tests.tally``: how many tests the reports in ``build/`` tell of, on one line.
 
 Ends with 0 only when there are some and none failed. pytest's reports are JUnit's XML files in
-``build/tests``; those of critest are JSON files in ``build/conformance``.
+``build/tests`` (and ``build/debian13/tests``); those of critest are JSON files in ``build/conformance``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BUILD = Path("build")
 def count(build: Path) -> Counter[str]:
     """Tests by outcome: passed, failed (with errors), skipped (with what critest could not ask)."""
     found: Counter[str] = Counter()
-    for path in sorted((build / "tests").glob("*.xml")):
+    for path in sorted(build.glob("**/tests/*.xml")):
         for suite in ElementTree.parse(path).iter("testsuite"):
             failed = int(suite.get("failures", "0")) + int(suite.get("errors", "0"))
             skipped = int(suite.get("skipped", "0"))

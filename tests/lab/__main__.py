@@ -27,6 +27,9 @@ FAST = (
 """The fast part of the end-to-end tests that meets what differs: QEMU, the kernel, Python, crun and runc."""
 
 
+BUILD = Path("build/debian13")
+"""Where what a run in Debian 13 puts into its ``build`` is copied to."""
+
 INSIDE = "tests/lab/machine/all.sh"
 
 
@@ -34,21 +37,18 @@ def debian13(command: list[str]) -> None:
     """Set Orlop up in Debian 13 and run a command there, or the fast tests."""
     # The guest that the set-up has built is the one to test: no network is needed for it.
     own = {"ORLOP_TEST_CACHE": "/var/lib/orlop"}
+    tests = [".venv/bin/python", "-m", "pytest", "-q", "--junitxml", "build/tests/debian13.xml", *FAST]
+    if not command:
+        root.make_tools()
     with root.debian13() as place:
-        if command:
-            root.enter(place, command, env=own)
-            return
-        root.say("running the fast end-to-end tests in Debian 13")
-        report = "build/tests/debian13.xml"
-        argv = [".venv/bin/python", "-m", "pytest", "-q", "--junitxml", report, *FAST]
+        root.say(f"running {'a command' if command else 'the fast end-to-end tests'} in Debian 13")
         try:
-            # Nothing that they leave in the network can outlive a namespace of their own.
-            root.enter(place, argv, network=False, env=own)
+            # Nothing that the tests leave in the network can outlive a namespace of their own.
+            root.enter(place, command or tests, network=bool(command), env=own)
         finally:
-            made = place / root.INSIDE / report
-            if made.exists():
-                Path(report).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(made, report)
+            made = place / root.INSIDE / "build"
+            if made.is_dir():
+                shutil.copytree(made, BUILD, dirs_exist_ok=True)
 
 
 def kvm(command: list[str], minutes: int) -> None:

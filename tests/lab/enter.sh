@@ -19,6 +19,9 @@ mount --rbind /dev dev
 mount -t tmpfs -o mode=755 tmpfs run
 mkdir -p root/.cache/orlop
 mount --bind "$cache" root/.cache/orlop
+# The benchmark keeps its guest and its template there, which are this Debian's own.
+mkdir -p root/.cache/orlop/bench var/cache/orlop-bench
+mount --bind var/cache/orlop-bench root/.cache/orlop/bench
 # The authorities that this machine trusts may be more than Debian's.
 trusted=etc/ssl/certs/ca-certificates.crt
 [ ! -e "/$trusted" ] || [ ! -e "$trusted" ] || mount --bind "/$trusted" "$trusted"

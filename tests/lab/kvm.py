@@ -17,7 +17,6 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.conformance import images, tools
 from tests.conformance.tools import ToolError, cache_dir, run
 from tests.lab import root
 from tests.lab.root import INSIDE, say
@@ -57,9 +56,7 @@ def run_in(command: str, minutes: int) -> int:
         disk = place / "disk.img"
         # Others can have the root while the machine runs.
         with root.debian13() as plain:
-            # What the tests would otherwise build in there.
-            tools.cri_tools()
-            images.storage()
+            root.make_tools()
             tree = _tree(plain, place)
             _place(plain, tree, command)
             say("writing the machine's disk")

@@ -7,6 +7,7 @@ root, but neither loop devices nor kernel modules.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import hashlib
@@ -19,6 +20,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from orlop.cli.demo import privatedaemon
+from tests.conformance import images, tools
 from tests.conformance.tools import ToolError, cache_dir, run
 
 RELEASE = "trixie"
@@ -153,6 +156,13 @@ def debian_sources(release: str) -> list[str]:
     if not lines:
         raise ToolError("this machine's apt knows no archive of Debian (apt-get update?)")
     return list(dict.fromkeys(lines))
+
+
+def make_tools() -> None:
+    """Make in the cache, which a root shares, what the tests would otherwise make there. Raises ToolError."""
+    tools.cri_tools()
+    images.storage()
+    asyncio.run(privatedaemon.registry_binary())
 
 
 def place_checkout(target: Path) -> None:
