@@ -93,6 +93,7 @@ class DoubleMachine:
 
     pid = 0
     share_at = network_at = "here"
+    confinement = None
 
     def __init__(self, host: Host, directory: Path) -> None:
         self.host = host
