@@ -8,12 +8,12 @@ TRANSPORT ?= spdy
 FOCUS ?=
 COMMAND ?=
 
-.PHONY: help test lint types unit e2e conformance conformance-all debian13 kvm-lab bench lock clean
+.PHONY: help test lint types unit e2e hostile conformance conformance-all debian13 kvm-lab bench lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
-test: lint types unit e2e conformance-all ## Everything that CI runs (root)
+test: lint types unit e2e hostile conformance-all ## Everything that CI runs (root)
 
 lint: $(PYTHON) ## ruff
 	$(PYTHON) -m ruff check src tests bench
@@ -27,6 +27,9 @@ unit: $(PYTHON) ## Tests that need no root
 
 e2e: $(PYTHON) ## Tests against real QEMU, CNI, registry and crictl (root)
 	$(PYTHON) -m pytest tests/e2e -q --junitxml build/tests/e2e.xml
+
+hostile: $(PYTHON) ## Attacks on a node, each of which must fail (root)
+	$(PYTHON) -m pytest tests/hostile -q
 
 conformance: $(PYTHON) ## critest: HANDLER=vm|process|auto TRANSPORT=spdy|websocket FOCUS=regex (root)
 	$(PYTHON) -m tests.conformance --handler $(HANDLER) --transport $(TRANSPORT) $(if $(FOCUS),--focus '$(FOCUS)')

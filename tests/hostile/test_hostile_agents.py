@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -77,3 +78,28 @@ def test_floods_do_not_starve_the_node(taken_over: Node) -> None:
     print(f"milliseconds, idle {idle}, flooded {busy}")
     for name, before in idle.items():
         assert busy[name] < 2 * before, (name, idle, busy)
+
+
+def test_a_silent_agent_does_not_stretch_time_limits(taken_over: Node) -> None:
+    pod, silent = _pod(taken_over)
+    order(taken_over, silent, "silence")
+    begun = time.monotonic()
+    taken_over.crictl("exec", "--sync", "--timeout", "1", silent, "true", check=False)
+    assert time.monotonic() - begun < 3
+    begun = time.monotonic()
+    taken_over.crictl("stop", "--timeout", "1", silent)
+    assert time.monotonic() - begun < 12
+    assert taken_over.status(silent)["state"] == "CONTAINER_EXITED"
+    assert taken_over.pod_status(pod)["state"] == "SANDBOX_NOTREADY"
+
+
+def test_the_kernel_does_not_spare_a_vm_like_the_daemon(taken_over: Node) -> None:
+    pod = taken_over.pod_config()
+    pod_id = taken_over.run_pod(pod, "vm")
+    machine = json.loads(taken_over.crictl("inspectp", pod_id).out)["info"]["pid"]
+    score = Path(f"/proc/{machine}/oom_score_adj")
+    assert int(score.read_text()) >= 0
+    taken_over.pull(BUSYBOX)
+    resources = {"resources": {"oom_score_adj": 950}}
+    taken_over.create(pod_id, pod, BUSYBOX, "sleep", "1000", linux=resources)
+    assert int(score.read_text()) == 950

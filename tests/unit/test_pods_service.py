@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.pods.service import PodService
 from orlop.sandbox.figures import Detail, PodStats
 from orlop.sandbox.spec import NamespaceMode, Namespaces, Resources, Rlimit, Root, Sink, Tmpfs, UserIds
-from tests.unit.pods_double import DoubleImages, World, make_service, pod_spec
+from tests.unit.pods_double import DoubleImages, DoubleIO, World, make_service, pod_spec
 
 
 @pytest.fixture
@@ -247,7 +248,9 @@ async def test_exec_sync(service: PodService) -> None:
     with pytest.raises(DeadlineExceeded):
         await service.exec_sync(container_id, ("sleep", "60"), 0.01)
     (sandbox,) = service._node.sandboxes.values()
-    assert all(process.closed for process in sandbox.execs)  # type: ignore[attr-defined]
+    async with asyncio.timeout(5):
+        while not all(process.closed for process in sandbox.execs):  # type: ignore[attr-defined] # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     with pytest.raises(InvalidArgument):
         await service.exec_sync(container_id, ())
     with pytest.raises(FailedPrecondition, match="without stdin"):
@@ -434,3 +437,35 @@ async def test_a_container_that_runs_never_uses_nothing(
         await service.container_stats(container_id)
     await service.stop_container(container_id, 0)
     assert (await service.container_stats(container_id)).stats.usage.cpu_ns == 0
+
+
+async def test_time_limits_hold_when_a_guest_is_silent(
+    service: PodService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, container_id = await running(service)
+    (sandbox,) = service._node.sandboxes.values()
+
+    async def silence(*_: object) -> None:
+        await asyncio.sleep(3)
+        raise DeadlineExceeded("the agent did not answer")
+
+    monkeypatch.setattr(DoubleIO, "close", silence)
+    begun = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        await service.exec_sync(container_id, ("sleep", "60"), 0.2)
+    assert time.monotonic() - begun < 1
+    signals: list[int] = []
+    answered = sandbox.signal
+
+    async def deaf_but_to_kill(container: str, number: int) -> None:
+        signals.append(number)
+        if number != 9:
+            await silence()
+        await answered(container, number)
+
+    monkeypatch.setattr(sandbox, "signal", deaf_but_to_kill)
+    begun = time.monotonic()
+    await service.stop_container(container_id, 0.2)
+    assert time.monotonic() - begun < 1
+    assert signals[-1] == 9
+    assert service.container(container_id).phase is ContainerPhase.EXITED

@@ -28,6 +28,12 @@ from orlop.linux import architecture
 Level = Literal["ok", "warning", "failed"]
 CNI_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 ROOM_WANTED = 2 << 30
+
+RUNTIME_HOLES = "CVE-2025-31133, CVE-2025-52565 and CVE-2025-52881"
+"""A container that mounts in step with its start writes to the host's /proc."""
+
+RUNTIME_FIXED = {"runc": ((1, 2, 8), (1, 3, 3), (1, 4, 0)), "crun": ((1, 25),)}
+"""The first version of each series that has the fixes."""
 MEMORY_WANTED = 512 << 20
 
 
@@ -193,7 +199,8 @@ async def process_checks(config: Config, level: Level) -> list[Check]:
     wanted = ("runc", "crun") if config.process.runtime == "auto" else (config.process.runtime,)
     found = [name for name in wanted if shutil.which(name)]
     for name in found:
-        checks.append(await _tool(area, name, name, level=level))
+        tool = await _tool(area, name, name, level=level)
+        checks.append(judge_runtime(tool) if tool.level == "ok" else tool)
     if not found:
         remedy = f"apt-get install {wanted[0]}"
         checks.append(_bad(area, "OCI runtime", f"no {' or '.join(wanted)} in PATH", remedy, level))
@@ -210,6 +217,24 @@ async def process_checks(config: Config, level: Level) -> list[Check]:
         else:
             checks.append(_bad(area, name, "not supported by this kernel", f"a kernel with {name}", level))
     return checks
+
+
+def judge_runtime(check: Check) -> Check:
+    """The check of an OCI runtime, a warning if its version is older than the fixes of its known holes."""
+    number = re.match(r"\d+(?:\.\d+)+", check.found)
+    fixed = RUNTIME_FIXED.get(check.name)
+    if number is None or fixed is None:
+        return check
+    version = tuple(int(part) for part in number[0].split("."))
+    series = [first for first in fixed if first[:2] == version[:2]]
+    if version >= (series[0] if series else fixed[-1]):
+        return check
+    first = ".".join(map(str, series[0] if series else fixed[0]))
+    remedy = (
+        f"{check.name} {first} has the fixes of {RUNTIME_HOLES}; a distribution may have put them into an "
+        "older version: see its changelog, and keep hostile pods in the handler vm"
+    )
+    return _bad(check.area, check.name, f"{check.found}, older than known fixes", remedy, "warning")
 
 
 async def _guarded(area: str, job: Callable[[], Awaitable[list[Check]]], level: Level) -> list[Check]:

@@ -162,6 +162,15 @@ def popen(argv: Sequence[Argument], cwd: Path | None = None) -> subprocess.Popen
     )
 
 
+def set_oom_score(pid: int, adjustment: int) -> None:
+    """How soon the kernel kills a process that is short of memory: -1000 (never) to 1000.
+
+    One that has ended, or a value that this process may not give, is passed over.
+    """
+    with suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(adjustment), encoding="ascii")
+
+
 async def spawn_detached(
     argv: Sequence[Argument],
     *,

@@ -82,7 +82,7 @@ class BlobSource(Protocol):
 class Skopeo:
     """How skopeo is called for one image: options, and the credentials' file while it is needed."""
 
-    def __init__(self, config: ImageConfig, auth_file: Path | None, token: str, arch: str) -> None:
+    def __init__(self, config: ImageConfig, auth_file: Path | None, arch: str) -> None:
         self._base: list[str] = ["skopeo", "--override-os", "linux", "--override-arch", arch]
         if config.registries_conf:
             self._base += ["--registries-conf", config.registries_conf]
@@ -98,9 +98,6 @@ class Skopeo:
         if file:
             self._options += ["--authfile", file]
             self._copy_options += ["--src-authfile", file]
-        if token:
-            self._options += ["--registry-token", token]
-            self._copy_options += ["--src-registry-token", token]
 
     async def manifest(self, name: str, expected: str) -> bytes:
         """The manifest or index that a name stands for, exactly as the registry has it.
@@ -352,9 +349,13 @@ async def authenticated(
 ) -> AsyncIterator[Skopeo]:
     """Skopeo with the credentials of a request, which stand in a private file only inside the context."""
     entry = _auth_entry(auth) if auth is not None else {}
-    token = auth.registry_token if auth is not None else ""
+    if auth is not None and auth.registry_token:
+        raise InvalidArgument(
+            f"image {reference}: a registry token would stand in a command line, which all users of the host "
+            "can read; give user and password, or an identity token"
+        )
     if not entry:
-        yield Skopeo(config, None, token, arch)
+        yield Skopeo(config, None, arch)
         return
     document = await threads.call(_own_auths, config)
     document.setdefault("auths", {})[reference.domain] = entry
@@ -362,7 +363,7 @@ async def authenticated(
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(document, file)
-        yield Skopeo(config, Path(path), token, arch)
+        yield Skopeo(config, Path(path), arch)
     finally:
         Path(path).unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import secrets
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from orlop.errors import (
     InvalidArgument,
     NotFound,
     OrlopError,
+    Unavailable,
 )
 from orlop.host import threads
 from orlop.host.tasks import uncancelled
@@ -303,8 +305,11 @@ class Containers:
         self, record: ContainerRecord, sandbox: Sandbox, watcher: asyncio.Task[None], timeout: float
     ) -> None:
         if timeout > 0:
-            await _signal(sandbox, record.id, record.spec.stop_signal)
-            done, _ = await asyncio.wait([watcher], timeout=timeout)
+            end = time.monotonic() + timeout
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await _signal(sandbox, record.id, record.spec.stop_signal)
+            done, _ = await asyncio.wait([watcher], timeout=max(0.0, end - time.monotonic()))
             if done:
                 return
             log.info(
@@ -375,10 +380,10 @@ def merged(old: Resources, new: Resources) -> Resources:
 
 
 async def _signal(sandbox: Sandbox, container_id: str, number: int) -> None:
-    """Send a signal; that the process has just ended is no failure."""
+    """Send a signal; that the process has just ended, or cannot be reached, is no failure: the exit tells."""
     try:
         await sandbox.signal(container_id, number)
-    except (NotFound, FailedPrecondition) as error:
+    except (NotFound, FailedPrecondition, DeadlineExceeded, Unavailable) as error:
         log.debug("signal %d to container %s: %s", number, container_id[:12], error)
 
 

@@ -12,6 +12,9 @@ def reference(spec: pb.ImageSpec) -> str:
     return validate.line(validate.text(spec.image, "image.image", required=True), "image.image")
 
 
+_SHOWN_USER = 256
+
+
 def credentials(auth: pb.AuthConfig) -> RegistryAuth:
     """What to show to the registry."""
     return RegistryAuth(
@@ -38,7 +41,8 @@ def image(value: Image) -> pb.Image:
     if user.isdecimal() and len(user) < 19:
         message.uid.value = int(user)
     else:
-        message.username = user
+        # Lists go to clients that take 16 MiB, and this is the one word of an image's author in them.
+        message.username = user[:_SHOWN_USER]
     return message
 
 

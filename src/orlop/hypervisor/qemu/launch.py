@@ -40,12 +40,15 @@ async def launch(
         agent = stack.enter_context(_listen(directory / AGENT_SOCKET))
         log = stack.enter_context((directory / ERROR_LOG).open("ab"))
         arguments = build(Sockets(monitor.fileno(), agent.fileno()), Network(tap_fd))
-        return await spawn(
+        child = await spawn(
             jail,
             render(arguments),
             log=log,
             pass_fds=(monitor.fileno(), agent.fileno(), tap_fd, *pass_fds),
         )
+    # Not the daemon's, which the system is to spare.
+    process.set_oom_score(child.pid, 0)
+    return child
 
 
 def last_words(directory: Path) -> str:

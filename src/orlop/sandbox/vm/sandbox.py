@@ -17,8 +17,8 @@ import msgspec
 
 from orlop import tracing
 from orlop.config import VmConfig
-from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, OrlopError
-from orlop.host import tasks, threads
+from orlop.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, NotFound, OrlopError
+from orlop.host import process, tasks, threads
 from orlop.host.tasks import Undo, together
 from orlop.hypervisor.base import MachineShape
 from orlop.sandbox import seccomp
@@ -64,6 +64,7 @@ log = logging.getLogger(__name__)
 
 _STEP_TIMEOUT = 60.0
 _KILL_TIMEOUT = 5.0
+_SIGNAL_TIMEOUT = 30.0
 _GUEST_LINES = 1000
 _LONGEST_AGO = 365 * 86400 * 10**9
 
@@ -193,6 +194,7 @@ class VmSandbox:
             await tasks.roll_back(f"the making of container {spec.id}", self._undo_create(container))
             raise
         container.pump()
+        self._weigh()
         return UserIds(uid=made.uid, gid=made.gid, groups=made.groups)
 
     async def start(self, container_id: str) -> int:
@@ -217,8 +219,18 @@ class VmSandbox:
 
     async def signal(self, container_id: str, signal: int) -> None:
         """See ``Sandbox``."""
-        if not self._container(container_id).exited.done():
-            await self._agent.call(Signal(id=container_id, signal=signal, all=signal == SIGKILL))
+        if self._container(container_id).exited.done():
+            return
+        kill = signal == SIGKILL
+        try:
+            request = Signal(id=container_id, signal=signal, all=kill)
+            await self._agent.call(request, _KILL_TIMEOUT if kill else _SIGNAL_TIMEOUT)
+        except DeadlineExceeded as error:
+            if not kill:
+                raise
+            # Only the guest could kill it, and nobody there listens: what can be ended is the machine.
+            log.warning("pod %s: %s; its VM is ended instead", self.pod_id, error)
+            await self._clone.machine.stop()
 
     async def delete(self, container_id: str) -> None:
         """See ``Sandbox``."""
@@ -461,6 +473,11 @@ class VmSandbox:
             container.ending = True
             # All of a pod's times are the host's: a guest's clock need not agree with it.
             self._spawn(container.finish(event.exit, time.time_ns()))
+
+    def _weigh(self) -> None:
+        """The VM is as dear to the host as the dearest of its containers."""
+        wanted = [container.spec.resources.oom_score_adj for container in self._containers.values()]
+        process.set_oom_score(self._clone.machine.pid, min(wanted, default=0))
 
     def _cpusets(self) -> dict[str, str]:
         return {container_id: container.cpuset for container_id, container in self._containers.items()}
