@@ -15,6 +15,11 @@ from typing import Protocol
 from orlop.errors import OrlopError
 
 PIPE_LIMIT = 256 << 10
+CONNECTION_BYTES = 8 << 20
+"""What all streams of a connection may have waiting for their readers, but for one last message."""
+OWN_BYTES = 64 << 10
+ALL_BYTES = 256 << 20
+"""The same for all connections together, beyond each one's first :data:`OWN_BYTES`."""
 
 
 class Reader(Protocol):
@@ -60,10 +65,51 @@ class Channels:
     resize: Reader | None = None
 
 
+class Budget:
+    """Bytes that the buffers of one connection may hold, and within ``parent`` those of all connections.
+
+    A buffer asks before it takes bytes and gives back what was read; whoever must wait stops reading
+    its connection. The first :data:`OWN_BYTES` of each connection are not the parent's business, so
+    that those who hold much cannot stop the others.
+    """
+
+    def __init__(self, limit: int, parent: Budget | None = None) -> None:
+        self._limit = limit
+        self._parent = parent
+        self._used = 0
+        self._borrowed = 0
+        self._freed = asyncio.Event()
+
+    async def take(self, count: int) -> None:
+        """Wait until there is room, then take ``count``, which may pass the limit once."""
+        while self._used >= self._limit:
+            self._freed.clear()
+            await self._freed.wait()
+        more = self._used + count - OWN_BYTES - self._borrowed
+        if self._parent is not None and more > 0:
+            await self._parent.take(more)
+            self._borrowed += more
+        self._used += count
+
+    def give(self, count: int) -> None:
+        """Give ``count`` bytes back; no more than were taken."""
+        self._used = max(0, self._used - count)
+        self._freed.set()
+        surplus = self._borrowed - max(0, self._used - OWN_BYTES)
+        if self._parent is not None and surplus > 0:
+            self._borrowed -= surplus
+            self._parent.give(surplus)
+
+    def close(self) -> None:
+        """Give everything back: nobody will read it any more."""
+        self.give(self._used)
+
+
 class Pipe:
     """A bounded buffer between one producer task and one consumer task."""
 
-    def __init__(self, limit: int = PIPE_LIMIT) -> None:
+    def __init__(self, limit: int = PIPE_LIMIT, budget: Budget | None = None) -> None:
+        self._budget = budget or Budget(limit)
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._limit = limit
@@ -71,15 +117,25 @@ class Pipe:
         self._discard = False
         self._changed = asyncio.Event()
 
+    @property
+    def size(self) -> int:
+        """Bytes that wait to be read."""
+        return self._size
+
     async def put(self, data: bytes) -> None:
         """Add bytes; waits while the buffer is full. Bytes after the end are dropped."""
         while self._size >= self._limit and not self._ended and not self._discard:
             self._changed.clear()
             await self._changed.wait()
-        if data and not self._ended and not self._discard:
-            self._chunks.append(data)
-            self._size += len(data)
-            self._changed.set()
+        if not data or self._ended or self._discard:
+            return
+        await self._budget.take(len(data))
+        if self._ended or self._discard:
+            self._budget.give(len(data))
+            return
+        self._chunks.append(data)
+        self._size += len(data)
+        self._changed.set()
 
     def end(self) -> None:
         """Nothing more will come."""
@@ -90,6 +146,7 @@ class Pipe:
         """Nobody will read any more: drop what is here and what comes."""
         self._discard = True
         self._chunks.clear()
+        self._budget.give(self._size)
         self._size = 0
         self._changed.set()
 
@@ -102,6 +159,7 @@ class Pipe:
             await self._changed.wait()
         chunk = self._chunks.popleft()
         self._size -= len(chunk)
+        self._budget.give(len(chunk))
         self._changed.set()
         return chunk
 

@@ -18,6 +18,7 @@ import h11
 
 from orlop.config import StreamingConfig
 from orlop.cri.streaming import sessions
+from orlop.cri.streaming.channels import ALL_BYTES, Budget
 from orlop.cri.streaming.http import HttpConnection, Request, Upgraded
 from orlop.cri.streaming.portforward import Dial
 from orlop.cri.streaming.tokens import TokenCache
@@ -28,7 +29,8 @@ from orlop.sandbox.spec import ExecSpec
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 1024
+MAX_SESSIONS = 1024
+MAX_STRANGERS = 256
 REQUEST_TIMEOUT = 30.0
 
 
@@ -85,6 +87,9 @@ class StreamingServer:
         self._tokens: TokenCache[tuple[str, Prepared]] = TokenCache(config.token_ttl)
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        """Connections that have shown no token yet, the oldest first."""
+        self._memory = Budget(ALL_BYTES)
         self._base = ""
 
     async def start(self) -> None:
@@ -138,12 +143,21 @@ class StreamingServer:
         return f"{self._base}/{kind}/{self._tokens.insert((kind, request))}"
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) - len(self._strangers) >= MAX_SESSIONS:
             writer.transport.abort()
             return
+        if len(self._strangers) >= MAX_STRANGERS:
+            # Whoever means it sends its request at once: those that say nothing keep nobody out.
+            oldest = next(iter(self._strangers))
+            self._strangers.pop(oldest).transport.abort()
         task = asyncio.create_task(self._session(reader, writer))
         self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        self._strangers[task] = writer
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._strangers.pop(task, None)
 
     async def _session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -183,6 +197,8 @@ class StreamingServer:
         if found is None or found[0] != kind:
             await connection.answer(404, "the token is unknown, used already or has expired")
             return
+        if (task := asyncio.current_task()) is not None:
+            self._strangers.pop(task, None)
         if upgrade == "websocket":
             await self._websocket(connection, request, found[1])
         else:
@@ -200,9 +216,11 @@ class StreamingServer:
             headers.append(("X-Stream-Protocol-Version", protocol))
         transport = await connection.switch(headers, self._config.idle_timeout)
         if isinstance(prepared, PortForwardRequest):
-            await sessions.spdy_forward(transport, self._dial(prepared))
+            await sessions.spdy_forward(transport, self._dial(prepared), self._memory)
         else:
-            await sessions.spdy_command(transport, protocol, prepared.streams, self._starter(prepared))
+            await sessions.spdy_command(
+                transport, protocol, prepared.streams, self._starter(prepared), self._memory
+            )
 
     async def _websocket(self, connection: HttpConnection, request: Request, prepared: Prepared) -> None:
         offered = request.values("sec-websocket-protocol")
@@ -215,9 +233,13 @@ class StreamingServer:
         websocket = WebSocket(transport, (request.path, request.headers))
         await websocket.accept(protocol or None)
         if isinstance(prepared, PortForwardRequest):
-            await sessions.websocket_forward(websocket, protocol, prepared.ports, self._dial(prepared))
+            await sessions.websocket_forward(
+                websocket, protocol, prepared.ports, self._dial(prepared), self._memory
+            )
         else:
-            await sessions.websocket_command(websocket, protocol, prepared.streams, self._starter(prepared))
+            await sessions.websocket_command(
+                websocket, protocol, prepared.streams, self._starter(prepared), self._memory
+            )
 
     def _starter(self, prepared: ExecRequest | AttachRequest) -> sessions.Start:
         streams = prepared.streams

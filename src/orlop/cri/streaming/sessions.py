@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from dataclasses import dataclass
 
 from orlop.cri.streaming import portforward, remotecommand
-from orlop.cri.streaming.channels import Channels, Transport
+from orlop.cri.streaming.channels import Budget, Channels, Transport
 from orlop.cri.streaming.portforward import Dial
 from orlop.cri.streaming.spdyconn import SpdyConnection, SpdyStream
 from orlop.cri.streaming.websocket import (
@@ -27,6 +27,7 @@ from orlop.cri.streaming.websocket import (
     WebSocket,
 )
 from orlop.errors import DeadlineExceeded
+from orlop.host import tasks
 from orlop.sandbox.base import ProcessIO
 
 TUNNEL_PREFIX = "SPDY/3.1+"
@@ -44,6 +45,9 @@ WS_COMMAND = (
 WS_FORWARD = (TUNNEL_PREFIX + FORWARD, "v4.channel.k8s.io", "v4.base64.channel.k8s.io")
 STREAM_TIMEOUT = 30.0
 GOODBYE_TIMEOUT = 5.0
+MAX_BEGUN = 64
+"""Port-forward requests of a connection of which only the first stream is there."""
+MAX_FORWARDS = 256
 
 
 @dataclass(frozen=True)
@@ -74,22 +78,24 @@ def choose(offered: Sequence[str], supported: Sequence[str]) -> str | None:
     return next((protocol for protocol in offered if protocol in supported), None)
 
 
-async def spdy_command(transport: Transport, protocol: str, streams: Streams, start: Start) -> None:
+async def spdy_command(
+    transport: Transport, protocol: str, streams: Streams, start: Start, memory: Budget | None = None
+) -> None:
     """Exec or attach over SPDY: waits for the client's streams, then runs."""
     wanted = _wanted(streams, protocol)
     found: dict[str, SpdyStream] = {}
     complete = asyncio.Event()
 
-    def on_stream(stream: SpdyStream) -> None:
+    def on_stream(stream: SpdyStream) -> bool:
         kind = stream.headers.get("streamtype", "")
         if kind not in wanted or kind in found:
-            stream.incoming.discard()
-            return
+            return False
         found[kind] = stream
         if wanted <= found.keys():
             complete.set()
+        return True
 
-    connection = SpdyConnection(transport, on_stream)
+    connection = SpdyConnection(transport, on_stream, memory)
     async with _while_connected(connection.serve()):
         try:
             async with asyncio.timeout(STREAM_TIMEOUT):
@@ -108,34 +114,58 @@ async def spdy_command(transport: Transport, protocol: str, streams: Streams, st
         await connection.go_away()
 
 
-async def spdy_forward(transport: Transport, dial: Dial) -> None:
-    """Port-forward over SPDY: each request is a pair of streams, ``error`` and ``data``."""
+async def spdy_forward(transport: Transport, dial: Dial, memory: Budget | None = None) -> None:
+    """Port-forward over SPDY: each request is a pair of streams, ``error`` and ``data``.
+
+    A request lives no longer than its data stream, and there are few at a time: what a client has
+    given up, or has only begun, must not grow the daemon.
+    """
     waiting: dict[str, SpdyStream] = {}
+    running: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as group:
 
-        def on_stream(stream: SpdyStream) -> None:
+        def on_stream(stream: SpdyStream) -> bool:
             kind = stream.headers.get("streamtype", "")
             request = stream.headers.get("requestid") or stream.headers.get("port", "")
             if kind == "error":
+                if len(waiting) >= MAX_BEGUN:
+                    for key in [key for key, begun in waiting.items() if begun.gone.is_set()]:
+                        del waiting[key]
+                if len(waiting) >= MAX_BEGUN:
+                    return False
                 stream.incoming.discard()
                 waiting[request] = stream
-                return
+                return True
             error = waiting.pop(request, None)
-            if kind != "data" or error is None:
-                stream.incoming.discard()
-                return
+            if kind != "data" or error is None or len(running) >= MAX_FORWARDS:
+                return False
             port = portforward.parse_port(stream.headers.get("port", ""))
-            group.create_task(portforward.forward(port, stream, stream, error, dial))
+            task = group.create_task(_forward(port, stream, error, dial))
+            running.add(task)
+            task.add_done_callback(running.discard)
+            return True
 
-        await SpdyConnection(transport, on_stream).serve()
+        await SpdyConnection(transport, on_stream, memory).serve()
 
 
-async def websocket_command(websocket: WebSocket, protocol: str, streams: Streams, start: Start) -> None:
+async def _forward(port: int, data: SpdyStream, error: SpdyStream, dial: Dial) -> None:
+    """One request, until it is done or its client has given it up."""
+    forward = portforward.forward(port, data, data, error, dial)
+    async with tasks.beside(forward) as work, tasks.beside(data.gone.wait()) as gone:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+    with contextlib.suppress(OSError):
+        # The client waits for the last word on its errors before it forgets the request.
+        await error.close()
+
+
+async def websocket_command(
+    websocket: WebSocket, protocol: str, streams: Streams, start: Start, memory: Budget | None = None
+) -> None:
     """Exec or attach over numbered WebSocket channels."""
     readable = {STDIN} if streams.stdin else set()
     if streams.tty:
         readable.add(RESIZE)
-    connection = ChannelConnection(websocket, protocol, frozenset(readable))
+    connection = ChannelConnection(websocket, protocol, frozenset(readable), memory)
     channels = Channels(
         error=ChannelWriter(connection, ERROR),
         stdin=connection.incoming.get(STDIN),
@@ -149,13 +179,15 @@ async def websocket_command(websocket: WebSocket, protocol: str, streams: Stream
         await websocket.close()
 
 
-async def websocket_forward(websocket: WebSocket, protocol: str, ports: tuple[int, ...], dial: Dial) -> None:
+async def websocket_forward(
+    websocket: WebSocket, protocol: str, ports: tuple[int, ...], dial: Dial, memory: Budget | None = None
+) -> None:
     """Port-forward over WebSocket: tunnelled SPDY, or two channels for each prepared port."""
     if protocol.startswith(TUNNEL_PREFIX):
-        await spdy_forward(Tunnel(websocket), dial)
+        await spdy_forward(Tunnel(websocket), dial, memory)
         return
     data_channels = range(0, 2 * len(ports), 2)
-    connection = ChannelConnection(websocket, protocol, frozenset(data_channels))
+    connection = ChannelConnection(websocket, protocol, frozenset(data_channels), memory)
     async with _while_connected(connection.serve()), asyncio.TaskGroup() as group:
         for channel, port in zip(data_channels, ports, strict=True):
             data, error = ChannelWriter(connection, channel), ChannelWriter(connection, channel + 1)

@@ -22,8 +22,9 @@ from orlop.errors import InvalidArgument
 VERSION = 3
 FLAG_FIN = 0x01
 MAX_FRAME = 1 << 20
-MAX_HEADER_BLOCK = 64 << 10
-MAX_HEADERS = 64
+MAX_HEADER_BLOCK = 4 << 10
+"""Bytes, inflated. The streams of this field have three headers of a word each."""
+MAX_HEADERS = 16
 
 _HEAD = struct.Struct("!II")
 _WORD = struct.Struct("!I")

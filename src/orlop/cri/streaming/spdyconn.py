@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from orlop.cri.streaming.channels import Pipe, Transport
+from orlop.cri.streaming.channels import CONNECTION_BYTES, Budget, Pipe, Transport
 from orlop.cri.streaming.spdy import (
     Data,
     Frame,
@@ -31,7 +31,9 @@ class SpdyStream:
     def __init__(self, connection: SpdyConnection, identifier: int, headers: dict[str, str]) -> None:
         self.id = identifier
         self.headers = headers
-        self.incoming = Pipe()
+        self.incoming = Pipe(budget=connection.budget)
+        self.gone = asyncio.Event()
+        """Set when the client has given the stream, or the connection, up."""
         self._connection = connection
         self._closed = False
         self.peer_done = False
@@ -66,13 +68,17 @@ class SpdyStream:
         self._closed = True
         self.peer_done = True
         self.incoming.end()
+        self.gone.set()
 
 
 class SpdyConnection:
-    """Reads frames until the client is gone; hands each new stream to ``on_stream``."""
+    """Reads frames until the client is gone; hands each new stream to ``on_stream``, which may refuse it."""
 
-    def __init__(self, transport: Transport, on_stream: Callable[[SpdyStream], None]) -> None:
+    def __init__(
+        self, transport: Transport, on_stream: Callable[[SpdyStream], bool], memory: Budget | None = None
+    ) -> None:
         self.frames = FrameWriter()
+        self.budget = Budget(CONNECTION_BYTES, memory)
         self._transport = transport
         self._on_stream = on_stream
         self._parser = FrameParser()
@@ -90,6 +96,7 @@ class SpdyConnection:
             for stream in self._streams.values():
                 stream.abort()
             self._streams.clear()
+            self.budget.close()
 
     async def send(self, data: bytes) -> None:
         """Send the bytes of whole frames, in order."""
@@ -133,7 +140,10 @@ class SpdyConnection:
         await self.send(self.frames.syn_reply(frame.stream))
         if frame.fin:
             self._end(stream)
-        self._on_stream(stream)
+        if not self._on_stream(stream):
+            self._streams.pop(stream.id, None)
+            stream.abort()
+            await self.send(self.frames.reset(stream.id, ResetStatus.REFUSED_STREAM))
 
     async def _data(self, frame: Data) -> None:
         stream = self._streams.get(frame.stream)

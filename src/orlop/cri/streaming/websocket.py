@@ -25,7 +25,7 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from orlop.cri.streaming.channels import Pipe
+from orlop.cri.streaming.channels import CONNECTION_BYTES, Budget, Pipe
 from orlop.cri.streaming.http import Upgraded
 from orlop.errors import InvalidArgument
 
@@ -156,11 +156,14 @@ class ChannelWriter:
 class ChannelConnection:
     """Numbered channels on one WebSocket."""
 
-    def __init__(self, websocket: WebSocket, protocol: str, readable: frozenset[int]) -> None:
+    def __init__(
+        self, websocket: WebSocket, protocol: str, readable: frozenset[int], memory: Budget | None = None
+    ) -> None:
         self._websocket = websocket
         self._text = protocol.startswith(BASE64_PREFIXES)
         self._can_close = protocol == "v5.channel.k8s.io"
-        self.incoming = {channel: Pipe() for channel in readable}
+        self._budget = Budget(CONNECTION_BYTES, memory)
+        self.incoming = {channel: Pipe(budget=self._budget) for channel in readable}
 
     async def serve(self) -> None:
         """Hand incoming messages to their channels until the client is gone."""
@@ -171,6 +174,7 @@ class ChannelConnection:
         finally:
             for pipe in self.incoming.values():
                 pipe.end()
+            self._budget.close()
 
     async def send(self, channel: int, data: bytes) -> None:
         """Send bytes on a channel."""
