@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -373,11 +375,47 @@ async def test_a_container_that_cannot_be_made_leaves_no_log(caller: Caller) -> 
     assert not logs.exists() or not list(logs.iterdir())
 
 
+async def test_a_host_path_that_is_missing_becomes_a_directory(caller: Caller, tmp_path: Path) -> None:
+    absent = tmp_path / "a" / "b"
+    volume = pb.Mount(container_path="/v", host_path=str(absent))
+    container_id = await caller.container(await caller.pod("absent"), mounts=[volume])
+    await caller.start(container_id)
+    await caller.exec(container_id, "touch", "/v/written")
+    assert [path.name for path in absent.iterdir()] == ["written"]
+    assert absent.stat().st_mode & 0o777 == 0o755
+
+
+async def test_special_files_of_the_host_are_refused_where_they_lead_nowhere(
+    caller: Caller, tmp_path: Path
+) -> None:
+    pod = await caller.pod("special")
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for path, kind in (("/dev/null", "character device"), ("fifo", "FIFO"), ("socket", "socket")):
+            volume = pb.Mount(container_path="/v", host_path=str(tmp_path / path))
+            if caller.handler == "vm":
+                with pytest.raises(FailedPrecondition, match=f"host's {kind}"):
+                    await caller.container(pod, mounts=[volume])
+            else:
+                await caller.container(pod, mounts=[volume], name=kind)
+
+
+async def test_limits_of_huge_pages_that_the_host_does_not_count(caller: Caller) -> None:
+    limits = pb.LinuxContainerResources(
+        hugepage_limits=[pb.HugepageLimit(page_size=size, limit=0) for size in ("2MB", "1GB")]
+    )
+    container_id = await caller.container(
+        await caller.pod("huge"), linux=pb.LinuxContainerConfig(resources=limits)
+    )
+    await caller.start(container_id)
+
+
 async def test_what_cannot_be_is_refused_with_the_field(caller: Caller) -> None:
     pod = await caller.pod("refused")
-    missing = pb.Mount(container_path="/v", host_path="/no/such/place")
-    with pytest.raises(OrlopError, match="/no/such/place"):
-        await caller.container(pod, mounts=[missing])
+    impossible = pb.Mount(container_path="/v", host_path="/proc/no/such/place")
+    with pytest.raises(FailedPrecondition, match="/proc/no/such/place"):
+        await caller.container(pod, mounts=[impossible])
     with pytest.raises(NotFound, match="image"):
         request = pb.ContainerConfig(
             metadata=pb.ContainerMetadata(name="x"), image=pb.ImageSpec(image="localhost/none:1")

@@ -102,9 +102,9 @@ async def test_exec_streams_and_terminal(host: Bed) -> None:
     assert (stdout == payload, status.code) == (True, 0)
     shell = await sandbox.exec(spec.id, ExecSpec(args=("sh",), tty=True, stdin=True))
     await shell.resize(91, 33)
-    await shell.write(b"sleep 0.2; stty size; exit 5\n")
+    await shell.write(b"sleep 0.2; stty size; echo term=$TERM; exit 5\n")
     stdout, _, status = await read(shell)
-    assert b"33 91" in stdout
+    assert b"33 91" in stdout and b"term=xterm" in stdout
     assert status.code == 5
     with pytest.raises(InvalidArgument, match="no-such"):
         await run(sandbox, spec.id, "no-such-program")

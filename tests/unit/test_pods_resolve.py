@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError
 from orlop.pods import capabilities, cdi, resolve
-from orlop.pods.requests import ContainerRequest, SecurityRequest
+from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.sandbox.spec import ContainerSpec, IdMapping, NamespaceMode, Namespaces, Seccomp, SeccompMode
 from tests.unit.pods_double import DoubleConfig, DoubleImage
 
@@ -63,6 +63,14 @@ def test_an_image_is_named_by_the_repository_that_was_asked_for(
     assert found.startswith(f"{repository}@")
     if "4" * 64 in asked[0]:
         assert found == asked[0]
+
+
+def test_a_host_path_that_is_missing_becomes_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("real/below")
+    wanted = MountRequest(container_path="/v", host_path=str(tmp_path / "link"))
+    found = resolve.mount(wanted, lambda reference: None)
+    assert found.host_path == str(tmp_path / "real/below")
+    assert (tmp_path / "real/below").stat().st_mode & 0o777 == 0o755
 
 
 def test_no_command_at_all() -> None:

@@ -330,7 +330,10 @@ async def test_a_container_is_resolved(service: PodService, tmp_path: Path) -> N
     assert record.user == UserIds(uid=1, gid=2, groups=(2, 3))
     for bad, error in (
         ({"image": "nothing"}, NotFound),
-        ({"mounts": (MountRequest(container_path="/v", host_path=str(tmp_path / "none")),)}, NotFound),
+        (
+            {"mounts": (MountRequest(container_path="/v", host_path="/proc/none"),)},
+            FailedPrecondition,
+        ),
         ({"mounts": (MountRequest(container_path="v", host_path="/"),)}, InvalidArgument),
         (
             {"mounts": (MountRequest(container_path="/v", image="busybox", image_sub_path="../x"),)},

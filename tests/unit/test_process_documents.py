@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.config import Config, ProcessConfig
+from orlop.errors import CannotRun, FailedPrecondition, InvalidArgument
+from orlop.host import cgroups
 from orlop.linux.users import Identity
 from orlop.sandbox.process import (
     apparmor,
@@ -28,7 +30,7 @@ from orlop.sandbox.process import (
     volumes,
 )
 from orlop.sandbox.process.layout import ContainerState, KnownProcess, Layout, PodState
-from orlop.sandbox.process.runtime import Runtime
+from orlop.sandbox.process.runtime import Runtime, refusal
 from orlop.sandbox.spec import (
     ContainerSpec,
     Device,
@@ -130,7 +132,19 @@ def test_volume_at_a_system_place_replaces_it(tmp_path: Path) -> None:
     assert volumes.root_propagation(ContainerSpec(id="c", pod_id="p", name="m", mounts=both)) == "rshared"
 
 
-def test_resources_say_only_what_is_set() -> None:
+def _host(monkeypatch: pytest.MonkeyPatch, *controllers: str) -> None:
+    host = cgroups.Hierarchy(2, Path("/sys/fs/cgroup"), dict.fromkeys(controllers, Path("/sys/fs/cgroup")))
+    monkeypatch.setattr(cgroups, "hierarchy", lambda: host)
+
+
+def test_limits_that_the_host_does_not_count_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    _host(monkeypatch, "cpu", "memory")
+    limits = Resources(memory_limit=5, pids_limit=9, hugepage_limits=(("2MB", 0), ("1GB", 0)))
+    assert oci.resources(limits) == {"memory": {"limit": 5, "swap": 5}}
+
+
+def test_resources_say_only_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    _host(monkeypatch, "cpu", "memory", "pids", "hugetlb")
     assert oci.resources(Resources()) == {}
     found = oci.resources(Resources(cpu_shares=2, pids_limit=9, hugepage_limits=(("2MB", 0),)))
     assert found == {
@@ -143,6 +157,37 @@ def test_resources_say_only_what_is_set() -> None:
 
 def changed(**fields: object) -> ContainerSpec:
     return msgspec.structs.replace(SPEC, **fields)
+
+
+def test_a_refusal_reads_the_same_each_time() -> None:
+    one, two = (
+        refusal("container c cannot be created", f"mkdir /run/orlop/process/{letter * 64}/c: no space")
+        for letter in "ab"
+    )
+    assert str(one) == str(two) == "container c cannot be created: mkdir /run/orlop/process/ID/c: no space"
+    assert type(one) is FailedPrecondition
+    bad = refusal("x", 'runc create failed: unable to start container process: exec: "y": not found')
+    assert type(bad) is CannotRun
+
+
+@pytest.mark.parametrize(
+    ("version", "mixed", "works"), [(1, True, False), (1, False, True), (2, False, True)]
+)
+async def test_crun_is_not_ready_on_a_host_with_both_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, mixed: bool, works: bool
+) -> None:
+    crun = tmp_path / "crun"
+    crun.write_text("#!/bin/sh\n[ $1 = features ] && echo '{}' || echo crun version 1.8.1\n")
+    crun.chmod(0o755)
+    host = cgroups.Hierarchy(version, tmp_path, {}, (), tmp_path if mixed else None)
+    monkeypatch.setattr(cgroups, "hierarchy", lambda: host)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    config = Config(process=ProcessConfig(runtime="crun"))
+    if works:
+        assert (await runtime.find(config, tmp_path)).version == "1.8.1"
+    else:
+        with pytest.raises(FailedPrecondition, match="both versions"):
+            await runtime.find(config, tmp_path)
 
 
 def test_command_line_of_the_monitor(tmp_path: Path) -> None:

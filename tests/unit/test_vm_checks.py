@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -20,7 +24,7 @@ from orlop.sandbox.spec import (
     Root,
     Security,
 )
-from orlop.sandbox.vm.checks import check_container, check_pod
+from orlop.sandbox.vm.checks import check_container, check_pod, check_volumes
 from orlop.sandbox.vm.sizing import shape_of, size
 
 MIB = 1 << 20
@@ -44,6 +48,21 @@ def pod(
         resources=resources or Resources(),
         overhead=overhead or Resources(),
     )
+
+
+def test_special_files_of_the_host_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").touch()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        special = (("/dev/null", "character device"), ("fifo", "FIFO"), ("socket", "socket"))
+        for path, kind in special:
+            mount = Mount(container_path="/v", host_path=str(tmp_path / path))
+            with pytest.raises(FailedPrecondition, match=f"the host's {kind} .*handler 'process'"):
+                check_volumes(ContainerSpec(id="c", pod_id="p", name="m", mounts=(mount,)))
+    for path in ("file", "absent", "."):
+        mount = Mount(container_path="/v", host_path=str(tmp_path / path))
+        check_volumes(ContainerSpec(id="c", pod_id="p", name="m", mounts=(mount,)))
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,8 @@ def find_image(lookup: ImageLookup, reference: str, what: str) -> ImageLike:
 def mount(request: MountRequest, lookup: ImageLookup) -> Mount:
     """A volume with its image or its real host path. Blocks on the disk.
 
-    Raises InvalidArgument for a path that cannot be mounted, NotFound for one that is not there.
+    A host path that is not there becomes a directory, as with other runtimes: the kubelet asks for that
+    with a ``hostPath`` that has no type. Raises InvalidArgument for a path that cannot be mounted.
     """
     if not posixpath.isabs(request.container_path):
         raise InvalidArgument(f"mount: container path {request.container_path!r} is not absolute")
@@ -234,13 +235,13 @@ def mount(request: MountRequest, lookup: ImageLookup) -> Mount:
             f"mount {request.container_path}: host path {request.host_path!r} is not absolute"
         )
     try:
-        path = Path(request.host_path).resolve(strict=True)
-    except FileNotFoundError as error:
-        raise NotFound(
-            f"mount {request.container_path}: host path {request.host_path} does not exist"
-        ) from error
+        path = Path(request.host_path).resolve()
+        if not path.exists():
+            path.mkdir(mode=0o755, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        raise FailedPrecondition(f"mount {request.container_path}: {error}") from error
+        raise FailedPrecondition(
+            f"mount {request.container_path}: host path {request.host_path}: {error}"
+        ) from error
     return Mount(
         container_path=request.container_path,
         host_path=os.fspath(path),

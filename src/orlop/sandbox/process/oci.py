@@ -174,7 +174,12 @@ def namespaces(inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def resources(limits: Resources) -> dict[str, Any]:
-    """``linux.resources`` for the limits that are set."""
+    """``linux.resources`` for the limits that are set.
+
+    Those of a controller that the host does not have are left out, as other runtimes do: the kubelet
+    sends a limit for each size of huge pages, whether the host counts them or not.
+    """
+    controllers = cgroups.hierarchy().controllers
     found: dict[str, Any] = {}
     cpu = {
         "period": limits.cpu_period,
@@ -189,9 +194,9 @@ def resources(limits: Resources) -> dict[str, Any]:
     memory = {name: value for name, value in (("limit", limits.memory_limit), ("swap", swap)) if value}
     if memory:
         found["memory"] = memory
-    if limits.pids_limit:
+    if limits.pids_limit and "pids" in controllers:
         found["pids"] = {"limit": limits.pids_limit}
-    if limits.hugepage_limits:
+    if limits.hugepage_limits and "hugetlb" in controllers:
         found["hugepageLimits"] = [{"pageSize": s, "limit": limit} for s, limit in limits.hugepage_limits]
     if limits.unified:
         found["unified"] = dict(limits.unified)

@@ -25,6 +25,9 @@ _BAD_PROGRAM = re.compile(r'exec: "|executable file|exec format error|chdir to|o
 """What runc and crun say of a program that cannot be run, or of its working directory."""
 
 
+_ID = re.compile(r"\b[0-9a-f]{64}\b")
+
+
 class _LogLine(msgspec.Struct):
     level: str = ""
     msg: str = ""
@@ -118,7 +121,8 @@ async def _read_fifo(fifo: Path, container_id: str) -> None:
 def refusal(what: str, reason: str) -> OrlopError:
     """The error for what a runtime would not do: CannotRun when the program is to blame."""
     kind = CannotRun if _BAD_PROGRAM.search(reason) else FailedPrecondition
-    return kind(f"{what}: {reason}")
+    # Paths with ids of ours say nothing to callers, and make of each try another failure.
+    return kind(f"{what}: {_ID.sub('ID', reason)}")
 
 
 def last_error(log: Path) -> str:
@@ -141,18 +145,32 @@ async def find(config: Config, state: Path) -> Runtime:
     """The runtime that is configured, or the best one there is.
 
     "auto" takes crun, which is several times faster, but runc where the host has control groups
-    of version 1: crun refuses hosts that have both versions. Raises NotFound.
+    of version 1: crun refuses hosts that have both versions. Raises NotFound, or FailedPrecondition
+    when the one that is configured cannot work here.
     """
     wanted = config.process.runtime
     candidates = _candidates() if wanted == "auto" else (wanted,)
     for candidate in candidates:
         program = shutil.which(candidate)
         if program is not None:
-            return await _describe(program, config, state)
+            found = await _describe(program, config, state)
+            _check_host(found)
+            return found
     raise NotFound(
         f"OCI runtime {' or '.join(candidates)} is not installed; "
         "install one, or name another as process.runtime in the configuration"
     )
+
+
+def _check_host(found: Runtime) -> None:
+    host = cgroups.hierarchy()
+    # A wrapper of another name may hide one of the two from it.
+    crun = Path(found.program).resolve().name == "crun"
+    if crun and host.version == 1 and host.beside is not None:
+        raise FailedPrecondition(
+            "crun does not work on a host with control groups of both versions: "
+            'set process.runtime to "runc" or "auto", or boot with systemd.unified_cgroup_hierarchy=1'
+        )
 
 
 def _candidates() -> Sequence[str]:

@@ -206,6 +206,8 @@ async def merged(readers: list[tuple[int, Read]]) -> AsyncIterator[tuple[int, by
 def _describe(directory: Path, spec: ExecSpec) -> None:
     bundle = msgspec.json.decode((directory.parent / "config.json").read_bytes(), type=_Bundle)
     document = {**bundle.process, "args": spec.args, "terminal": spec.tty}
+    if spec.tty and not any(variable.startswith("TERM=") for variable in document["env"]):
+        document["env"] = [*document["env"], "TERM=xterm"]
     directory.mkdir(mode=0o700)
     (directory / "process").write_bytes(msgspec.json.encode(document))
 

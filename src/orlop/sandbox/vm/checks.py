@@ -6,7 +6,9 @@ in one all the same would be another pod than the one asked for. The handler ``p
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Collection
+from pathlib import Path
 
 from orlop.config import VmConfig
 from orlop.errors import FailedPrecondition, InvalidArgument
@@ -35,6 +37,14 @@ GUEST_DEVICES = frozenset(
     }
 )
 """Device nodes that mean the same thing in a guest as on the host."""
+
+_NOT_SHARED = {
+    stat.S_IFBLK: "block device",
+    stat.S_IFCHR: "character device",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFIFO: "FIFO",
+}
+"""What a shared directory can show to a guest but not connect with the host's."""
 
 _REMEDY = "a RuntimeClass with the handler 'process' can serve it"
 
@@ -69,6 +79,20 @@ def check_container(spec: ContainerSpec, known: Collection[str]) -> None:
         if limit > 0:
             raise FailedPrecondition(
                 f"{container} asks for huge pages of {size}, which a VM does not have; {_REMEDY}"
+            )
+
+
+def check_volumes(spec: ContainerSpec) -> None:
+    """Raise FailedPrecondition for a host path that is nothing in a VM. Looks at the disk."""
+    for mount in spec.mounts:
+        try:
+            mode = Path(mount.host_path).stat().st_mode if mount.host_path else 0
+        except OSError:
+            continue  # the mount itself will say so
+        if kind := _NOT_SHARED.get(stat.S_IFMT(mode)):
+            raise FailedPrecondition(
+                f"container {spec.name}: mount {mount.container_path}: the host's {kind} {mount.host_path} "
+                f"leads nowhere in a VM; {_REMEDY}"
             )
 
 

@@ -33,7 +33,7 @@ from orlop.sandbox.spec import (
     UserIds,
 )
 from orlop.sandbox.vm import hostgroup, translate
-from orlop.sandbox.vm.checks import check_container
+from orlop.sandbox.vm.checks import check_container, check_volumes
 from orlop.sandbox.vm.clone import Clone, Clones
 from orlop.sandbox.vm.container import GuestExecs, VmContainer
 from orlop.sandbox.vm.files import ContainerFile, PodFile, PodFiles
@@ -154,6 +154,8 @@ class VmSandbox:
     async def create(self, spec: ContainerSpec) -> UserIds:
         """See ``Sandbox``."""
         check_container(spec, self._containers)
+        if any(mount.host_path for mount in spec.mounts):
+            await threads.call(check_volumes, spec)
         self._check_alive()
         if spec.id in self._containers:
             raise AlreadyExists(f"container {spec.id} exists in pod {self.pod_id}")
