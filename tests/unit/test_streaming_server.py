@@ -205,6 +205,7 @@ async def test_a_terminal_is_resized(server: StreamingServer, backend: Backend) 
     client.send(client.frames.data(ids["stdin"], b"", fin=True))
     await client.drain_until(ids["error"])
     assert backend.io.sizes == [(80, 24), (100, 30)]
+    assert (backend.specs[0].width, backend.specs[0].height) == (80, 24), "known before it starts"
     client.close()
 
 

@@ -276,11 +276,16 @@ class UserIds(Value, frozen=True):
 
 
 class ExecSpec(Value, frozen=True):
-    """A further process in a running container; it inherits the container's env, cwd and security."""
+    """A further process in a running container; it inherits the container's env, cwd and security.
+
+    ``width`` and ``height`` of its terminal are those that it begins with, in character cells, if known.
+    """
 
     args: tuple[str, ...]
     tty: bool = False
     stdin: bool = False
+    width: int = 0
+    height: int = 0
 
 
 class ExitStatus(Value, frozen=True):

@@ -23,13 +23,19 @@ MAX_RESIZE_TEXT = 4096
 STATUS_PROTOCOLS = frozenset({"v4.channel.k8s.io", "v5.channel.k8s.io"})
 
 
-async def serve(
-    channels: Channels, start: Callable[[], Awaitable[ProcessIO]], *, protocol: str, report_exit: bool
-) -> None:
+FIRST_SIZE_TIME = 0.25
+"""Seconds that a client has to tell the size of its terminal before the process starts without."""
+
+Size = tuple[int, int]
+Start = Callable[[Size], Awaitable[ProcessIO]]
+
+
+async def serve(channels: Channels, start: Start, *, protocol: str, report_exit: bool) -> None:
     """Run one session to its end and report it on the error channel.
 
-    ``start`` begins the exec or the attach; ``report_exit`` is true for an exec, whose exit code
-    the client wants. Cancelled when the client goes away, which closes the process's streams.
+    ``start`` begins the exec or the attach, with the size of the client's terminal or (0, 0);
+    ``report_exit`` is true for an exec, whose exit code the client wants. Cancelled when the client
+    goes away, which closes the process's streams.
     """
     structured = protocol in STATUS_PROTOCOLS
     report = await _outcome(channels, start, structured=structured, report_exit=report_exit)
@@ -42,18 +48,17 @@ async def serve(
     await channels.error.close()
 
 
-async def _outcome(
-    channels: Channels, start: Callable[[], Awaitable[ProcessIO]], *, structured: bool, report_exit: bool
-) -> bytes:
+async def _outcome(channels: Channels, start: Start, *, structured: bool, report_exit: bool) -> bytes:
     """Run the session; what the error channel is to say of it.
 
     Every failure becomes a report: a client that is told nothing takes silence for success. One
     that has gone does not hear it, which its next write finds out.
     """
     try:
-        io = await start()
+        sizes = _Sizes(channels.resize) if channels.resize is not None else None
+        io = await start(await sizes.first() if sizes is not None else (0, 0))
         try:
-            status = await _join(channels, io)
+            status = await _join(channels, io, sizes)
         finally:
             await io.close()
     except OrlopError as error:
@@ -71,14 +76,14 @@ async def _outcome(
     return _failure(reason) if structured else reason.encode()
 
 
-async def _join(channels: Channels, io: ProcessIO) -> ExitStatus:
+async def _join(channels: Channels, io: ProcessIO, sizes: _Sizes | None) -> ExitStatus:
     try:
         async with asyncio.TaskGroup() as group:
             inputs = []
             if channels.stdin is not None:
                 inputs.append(group.create_task(_stdin(channels.stdin, io)))
-            if channels.resize is not None:
-                inputs.append(group.create_task(_resize(channels.resize, io)))
+            if sizes is not None:
+                inputs.append(group.create_task(_resize(sizes, io)))
             async for stream, data in io.output():
                 output = channels.stdout if stream == 1 else channels.stderr
                 if output is not None:
@@ -97,22 +102,54 @@ async def _stdin(stdin: Reader, io: ProcessIO) -> None:
     await io.close_stdin()
 
 
-async def _resize(resize: Reader, io: ProcessIO) -> None:
-    decoder = json.JSONDecoder()
-    text = ""
-    while data := await resize.read():
-        text = (text + data.decode("utf-8", "replace")).lstrip()
-        while text:
+async def _resize(sizes: _Sizes, io: ProcessIO) -> None:
+    while (size := await sizes.next()) is not None:
+        await io.resize(*size)
+
+
+class _Sizes:
+    """The sizes that a client tells on its channel, one JSON object after the other."""
+
+    def __init__(self, channel: Reader) -> None:
+        self._channel = channel
+        self._text = ""
+        self._first: Size | None = None
+
+    async def first(self) -> Size:
+        """The size to start with, (0, 0) when none comes soon. It is told again by :meth:`next`."""
+        try:
+            async with asyncio.timeout(FIRST_SIZE_TIME):
+                self._first = await self.next()
+        except TimeoutError:
+            pass
+        return self._first or (0, 0)
+
+    async def next(self) -> Size | None:
+        """The next size; None at the end of the channel."""
+        if (first := self._first) is not None:
+            self._first = None
+            return first
+        while True:
+            if (size := self._take()) is not None:
+                return size
+            if not (data := await self._channel.read()):
+                return None
+            self._text += data.decode("utf-8", "replace")
+
+    def _take(self) -> Size | None:
+        """A size from the text that is here."""
+        while self._text:
             try:
-                size, end = decoder.raw_decode(text)
+                value, end = json.JSONDecoder().raw_decode(self._text.lstrip())
             except json.JSONDecodeError:
-                break
-            text = text[end:].lstrip()
-            width, height = _size(size)
+                if len(self._text) > MAX_RESIZE_TEXT:
+                    self._text = ""
+                return None
+            self._text = self._text.lstrip()[end:]
+            width, height = _size(value)
             if width and height:
-                await io.resize(width, height)
-        if len(text) > MAX_RESIZE_TEXT:
-            text = ""
+                return width, height
+        return None
 
 
 def _size(value: object) -> tuple[int, int]:

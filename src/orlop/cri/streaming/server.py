@@ -244,9 +244,12 @@ class StreamingServer:
     def _starter(self, prepared: ExecRequest | AttachRequest) -> sessions.Start:
         streams = prepared.streams
 
-        async def start() -> ProcessIO:
+        async def start(size: tuple[int, int]) -> ProcessIO:
             if isinstance(prepared, ExecRequest):
-                spec = ExecSpec(args=prepared.args, tty=streams.tty, stdin=streams.stdin)
+                width, height = size
+                spec = ExecSpec(
+                    args=prepared.args, tty=streams.tty, stdin=streams.stdin, width=width, height=height
+                )
                 return await self._backend.exec(prepared.container_id, spec)
             return await self._backend.attach(prepared.container_id, stdin=streams.stdin)
 

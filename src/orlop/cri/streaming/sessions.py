@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 
 from orlop.cri.streaming import portforward, remotecommand
@@ -28,7 +28,6 @@ from orlop.cri.streaming.websocket import (
 )
 from orlop.errors import DeadlineExceeded
 from orlop.host import tasks
-from orlop.sandbox.base import ProcessIO
 
 TUNNEL_PREFIX = "SPDY/3.1+"
 FORWARD = "portforward.k8s.io"
@@ -64,7 +63,7 @@ class Streams:
 class Start:
     """How to begin a remote command."""
 
-    begin: Callable[[], Awaitable[ProcessIO]]
+    begin: remotecommand.Start
     report_exit: bool
 
 

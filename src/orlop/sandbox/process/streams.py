@@ -69,7 +69,7 @@ class HostExec:
         try:
             await threads.call(_describe, directory, spec)
             if spec.tty:
-                return await cls._on_terminal(argv, directory, name)
+                return await cls._on_terminal(argv, directory, name, spec)
             stdin = PIPE if spec.stdin else asyncio.subprocess.DEVNULL
             child = await process.spawn(argv, stdin=stdin, stdout=PIPE, stderr=PIPE)
         except BaseException:
@@ -81,8 +81,10 @@ class HostExec:
         return found
 
     @classmethod
-    async def _on_terminal(cls, argv: list[str], directory: Path, name: str) -> HostExec:
+    async def _on_terminal(cls, argv: list[str], directory: Path, name: str, spec: ExecSpec) -> HostExec:
         master, slave = os.openpty()
+        # The runtime hands the size of its own terminal on.
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("=HHHH", spec.height, spec.width, 0, 0))
         try:
             child = await process.spawn(argv, stdin=slave, stdout=slave, stderr=slave)
         except BaseException:
@@ -208,6 +210,9 @@ def _describe(directory: Path, spec: ExecSpec) -> None:
     document = {**bundle.process, "args": spec.args, "terminal": spec.tty}
     if spec.tty and not any(variable.startswith("TERM=") for variable in document["env"]):
         document["env"] = [*document["env"], "TERM=xterm"]
+    if spec.tty and spec.width and spec.height:
+        # The runtime sets it before the program runs; what is told later may come after its first look.
+        document["consoleSize"] = {"width": spec.width, "height": spec.height}
     directory.mkdir(mode=0o700)
     (directory / "process").write_bytes(msgspec.json.encode(document))
 

@@ -236,6 +236,8 @@ class GuestExecs:
                     ),
                 )
             )
+            if spec.width and spec.height:
+                await process.resize(spec.width, spec.height)
         except BaseException:
             await process.close()
             raise
