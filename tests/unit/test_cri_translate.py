@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from orlop.cri import validate
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.translate import common, container, pod, signals, status
+from orlop.cri.translate import common, container, image, pod, signals, status
 from orlop.cri.translate.entries import Entries, framed, paged
 from orlop.errors import InvalidArgument, OrlopError
+from orlop.images.model import Image, ImageConfigOci
 from orlop.pods.records import ContainerPhase, ContainerRecord
 from orlop.pods.resolve import signal_name, signal_number
 from orlop.sandbox.spec import (
@@ -333,3 +334,17 @@ def test_entries_are_encoded_once() -> None:
 def test_excerpts_are_short() -> None:
     assert validate.excerpt("a\n") == "'a\\n'"
     assert len(validate.excerpt("x" * 10_000)) < 70
+
+
+def test_no_image_fills_a_list() -> None:
+    """Clients take 16 MiB; the user is the one word of an image's author that lists show."""
+    huge = Image(
+        id="sha256:" + "1" * 64,
+        repo_tags=(),
+        repo_digests=(),
+        size=1,
+        config=ImageConfigOci(user="u" * (4 << 20)),
+        layers=(),
+        pinned=False,
+    )
+    assert image.image(huge).ByteSize() < 1000

@@ -23,7 +23,7 @@ from orlop.errors import (
     Unavailable,
 )
 from orlop.images.failures import failure, last_message, retryable
-from orlop.images.model import ImageConfigOci
+from orlop.images.model import ImageConfigOci, RegistryAuth
 from orlop.images.records import ImageRecord, Records, boot_id
 from orlop.images.store import ImageStore
 
@@ -211,3 +211,9 @@ async def test_a_sync_that_breaks_is_told(
         await asyncio.sleep(0.05)
         said = [record for record in caplog.records if record.name.startswith("orlop.")]
         assert [digest("a") in record.getMessage() for record in said] == [True]
+
+
+async def test_a_registry_token_is_not_put_into_a_command_line(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        with pytest.raises(InvalidArgument, match="registry token"):
+            await store.pull("localhost/app:1", RegistryAuth(registry_token="secret"))
