@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orlop.cli.demo import privatedaemon
+from orlop.cli.demo import lending, privatedaemon
 from orlop.config import Config
 from orlop.host.process import pid_alive, process_start_time
 from tests.conformance import images, tools
@@ -449,7 +449,7 @@ def node(
         else:
             _clear(one, forgive=False)
         finally:
-            privatedaemon.give_back(one.settings)
+            lending.give_back(one.settings.base, one.settings.root)
             try:
                 # A template or a pool ends with the daemon; so does everything else.
                 one.wait_no_leaks()

@@ -8,7 +8,7 @@ import tarfile
 import tomllib
 from pathlib import Path
 
-from orlop.cli.demo import privatedaemon
+from orlop.cli.demo import lending, privatedaemon
 from orlop.cli.demo.imagewriter import Image, LayerWriter, index
 from orlop.config import Config, VmConfig, load
 
@@ -49,16 +49,16 @@ def test_a_template_is_borrowed_and_given_back(tmp_path: Path) -> None:
         file.truncate(8 << 20)
         file.seek(5 << 20)
         file.write(b"page")
-    privatedaemon.borrow(one)
+    lending.borrow(one.base, one.root)
     copy = tmp_path / "root" / "hypervisor"
     assert sorted(path.name for path in copy.iterdir()) == ["accelerator.json", "template-abc"]
     assert (copy / "template-abc" / "memory").read_bytes() == (template / "memory").read_bytes()
     assert (copy / "template-abc" / "memory").stat().st_blocks < 64
     (copy / "template-abc").rename(copy / "template-def")
-    privatedaemon.give_back(one)
+    lending.give_back(one.base, one.root)
     assert (machine / "template-def" / "memory").exists() and not template.exists()
     before = (machine / "template-def").stat().st_ino
-    privatedaemon.give_back(one)
+    lending.give_back(one.base, one.root)
     assert (machine / "template-def").stat().st_ino == before
 
 

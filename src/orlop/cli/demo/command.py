@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from orlop.cli import output
-from orlop.cli.demo import privatedaemon
+from orlop.cli.demo import privatedaemon, registry
 from orlop.cli.demo.image import PORT, push_demo_image
 from orlop.cli.problems import CliError
 from orlop.client import session
@@ -223,15 +223,15 @@ async def demo_command(handler: str, *, keep: bool) -> int:
         if handler == "vm":
             await steps.take("guest image found or built", privatedaemon.ensure_guest(base))
         port = _free_port()
-        registry = await steps.take(
+        address = await steps.take(
             "registry on loopback started",
-            stack.enter_async_context(privatedaemon.registry(scratch / "registry", f"127.0.0.1:{port}")),
+            stack.enter_async_context(registry.registry(scratch / "registry", f"127.0.0.1:{port}")),
         )
-        await steps.take("image made from busybox and pushed", push_demo_image(registry, IMAGE))
+        await steps.take("image made from busybox and pushed", push_demo_image(address, IMAGE))
         settings = privatedaemon.Settings(
             base=base,
             scratch=scratch,
-            mirrors={"registry.demo": f"{registry}/registry.demo"},
+            mirrors={"registry.demo": f"{address}/registry.demo"},
             handler=handler,
         )
         path = await steps.take(
