@@ -25,8 +25,8 @@ types: $(PYTHON) ## mypy --strict
 unit: $(PYTHON) ## Tests that need no root
 	$(PYTHON) -m pytest tests/unit -q --junitxml build/tests/unit.xml
 
-e2e: $(PYTHON) ## Tests against real QEMU, CNI, registry and crictl (root)
-	$(PYTHON) -m pytest tests/e2e -q --junitxml build/tests/e2e.xml
+e2e: $(PYTHON) ## Tests against real QEMU, CNI, registry and crictl, and attacks (root)
+	$(PYTHON) -m pytest tests/e2e tests/hostile -q --junitxml build/tests/e2e.xml
 
 hostile: $(PYTHON) ## Attacks on a node, each of which must fail (root)
 	$(PYTHON) -m pytest tests/hostile -q
