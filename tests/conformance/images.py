@@ -147,7 +147,7 @@ def _libraries(layer: LayerWriter, root: Path, *binaries: str) -> None:
 
 def nginx_layer(port: int) -> Layer:
     """Debian's nginx: a master process, /var/run/nginx.pid, one worker."""
-    packages = ["nginx", "libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"]
+    packages = ["nginx", "libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "libzstd1", "zlib1g"]
     root = tools.debian_packages(packages)
     layer = LayerWriter()
     layer.tree(root, ["usr/sbin/nginx"])

@@ -134,11 +134,23 @@ def debian_packages(names: Iterable[str]) -> Path:
         downloads, root = Path(scratch) / "debs", Path(scratch) / "root"
         downloads.mkdir()
         root.mkdir()
-        run(["apt-get", "download", "-qq", *names], cwd=downloads)
+        run(["apt-get", "download", "-qq", *map(_present_name, names)], cwd=downloads)
         for package in sorted(downloads.glob("*.deb")):
             run(["dpkg", "-x", package, root])
+        # Since Debian 13 these are links that another package brings.
+        for name in ("bin", "lib", "lib64", "sbin"):
+            if not (root / name).exists():
+                (root / name).symlink_to(f"usr/{name}")
         root.rename(target)
     return target
+
+
+def _present_name(package: str) -> str:
+    """What this release calls a package: libraries with 64-bit times have another name since Debian 13."""
+    for name in (package, f"{package}t64"):
+        if re.search(r"^  Candidate: (?!\(none\))", run(["apt-cache", "policy", name]), re.M):
+            return name
+    return package
 
 
 def docker_registry() -> Path:

@@ -167,7 +167,9 @@ def make_tools() -> None:
 
 def place_checkout(target: Path) -> None:
     """Put what git knows, or would take, of this checkout into ``target``, which keeps its .venv."""
-    listed = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=CHECKOUT)
+    # Whoever owns the checkout: root only reads its list of files.
+    command = ["git", "-c", f"safe.directory={CHECKOUT}", "ls-files", "-z"]
+    listed = run([*command, "--cached", "--others", "--exclude-standard"], cwd=CHECKOUT)
     target.mkdir(exist_ok=True)
     for path in target.iterdir():
         if path.name not in _KEPT:
