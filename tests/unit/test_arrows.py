@@ -322,3 +322,40 @@ def test_nobody_but_the_back_end_knows_which_hypervisor_it_is() -> None:
                 found &= {"qemu", "vmdk"}
             wrong += [f"{name}:{number}: {word}" for word in sorted(found)]
     assert not wrong, "\n".join(wrong)
+
+
+TASKS_ELSEWHERE = {
+    "host/tasks.py": "the door itself",
+    "cri/streaming/sessions.py": "watches the connection of the very task that it cancels",
+    "cli/images.py": "a progress bar, which ends with its command",
+    "cli/run.py": "one command, and the signals that end it",
+    "cli/streams.py": "one terminal, which ends with its command",
+}
+"""Where tasks are started beside the door, and why."""
+
+THREADS_ELSEWHERE = {"cli", "cri", "daemon"}
+"""Rooms that make nothing on a thread which somebody else takes back."""
+
+COUNTS = "sandbox/process/meter.py"
+"""Counts files on a thread that nobody needs to wait for."""
+
+
+def test_tasks_have_an_owner_and_threads_are_waited_for() -> None:
+    """A task that nobody holds may vanish, and its exception with it; so may one of a failed ``gather``.
+
+    Children of a ``TaskGroup``, by the name ``group``, are owned by it.
+    """
+    wrong = []
+    for module in MODULES:
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            call, owner = node.func.attr, ast.unparse(node.func.value)
+            loose = call in ("create_task", "ensure_future") and owner != "group"
+            if call == "gather" and owner == "asyncio":
+                loose = not any(word.arg == "return_exceptions" for word in node.keywords)
+            if loose and module.name not in TASKS_ELSEWHERE:
+                wrong.append(f"{module.name}:{node.lineno}: {owner}.{call}: see host/tasks.py")
+            if call == "to_thread" and module.room not in THREADS_ELSEWHERE and module.name != COUNTS:
+                wrong.append(f"{module.name}:{node.lineno}: {owner}.{call}: see host/threads.py")
+    assert not wrong, "\n".join(wrong)

@@ -21,6 +21,7 @@ from orlop.cri.services.statistics import StatisticsCalls
 from orlop.cri.services.streams import StreamCalls
 from orlop.cri.streaming.server import StreamingServer
 from orlop.errors import FailedPrecondition
+from orlop.host.tasks import beside
 from orlop.images.store import ImageStore
 from orlop.pods.metrics import RpcMetrics
 from orlop.pods.service import PodService
@@ -103,9 +104,10 @@ class CriServer:
         server, self._server = self._server, None
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
-        stopping = asyncio.ensure_future(server.stop(grace))
-        self._router.close()
-        await stopping
+        async with beside(server.stop(grace)) as stopping:
+            await asyncio.sleep(0)  # it takes no more calls before those that wait for ever are told to end
+            self._router.close()
+            await stopping
 
 
 def _prepare(path: Path, aside: Path) -> None:

@@ -31,6 +31,15 @@ class Tasks:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
+    def __len__(self) -> int:
+        """How many run."""
+        return len(self._tasks)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more."""
+        return self._closed
+
     def spawn(self, work: Coroutine[Any, Any, T], name: str, *, awaited: bool = False) -> asyncio.Task[T]:
         """Run ``work``; its failure is logged. With ``awaited``, others hear an expected one from the task.
 
@@ -208,7 +217,7 @@ def _log_failure(task: asyncio.Future[Any]) -> None:
 
 
 def _log_error(what: str, error: BaseException) -> None:
-    if isinstance(error, OrlopError):
-        log.warning("%s: %s", what, error)
+    if isinstance(error, OrlopError | OSError):
+        log.warning("%s: %s", what, error or type(error).__name__)
     else:
         log.error("%s", what, exc_info=error)

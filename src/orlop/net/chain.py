@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 
 from orlop.host import files
+from orlop.host.tasks import Undo
 from orlop.net import plugins, result
 from orlop.net.conflist import CHECK_SINCE, NetworkList, PluginConfig
-from orlop.net.plugins import Invocation, PluginFailed
+from orlop.net.plugins import Invocation
 from orlop.value import Value
 
 _NO_PORTS_NO_WORK = "portmap"
@@ -90,17 +91,13 @@ class Chain:
     async def delete(self, attachment: Attachment) -> None:
         """DEL in reverse order. A plug-in that fails does not keep the others from their part.
 
-        Raises the first PluginFailed at the end.
+        Raises NotUndone naming each that failed.
         """
-        failure: PluginFailed | None = None
+        undo = Undo(f"network {attachment.network.name} of pod {attachment.invocation.container_id[:12]}")
         previous = attachment.outcome if attachment.network.at_least(CHECK_SINCE) else None
         for plugin in reversed(_needed(attachment)):
-            try:
-                await self._execute("DEL", plugin, attachment, previous)
-            except PluginFailed as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+            await undo.step(f"plug-in {plugin.type}", self._execute("DEL", plugin, attachment, previous))
+        undo.finish()
 
     async def status(self, network: NetworkList) -> None:
         """STATUS of each plug-in (CNI 1.1). Raises PluginFailed."""

@@ -95,17 +95,14 @@ class PodNetwork:
             self._records.save(_with_outcome(attachment, outcome))
             return result.read(outcome, INTERFACE)
         except BaseException:
-            await tasks.uncancelled(self._undo(attachment))
+            await tasks.roll_back(f"the attachment of pod {pod_id}", self._undo(attachment))
             raise
 
     async def _undo(self, attachment: Attachment) -> None:
         """DEL after an ADD that failed; what it cannot remove is left to ``detach``, by the record kept."""
-        try:
-            async with asyncio.timeout(_DEL_TIME):
-                await self._chain.delete(attachment)
-            self._records.forget(attachment.invocation.container_id)
-        except (OrlopError, TimeoutError):
-            return
+        async with asyncio.timeout(_DEL_TIME):
+            await self._chain.delete(attachment)
+        self._records.forget(attachment.invocation.container_id)
 
     def result(self, pod_id: str) -> NetworkResult | None:
         """What attaching the pod gave, also after a restart; None when it is not attached."""

@@ -24,6 +24,7 @@ from orlop.cri.streaming.portforward import Dial
 from orlop.cri.streaming.tokens import TokenCache
 from orlop.cri.streaming.websocket import WebSocket
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
+from orlop.host.tasks import Tasks
 from orlop.sandbox.base import Connection, ProcessIO
 from orlop.sandbox.spec import ExecSpec
 
@@ -86,7 +87,7 @@ class StreamingServer:
         self._backend = backend
         self._tokens: TokenCache[tuple[str, Prepared]] = TokenCache(config.token_ttl)
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._sessions = Tasks()
         self._strangers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         """Connections that have shown no token yet, the oldest first."""
         self._memory = Budget(ALL_BYTES)
@@ -114,9 +115,7 @@ class StreamingServer:
         """End all sessions and stop listening."""
         if self._server is not None:
             self._server.close()
-        for task in tuple(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._sessions.close()
         if self._server is not None:
             await self._server.wait_closed()
             self._server = None
@@ -143,21 +142,16 @@ class StreamingServer:
         return f"{self._base}/{kind}/{self._tokens.insert((kind, request))}"
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) - len(self._strangers) >= MAX_SESSIONS:
+        if self._sessions.closed or len(self._sessions) - len(self._strangers) >= MAX_SESSIONS:
             writer.transport.abort()
             return
         if len(self._strangers) >= MAX_STRANGERS:
             # Whoever means it sends its request at once: those that say nothing keep nobody out.
             oldest = next(iter(self._strangers))
             self._strangers.pop(oldest).transport.abort()
-        task = asyncio.create_task(self._session(reader, writer))
-        self._connections.add(task)
+        task = self._sessions.spawn(self._session(reader, writer), "a streaming session")
         self._strangers[task] = writer
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._connections.discard(task)
-        self._strangers.pop(task, None)
+        task.add_done_callback(lambda task: self._strangers.pop(task, None))
 
     async def _session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
