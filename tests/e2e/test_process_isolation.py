@@ -264,11 +264,12 @@ async def test_cgroup_parent_is_the_one_asked_for(host: Bed) -> None:
         sandbox, spec = await _run(host, pod)
         pids = sandbox.info["pids"]
         assert isinstance(pids, dict)
-        assert Cgroup.of_process(pids[spec.id]).path == f"{parent.path}/{spec.id}"
+        group = Path(Cgroup.of_process(pids[spec.id]).path)
+        assert group.name == spec.id and group.parent.parent == Path(parent.path)
         await sandbox.stop()
         await host.driver.discard(pod.id)
         assert parent.exists()
-        assert not Cgroup(f"{parent.path}/{spec.id}").exists()
+        assert not Cgroup(str(group.parent)).exists()
         own = host.pod()
         sandbox, _ = await _run(host, own)
         await sandbox.stop()

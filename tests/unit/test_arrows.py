@@ -333,7 +333,7 @@ TASKS_ELSEWHERE = {
 }
 """Where tasks are started beside the door, and why."""
 
-THREADS_ELSEWHERE = {"cli", "cri", "daemon"}
+THREADS_ELSEWHERE = {"cli", "client", "cri", "daemon"}
 """Rooms that make nothing on a thread which somebody else takes back."""
 
 COUNTS = "sandbox/process/meter.py"

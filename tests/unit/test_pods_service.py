@@ -374,6 +374,26 @@ async def test_a_container_without_an_image_is_resolved(service: PodService, tmp
             await service.create_container(msgspec.structs.replace(wanted, name="bad", **bad))
 
 
+async def test_a_stop_that_was_begun_is_carried_on(tmp_path: Path, world: World) -> None:
+    """The journal knows of it before anything is stopped."""
+    service, _ = make_service(tmp_path, world)
+    await service.open()
+    pod_id = await service.run_pod(pod_spec())
+    world.failures["stop"] = Unavailable("the VM does not end")
+    with pytest.raises(Unavailable):
+        await service.stop_pod(pod_id)
+    await service.close()
+    del world.failures["stop"]
+    service, _ = make_service(tmp_path, world)
+    await service.open()
+    await service.recovered()
+    async with asyncio.timeout(5):
+        while service.pod(pod_id).ready:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not world.pods or not world.pods[pod_id].running
+    await service.close()
+
+
 async def test_a_stop_of_the_daemon_undoes_what_is_half_made(tmp_path: Path, world: World) -> None:
     service, _ = make_service(tmp_path, world)
     await service.open()

@@ -132,6 +132,18 @@ async def test_fills_is_claimed_and_refills(tmp_path: Path) -> None:
     assert set(cloner.alive) == {clone.id}
 
 
+async def test_a_clone_whose_agent_is_gone_is_not_claimed(tmp_path: Path) -> None:
+    """Its watcher may not have noticed so far."""
+    async with pool_of(tmp_path) as (pool, _cloner):
+        await until(lambda: pool.size == 2)
+        first, second = pool._ready
+        cast(FakeAgent, first.agent).closed = True
+        with pool._activity.begun():
+            assert pool.claim(SMALL) is second
+            assert pool.claim(SMALL) is None
+        await pool._cloner.discard(second.directory)
+
+
 async def test_nothing_is_made_while_a_pod_starts(tmp_path: Path) -> None:
     activity = Activity()
     async with pool_of(tmp_path, activity=activity) as (pool, _cloner):

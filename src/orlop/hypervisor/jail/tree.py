@@ -6,7 +6,6 @@ pulls nothing from under a running machine. Every machine of one program shares 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import FailedPrecondition
-from orlop.host import process
+from orlop.host import process, threads
 from orlop.linux.removal import remove_tree
 
 _PREFIX = "jail-"
@@ -51,7 +50,7 @@ async def prepare(root: Path, contents: Contents) -> Path:
     """
     objects = dict.fromkeys((*contents.objects, *await _libraries(contents.objects)))
     files = (*objects, *contents.files)
-    return await asyncio.to_thread(_prepare, root, contents, files)
+    return await threads.call(_prepare, root, contents, files)
 
 
 async def _libraries(objects: Sequence[Path]) -> list[Path]:
