@@ -18,7 +18,9 @@ import pytest
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from orlop.guestos.build import GuestArtifacts, build
+from orlop.sandbox.spec import Mount as HostMount
 from orlop.storage import disks
+from orlop.storage.share import Share
 from orlop.wire import messages
 from orlop.wire.values import Device, Disk, IdMapping, Mount, Namespaces, Resources, Rlimit
 from tests.e2e.guest_machine import CAPABILITIES, CONFIG, Guest, fresh_guest, read_all, security
@@ -219,10 +221,15 @@ async def test_stdin_of_a_megabyte(guest: Guest) -> None:
 
 
 async def test_volumes(guest: Guest) -> None:
-    share = guest.place / "share"
-    (share / "v").mkdir()
-    (share / "v/file").write_text("from the host\n")
-    (share / "single").write_text("one file\n")
+    volume, single = guest.place / "volume", guest.place / "single"
+    volume.mkdir()
+    (volume / "file").write_text("from the host\n")
+    single.write_text("one file\n")
+    jail = guest.machine.confinement
+    # The directory itself is read-only for QEMU: volumes are mounts below it.
+    share = Share(guest.place / "share", process=guest.machine.pid, inside=jail.share if jail else None)
+    for name, path in (("v", volume), ("single", single)):
+        await share.add(HostMount(container_path=f"/{name}", host_path=str(path)), name)
     image = await guest.plug(layer({"sub/two": "two\n", "one": "one\n"}))
     finished = await guest.run(
         "one", "sh", "-c",
@@ -243,7 +250,7 @@ async def test_volumes(guest: Guest) -> None:
     assert finished.out.count("Read-only file system") == 3
     assert "two\n" in finished.out
     assert "1024" in finished.out
-    assert (share / "v/new").read_text() == "back\n"
+    assert (volume / "new").read_text() == "back\n"
     with pytest.raises(InvalidArgument, match="No such file"):
         await guest.create("two", "true", mounts=(Mount(target="/x", kind="share", source="missing"),))
 
