@@ -34,6 +34,7 @@ Stream = int | IO[bytes] | None
 _CHUNK = 1 << 16
 _STDERR_SHOWN = 600
 _REAP_TIME = 10.0
+_GROUP_POLL = 0.002
 
 
 class Completed(msgspec.Struct, frozen=True):
@@ -68,6 +69,7 @@ class Child(Process):
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(transport, protocol, loop)
+        self.group_killed = False
         self._pipes = [
             pipe for number in range(3) if (pipe := transport.get_pipe_transport(number)) is not None
         ]
@@ -305,6 +307,19 @@ async def _collect(stream: asyncio.StreamReader, limit: int) -> bytes:
 def _kill_group(child: Child) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
+        child.group_killed = True
+
+
+def _group_runs(group: int) -> bool:
+    """Whether a process of the group can still do anything; zombies cannot, whoever has to reap them."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with suppress(OSError):
+                text = Path(entry.path, "stat").read_text(encoding="utf-8", errors="replace")
+                state, _, owner = text.rpartition(")")[2].split()[:3]
+                if int(owner) == group and state not in ("Z", "X"):
+                    return True
+    return False
 
 
 def signal_child(child: Child, number: int) -> None:
@@ -335,6 +350,10 @@ async def _ended(child: Child) -> None:
     try:
         async with asyncio.timeout(_REAP_TIME):
             await child.wait()
+            if child.group_killed:
+                # What its children were doing when they were killed may end after it: an undo waits for that.
+                while await threads.call(_group_runs, child.pid):  # noqa: ASYNC110 - they are not ours to wait for
+                    await asyncio.sleep(_GROUP_POLL)
     except TimeoutError:
         # The kernel holds it (a dead disk, say); whoever waits for us is not to wait for that.
         log.error("process %d was killed and does not end", child.pid)
