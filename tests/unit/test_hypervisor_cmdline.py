@@ -117,7 +117,7 @@ def test_devices_have_addresses_of_their_own() -> None:
         for word in device.split(",")
         if word.startswith("addr=")
     ]
-    assert len(addresses) == len(set(addresses)) == 6
+    assert len(addresses) == len(set(addresses)) == 7
 
 
 def test_a_kernel_on_trial_tells_its_progress() -> None:

@@ -22,7 +22,7 @@ EARLY_OPTIONAL = ("crc32c_generic",)
 # Before the agent starts, in the order of need.
 LATE = (*drivers.LATE, "overlay", "ext4", "tun", "fuse")
 # Loaded at boot where the processor has what they need; a failure is no error.
-OPTIONAL = ("crc32c_intel",)
+OPTIONAL = ("crc32c_intel", *drivers.OPTIONAL)
 # Only there for pods that ask for them: packet filters, bridges, other network interfaces.
 ON_DEMAND = (
     "kernel/net/netfilter/",

@@ -190,6 +190,10 @@ class Machine(Protocol):
         """Return when it has ended, with the reason in one sentence. Any number of callers."""
         ...
 
+    async def paused(self) -> bool:
+        """Whether somebody has stopped it by hand: it is silent, and may go on."""
+        ...
+
     async def memory(self) -> MemoryUse:
         """What it costs the host now. Raises Unavailable when it has ended."""
         ...

@@ -19,6 +19,9 @@ LATE = (
 )
 """Before the agent starts, in the order of need."""
 
+OPTIONAL = ("pvpanic_pci",)
+"""Where the kernel has them."""
+
 FIND_ROOT = """find_root() {
     case $root in
     # By its place: the kernel names disks in the order in which it happens to find them.

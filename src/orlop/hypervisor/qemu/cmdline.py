@@ -244,6 +244,8 @@ def _small_devices() -> Sequence[str]:
     return (
         *("-object", "rng-builtin,id=rng0"),
         *("-device", "virtio-rng-pci,rng=rng0,disable-legacy=on,addr=0x7"),
+        # The guest's kernel tells of its panic before it reboots.
+        *("-device", "pvpanic-pci,addr=0x9"),
     )
 
 

@@ -19,7 +19,8 @@ ERROR_LOG = "qemu.log"
 
 # sockaddr_un.sun_path, with its final zero byte; see unix(7).
 _SOCKET_PATH_LIMIT = 107
-_LOG_SHOWN = 2000
+_LOG_READ = 8192
+_LINE_SHOWN = 700
 # A clone touches some tens of MiB at once; below this the kernel would kill something.
 _MEMORY_NEEDED_KIB = 128 << 10
 
@@ -53,15 +54,31 @@ async def launch(
 
 def last_words(directory: Path) -> str:
     """What QEMU wrote last, on one line; "" if nothing."""
+    return "; ".join(_log(directory)[-3:])
+
+
+def complaint(directory: Path) -> str:
+    """The last that QEMU wrote about an error, or else wrote at all.
+
+    After "KVM internal error" come the registers, line by line."""
+    lines = _log(directory)
+    for number in range(len(lines) - 1, -1, -1):
+        if "error" in lines[number].lower():
+            # What kind it was may stand on the next line.
+            more = [line for line in lines[number + 1 : number + 2] if "=" not in line]
+            return "; ".join((lines[number], *more))
+    return "; ".join(lines[-3:])
+
+
+def _log(directory: Path) -> list[str]:
     try:
         with (directory / ERROR_LOG).open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - _LOG_SHOWN))
+            file.seek(max(0, file.tell() - _LOG_READ))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
-        return ""
-    wanted = [line.strip() for line in lines if line.strip() and "warning:" not in line]
-    return "; ".join(wanted[-3:])
+        return []
+    return [line.strip()[:_LINE_SHOWN] for line in lines if line.strip() and "warning:" not in line]
 
 
 def _listen(path: Path) -> socket.socket:

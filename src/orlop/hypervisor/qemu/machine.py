@@ -20,10 +20,20 @@ from orlop.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from orlop.host import process, tasks, threads
+from orlop.host import process, scheduling, tasks, threads
 from orlop.host.tasks import beside
 from orlop.hypervisor.base import Confinement, Disk, MachineShape, MemoryUse, Stacking
-from orlop.hypervisor.qemu import addresses, bays, blocks, cmdline, descriptors, memuse, record, stacks
+from orlop.hypervisor.qemu import (
+    addresses,
+    bays,
+    blocks,
+    cmdline,
+    descriptors,
+    ending,
+    memuse,
+    record,
+    stacks,
+)
 from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
 from orlop.hypervisor.qemu.blocks import Content
 from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET, last_words
@@ -45,8 +55,8 @@ _MEMORY_PATH = f"/machine/peripheral/{cmdline.MEMORY_DEVICE}"
 class QemuMachine:
     """A machine in its directory. :meth:`open` it; :meth:`stop` or :meth:`close` ends that.
 
-    A guest that powers off, reboots or crashes leaves QEMU paused: its console is read first, then
-    QEMU is ended, and :meth:`wait` returns.
+    A guest that powers off, reboots or crashes leaves QEMU paused, and so does QEMU when it cannot go on:
+    the console is read first, then QEMU is ended, and :meth:`wait` returns.
     """
 
     def __init__(
@@ -62,6 +72,7 @@ class QemuMachine:
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks = tasks.Tasks()
         self._watch = self._tasks.spawn(self._watch_process(), f"the watch on {self.name}")
+        self._looking: asyncio.Task[None] | None = None
         self._going_down: asyncio.Task[None] | None = None
         self._down = asyncio.Event()
         self._why = ""
@@ -378,6 +389,15 @@ class QemuMachine:
             return self._ended.result()
         return self._why or "it is not connected"
 
+    async def paused(self) -> bool:
+        """Whether somebody stopped it by hand; see :class:`orlop.hypervisor.base.Machine`."""
+        if scheduling.is_stopped(self.pid):
+            return True
+        try:
+            return await self._state() == "paused"
+        except OrlopError:
+            return False
+
     async def _end(self) -> None:
         if self._going_down is not None:
             await asyncio.wait((self._going_down,))
@@ -389,7 +409,7 @@ class QemuMachine:
             if self._monitor is not None:
                 await self._monitor.close()
         await asyncio.wait((self._ended,))
-        await asyncio.wait((self._watch,))
+        await asyncio.wait({self._watch, self._looking or self._watch})
 
     async def _watch_process(self) -> None:
         await process.wait_pid(self.pid)
@@ -402,6 +422,21 @@ class QemuMachine:
             self._why = f"QEMU ended{status}" + (f": {words}" if words else "")
         if not self._ended.done():
             self._ended.set_result(self._why)
+
+    async def _state(self) -> str:
+        answer = await self.monitor.execute("query-status", timeout=_QUICK)
+        return str(answer.get("status", "")) if isinstance(answer, dict) else ""
+
+    async def _look_why_stopped(self) -> None:
+        with suppress(OrlopError):  # then it has ended altogether, which is seen elsewhere
+            state = await self._state()
+            why = ending.reason(state, self._directory, await self.console_tail())
+            if why:
+                self._begin_going_down(why)
+
+    def _begin_going_down(self, why: str) -> None:
+        if self._going_down is None:
+            self._going_down = self._tasks.spawn(self._go_down(why), f"the end of {self.name}")
 
     async def _go_down(self, why: str) -> None:
         self._why = self._why or why
@@ -433,14 +468,15 @@ class QemuMachine:
                 self._port_open.set()
         elif name == "MIGRATION":
             self.migration.put_nowait(str(data.get("status", "")))
+        elif name == "STOP":
+            with suppress(Unavailable):  # it is being let go of
+                self._looking = self._tasks.spawn(self._look_why_stopped(), f"why {self.name} stopped")
         elif name == "SHUTDOWN":
             self._down.set()
             why = {"guest-shutdown": "the guest powered off", "guest-reset": "the guest rebooted or crashed"}
             reason = str(data.get("reason", ""))
-            if data.get("guest") and self._going_down is None:
-                self._going_down = self._tasks.spawn(
-                    self._go_down(why.get(reason, f"the guest ended: {reason}")), f"the end of {self.name}"
-                )
+            if data.get("guest"):
+                self._begin_going_down(why.get(reason, f"the guest ended: {reason}"))
 
 
 def _append_bounded(path: Path, data: bytes) -> None:

@@ -83,6 +83,8 @@ class AgentClient:
         self.name = name
         self.hello = Hello()
         self.on_event: Callable[[Event], None] = lambda event: None
+        self.heard = asyncio.get_running_loop().time()
+        """When it said something last, by the loop's clock."""
         self._reader = reader
         self._writer = writer
         self._parser = Parser(nonce)
@@ -238,6 +240,7 @@ class AgentClient:
             await self._take(self._early)
             await self._take(self._parser.feed(b"", _BATCH))
             while data := await self._reader.read(_CHUNK):
+                self.heard = asyncio.get_running_loop().time()
                 await self._take(self._parser.feed(data, _BATCH))
             error: OrlopError = Unavailable(f"the agent of {self.name} is gone: its connection ended")
         except ProtocolError as problem:

@@ -31,7 +31,7 @@ from orlop.hypervisor.base import (
 )
 from orlop.linux.removal import remove_tree
 from orlop.net.tap import create_tap, move_tap
-from orlop.sandbox.vm import warm
+from orlop.sandbox.vm import pulse, warm
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.storage.disks import MIN_SCRATCH_MIB
 from orlop.storage.share import Share
@@ -69,13 +69,18 @@ class Clone:
         return self.directory / "share"
 
     async def wait(self) -> str:
-        """Return when the machine has ended or its agent is gone, with the reason."""
-        async with beside(self.machine.wait()) as ended, beside(self.agent.wait_closed()) as lost:
-            await asyncio.wait((ended, lost), return_when=asyncio.FIRST_COMPLETED)
+        """Return when the machine has ended, its agent is gone, or its guest hangs, with the reason."""
+        async with (
+            beside(self.machine.wait()) as ended,
+            beside(self.agent.wait_closed()) as lost,
+            beside(pulse.lost(self.machine, self.agent)) as silent,
+        ):
+            await asyncio.wait((ended, lost, silent), return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 # A dying machine takes its agent along: the machine's reason is the better one.
                 await asyncio.wait((ended,), timeout=1.0)
-            return ended.result() if ended.done() else lost.result()
+            first = ended if ended.done() else lost if lost.done() else silent
+            return first.result()
 
     def be_nice(self, level: int) -> None:
         """Give way to others (10) while nobody waits for this VM, or not (0)."""

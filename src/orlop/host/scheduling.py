@@ -1,0 +1,31 @@
+"""How a process fares at the processors: whether it may run at all, and how long it waited for its turn."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+_NANO = 1e9
+_STOPPED = "Tt"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether it was stopped by a signal or a debugger; proc_pid_stat(5)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(") ")[2][:1] in _STOPPED
+
+
+def waited(pid: int) -> float:
+    """Seconds that its threads could have run and had no processor, together, since they began.
+
+    From /proc/PID/task/TID/schedstat (Documentation/scheduler/sched-stats.rst); 0.0 where the kernel
+    does not tell.
+    """
+    total = 0
+    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError, ValueError, IndexError):  # a thread that has just ended
+            total += int(task.read_text(encoding="ascii").split()[1])
+    return total / _NANO
