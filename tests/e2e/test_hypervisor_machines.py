@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -91,9 +92,9 @@ async def never(machine: Machine) -> None:
 
 @asynccontextmanager
 async def clone(
-    guest: GuestArtifacts, root: Path, place: Path
+    guest: GuestArtifacts, root: Path, place: Path, hypervisor: QemuHypervisor | None = None
 ) -> AsyncIterator[tuple[QemuHypervisor, QemuMachine]]:
-    hypervisor = qemu(guest, root)
+    hypervisor = hypervisor or qemu(guest, root)
     template = await hypervisor.template(never)
     machine = await hypervisor.restore(
         template, place / secrets.token_hex(3), tap_fd=None, share=place / "share"
@@ -124,7 +125,7 @@ async def test_cold_start_answers(guest: GuestArtifacts, place: Path) -> None:
         await hypervisor.discard(machine.directory)
 
 
-async def test_a_guest_on_trial_is_believed_when_it_came_up(guest: GuestArtifacts, place: Path) -> None:
+async def test_a_guest_on_trial_that_ends_is_not_waited_for(guest: GuestArtifacts, place: Path) -> None:
     hypervisor = qemu(guest, place / "root")
     launch = Launch(
         directory=place / "m",
@@ -137,24 +138,39 @@ async def test_a_guest_on_trial_is_believed_when_it_came_up(guest: GuestArtifact
     try:
         with pytest.raises(DeadlineExceeded, match="the kernel said nothing"):
             await accelerator.came_up(machine, 0)
-        await accelerator.came_up(machine, 90)
+        os.kill(machine.pid, signal.SIGKILL)
+        begun = time.monotonic()
+        with pytest.raises(Unavailable, match="signal 9"):
+            await accelerator.came_up(machine, 90)
+        assert time.monotonic() - begun < 5, "who has ended is not waited for"
     finally:
         await machine.stop()
         await hypervisor.discard(machine.directory)
 
 
+async def test_a_trial_is_all_that_a_pods_machine_goes_through(guest: GuestArtifacts, place: Path) -> None:
+    config = VmConfig(others={"qemu": {"accelerator": "tcg", "kvm_probe_timeout": 90.0}})
+    hypervisor = qemu(guest, place / "root", config)
+    await hypervisor._prove(await hypervisor._find_accelerator())
+    assert not list((place / "root").glob("boot-*"))
+    slow = qemu(guest, place / "root", VmConfig(others={"qemu": {"kvm_probe_timeout": 1.0}}))
+    with pytest.raises(DeadlineExceeded):
+        await slow._prove(await hypervisor._find_accelerator())
+    assert not list((place / "root").glob("boot-*"))
+
+
 async def test_a_clone_answers_at_once(guest: GuestArtifacts, saved: Path, place: Path) -> None:
     async with (
-        clone(guest, saved, place) as (_, other),
+        clone(guest, saved, place) as (hypervisor, other),
         agent_of(other) as beside,
-        clone(guest, saved, place) as (_, machine),
+        clone(guest, saved, place, hypervisor) as (_, machine),
         agent_of(machine) as agent,
     ):
         await agent.call(Ping())
         await beside.call(Ping())
         # Of the template's pages those count as private that no other clone has mapped.
         use = await machine.memory()
-        assert use.private < 48 << 20
+        assert use.private < 40 << 20
 
 
 async def test_clones_do_not_see_each_other(guest: GuestArtifacts, saved: Path, place: Path) -> None:

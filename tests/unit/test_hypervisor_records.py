@@ -1,14 +1,27 @@
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orlop.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted, Unavailable
-from orlop.hypervisor.base import Accelerator, MachineShape
-from orlop.hypervisor.qemu import accelerator, cleanup, launch, memuse, record
+from orlop.config import VmConfig
+from orlop.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from orlop.guestos.build import GuestArtifacts
+from orlop.hypervisor.base import Accelerator, GuestFiles, MachineShape
+from orlop.hypervisor.qemu import QemuBackend, accelerator, cleanup, ending, launch, memuse, record
+from orlop.hypervisor.qemu.cmdline import Network, Sockets
+from orlop.hypervisor.qemu.hypervisor import QemuHypervisor
 
 RECORD = record.MachineRecord(
     pid=12,
@@ -71,6 +84,109 @@ def test_what_was_found_out_is_remembered_for_the_same_inputs(tmp_path: Path) ->
     assert accelerator.remembered(tmp_path / "new", "inputs") == finding
     assert accelerator.remembered(tmp_path / "new", "others") is None
     assert accelerator.remembered(tmp_path, "inputs") is None
+
+
+def test_a_trial_that_took_too_long_is_not_believed_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    slow = accelerator.Finding(
+        Accelerator(kind="tcg", reason="busy"), "max", "inputs", until=now + accelerator.PASSING
+    )
+    accelerator.remember(tmp_path, slow)
+    for now, believed in ((1000.0, True), (1599.0, True), (1601.0, False), (0.0, False)):
+        assert (accelerator.remembered(tmp_path, "inputs") is not None) is believed, now
+
+
+def test_what_qemu_complains_of(tmp_path: Path) -> None:
+    assert launch.complaint(tmp_path) == ""
+    log = tmp_path / launch.ERROR_LOG
+    log.write_text("qemu: warning: nothing\nqemu: one\nqemu: two\n")
+    assert launch.complaint(tmp_path) == "qemu: one; qemu: two"
+    registers = "EAX=00000000 EBX=00000000\n" * 40
+    log.write_text(f"old error\nKVM internal error. Suberror: 1\nemulation failure\n{registers}")
+    assert launch.complaint(tmp_path) == "KVM internal error. Suberror: 1; emulation failure"
+    log.write_text(f"KVM internal error. Suberror: 3\n{registers}")
+    assert launch.complaint(tmp_path) == "KVM internal error. Suberror: 3"
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ("internal-error", "QEMU cannot go on with it: KVM internal error. Suberror: 1"),
+        ("io-error", "a disk of it failed: KVM internal error. Suberror: 1"),
+        ("guest-panicked", "the guest's kernel panicked: Attempted to kill init!"),
+        *((state, "") for state in ("paused", "running", "shutdown", "postmigrate", "finish-migrate", "")),
+    ],
+)
+def test_which_states_are_an_end(tmp_path: Path, state: str, why: str) -> None:
+    (tmp_path / launch.ERROR_LOG).write_text("KVM internal error. Suberror: 1\n")
+    console = "x\n[    1.0] Kernel panic - not syncing: Attempted to kill init!\n[    1.0] CPU: 0\n"
+    assert ending.reason(state, tmp_path, console) == why
+
+
+def test_no_more_processors_than_kvm_recommends(guest: GuestFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "recommended_vcpus", lambda: 4)
+    for asked, default, offered in ((8, 1, 4), (2, 1, 2), (8, 6, 6)):
+        hypervisor = QemuBackend(VmConfig(max_vcpus=asked, default_vcpus=default)).booting(guest, Path("/r"))
+        for kind, most in (("kvm", offered), ("tcg", default)):
+            finding = accelerator.Finding(Accelerator(kind=kind, reason=""), "cpu")
+            machine = hypervisor._template_launch(finding, Path("/m/x"), 7, shared=False)
+            arguments = hypervisor._arguments(machine, 8, Sockets(3, 4), Network(5))
+            assert arguments.max_vcpus == most
+
+
+async def test_what_a_trial_of_kvm_comes_to(
+    guest: GuestFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which failures are believed until something changes, and which for ten minutes."""
+    tried: list[str] = []
+    outcome: Exception | None = None
+
+    async def prove(self: QemuHypervisor, finding: accelerator.Finding) -> None:
+        tried.append(finding.cpu)
+        if outcome is not None:
+            raise outcome
+
+    async def version(self: QemuHypervisor) -> str:
+        return "1"
+
+    monkeypatch.setattr(QemuHypervisor, "_prove", prove)
+    monkeypatch.setattr(QemuHypervisor, "_version", version)
+    monkeypatch.setattr(accelerator, "kvm_refusal", lambda: "")
+
+    async def probe(**settings: object) -> Accelerator:
+        tried.clear()
+        config = VmConfig(others={"qemu": settings})
+        return await QemuBackend(config).booting(guest, tmp_path).probe()
+
+    outcome = DeadlineExceeded("the kernel said nothing within 7 seconds")
+    found = await probe()
+    assert found.kind == "tcg" and "said nothing within 7" in found.reason and tried == ["host"]
+    assert (await probe()).kind == "tcg" and tried == [], "for the moment it is believed"
+    begun = time.time()
+    monkeypatch.setattr("time.time", lambda: begun + 601)
+    outcome = Unavailable("QEMU cannot go on with it: KVM internal error. Suberror: 1")
+    assert "KVM internal error" in (await probe()).reason and len(tried) == 2, "the other models were tried"
+    monkeypatch.setattr("time.time", lambda: begun + 1e6)
+    assert (await probe()).kind == "tcg" and tried == [], "what QEMU said holds"
+    assert (await probe(cpu="Haswell")).kind == "tcg" and tried == ["Haswell"]
+    assert (await probe(kvm_probe_timeout=60.0)).kind == "tcg" and tried != []
+    with pytest.raises(FailedPrecondition, match="Suberror: 1"):
+        await probe(accelerator="kvm")
+    outcome = None
+    assert (await probe(accelerator="kvm")).kind == "kvm" and tried == ["host"], "who insists gets it"
+    assert (await probe(accelerator="kvm")).kind == "kvm" and tried == []
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> GuestFiles:
+    files = [tmp_path / name for name in ("kernel", "initrd", "image")]
+    for path in files:
+        path.touch()
+    kernel, initrd, image = files
+    return GuestArtifacts(kernel=kernel, initrd=initrd, image=image, digest="d", size=0)
 
 
 def test_the_inputs_change_with_qemu_and_guest() -> None:

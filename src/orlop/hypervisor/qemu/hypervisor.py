@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import logging
 import os
-import platform
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -20,6 +20,7 @@ from orlop.errors import (
     DataLoss,
     DeadlineExceeded,
     FailedPrecondition,
+    Internal,
     NotFound,
     OrlopError,
     Unavailable,
@@ -40,6 +41,7 @@ from orlop.hypervisor.qemu import (
     bays,
     cleanup,
     confinement,
+    greeting,
     migration,
     record,
     taps,
@@ -163,47 +165,72 @@ class QemuHypervisor(QemuMachines):
         if asked == "tcg":
             return self._tcg("vm.qemu.accelerator asks for it")
         refusal = accelerator.kvm_refusal()
-        inputs = accelerator.inputs(version, self._guest.digest)
-        finding = None if refusal else await threads.call(accelerator.remembered, self._root, inputs)
-        if finding is None and not refusal:
-            finding = await self._try_kvm(inputs)
-            await threads.call(accelerator.remember, self._root, finding)
-        finding = finding or self._tcg(refusal)
+        finding = self._tcg(refusal) if refusal else await self._recall_or_try(version)
         if asked == "kvm" and finding.accelerator.kind != "kvm":
             raise FailedPrecondition(
                 f"vm.qemu.accelerator is kvm, but KVM does not work here: {finding.accelerator.reason}"
             )
         return finding
 
-    async def _try_kvm(self, inputs: str) -> Finding:
-        reasons = []
+    async def _recall_or_try(self, version: str) -> Finding:
+        settings = repr(self._settings), repr(self.template_shape), str(self._config.max_memory_mib)
+        inputs = accelerator.inputs(version, self._guest.digest, *settings)
+        finding = await threads.call(accelerator.remembered, self._root, inputs)
+        # Who insists on KVM wants to hear of it as soon as it works.
+        if finding is not None and (finding.accelerator.kind == "kvm" or self._settings.accelerator != "kvm"):
+            return finding
+        finding = msgspec.structs.replace(await self._try_kvm(), inputs=inputs)
+        await threads.call(accelerator.remember, self._root, finding)
+        return finding
+
+    async def _try_kvm(self) -> Finding:
+        reasons, until = [], 0.0
         for cpu in (self._settings.cpu,) if self._settings.cpu else accelerator.KVM_CPUS:
-            finding = Finding(Accelerator(kind="kvm", reason="a guest came up under KVM"), cpu, inputs)
+            reason = "a guest came up under KVM, was saved and restored"
+            finding = Finding(Accelerator(kind="kvm", reason=reason), cpu)
             try:
-                async with self._scratch() as work:
-                    file = templates.new_memory(work, self.template_shape)
-                    try:
-                        launch = self._template_launch(finding, work / "vm", file, shared=True)
-                        machine = await self._boot(launch, verbose=True)
-                    finally:
-                        os.close(file)
-                    try:
-                        await accelerator.came_up(machine, self._settings.kvm_probe_timeout)
-                    finally:
-                        await machine.stop()
+                await self._prove(finding)
                 return finding
             except DeadlineExceeded as error:
                 reasons.append(f"a guest does not come up under KVM: {error}")
+                until = time.time() + accelerator.PASSING
                 # The other processor models differ in what QEMU refuses at once, not in what hangs.
                 break
-            except Unavailable as error:
-                reasons.append(str(error))
+            except (Unavailable, DataLoss, Internal) as error:
+                reasons.append(f"a guest does not run under KVM: {error}")
         log.warning("KVM is not used: %s", "; ".join(reasons))
-        return self._tcg(reasons[-1], inputs)
+        return msgspec.structs.replace(self._tcg(reasons[-1]), until=until)
 
-    def _tcg(self, reason: str, inputs: str = "") -> Finding:
+    async def _prove(self, finding: Finding) -> None:
+        """Take a guest through what a pod's goes through: boot it, save it, restore it, hear from it.
+
+        Raises DeadlineExceeded, or with QEMU's words Unavailable, DataLoss or Internal."""
+        timeout = self._settings.kvm_probe_timeout
+        async with self._scratch() as work:
+            with ExitStack() as stack:
+                file = templates.new_memory(work, self.template_shape)
+                stack.callback(os.close, file)
+                machine = await self._boot(
+                    self._template_launch(finding, work / "vm", file, shared=True), verbose=True
+                )
+                try:
+                    await accelerator.came_up(machine, timeout)
+                    await migration.save(machine, work / templates.STATE, timeout=timeout)
+                finally:
+                    await machine.stop()
+                state = os.open(work / templates.STATE, os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, state)
+                clone = await self._restored(
+                    self._template_launch(finding, work / "clone", file, shared=False), state, timeout=timeout
+                )
+                try:
+                    await greeting.answered(clone.agent_socket, timeout)
+                finally:
+                    await clone.stop()
+
+    def _tcg(self, reason: str) -> Finding:
         cpu = self._settings.cpu or accelerator.TCG_CPU
-        return Finding(Accelerator(kind="tcg", reason=reason), cpu, inputs)
+        return Finding(Accelerator(kind="tcg", reason=reason), cpu)
 
     async def _version(self) -> str:
         """QEMU's version with the build's file, so that another build of one version is told apart."""
@@ -307,7 +334,7 @@ class QemuHypervisor(QemuMachines):
             memory=launch.memory,
             vcpus=vcpus,
             # QEMU's emulator aborts when a processor is plugged after its code buffer was used up.
-            max_vcpus=vcpus if kind == "tcg" else self._config.max_vcpus,
+            max_vcpus=vcpus if kind == "tcg" else self._kvm_vcpus(vcpus),
             image=image,
             sockets=sockets,
             network=network,
@@ -315,6 +342,9 @@ class QemuHypervisor(QemuMachines):
             boot=launch.boot,
             code_mib=_CODE_MIB if launch.boot is None else _BOOT_CODE_MIB,
         )
+
+    def _kvm_vcpus(self, least: int) -> int:
+        return max(least, min(self._config.max_vcpus, accelerator.recommended_vcpus()))
 
     # Templates
 
@@ -357,19 +387,24 @@ class QemuHypervisor(QemuMachines):
             stack.callback(os.close, state)
             launch = self._template_launch(await self._find_accelerator(), directory, memory, shared=False)
             launch = msgspec.structs.replace(launch, share=share)
-            machine = await self._launch(launch, tap_fd=tap_fd, pass_fds=(state,))
             try:
-                await migration.load(machine, state, timeout=_RESTORE_TIMEOUT)
+                return await self._restored(launch, state, tap_fd=tap_fd)
             except DataLoss:
                 # Its files are whole, and yet QEMU does not take it: another one is made.
-                await machine.stop()
-                await cleanup.remove(directory, whole=False)
                 await self.discard_template()
                 raise
-            except BaseException:
-                await machine.stop()
-                await cleanup.remove(directory, whole=False)
-                raise
+
+    async def _restored(
+        self, launch: Launch, state: int, *, tap_fd: int | None = None, timeout: float = _RESTORE_TIMEOUT
+    ) -> QemuMachine:
+        """A machine that goes on from the state in an open file; a failure leaves nothing of it."""
+        machine = await self._launch(launch, tap_fd=tap_fd, pass_fds=(state,))
+        try:
+            await migration.load(machine, state, timeout=timeout)
+        except BaseException:
+            await machine.stop()
+            await cleanup.remove(launch.directory, whole=False)
+            raise
         return machine
 
     def _template_launch(self, finding: Finding, directory: Path, file: int, *, shared: bool) -> Launch:
@@ -390,7 +425,8 @@ class QemuHypervisor(QemuMachines):
         version = await self._version()
         parts = [str(_RECIPE), version, self._guest.digest, machine_key(arguments)]
         if finding.accelerator.kind == "kvm":
-            parts += [platform.release(), finding.inputs]
+            # KVM's own state is part of what is saved, and not the same for each kernel and processor.
+            parts += [finding.inputs]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     async def _build(self, finding: Finding, key: str, settle: Settle, say: Progress) -> None:
@@ -418,7 +454,7 @@ class QemuHypervisor(QemuMachines):
         """A directory for one boot, gone afterwards; those of a killed daemon are removed first."""
         await threads.call(self._root.mkdir, parents=True, exist_ok=True)
         for old in self._root.glob("boot-*"):
-            for machine in (old, old / "vm"):
+            for machine in (old / "vm", old / "clone"):
                 with suppress(OrlopError):
                     await cleanup.end(machine)
             await cleanup.remove(old, whole=True)
