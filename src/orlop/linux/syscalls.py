@@ -59,6 +59,7 @@ PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
+PR_SET_THP_DISABLE = 41
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -229,6 +230,11 @@ def bound_capabilities(numbers: set[int]) -> None:
 def set_no_new_privileges() -> None:
     """From here on no exec(2) gives rights that this process has not; prctl(2)."""
     _checked(_libc.prctl(ctypes.c_int(PR_SET_NO_NEW_PRIVS), ctypes.c_ulong(1), 0, 0, 0))
+
+
+def forbid_huge_pages() -> None:
+    """Let this process, and what it becomes by exec(2), have no transparent huge pages; prctl(2)."""
+    _checked(_libc.prctl(ctypes.c_int(PR_SET_THP_DISABLE), ctypes.c_ulong(1), 0, 0, 0))
 
 
 def set_filter(program: bytes, flags: int) -> None:

@@ -23,6 +23,8 @@ class Orders(TypedDict):
     """The system-call filter; empty for none."""
     flags: int
     """Flags of seccomp(2)."""
+    huge_pages: bool
+    """Whether the kernel may give it transparent huge pages."""
     argv: list[str]
     environment: dict[str, str]
     door: int

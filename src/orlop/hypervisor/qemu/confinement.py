@@ -52,4 +52,7 @@ def jail(tree: Path, owner: int, share: Path, accelerator: str) -> Jail:
         devices=("null", "kvm") if accelerator == "kvm" else ("null",),
         capabilities=_CAPABILITIES,
         limits=LIMITS,
+        # What emulation keeps about each guest it keeps in many places, and a huge page in each of them is
+        # mostly empty. Under KVM it is the guest's memory that they make faster.
+        huge_pages=accelerator == "kvm",
     )
