@@ -117,7 +117,7 @@ class VmContainer:
             except TimeoutError:
                 pass  # an attached client that does not read holds it up
         self.running = False
-        self._settle(
+        self._end_with(
             ExitStatus(
                 code=exit_status.code,
                 finished_at=at,
@@ -128,7 +128,7 @@ class VmContainer:
     def lost(self, reason: str) -> None:
         """It died with its VM, or nobody knows how. Idempotent."""
         self.running = False
-        self._settle(ExitStatus(code=CODE_KILLED, finished_at=time.time_ns(), message=reason))
+        self._end_with(ExitStatus(code=CODE_KILLED, finished_at=time.time_ns(), message=reason))
 
     async def reopen_log(self) -> ContainerFile:
         """Begin a new log file; returns what to remember of it."""
@@ -185,7 +185,7 @@ class VmContainer:
         if self._stdin is not None:
             self._stdin.close()
 
-    def _settle(self, status: ExitStatus) -> None:
+    def _end_with(self, status: ExitStatus) -> None:
         if not self.exited.done():
             self.exited.set_result(status)
 

@@ -315,14 +315,16 @@ class VmSandbox:
         undo = Undo(f"pod {self.pod_id}")
         await tasks.end(self._watch)
         await undo.step("its meter", self._meter.close())
-        # The VM first: nothing of the pod is to run on if its network cannot be taken down.
-        await undo.step("its VM", self._power_off())
-        await together(undo.step("its network", self._teardown.detach()), self._let_go(undo))
+        # Its processes first, then the plug is pulled, and while its memory is given back the plug-ins
+        # work: nothing of the pod is to run on if its network cannot be taken down.
+        await undo.step("its processes", self._kill_all())
+        await together(self._power_off(undo), undo.step("its network", self._teardown.detach()))
         await undo.step("what its VM had", self._teardown.discard())
         await self._tasks.close()
         undo.finish()
 
-    async def _let_go(self, undo: Undo) -> None:
+    async def _power_off(self, undo: Undo) -> None:
+        await undo.step("its VM", self._clone.machine.stop())
         # Whoever makes or removes a container now fails at its next step, and has ended before the
         # directories go: a volume that is being mounted below them would go with them.
         await undo.step("its agent", self._agent.close("the pod was stopped"))
@@ -421,8 +423,8 @@ class VmSandbox:
         undo.finish()
         self._files.remove_container(container_id)
 
-    async def _power_off(self) -> None:
-        """Kill what runs, and when it is dead, pull the plug.
+    async def _kill_all(self) -> None:
+        """Kill what runs, and wait until it is dead, for a while.
 
         A dead process has no written pages left that its volumes do not have: the guest writes
         them out when the process lets go of its mappings.
@@ -432,7 +434,6 @@ class VmSandbox:
             with suppress(OrlopError, TimeoutError):
                 async with asyncio.timeout(_KILL_TIMEOUT):
                     await together(*(self._kill(container) for container in running))
-        await self._clone.machine.stop()
 
     async def _kill(self, container: VmContainer) -> None:
         await self._agent.call(Signal(id=container.spec.id, signal=SIGKILL, all=True))
