@@ -19,6 +19,7 @@ from orlop.host.cgroups import Cgroup
 from orlop.sandbox.figures import Detail
 from orlop.sandbox.spec import ExecSpec, IdMapping, Mount, NamespaceMode, Namespaces, Resources
 from tests.e2e.process_pods import Bed, bed, crun_anywhere, make_layer, read, run
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -325,7 +326,9 @@ async def test_user_namespace(host: Bed) -> None:
     spec = host.container(pod, "sh", "-c", script, mounts=(mapped, plain))
     await sandbox.create(spec)
     await sandbox.start(spec.id)
-    await asyncio.sleep(0.5)
+    async with asyncio.timeout(10 * PATIENCE):
+        while len(Path(spec.sink.log).read_text().splitlines()) < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     words = [line.split()[3:] for line in Path(spec.sink.log).read_text().splitlines()]
     assert words == [["0", "300000", "65536"], ["0"], ["0"], ["65534"]]
     assert (volume / "y").stat().st_uid == 0
