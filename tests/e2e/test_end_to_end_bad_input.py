@@ -79,16 +79,18 @@ def test_command_that_does_not_exist(clean: Node, handler: str) -> None:
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
-def test_volume_that_is_not_there(clean: Node, handler: str) -> None:
+def test_volume_that_cannot_be_there(clean: Node, handler: str) -> None:
     clean.pull(BUSYBOX)
     pod = clean.pod_config()
     pod_id = clean.run_pod(pod, handler)
-    mounts = [{"container_path": "/data", "host_path": "/no/such/volume"}]
+    # A path that is only missing becomes a directory, but not below a file.
+    missing = "/etc/passwd/volume"
+    mounts = [{"container_path": "/data", "host_path": missing}]
     done = clean.try_create(pod_id, pod, BUSYBOX, "true", mounts=mounts)
     if done.code == 0:
         done = clean.crictl("start", done.out.strip(), check=False)
     code, sentence = refused(done)
-    assert code in ("NotFound", "InvalidArgument", "FailedPrecondition") and "/no/such/volume" in sentence
+    assert code in ("NotFound", "InvalidArgument", "FailedPrecondition") and missing in sentence
 
 
 @pytest.mark.parametrize(("field", "word"), [("network", "network"), ("pid", "PID"), ("ipc", "IPC")])

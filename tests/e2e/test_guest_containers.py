@@ -197,7 +197,7 @@ async def test_exec(guest: Guest) -> None:
     await guest.start("one")
     finished = await guest.exec("one", "sh", "-c", "echo $NAME; pwd; exit 7")
     assert (finished.exit.code, finished.out) == (7, "value\n/made/for/it\n")
-    show = "tty; until stty size | grep -v ^0; do :; done"
+    show = "tty; until stty size 2>/dev/null | grep -v ^0; do :; done"
     terminal = await guest.begin("one", "sh", "-c", show, tty=True)
     await guest.agent.call(messages.Resize(id="one", exec_id=terminal, width=80, height=25))
     assert (await guest.finish(terminal)).out == "/dev/pts/0\r\n25 80\r\n"

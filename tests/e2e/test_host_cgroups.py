@@ -38,7 +38,7 @@ async def test_a_process_is_counted_limited_and_killed_with_its_group(group: Cgr
     await asyncio.sleep(0.4)
     assert {child.pid, grandchild.pid} <= set(group.processes())
     assert Cgroup.of_process(child.pid).path == group.path
-    used = cgroupstats.usage(group)
+    used = cgroupstats.usage(group, members=True)
     assert used.processes >= 3
     assert used.memory_limit == 64 << 20
     group.set(Limits(memory_limit=32 << 20))

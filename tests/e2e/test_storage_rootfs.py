@@ -28,14 +28,15 @@ def layer(path: Path, **files: str) -> str:
     try:
         os.write(source, made.blob.data)
         os.lseek(source, 0, os.SEEK_SET)
-        convert.convert(
-            source,
-            path,
-            size=len(made.blob.data),
-            digest=made.blob.digest,
-            diff_id=made.diff_id,
-            limit=1 << 20,
-        )
+        with path.open("w+b") as output:
+            convert.convert(
+                source,
+                output,
+                size=len(made.blob.data),
+                digest=made.blob.digest,
+                diff_id=made.diff_id,
+                limit=1 << 20,
+            )
     finally:
         os.close(source)
     return os.fspath(path)
