@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from orlop.errors import InvalidArgument
+from orlop.host import mounts, process
 from orlop.sandbox.figures import Detail
-from orlop.sandbox.spec import ExecSpec, IdMapping, Mount, NamespaceMode, Namespaces, Security
+from orlop.sandbox.spec import ExecSpec, IdMapping, Mount, NamespaceMode, Namespaces, Propagation, Security
 from tests.e2e.vm_environment import (
     Environment,
     collected,
@@ -125,6 +126,39 @@ async def test_a_pod_in_a_user_namespace_owns_its_volumes() -> None:
         assert status.code == 0, env.log_of(container)
         assert env.log_of(container)[1:] == ["stdout F 0", "stdout F 0"]
         assert (volume / "out").stat().st_uid == 7
+
+
+async def test_what_is_mounted_below_a_volume_later_is_seen_with_its_owners() -> None:
+    async with environment() as env:
+        volume = env.scratch / "volume"
+        (volume / "later").mkdir(parents=True)
+        mounts.bind(volume, volume)
+        await process.run(["mount", "--make-rshared", volume])
+        pod = pod_spec()
+        sandbox = await env.run(pod)
+        follows = Mount(
+            container_path="/data", host_path=str(volume), propagation=Propagation.HOST_TO_CONTAINER
+        )
+        container = container_spec(pod, "sleep", "1000", mounts=(follows,))
+        await sandbox.create(container)
+        await sandbox.start(container.id)
+        # Root's alone: whoever is nobody there sees nothing.
+        mounts.mount("tmpfs", volume / "later", "tmpfs", options="mode=0700")
+        (volume / "later/x").touch()
+        seen = ("sh", "-c", "ls /data/later; stat -c %u /data/later; echo y >/data/later/y")
+        assert await execute(sandbox, container.id, *seen) == (b"x\n0\n", b"", 0)
+        assert (volume / "later/y").stat().st_uid == 0
+        mounts.unmount(volume / "later")
+        assert (await execute(sandbox, container.id, "ls", "/data/later"))[0] == b""
+
+        # A later daemon goes on with it.
+        await env.crash()
+        await env.again()
+        sandbox = await env.recover(pod, container)
+        mounts.mount("tmpfs", volume / "later", "tmpfs", options="mode=0700")
+        (volume / "later/z").touch()
+        assert (await execute(sandbox, container.id, "ls", "/data/later"))[0] == b"z\n"
+        mounts.unmount_below(volume)
 
 
 async def test_the_host_tells_what_a_pod_uses() -> None:

@@ -131,6 +131,7 @@ class Environment:
         driver = self.driver
         for sandbox in driver._sandboxes.values():
             sandbox._watch.cancel()
+            await sandbox._plugs.close()
             for container in sandbox._containers.values():
                 await container.close()
             sandbox._agent._writer.transport.abort()

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from orlop.cli.demo import privatedaemon
+from orlop.cli.demo import registry
 from tests.conformance import images, tools
 from tests.conformance.tools import ToolError, cache_dir, run
 
@@ -162,7 +162,7 @@ def make_tools() -> None:
     """Make in the cache, which a root shares, what the tests would otherwise make there. Raises ToolError."""
     tools.cri_tools()
     images.storage()
-    asyncio.run(privatedaemon.registry_binary())
+    asyncio.run(registry.registry_binary())
 
 
 def place_checkout(target: Path) -> None:

@@ -165,6 +165,35 @@ def unmount(target: str | Path, *, lazy: bool = True) -> None:
             raise
 
 
+def replace(source: str | Path, target: str | Path, *, userns: Path, namespace: Path) -> None:
+    """Put one that shows ``source``, with its users mapped (Linux 5.12), in the place of the mount at
+    ``target`` in that mount namespace. Raises OSError."""
+    tree = sys.open_tree(source, recursive=False)
+
+    def exchange() -> None:
+        sys.umount(target, sys.MNT_DETACH | sys.UMOUNT_NOFOLLOW)
+        sys.move_mount(tree, target)
+
+    try:
+        _map_ids(tree, userns, recursive=False)
+        _set_propagation(tree, "private", recursive=False)
+        inside(namespace, exchange)
+    finally:
+        os.close(tree)
+
+
+def unmapped_below(path: Path, mountinfo: Path) -> dict[int, Path]:
+    """Mounts below ``path`` whose users are not mapped, by id, the outer ones first. Raises OSError."""
+    found = {}
+    with mountinfo.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split(" ", 6)
+            point = Path(_unescape(fields[4]))
+            if "idmapped" not in fields[5].split(",") and point != path and point.is_relative_to(path):
+                found[int(fields[0])] = point
+    return dict(sorted(found.items(), key=lambda entry: len(entry[1].parts)))
+
+
 def mounts_below(path: str | Path) -> list[Path]:
     """Mount points at or below ``path`` in this mount namespace, deepest first."""
     top = os.fspath(path).rstrip("/") or "/"

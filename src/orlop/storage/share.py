@@ -18,6 +18,7 @@ from typing import Protocol
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError, PermissionDenied
 from orlop.host import mounts, threads
+from orlop.storage.following import Following
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Share:
         self._directory = directory
         self._inside = inside or directory
         self._userns = Path(f"/proc/{process}/ns/user") if inside else None
+        self._following = Following(process, self._inside) if inside else None
         self._namespace = Path(f"/proc/{process}/ns/mnt") if process else None
         self._mountinfo = Path(f"/proc/{process}/mountinfo") if process else mounts.MOUNTINFO
         # Where the mount points are made, if ``directory`` is only a read-only view of them.
@@ -86,15 +88,31 @@ class Share:
         """
         _check_key(key)
         await threads.call(self._add, mount, key, userns)
+        if userns is None:
+            self.follow(mount, key)
         return key
+
+    def follow(self, mount: HostMount, key: str) -> None:
+        """Let what the host mounts below the volume ``key`` from now on be its users' too, if that is asked
+        for. :meth:`add` does it; a later daemon has to."""
+        if self._following is not None and mount.propagation == "rslave" and mount.host_path:
+            self._following.follow(key, mount.host_path)
+
+    async def close(self) -> None:
+        """Let go of the volumes, which stay. Idempotent."""
+        if self._following is not None:
+            await self._following.close()
 
     async def remove(self, key: str) -> None:
         """Take a volume away. Idempotent; what the host has below the path is never touched."""
         _check_key(key)
+        if self._following is not None:
+            self._following.forget(key)
         await threads.call(self._remove, key)
 
     async def release_all(self) -> None:
         """Take all volumes away. Idempotent."""
+        await self.close()
         await threads.call(self._release_all)
 
     def _protect(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,8 +108,11 @@ class Plugs:
             },
         )
 
-    def adopt(self, held: ContainerFile) -> None:
-        """An earlier daemon attached this, or was about to."""
+    def adopt(self, held: ContainerFile, mounts: Sequence[Mount] = ()) -> None:
+        """An earlier daemon attached this, or was about to, for a container with these volumes."""
+        for index, mount in enumerate(mounts):
+            if not mount.uid_mappings and not mount.gid_mappings:
+                self._share.follow(mount, _share_key(held.id, index))
         for disk in (*held.disks.root, *held.disks.volumes):
             shared = self._images.setdefault(disk.id, _Shared())
             shared.users.add(held.id)
@@ -134,6 +138,10 @@ class Plugs:
         if held.scratch:
             await undo.step("its writable layer", threads.call(Path(held.scratch).unlink, missing_ok=True))
         undo.finish()
+
+    async def close(self) -> None:
+        """Let go of what is plugged, which stays."""
+        await self._share.close()
 
     async def release(self) -> None:
         """Take all volumes off the share."""

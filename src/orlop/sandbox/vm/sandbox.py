@@ -342,6 +342,7 @@ class VmSandbox:
         self._agent.on_event = lambda event: None  # the next daemon asks for what happens from now on
         await undo.step("its watch", self._tasks.close())
         await undo.step("its meter", self._meter.close())
+        await undo.step("its volumes", self._plugs.close())
         for container in self._containers.values():
             await undo.step(f"container {container.spec.id}", container.close())
         await undo.step("its VM", clones.release(self._clone))
@@ -364,7 +365,7 @@ class VmSandbox:
                     offsets,
                 )
                 self._containers[entry.id] = container
-                self._plugs.adopt(container.held)
+                self._plugs.adopt(container.held, container.spec.mounts)
                 found.append((container, entry))
         for spec in specs:
             if spec.id not in self._containers:
