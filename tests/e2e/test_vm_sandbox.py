@@ -145,8 +145,13 @@ async def test_what_is_mounted_below_a_volume_later_is_seen_with_its_owners() ->
         # Root's alone: whoever is nobody there sees nothing.
         mounts.mount("tmpfs", volume / "later", "tmpfs", options="mode=0700")
         (volume / "later/x").touch()
-        seen = ("sh", "-c", "ls /data/later; stat -c %u /data/later; echo y >/data/later/y")
-        assert await execute(sandbox, container.id, *seen) == (b"x\n0\n", b"", 0)
+        seen = (
+            "sh",
+            "-c",
+            "until ls /data/later/*; do :; done; stat -c %u /data/later; echo y >/data/later/y",
+        )
+        out, _, code = await execute(sandbox, container.id, *seen)
+        assert (out, code) == (b"/data/later/x\n0\n", 0)
         assert (volume / "later/y").stat().st_uid == 0
         mounts.unmount(volume / "later")
         assert (await execute(sandbox, container.id, "ls", "/data/later"))[0] == b""
@@ -157,7 +162,7 @@ async def test_what_is_mounted_below_a_volume_later_is_seen_with_its_owners() ->
         sandbox = await env.recover(pod, container)
         mounts.mount("tmpfs", volume / "later", "tmpfs", options="mode=0700")
         (volume / "later/z").touch()
-        assert (await execute(sandbox, container.id, "ls", "/data/later"))[0] == b"z\n"
+        assert (await execute(sandbox, container.id, *seen))[0] == b"/data/later/z\n0\n"
         mounts.unmount_below(volume)
 
 

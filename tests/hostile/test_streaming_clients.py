@@ -207,13 +207,13 @@ async def test_connections_that_say_nothing_keep_nobody_out(
         writers = await idle(server, 1100)
         client = await SpdyClient.open(exec_url(server))
         assert b"101" in client.status.splitlines()[0]
-        assert len(server._connections) <= servers.MAX_STRANGERS + 10
+        assert len(server._sessions) <= servers.MAX_STRANGERS + 10
         client.close()
         for writer in writers:
             writer.close()
     monkeypatch.setattr(servers, "MAX_STRANGERS", 10**9)
     async with serving(Backend()) as server:
         writers = await idle(server, 1100)
-        await until(lambda: len(server._connections) >= 1100)
+        await until(lambda: len(server._sessions) >= 1100)
         for writer in writers:
             writer.close()
