@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from orlop.images import convert as converter
 from orlop.images.convert import WrongDigest
 from orlop.images.erofs import BLOCK
 from orlop.images.erofsread import ErofsReader, Inode
-from orlop.images.inflate import CutOff
+from orlop.images.inflate import CutOff, LayerStream
 from orlop.images.tarstream import ArchiveError, TooLarge
 
 LIMIT = 64 << 20
@@ -288,6 +289,25 @@ def test_maps_of_sparse_files_count_before_they_are_made(tmp_path: Path) -> None
     with pytest.raises(TooLarge):
         run(archive.done(), tmp_path / "i")
     assert (tmp_path / "i").stat().st_size < 1 << 20
+
+
+def test_a_conversion_given_up_reads_nothing_of_the_next_file() -> None:
+    threads = set(threading.enumerate())
+    first = os.memfd_create("first")
+    os.truncate(first, 32 << 20)
+    with LayerStream(first, size=32 << 20, limit=LIMIT) as stream:
+        assert stream.read(1) == b"\0"
+        [reader] = set(threading.enumerate()) - threads
+        os.close(first)
+        second = os.memfd_create("second")
+        assert second == first
+        os.write(second, b"another layer")
+        os.lseek(second, 0, os.SEEK_SET)
+        assert stream.read(16 << 20) == bytes(16 << 20)
+    reader.join(timeout=30)
+    assert not reader.is_alive()
+    assert os.read(second, 100) == b"another layer"
+    os.close(second)
 
 
 def test_compressions(tmp_path: Path) -> None:

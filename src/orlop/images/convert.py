@@ -58,27 +58,27 @@ def convert(
     source: int, output: BinaryIO, *, size: int, digest: str, diff_id: str, limit: int
 ) -> dict[str, int]:
     """Convert the blob read from ``source`` into ``output``, an empty file; returns what was made."""
-    stream = LayerStream(source, size=size, limit=limit, progress=_Reporter())
-    reader = TarReader(stream, max_entries=MAX_ENTRIES)
-    tree = Tree()
-    writer = ErofsWriter(output, limit=output_limit(limit))
-    for entry in reader:
-        node = tree.add(entry)
-        if node is None:
-            continue
-        if entry.sparse is None:
-            writer.store(node, reader.body())
-        else:
-            writer.store_sparse(node, entry.sparse, reader.body())
-    for what, actual, expected in (
-        ("layer", stream.digest, digest),
-        ("layer's content", stream.diff_id, diff_id),
-    ):
-        if actual != expected:
-            raise WrongDigest(f"the {what} has the digest {actual} instead of {expected}")
-    tree.finish()
-    image = writer.finish(tree.root, uuid=_uuid(diff_id))
-    return {"size": image, "entries": reader.entries, "plain": stream.plain_bytes}
+    with LayerStream(source, size=size, limit=limit, progress=_Reporter()) as stream:
+        reader = TarReader(stream, max_entries=MAX_ENTRIES)
+        tree = Tree()
+        writer = ErofsWriter(output, limit=output_limit(limit))
+        for entry in reader:
+            node = tree.add(entry)
+            if node is None:
+                continue
+            if entry.sparse is None:
+                writer.store(node, reader.body())
+            else:
+                writer.store_sparse(node, entry.sparse, reader.body())
+        for what, actual, expected in (
+            ("layer", stream.digest, digest),
+            ("layer's content", stream.diff_id, diff_id),
+        ):
+            if actual != expected:
+                raise WrongDigest(f"the {what} has the digest {actual} instead of {expected}")
+        tree.finish()
+        image = writer.finish(tree.root, uuid=_uuid(diff_id))
+        return {"size": image, "entries": reader.entries, "plain": stream.plain_bytes}
 
 
 class _Reporter:

@@ -13,7 +13,8 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from contextlib import suppress
+from typing import Protocol, Self
 
 import zstandard
 
@@ -134,8 +135,9 @@ class LayerStream:
     """A :class:`~orlop.images.tarstream.Source` over a file descriptor.
 
     The compression is told by the first bytes, as the media type of a layer is not always right.
-    Exactly ``size`` bytes are read, whether or not the descriptor is closed behind them; fewer raise
-    CutOff. ``limit`` bounds what they unpack to, beyond it TooLarge is raised. After the end has been
+    It reads through a descriptor of its own, a duplicate, until it is closed: leave it as a context
+    manager. Exactly ``size`` bytes are read, whether or not the other end is closed behind them; fewer
+    raise CutOff. ``limit`` bounds what they unpack to, beyond it TooLarge is raised. After the end has been
     read, :attr:`digest` and :attr:`diff_id` hold what was seen. ``progress`` is told, from another
     thread, how many bytes have been read so far and whether these were all.
     """
@@ -148,7 +150,9 @@ class LayerStream:
         limit: int,
         progress: Callable[[int, bool], None] | None = None,
     ) -> None:
-        self._descriptor = descriptor
+        # The thread may outlive its caller by one read: the number of a descriptor that the caller
+        # closes could by then be another file's.
+        self._descriptor = os.dup(descriptor)
         self._size = size
         self._limit = limit
         self._progress = progress
@@ -158,9 +162,20 @@ class LayerStream:
         self._chunk = b""
         self._position = 0
         self._ended = False
+        self._closed = False
         self.read_bytes = 0
         self.plain_bytes = 0
         threading.Thread(target=self._pump, name="inflate", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the thread end; nothing is waited for, as its read may never return."""
+        self._closed = True
+        with suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
 
     @property
     def digest(self) -> str:
@@ -225,6 +240,8 @@ class LayerStream:
                         continue
                     decoder, data = _decoder(begin), begin
                 for part in decoder.feed(data):
+                    if self._closed:
+                        return
                     if part:
                         self._count(len(part))
                         self._queue.put(part)
@@ -233,6 +250,8 @@ class LayerStream:
             self._queue.put(None)
         except BaseException as error:
             self._queue.put(error)
+        finally:
+            os.close(self._descriptor)
 
     def _read_some(self) -> bytes:
         left = self._size - self.read_bytes
