@@ -13,7 +13,7 @@ COMMAND ?=
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
-test: lint types unit e2e hostile conformance-all ## Everything that CI runs (root)
+test: lint types unit e2e conformance-all ## Everything that CI runs (root)
 
 lint: $(PYTHON) ## ruff
 	$(PYTHON) -m ruff check src tests bench

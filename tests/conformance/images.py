@@ -339,13 +339,21 @@ def storage() -> Path:
     if target.exists():
         return target
     tools.say("making the test images")
-    making = target.with_suffix(".making")
-    shutil.rmtree(making, ignore_errors=True)
-    with serve(making, f"127.0.0.1:{tools.free_port()}", read_only=False) as address:
-        fill(address)
-    making.rename(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    try:
+        with serve(making, f"127.0.0.1:{tools.free_port()}", read_only=False) as address:
+            fill(address)
+        try:
+            making.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    # What another checkout may still serve stays for a day.
     for old in target.parent.iterdir():
-        if old != target:
+        if old != target and time.time() - old.stat().st_mtime > 86400:
             shutil.rmtree(old, ignore_errors=True)
     return target
 
