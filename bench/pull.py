@@ -30,7 +30,7 @@ from typing import Any
 
 from tests.registry import Registry
 
-from orlop.cli.demo.imagewriter import LAYER_GZIP, Blob, Image, Layer
+from orlop.cli.demo.imagewriter import LAYER_GZIP, LayerContent, WrittenBlob, WrittenImage
 from orlop.config import ImageConfig
 from orlop.images.store import ImageStore
 
@@ -47,7 +47,7 @@ def text(rng: random.Random, size: int) -> bytes:
     return b"".join(parts)[:size]
 
 
-def make_layer(seed: int, files: int, size: int) -> tuple[Layer, int]:
+def make_layer(seed: int, files: int, size: int) -> tuple[LayerContent, int]:
     """A layer of ``files`` files of about ``size`` bytes, and how long it is unpacked."""
     rng = random.Random(seed)
     block = text(rng, 4 << 20)
@@ -63,7 +63,9 @@ def make_layer(seed: int, files: int, size: int) -> tuple[Layer, int]:
     raw = buffer.getvalue()
     packer = zlib.compressobj(6, wbits=31)
     packed = packer.compress(raw) + packer.flush()
-    return Layer(Blob(LAYER_GZIP, packed), "sha256:" + hashlib.sha256(raw).hexdigest()), len(raw)
+    return LayerContent(WrittenBlob(LAYER_GZIP, packed), "sha256:" + hashlib.sha256(raw).hexdigest()), len(
+        raw
+    )
 
 
 # name: layers of (files, mean size)
@@ -137,7 +139,7 @@ def main() -> int:
         for shape in options.shape or SHAPES:
             layers = [make_layer(n, files, size) for n, (files, size) in enumerate(SHAPES[shape])]
             repository = shape.replace(" ", "-")
-            registry.push(repository, ["1"], Image(tuple(layer for layer, _ in layers), {}))
+            registry.push(repository, ["1"], WrittenImage(tuple(layer for layer, _ in layers), {}))
             files = sum(count for count, _ in SHAPES[shape])
             megabytes = sum(size for _, size in layers) / 1e6
             packed = sum(len(layer.blob.data) for layer, _ in layers) / 1e6

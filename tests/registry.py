@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from orlop.cli.demo.imagewriter import Image, Pusher
+from orlop.cli.demo.imagewriter import Pusher, WrittenImage
 from tests.conformance import tools
 
 USER, PASSWORD = "user", "secret"
@@ -63,7 +63,7 @@ class Registry:
         path.write_text("\n".join(parts))
         return os.fspath(path)
 
-    def push(self, repository: str, tags: Iterable[str], *images: Image) -> str:
+    def push(self, repository: str, tags: Iterable[str], *images: WrittenImage) -> str:
         """Fill it; the digest that was pushed. Only without ``auth``."""
         return Pusher(self.address).push(repository, tags, *images)
 

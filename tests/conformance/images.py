@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orlop.cli.demo.imagewriter import Image, Layer, LayerWriter, Pusher
+from orlop.cli.demo.imagewriter import LayerContent, LayerWriter, Pusher, WrittenImage
 from tests.conformance import tools
 
 HOSTS = ("registry.k8s.io", "k8s.gcr.io", "gcr.io")
@@ -79,7 +79,7 @@ GROUP = "root:x:0:\ndaemon:x:1:\nadm:x:4:root\nwww-data:x:33:\nnogroup:x:65534:\
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def base_layer(compress: str = "gzip") -> Layer:
+def base_layer(compress: str = "gzip") -> LayerContent:
     """busybox with its applets as hard links, so that a mount over /bin/x hits only x."""
     binary = tools.busybox()
     layer = LayerWriter()
@@ -113,7 +113,7 @@ def base_layer(compress: str = "gzip") -> Layer:
     return layer.finish(compress)
 
 
-def marker_layer(name: str, text: str = "") -> Layer:
+def marker_layer(name: str, text: str = "") -> LayerContent:
     """A layer of one file, so that two images differ."""
     layer = LayerWriter()
     layer.file(name, text)
@@ -145,7 +145,7 @@ def _libraries(layer: LayerWriter, root: Path, *binaries: str) -> None:
     layer.symbolic_link("lib", "usr/lib")
 
 
-def nginx_layer(port: int) -> Layer:
+def nginx_layer(port: int) -> LayerContent:
     """Debian's nginx: a master process, /var/run/nginx.pid, one worker."""
     packages = ["nginx", "libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "libzstd1", "zlib1g"]
     root = tools.debian_packages(packages)
@@ -160,7 +160,7 @@ def nginx_layer(port: int) -> Layer:
     return layer.finish()
 
 
-def httpd_layer() -> Layer:
+def httpd_layer() -> LayerContent:
     """Debian's Apache under the name httpd, which it writes into its log when it starts."""
     packages = [
         "apache2-bin",
@@ -185,21 +185,21 @@ def httpd_layer() -> Layer:
     return layer.finish()
 
 
-def nonewprivs_layer() -> Layer:
+def nonewprivs_layer() -> LayerContent:
     """A set-uid root program that prints its effective uid."""
     layer = LayerWriter()
     layer.file("nnp", tools.compile_c("nnp", NNP_SOURCE).read_bytes(), 0o4755)
     return layer.finish()
 
 
-def pause_layer() -> Layer:
+def pause_layer() -> LayerContent:
     """A program that waits and reaps."""
     layer = LayerWriter()
     layer.file("pause", tools.compile_c("pause", PAUSE_SOURCE).read_bytes(), 0o755)
     return layer.finish()
 
 
-def groups_layer() -> Layer:
+def groups_layer() -> LayerContent:
     """The user and the group that the supplemental-groups specs expect in the image."""
     layer = LayerWriter()
     layer.file("etc/passwd", PASSWD + "default-user:x:1000:1000:Linux User:/home/default-user:/bin/sh\n")
@@ -213,7 +213,7 @@ def fill(address: str) -> None:
     push = Pusher(address).push
     base = base_layer()
     shell = {"Env": [PATH], "Cmd": ["sh"]}
-    busybox = Image((base,), shell)
+    busybox = WrittenImage((base,), shell)
     push(f"{E2E}/busybox", ["1.29-2", "latest"], busybox)
     web = {
         "Env": [PATH],
@@ -221,27 +221,29 @@ def fill(address: str) -> None:
         "ExposedPorts": {"80/tcp": {}},
         "StopSignal": "SIGQUIT",
     }
-    push(f"{E2E}/nginx", ["1.14-2"], Image((base, nginx_layer(80)), web))
-    push(f"{STAGING}/hostnet-nginx-amd64", ["latest"], Image((base, nginx_layer(12003)), web))
+    push(f"{E2E}/nginx", ["1.14-2"], WrittenImage((base, nginx_layer(80)), web))
+    push(f"{STAGING}/hostnet-nginx-amd64", ["latest"], WrittenImage((base, nginx_layer(12003)), web))
     httpd = {"Env": [PATH], "Cmd": ["httpd", "-f", "/etc/apache2/httpd.conf", "-D", "FOREGROUND"]}
-    push(f"{E2E}/httpd", ["2.4.39-4"], Image((base, httpd_layer()), httpd))
+    push(f"{E2E}/httpd", ["2.4.39-4"], WrittenImage((base, httpd_layer()), httpd))
     push(
         f"{E2E}/nonewprivs",
         ["1.3"],
-        Image((base, nonewprivs_layer()), {"Env": [PATH], "Entrypoint": ["/nnp"]}),
+        WrittenImage((base, nonewprivs_layer()), {"Env": [PATH], "Entrypoint": ["/nnp"]}),
     )
-    pause = Image((pause_layer(),), {"Entrypoint": ["/pause"], "User": "65535:65535"})
+    pause = WrittenImage((pause_layer(),), {"Entrypoint": ["/pause"], "User": "65535:65535"})
     push("registry.k8s.io/pause", ["3.9", "3.10"], pause)
     push("k8s.gcr.io/pause", ["3.9"], pause)
     for name in ("1", "2", "3", "latest", "digest"):
         push(
             f"{STAGING}/test-image-{name}",
             ["latest"],
-            Image((base, marker_layer(f"test-image-{name}")), shell),
+            WrittenImage((base, marker_layer(f"test-image-{name}")), shell),
         )
     for tag in ("test", "all"):
-        push(f"{STAGING}/test-image-tag", [tag], Image((base, marker_layer(tag)), shell))
-    push(f"{STAGING}/test-image-tags", ["1", "2", "3"], Image((base, marker_layer("same-image")), shell))
+        push(f"{STAGING}/test-image-tag", [tag], WrittenImage((base, marker_layer(tag)), shell))
+    push(
+        f"{STAGING}/test-image-tags", ["1", "2", "3"], WrittenImage((base, marker_layer("same-image")), shell)
+    )
     users = {
         "uid": "1002",
         "username": "www-data",
@@ -249,19 +251,19 @@ def fill(address: str) -> None:
         "username-group": "www-data:1004",
     }
     for name, user in users.items():
-        push(f"{STAGING}/test-image-user-{name}", ["latest"], Image((base,), {**shell, "User": user}))
-    groups = Image((base, groups_layer()), {**shell, "User": "1000"})
+        push(f"{STAGING}/test-image-user-{name}", ["latest"], WrittenImage((base,), {**shell, "User": user}))
+    groups = WrittenImage((base, groups_layer()), {**shell, "User": "1000"})
     push(f"{STAGING}/test-image-predefined-group", ["latest"], groups)
     _fill_own(push, base, shell)
 
 
-def _fill_own(push: Callable[..., str], base: Layer, shell: dict[str, Any]) -> None:
+def _fill_own(push: Callable[..., str], base: LayerContent, shell: dict[str, Any]) -> None:
     """Images for our own end-to-end tests: other platforms, zstd, files hidden by upper layers."""
-    foreign = Image((base, marker_layer("foreign")), shell, architecture="riscv64")
-    native = Image((base, marker_layer("native")), shell)
+    foreign = WrittenImage((base, marker_layer("foreign")), shell, architecture="riscv64")
+    native = WrittenImage((base, marker_layer("native")), shell)
     push("registry.k8s.io/orlop-test/foreign", ["1"], foreign)
     push("registry.k8s.io/orlop-test/multi", ["1"], foreign, native)
-    push("registry.k8s.io/orlop-test/zstd", ["1"], Image((base_layer("zstd"),), shell))
+    push("registry.k8s.io/orlop-test/zstd", ["1"], WrittenImage((base_layer("zstd"),), shell))
     lower, upper = LayerWriter(), LayerWriter()
     for name in ("kept", "hidden"):
         lower.file(f"data/{name}", name)
@@ -276,7 +278,11 @@ def _fill_own(push: Callable[..., str], base: Layer, shell: dict[str, Any]) -> N
         "WorkingDir": "/data",
         "User": "1234:1234",
     }
-    push("registry.k8s.io/orlop-test/layers", ["1"], Image((base, lower.finish(), upper.finish()), settings))
+    push(
+        "registry.k8s.io/orlop-test/layers",
+        ["1"],
+        WrittenImage((base, lower.finish(), upper.finish()), settings),
+    )
 
 
 CONFIG = """version: 0.1

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from orlop.guestos.build import GuestArtifacts
-from orlop.hypervisor.base import Disk as HostDisk
 from orlop.hypervisor.base import Machine
+from orlop.hypervisor.base import PluggedDisk as HostDisk
 from orlop.hypervisor.qemu import backend
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.streams import Incoming, Outgoing
 from orlop.storage import disks
 from orlop.wire import messages, values
-from orlop.wire.values import Container, Disk, Disks, Exit, Security, Streams
+from orlop.wire.values import Container, Disks, Exit, GuestSecurity, PluggedDisk, Streams
 from tests.e2e.vm_environment import ACCELERATOR, busybox_layer
 from tests.patience import PATIENCE, vm_config
 
@@ -33,7 +33,7 @@ CAPABILITIES = (
 TIMEOUT = 60.0 * PATIENCE
 
 
-def security(**changes: Any) -> Security:
+def security(**changes: Any) -> GuestSecurity:
     """What an ordinary container may do."""
     ordinary: dict[str, Any] = {
         "bounding": CAPABILITIES,
@@ -41,7 +41,7 @@ def security(**changes: Any) -> Security:
         "masked_paths": ("/proc/kcore", "/proc/acpi", "/sys/firmware"),
         "read_only_paths": ("/proc/sys", "/proc/bus"),
     }
-    return Security(**(ordinary | changes))
+    return GuestSecurity(**(ordinary | changes))
 
 
 async def settle(machine: Machine) -> None:
@@ -69,7 +69,7 @@ class Guest:
     agent: AgentClient
     place: Path
     events: list[messages.Event] = field(default_factory=list)
-    root: Disk = field(default_factory=lambda: Disk(id="root"))
+    root: PluggedDisk = field(default_factory=lambda: PluggedDisk(id="root"))
     streams: dict[str, tuple[Outgoing | None, Incoming, Incoming | None]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -77,10 +77,10 @@ class Guest:
         self.events.append(event)
         self.changed.set()
 
-    async def plug(self, *files: Path | str, read_only: bool = True, reversible: bool = False) -> Disk:
+    async def plug(self, *files: Path | str, read_only: bool = True, reversible: bool = False) -> PluggedDisk:
         name = f"d{secrets.token_hex(4)}"
         disk = HostDisk(id=name, files=tuple(str(file) for file in files), read_only=read_only)
-        return Disk(id=name, at=await self.machine.attach_disk(disk, reversible=reversible))
+        return PluggedDisk(id=name, at=await self.machine.attach_disk(disk, reversible=reversible))
 
     async def create(self, name: str, *args: str, stdin: bool = False, **changes: Any) -> messages.Created:
         """``root``, ``scratch`` and ``volumes`` are its disks, all else is the container's."""

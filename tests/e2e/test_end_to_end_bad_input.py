@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orlop.cli.demo.imagewriter import Image, LayerWriter, Pusher
+from orlop.cli.demo.imagewriter import LayerWriter, Pusher, WrittenImage
 from tests.conformance import images, tools
 from tests.node import BUSYBOX, NGINX, OWN, Done, Node
 from tests.node import node as new_node
@@ -110,7 +110,7 @@ def test_unknown_handler(clean: Node) -> None:
 def test_wrong_digest(tmp_path: Path) -> None:
     layer = LayerWriter()
     layer.file("a", os.urandom(4096))
-    image = Image((layer.finish(),), {"Cmd": ["/a"]})
+    image = WrittenImage((layer.finish(),), {"Cmd": ["/a"]})
     storage = tmp_path / "storage"
     with images.serve(storage, f"127.0.0.1:{tools.free_port()}", read_only=False) as address:
         Pusher(address).push("registry.k8s.io/orlop-test/broken", ["1"], image)

@@ -18,11 +18,19 @@ import pytest
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from orlop.guestos.build import GuestArtifacts, build
-from orlop.sandbox.spec import Mount as HostMount
+from orlop.sandbox.spec import GuestMount as HostMount
 from orlop.storage import disks
 from orlop.storage.share import Share
 from orlop.wire import messages
-from orlop.wire.values import Device, Disk, IdMapping, Mount, Namespaces, Resources, Rlimit
+from orlop.wire.values import (
+    GuestDevice,
+    GuestLimits,
+    GuestMount,
+    GuestNamespaces,
+    GuestRlimit,
+    IdRange,
+    PluggedDisk,
+)
 from tests.e2e.guest_machine import CAPABILITIES, CONFIG, Guest, fresh_guest, read_all, security
 from tests.e2e.vm_environment import CACHE, busybox_layer
 
@@ -237,12 +245,12 @@ async def test_volumes(guest: Guest) -> None:
         "for d in /ro /image /read/only; do touch $d/x 2>&1; done; "
         "cat /image/two; df -k /small | tail -1",
         mounts=(
-            Mount(target="/rw", kind="share", source="v"),
-            Mount(target="/ro", kind="share", source="v", read_only=True, recursive_read_only=True),
-            Mount(target="/read/only", kind="tmpfs", read_only=True),
-            Mount(target="/deep/er/file", kind="share", source="single"),
-            Mount(target="/image", kind="image", volume=image.id, source="sub"),
-            Mount(target="/small", kind="tmpfs", size=1 << 20),
+            GuestMount(target="/rw", kind="share", source="v"),
+            GuestMount(target="/ro", kind="share", source="v", read_only=True, recursive_read_only=True),
+            GuestMount(target="/read/only", kind="tmpfs", read_only=True),
+            GuestMount(target="/deep/er/file", kind="share", source="single"),
+            GuestMount(target="/image", kind="image", volume=image.id, source="sub"),
+            GuestMount(target="/small", kind="tmpfs", size=1 << 20),
         ),
         volumes=(image,),
     )  # fmt: skip
@@ -252,7 +260,7 @@ async def test_volumes(guest: Guest) -> None:
     assert "1024" in finished.out
     assert (volume / "new").read_text() == "back\n"
     with pytest.raises(InvalidArgument, match="No such file"):
-        await guest.create("two", "true", mounts=(Mount(target="/x", kind="share", source="missing"),))
+        await guest.create("two", "true", mounts=(GuestMount(target="/x", kind="share", source="missing"),))
 
 
 async def test_links_of_an_image_lead_no_mount_out_of_it(guest: Guest) -> None:
@@ -260,7 +268,7 @@ async def test_links_of_an_image_lead_no_mount_out_of_it(guest: Guest) -> None:
     image = await guest.plug(busybox_layer(), top)
     finished = await guest.run(
         "one", "sh", "-c", "cat /etc/resolv.conf; ls /run/orlop",
-        root=(image,), mounts=(Mount(target="/out/here", kind="tmpfs"),),
+        root=(image,), mounts=(GuestMount(target="/out/here", kind="tmpfs"),),
     )  # fmt: skip
     assert finished.out == "nameserver 192.0.2.53\nhere\n"
     Path(top).unlink()
@@ -290,23 +298,23 @@ async def test_devices_are_not_for_everybody(guest: Guest) -> None:
     finished = await guest.run("one", "sh", "-c", script)
     assert finished.out == "null\n"
     assert finished.err.count("Operation not permitted") == 1
-    device = Device(path="/dev/mine", source="/dev/sda", access="r")
+    device = GuestDevice(path="/dev/mine", source="/dev/sda", access="r")
     finished = await guest.run(
         "two", "sh", "-c", "head -c 1 /dev/mine | wc -c; echo > /dev/mine", devices=(device,)
     )
     assert finished.out == "1\n"
     assert "Operation not permitted" in finished.err
     with pytest.raises(InvalidArgument, match="no device /dev/nowhere"):
-        await guest.create("three", "true", devices=(Device(path="/dev/x", source="/dev/nowhere"),))
+        await guest.create("three", "true", devices=(GuestDevice(path="/dev/x", source="/dev/nowhere"),))
 
 
 async def test_limits(guest: Guest) -> None:
     finished = await guest.run(
         "one", "sh", "-c", "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max cpu.weight; ulimit -n",
-        resources=Resources(
+        resources=GuestLimits(
             memory_max=64 << 20, pids_max=50, cpu_quota_us=50000, cpu_period_us=100000, cpu_weight=42
         ),
-        security=security(rlimits=(Rlimit(name="NOFILE", soft=77, hard=88),)),
+        security=security(rlimits=(GuestRlimit(name="NOFILE", soft=77, hard=88),)),
     )  # fmt: skip
     assert finished.out == f"{64 << 20}\n50\n50000 100000\n42\n77\n"
 
@@ -314,7 +322,7 @@ async def test_limits(guest: Guest) -> None:
 async def test_out_of_memory(guest: Guest) -> None:
     finished = await guest.run(
         "one", "sh", "-c", "tail /dev/zero; echo survived",
-        resources=Resources(memory_max=20 << 20, memory_swap_max=-1, unified=(("memory.oom.group", "1"),)),
+        resources=GuestLimits(memory_max=20 << 20, memory_swap_max=-1, unified=(("memory.oom.group", "1"),)),
     )  # fmt: skip
     assert (finished.exit.code, finished.exit.oom_killed, finished.out) == (137, True, "")
     assert messages.OutOfMemory(id="one") in guest.events
@@ -323,14 +331,16 @@ async def test_out_of_memory(guest: Guest) -> None:
 async def test_limits_change_while_it_runs(guest: Guest) -> None:
     await guest.create("one", "sleep", "1000")
     await guest.start("one")
-    await guest.agent.call(messages.Update(id="one", resources=Resources(memory_max=99 << 20)))
+    await guest.agent.call(messages.Update(id="one", resources=GuestLimits(memory_max=99 << 20)))
     assert (await guest.exec("one", "cat", "/sys/fs/cgroup/memory.max")).out == f"{99 << 20}\n"
     with pytest.raises(InvalidArgument, match=r"cpu\.weight"):
-        await guest.agent.call(messages.Update(id="one", resources=Resources(unified=(("cpu.weight", "x"),))))
+        await guest.agent.call(
+            messages.Update(id="one", resources=GuestLimits(unified=(("cpu.weight", "x"),)))
+        )
 
 
 async def test_pid_namespaces(guest: Guest) -> None:
-    shared = Namespaces(pid="pod")
+    shared = GuestNamespaces(pid="pod")
     for name in ("a", "b"):
         await guest.create(name, "sleep", "1000", namespaces=shared)
         await guest.start(name)
@@ -339,7 +349,7 @@ async def test_pid_namespaces(guest: Guest) -> None:
     await guest.create("c", "sleep", "2000")
     await guest.start("c")
     await guest.create(
-        "d", "sh", "-c", "ps | grep -c '[s]leep 2000'", namespaces=Namespaces(pid="target", target="c")
+        "d", "sh", "-c", "ps | grep -c '[s]leep 2000'", namespaces=GuestNamespaces(pid="target", target="c")
     )
     await guest.start("d")
     assert (await guest.finish("d")).out == "1\n"
@@ -349,8 +359,8 @@ async def test_pid_namespaces(guest: Guest) -> None:
 
 @pytest.mark.parametrize("pid", ["container", "pod"])
 async def test_user_namespaces(guest: Guest, pid: Any) -> None:
-    mapping = (IdMapping(inner=0, outer=100000, length=65536),)
-    mapped = Namespaces(uid_mappings=mapping, gid_mappings=mapping, pid=pid)
+    mapping = (IdRange(inner=0, outer=100000, length=65536),)
+    mapped = GuestNamespaces(uid_mappings=mapping, gid_mappings=mapping, pid=pid)
     for name in ("one", "two"):
         await guest.create(name, "sleep", "1000", namespaces=mapped, security=security(user="web"))
         await guest.start(name)
@@ -446,7 +456,7 @@ async def test_setup_can_be_repeated_until_there_is_a_container(guest: Guest) ->
 
 async def test_what_is_not_there_is_said(guest: Guest) -> None:
     with pytest.raises(Unavailable, match="no disk appeared at scsi:999 within 10 seconds"):
-        await guest.create("one", "true", root=(Disk(id="none", at=("scsi:999",)),))
+        await guest.create("one", "true", root=(PluggedDisk(id="none", at=("scsi:999",)),))
     empty = guest.place / "empty"
     empty.write_bytes(b"\0" * (1 << 20))
     disk = await guest.plug(empty)
@@ -457,7 +467,7 @@ async def test_what_is_not_there_is_said(guest: Guest) -> None:
     assert (await guest.run("three", "sh", "-c", "echo x > /y; cat /y", scratch=upper)).out == "x\n"
     assert (await guest.run("four", "true", scratch=None)).exit.code == 0
     with pytest.raises(InvalidArgument, match="does not know how to find a disk"):
-        await guest.create("five", "true", root=(Disk(id="odd", at=("nvme:1",)),))
+        await guest.create("five", "true", root=(PluggedDisk(id="odd", at=("nvme:1",)),))
 
 
 async def test_two_calls_at_once_on_one_container_are_both_answered(guest: Guest) -> None:
@@ -479,7 +489,9 @@ async def test_two_calls_at_once_on_one_container_are_both_answered(guest: Guest
 
 
 async def test_what_nobody_waits_for_any_more_is_not_made(guest: Guest) -> None:
-    making = asyncio.create_task(guest.create("one", "true", root=(Disk(id="none", at=("scsi:999",)),)))
+    making = asyncio.create_task(
+        guest.create("one", "true", root=(PluggedDisk(id="none", at=("scsi:999",)),))
+    )
     await asyncio.sleep(0.5)
     making.cancel()
     await guest.reconnect()
@@ -489,7 +501,9 @@ async def test_what_nobody_waits_for_any_more_is_not_made(guest: Guest) -> None:
 
 
 async def test_a_disk_that_is_waited_for_keeps_nobody_else_waiting(guest: Guest) -> None:
-    making = asyncio.create_task(guest.create("one", "true", root=(Disk(id="none", at=("scsi:999",)),)))
+    making = asyncio.create_task(
+        guest.create("one", "true", root=(PluggedDisk(id="none", at=("scsi:999",)),))
+    )
     await asyncio.sleep(1)
     begun = time.monotonic()
     await guest.agent.call(messages.Ping())

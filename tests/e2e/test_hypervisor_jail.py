@@ -13,10 +13,12 @@ import pytest
 from orlop.errors import FailedPrecondition, ResourceExhausted
 from orlop.hypervisor.jail import ids
 from orlop.hypervisor.jail.spawn import LIMITS, Jail, spawn
-from orlop.hypervisor.jail.tree import Contents, prepare
+from orlop.hypervisor.jail.tree import TreeContents, prepare
 
 BUSYBOX = Path("/bin/busybox")
-CONTENTS = Contents(objects=(BUSYBOX,), directories=("/dev", "/pid", "/share", "/tmp"), points=("/image",))
+CONTENTS = TreeContents(
+    objects=(BUSYBOX,), directories=("/dev", "/pid", "/share", "/tmp"), texts=(("/image", ""),)
+)
 OWNER = ids.FIRST + 7 * ids.LENGTH
 
 
@@ -132,7 +134,7 @@ async def test_what_cannot_be_entered_says_why_and_leaves_nothing(place: Path) -
 async def test_one_tree_serves_until_its_files_change(place: Path) -> None:
     first = await prepare(place, CONTENTS)
     assert await prepare(place, CONTENTS) == first
-    other = await prepare(place, Contents(objects=(BUSYBOX,), directories=("/dev", "/pid", "/else")))
+    other = await prepare(place, TreeContents(objects=(BUSYBOX,), directories=("/dev", "/pid", "/else")))
     assert other != first
     assert [path.name for path in place.glob("jail-*")] == [other.name]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orlop.cli.demo.imagewriter import LAYER_GZIP, Blob, Image, Layer
+from orlop.cli.demo.imagewriter import LAYER_GZIP, LayerContent, WrittenBlob, WrittenImage
 from orlop.config import ImageConfig
 from orlop.host import process
 from orlop.images.store import ImageStore
@@ -21,7 +21,7 @@ from orlop.storage import rootfs
 from tests.registry import Registry
 
 
-def archive(*entries: dict[str, Any]) -> Layer:
+def archive(*entries: dict[str, Any]) -> LayerContent:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for entry in entries:
@@ -38,7 +38,7 @@ def archive(*entries: dict[str, Any]) -> Layer:
             tar.addfile(info, io.BytesIO(data))
     raw = buffer.getvalue()
     diff_id = "sha256:" + hashlib.sha256(raw).hexdigest()
-    return Layer(Blob(LAYER_GZIP, gzip.compress(raw, 6, mtime=0)), diff_id)
+    return LayerContent(WrittenBlob(LAYER_GZIP, gzip.compress(raw, 6, mtime=0)), diff_id)
 
 
 def directory(name: str, **fields: Any) -> dict[str, Any]:
@@ -133,9 +133,9 @@ def described(root: Path) -> dict[str, tuple[Any, ...]]:
 @pytest.mark.parametrize(
     "layers", [(LOWER,), (LOWER, UPPER), (LOWER, UPPER, IMPLYING)], ids=["one", "two", "implying"]
 )
-async def test_the_same_as_umoci_unpacks(layers: tuple[Layer, ...], tmp_path: Path) -> None:
+async def test_the_same_as_umoci_unpacks(layers: tuple[LayerContent, ...], tmp_path: Path) -> None:
     with Registry(tmp_path / "registry") as registry:
-        registry.push("app", ["1"], Image(layers, {}))
+        registry.push("app", ["1"], WrittenImage(layers, {}))
         name = f"{registry.address}/app:1"
         oci = f"{tmp_path}/oci:1"
         await process.run(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orlop.cli.demo.imagewriter import Image, LayerWriter
+from orlop.cli.demo.imagewriter import LayerWriter, WrittenImage
 from tests.conformance import images
 from tests.node import Node, node
 from tests.registry import Registry
@@ -29,14 +29,14 @@ def odd_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
             writer.file(f"layers/{number}", str(number))
             writer.file("top", str(number))
             layers.append(writer.finish())
-        registry.push(f"{HOST}/odd/many-layers", ["1"], Image(tuple(layers), {}))
+        registry.push(f"{HOST}/odd/many-layers", ["1"], WrittenImage(tuple(layers), {}))
         upper = LayerWriter()
         upper.file("tmp/new", "new")
         upper.file("root/.profile", "new")
-        registry.push(f"{HOST}/odd/implying", ["1"], Image((base, upper.finish()), {}))
+        registry.push(f"{HOST}/odd/implying", ["1"], WrittenImage((base, upper.finish()), {}))
         large = LayerWriter()
         large.file("large", CONTENT)
-        registry.push(f"{HOST}/odd/large", ["1"], Image((base, large.finish()), {}))
+        registry.push(f"{HOST}/odd/large", ["1"], WrittenImage((base, large.finish()), {}))
         with node(registry.address) as one:
             one.wait_ready()
             yield one

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orlop.cli.demo.imagewriter import Image, LayerWriter
+from orlop.cli.demo.imagewriter import LayerWriter, WrittenImage
 from orlop.config import ImageConfig
 from orlop.errors import (
     DataLoss,
@@ -47,11 +47,11 @@ def layer(name: str, size: int = 1000, compress: str = "gzip"):  # type: ignore[
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     with Registry(tmp_path_factory.mktemp("registry")) as registry:
         base, top = layer("base"), layer("top", 5000)
-        foreign = Image((base,), {}, architecture="riscv64")
-        registry.push("app", ["1", "same"], Image((base, top), SETTINGS))
-        registry.push("zstd", ["1"], Image((layer("base", compress="zstd"), top), SETTINGS))
+        foreign = WrittenImage((base,), {}, architecture="riscv64")
+        registry.push("app", ["1", "same"], WrittenImage((base, top), SETTINGS))
+        registry.push("zstd", ["1"], WrittenImage((layer("base", compress="zstd"), top), SETTINGS))
         registry.push("foreign", ["1"], foreign)
-        registry.push("multi", ["1"], foreign, Image((base,), SETTINGS))
+        registry.push("multi", ["1"], foreign, WrittenImage((base,), SETTINGS))
         yield registry
 
 
@@ -187,7 +187,7 @@ async def test_credentials(served: Registry, tmp_path: Path) -> None:
 async def test_damaged_blobs_are_refused(tmp_path: Path) -> None:
     with Registry(tmp_path / "registry") as registry:
         one = layer("one", 100_000)
-        image = Image((one,), SETTINGS)
+        image = WrittenImage((one,), SETTINGS)
         registry.push("app", ["1"], image)
         file = registry.blob_file(one.blob.digest)
         good = file.read_bytes()
@@ -208,7 +208,7 @@ async def test_a_layer_whose_content_is_not_what_the_configuration_says(tmp_path
     with Registry(tmp_path / "registry") as registry:
         one, other = layer("one"), layer("other")
         lying = type(one)(one.blob, other.diff_id)
-        registry.push("app", ["1"], Image((lying,), SETTINGS))
+        registry.push("app", ["1"], WrittenImage((lying,), SETTINGS))
         async with opened(tmp_path / "a", registry.conf) as store:
             with pytest.raises(DataLoss, match="content"):
                 await store.pull(f"{registry.address}/app:1")
@@ -218,7 +218,7 @@ async def test_a_layer_whose_content_is_not_what_the_configuration_says(tmp_path
 async def test_a_pull_that_is_cut_goes_on(tmp_path: Path) -> None:
     with Registry(tmp_path / "registry") as registry:
         layers = tuple(layer(f"l{number}", 3_000_000) for number in range(3))
-        registry.push("app", ["1"], Image(layers, SETTINGS))
+        registry.push("app", ["1"], WrittenImage(layers, SETTINGS))
         async with (
             wire(registry.address) as line,
             opened(tmp_path / "a", registry.allow(line.address)) as store,
@@ -258,8 +258,8 @@ async def test_a_registry_that_falls_silent(
 
 async def test_pulls_of_the_same_name_join(tmp_path: Path) -> None:
     with Registry(tmp_path / "registry") as registry:
-        registry.push("app", ["1"], Image((layer("big", 4_000_000),), SETTINGS))
-        registry.push("other", ["1"], Image((layer("big", 4_000_000), layer("more")), SETTINGS))
+        registry.push("app", ["1"], WrittenImage((layer("big", 4_000_000),), SETTINGS))
+        registry.push("other", ["1"], WrittenImage((layer("big", 4_000_000), layer("more")), SETTINGS))
         async with (
             wire(registry.address) as line,
             opened(tmp_path / "a", registry.allow(line.address)) as store,
@@ -280,11 +280,11 @@ async def test_names_move_and_layers_go(tmp_path: Path) -> None:
     with Registry(tmp_path / "registry") as registry:
         base, old, new = layer("base"), layer("old"), layer("new")
         name = f"{registry.address}/app:1"
-        registry.push("app", ["1"], Image((base, old), SETTINGS))
+        registry.push("app", ["1"], WrittenImage((base, old), SETTINGS))
         async with opened(tmp_path / "a", registry.conf, pinned=("*/app:1",)) as store:
             first = await store.pull(name)
             assert first.pinned
-            registry.push("app", ["1"], Image((base, new), SETTINGS))
+            registry.push("app", ["1"], WrittenImage((base, new), SETTINGS))
             second = await store.pull(name)
             assert second.id != first.id
             left = store.status(first.id)
@@ -334,7 +334,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
     mounts.mount("tmpfs", small, "tmpfs", options="size=2m")
     try:
         with Registry(tmp_path / "registry") as registry:
-            registry.push("app", ["1"], Image((layer("big", 4_000_000),), SETTINGS))
+            registry.push("app", ["1"], WrittenImage((layer("big", 4_000_000),), SETTINGS))
             async with opened(small / "a", registry.conf) as store:
                 with pytest.raises(ResourceExhausted, match=r"app:1.*space"):
                     await store.pull(f"{registry.address}/app:1")
@@ -347,7 +347,7 @@ async def test_a_layer_that_is_too_large(tmp_path: Path) -> None:
     with Registry(tmp_path / "registry") as registry:
         writer = LayerWriter()
         writer.file("zeros", bytes(3 << 20))
-        registry.push("app", ["1"], Image((writer.finish(),), SETTINGS))
+        registry.push("app", ["1"], WrittenImage((writer.finish(),), SETTINGS))
         async with opened(tmp_path / "a", registry.conf, max_layer_mib=2) as store:
             with pytest.raises(ResourceExhausted, match="2 MiB"):
                 await store.pull(f"{registry.address}/app:1")
@@ -399,7 +399,7 @@ asyncio.run(main())
 
 async def test_a_daemon_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     with Registry(tmp_path / "registry") as registry:
-        registry.push("app", ["1"], Image((layer("small"), layer("big", 4_000_000)), SETTINGS))
+        registry.push("app", ["1"], WrittenImage((layer("small"), layer("big", 4_000_000)), SETTINGS))
         async with wire(registry.address) as line:
             conf = registry.allow(line.address)
             name = f"{line.address}/app:1"

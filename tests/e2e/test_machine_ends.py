@@ -18,7 +18,7 @@ from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.linux.capabilities import CAPABILITIES
 from orlop.sandbox.vm import pulse
 from orlop.wire.messages import Ping
-from orlop.wire.values import Disk
+from orlop.wire.values import PluggedDisk
 from tests.e2e.guest_machine import Guest, fresh_guest, security
 from tests.e2e.vm_environment import CACHE
 
@@ -93,7 +93,9 @@ async def test_a_disk_error_that_stops_the_machine_is_its_end(guest: Guest) -> N
     )
     where = {"driver": "scsi-hd", "id": "broken", "bus": "scsi0.0", "lun": 99}
     await monitor.execute("device_add", {**where, "drive": "broken", "rerror": "stop"})
-    looking = asyncio.create_task(guest.create("one", "true", root=(Disk(id="broken", at=("scsi:99",)),)))
+    looking = asyncio.create_task(
+        guest.create("one", "true", root=(PluggedDisk(id="broken", at=("scsi:99",)),))
+    )
     assert (await ended(guest.machine)).startswith("a disk of it failed")
     looking.cancel()
 

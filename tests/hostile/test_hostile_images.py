@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orlop.cli.demo.imagewriter import Image, LayerWriter
+from orlop.cli.demo.imagewriter import LayerWriter, WrittenImage
 from orlop.config import ImageConfig
 from orlop.errors import Unavailable
 from orlop.images import layers, places, pull
@@ -46,13 +46,13 @@ async def wire_to(registry: Registry) -> AsyncIterator[Wire]:
         server.close()
 
 
-def implied(count: int) -> Image:
+def implied(count: int) -> WrittenImage:
     """A small image whose upper layer implies many directories that the lower one describes."""
     lower, upper = LayerWriter(), LayerWriter()
     for number in range(count):
         lower.directory(f"d{number}", 0o700)
         upper.file(f"d{number}/x", b"")
-    return Image((lower.finish("gzip"), upper.finish("gzip")), SETTINGS)
+    return WrittenImage((lower.finish("gzip"), upper.finish("gzip")), SETTINGS)
 
 
 async def test_an_image_of_implied_directories_takes_no_longer_than_its_size(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ async def test_a_registry_that_drips_holds_up_nobody(tmp_path: Path, monkeypatch
     large.file("large", os.urandom(1 << 20))
     small.file("small", b"x")
     with Registry(tmp_path / "registry") as registry:
-        registry.push("large", ["1"], Image((large.finish("gzip"),), SETTINGS))
-        registry.push("small", ["1"], Image((small.finish("gzip"),), SETTINGS))
+        registry.push("large", ["1"], WrittenImage((large.finish("gzip"),), SETTINGS))
+        registry.push("small", ["1"], WrittenImage((small.finish("gzip"),), SETTINGS))
         async with wire_to(registry) as line:
             conf = registry.allow(registry.address, line.address)
             async with store_at(tmp_path / "a", conf, max_parallel_pulls=1) as store:

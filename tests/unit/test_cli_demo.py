@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 from orlop.cli.demo import lending, privatedaemon
-from orlop.cli.demo.imagewriter import Image, LayerWriter, index
+from orlop.cli.demo.imagewriter import LayerWriter, WrittenImage, index
 from orlop.config import Config, VmConfig, load
 
 
@@ -63,13 +63,13 @@ def test_a_template_is_borrowed_and_given_back(tmp_path: Path) -> None:
 
 
 def test_images_are_reproducible() -> None:
-    def make() -> Image:
+    def make() -> WrittenImage:
         layer = LayerWriter()
         layer.directory("bin")
         layer.file("bin/a", b"content", 0o4755)
         layer.hard_link("a-link", "bin/a")
         layer.symbolic_link("link", "/bin/a")
-        return Image((layer.finish(),), {"Cmd": ["/bin/a"]})
+        return WrittenImage((layer.finish(),), {"Cmd": ["/bin/a"]})
 
     one, two = make(), make()
     assert one.manifest().digest == two.manifest().digest
@@ -78,5 +78,5 @@ def test_images_are_reproducible() -> None:
         names = archive.getnames()
         assert names.index("a-link") > names.index("bin/a")
         assert archive.getmember("bin/a").mode == 0o4755
-    listing = json.loads(index([one, Image(one.layers, architecture="riscv64")]).data)
+    listing = json.loads(index([one, WrittenImage(one.layers, architecture="riscv64")]).data)
     assert [entry["platform"]["architecture"] for entry in listing["manifests"]] == ["amd64", "riscv64"]

@@ -12,12 +12,12 @@ from orlop.guest.launch.userns import outer_id
 from orlop.guest.machine import cgroup, links, setup
 from orlop.linux import netlink
 from orlop.wire.messages import Refused
-from orlop.wire.values import Device, IdMapping, Resources, Rlimit
+from orlop.wire.values import GuestDevice, GuestLimits, GuestRlimit, IdRange
 
 
 def test_limits_become_cgroup_files() -> None:
     found = cgroup.settings(
-        Resources(
+        GuestLimits(
             cpu_weight=39,
             cpu_quota_us=50000,
             cpu_period_us=100000,
@@ -36,7 +36,7 @@ def test_limits_become_cgroup_files() -> None:
 
 
 def test_nothing_asked_for_sets_nothing() -> None:
-    assert cgroup.settings(Resources()) == []
+    assert cgroup.settings(GuestLimits()) == []
 
 
 def test_capability_masks() -> None:
@@ -46,11 +46,11 @@ def test_capability_masks() -> None:
 
 
 def test_rlimits() -> None:
-    assert list(credentials.rlimits((Rlimit(name="NOFILE", soft=10, hard=-1),))) == [
+    assert list(credentials.rlimits((GuestRlimit(name="NOFILE", soft=10, hard=-1),))) == [
         (7, "NOFILE", 10, (1 << 64) - 1)
     ]
     with pytest.raises(Refused):
-        list(credentials.rlimits((Rlimit(name="FANCY", soft=1, hard=1),)))
+        list(credentials.rlimits((GuestRlimit(name="FANCY", soft=1, hard=1),)))
 
 
 def test_attributes_are_padded_to_four_bytes() -> None:
@@ -70,7 +70,7 @@ def test_only_names_of_sysctls_are_written(name: str) -> None:
 
 
 def test_ids_are_looked_up_in_mappings() -> None:
-    mappings = (IdMapping(inner=0, outer=100000, length=10), IdMapping(inner=50, outer=7, length=1))
+    mappings = (IdRange(inner=0, outer=100000, length=10), IdRange(inner=50, outer=7, length=1))
     assert [outer_id(number, mappings) for number in (0, 9, 50, 60)] == [100000, 100009, 7, 60]
     assert outer_id(5, ()) == 5
 
@@ -175,9 +175,9 @@ def test_devices(kind: int, access: int, major: int, minor: int, allowed: int) -
 
 
 def test_accesses_are_letters() -> None:
-    rule = devicefilter.rule_of(Device(path="/dev/null", source="/dev/null", access="rw"))
+    rule = devicefilter.rule_of(GuestDevice(path="/dev/null", source="/dev/null", access="rw"))
     assert rule == devicefilter.Rule(CHARACTER, 1, 3, READ | WRITE)
     with pytest.raises(Refused):
-        devicefilter.rule_of(Device(path="/dev/null", source="/dev/null", access="rx"))
+        devicefilter.rule_of(GuestDevice(path="/dev/null", source="/dev/null", access="rx"))
     with pytest.raises(Refused):
-        devicefilter.rule_of(Device(path="/dev/null", source="/dev/nowhere"))
+        devicefilter.rule_of(GuestDevice(path="/dev/null", source="/dev/nowhere"))

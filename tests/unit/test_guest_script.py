@@ -12,7 +12,7 @@ from orlop.guest.launch.script import ANY, Script, errors
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the walker is x86-64 code")
 
 
-def launch(steps: Script, *, gate: bool = False) -> spawn.Child:
+def launch(steps: Script, *, gate: bool = False) -> spawn.Spawned:
     ours, theirs = spawn.control_pair()
     first = Script()
     spawn.keep_only_control(first, theirs.fileno())
@@ -25,14 +25,14 @@ def launch(steps: Script, *, gate: bool = False) -> spawn.Child:
     return child
 
 
-def finish(child: spawn.Child) -> int:
+def finish(child: spawn.Spawned) -> int:
     select.select([child.pidfd], [], [], 5)
     _, status = os.waitpid(child.pid, 0)
     child.close()
     return os.waitstatus_to_exitcode(status)
 
 
-def hear(child: spawn.Child) -> bool:
+def hear(child: spawn.Spawned) -> bool:
     assert child.control is not None
     select.select([child.control], [], [], 5)
     return child.receive()

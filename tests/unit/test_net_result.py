@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orlop.errors import Internal, OrlopError
 from orlop.net import masquerade, network, result
-from orlop.net.model import Dns
+from orlop.net.model import CniDns
 from orlop.sandbox.spec import PortMapping
 
 BRIDGE = {
@@ -76,7 +76,7 @@ def test_capability_arguments_follow_the_conventions() -> None:
         PortMapping(protocol="UDP", container_port=53, host_port=0),
     )
     annotations = {"kubernetes.io/egress-bandwidth": "10M"}
-    found = network._capabilities(ports, annotations, Dns(servers=("1.1.1.1",)))
+    found = network._capabilities(ports, annotations, CniDns(servers=("1.1.1.1",)))
     assert found["portMappings"] == [
         {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "127.0.0.1"}
     ]

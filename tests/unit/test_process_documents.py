@@ -29,7 +29,7 @@ from orlop.sandbox.process import (
     selinux,
     volumes,
 )
-from orlop.sandbox.process.layout import ContainerState, KnownProcess, Layout, PodState
+from orlop.sandbox.process.layout import ContainerProcesses, KnownProcess, Layout, PodState
 from orlop.sandbox.process.runtime import Runtime, refusal
 from orlop.sandbox.spec import (
     ContainerSpec,
@@ -232,7 +232,9 @@ def test_records_are_read_back_and_damage_is_nothing(tmp_path: Path) -> None:
     assert layout.load_pod(tmp_path / "pod.json") == PodState(
         addresses=("10.0.0.1",), holder=KnownProcess(pid=4, start_time=5)
     )
-    state = ContainerState(init=KnownProcess(pid=1), monitor=KnownProcess(pid=2), cgroup="/x", started_at=3)
+    state = ContainerProcesses(
+        init=KnownProcess(pid=1), monitor=KnownProcess(pid=2), cgroup="/x", started_at=3
+    )
     layout.save(tmp_path / "container.json", state)
     assert layout.load_container(tmp_path / "container.json") == state
     (tmp_path / "pod.json").write_bytes(b"{")

@@ -14,7 +14,7 @@ from orlop.cri.streaming.spdy import (
     FrameWriter,
     GoAway,
     Headers,
-    Ping,
+    PingFrame,
     Reset,
     ResetStatus,
     SpdyError,
@@ -56,7 +56,7 @@ def test_every_frame_is_understood() -> None:
         Data(1, b"abc", False),
         Data(1, b"", True),
         Reset(3, ResetStatus.CANCEL),
-        Ping(5),
+        PingFrame(5),
         GoAway(3),
     ]
 

@@ -17,10 +17,12 @@ from orlop.sandbox.vm.files import (
     owned_vms,
     pods_on_disk,
 )
-from orlop.wire.values import Disk, Disks
+from orlop.wire.values import Disks, PluggedDisk
 
 DISKS = Disks(
-    root=(Disk(id="d", at=("scsi:3/1", "scsi:3/2")),), scratch=Disk(id="rw"), volumes=(Disk(id="v"),)
+    root=(PluggedDisk(id="d", at=("scsi:3/1", "scsi:3/2")),),
+    scratch=PluggedDisk(id="rw"),
+    volumes=(PluggedDisk(id="v"),),
 )
 
 

@@ -24,7 +24,7 @@ from orlop.sandbox.vm import meter
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.meter import Host, VmMeter
 from orlop.wire.messages import Request, StatsReply
-from orlop.wire.statistics import ContainerUsage, Layer
+from orlop.wire.statistics import ContainerUsage, LayerFill
 from tests.unit.vm_peer import Peer
 
 MIB = 1 << 20
@@ -100,7 +100,7 @@ async def test_a_lying_agent_harms_nobody(tmp_path: Path) -> None:
 
     def answer(request: Request[Any]) -> StatsReply:
         figure = next(replies)
-        of = Layer(used=figure, inodes=figure, size=figure, inodes_total=figure, inodes_free=figure)
+        of = LayerFill(used=figure, inodes=figure, size=figure, inodes_total=figure, inodes_free=figure)
         members = (ContainerUsage(id="c", usage=lies(figure), layer=of),)
         more = tuple(ContainerUsage(id=f"unknown{n}", usage=lies(figure)) for n in range(9))
         return StatsReply(
@@ -180,11 +180,11 @@ def test_what_the_vm_was_charged_before_it_was_a_pods_counts() -> None:
 
 
 def test_a_layer_takes_what_its_file_takes() -> None:
-    grown = meter.layer_use(Layer(used=5, inodes=3), taken=900, size=4096, at=1, place="/p")
+    grown = meter.layer_use(LayerFill(used=5, inodes=3), taken=900, size=4096, at=1, place="/p")
     assert (grown.used, grown.size, grown.mountpoint) == (900, 4096, "/p")
     # Written, and not yet on the host's disk.
-    assert meter.layer_use(Layer(used=2000), taken=900, size=4096, at=1, place="/p").used == 2000
-    assert meter.layer_use(Layer(used=MOST), taken=900, size=4096, at=1, place="/p").used == 4096
+    assert meter.layer_use(LayerFill(used=2000), taken=900, size=4096, at=1, place="/p").used == 2000
+    assert meter.layer_use(LayerFill(used=MOST), taken=900, size=4096, at=1, place="/p").used == 4096
 
 
 def test_containers_never_use_more_than_their_vm(tmp_path: Path) -> None:

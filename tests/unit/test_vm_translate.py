@@ -28,7 +28,8 @@ from orlop.wire import values as wire
 from orlop.wire.messages import Create, pack_request, unpack_request
 
 DISKS = wire.Disks(
-    root=(wire.Disk(id="img", at=("scsi:3/1", "scsi:3/2")),), scratch=wire.Disk(id="rw", at=("scsi:4",))
+    root=(wire.PluggedDisk(id="img", at=("scsi:3/1", "scsi:3/2")),),
+    scratch=wire.PluggedDisk(id="rw", at=("scsi:4",)),
 )
 
 
@@ -72,7 +73,7 @@ def test_volumes() -> None:
         Mount(container_path="/ro", host_path="/srv", read_only=True, recursive_read_only=True),
         Mount(container_path="/img", image=image),
     )
-    volume_disk = wire.Disk(id="volume", at=("scsi-kept:9",))
+    volume_disk = wire.PluggedDisk(id="volume", at=("scsi-kept:9",))
     plugged = Plugged(
         disks=dataclasses.replace(DISKS, volumes=(volume_disk,)),
         shares={"/data": "c1-0", "/ro": "c1-1"},
@@ -104,7 +105,7 @@ def test_security_and_namespaces() -> None:
     assert container.security.oom_score_adj == 1000
     assert (container.namespaces.pid, container.namespaces.target) == ("target", "c0")
     assert container.namespaces.uid_mappings[0].outer == 65536
-    assert container.devices[0] == wire.Device(path="/dev/f", source="/dev/fuse")
+    assert container.devices[0] == wire.GuestDevice(path="/dev/f", source="/dev/fuse")
 
 
 def test_resources() -> None:

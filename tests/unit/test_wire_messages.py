@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orlop.wire import messages
 from orlop.wire.codec import AbsolutePath, Length, ProtocolError, Range, RelativePath, decode, loads
-from orlop.wire.values import Container, Disk, Disks, Mount
+from orlop.wire.values import Container, Disks, GuestMount, PluggedDisk
 
 
 def strategy(kind: Any, extras: tuple[Any, ...] = ()) -> st.SearchStrategy[Any]:
@@ -51,9 +51,11 @@ def strategy(kind: Any, extras: tuple[Any, ...] = ()) -> st.SearchStrategy[Any]:
     return simple[kind]
 
 
-MOUNT = st.sampled_from([Mount(target="/a", kind="share", source="x"), Mount(target="/b", kind="tmpfs")])
-st.register_type_strategy(Mount, MOUNT)
-DISKS = st.builds(Disks, root=st.just((Disk(id="r", at=("scsi:1", "scsi:2/3")),)))
+MOUNT = st.sampled_from(
+    [GuestMount(target="/a", kind="share", source="x"), GuestMount(target="/b", kind="tmpfs")]
+)
+st.register_type_strategy(GuestMount, MOUNT)
+DISKS = st.builds(Disks, root=st.just((PluggedDisk(id="r", at=("scsi:1", "scsi:2/3")),)))
 _plain = strategy
 
 
@@ -149,7 +151,7 @@ def test_deep_nesting_is_refused_before_it_is_parsed() -> None:
 @pytest.mark.parametrize("path", ["../x", "a/../../b", "/etc", "a\0b"])
 def test_paths_stay_below_the_share(path: str) -> None:
     with pytest.raises(ProtocolError):
-        decode(Mount, {"target": "/x", "kind": "share", "source": path})
+        decode(GuestMount, {"target": "/x", "kind": "share", "source": path})
 
 
 def test_ranges_and_lengths() -> None:
@@ -158,12 +160,12 @@ def test_ranges_and_lengths() -> None:
             decode(messages.Connect, {"stream": 1, "port": bad})
     for bad in ({"id": ""}, {"id": "d", "at": ["x" * 65]}, {"id": "d", "at": [1]}, {"at": []}, {}):
         with pytest.raises(ProtocolError):
-            decode(Disk, bad)
+            decode(PluggedDisk, bad)
 
 
 def test_a_container_has_a_root_and_its_image_volumes() -> None:
     container = {"id": "c", "args": ["true"], "disks": {"root": [{"id": "r", "at": ["scsi:1"]}]}}
-    assert decode(Container, container).disks.root == (Disk(id="r", at=("scsi:1",)),)
+    assert decode(Container, container).disks.root == (PluggedDisk(id="r", at=("scsi:1",)),)
     with pytest.raises(ProtocolError, match="has no root"):
         decode(Container, container | {"disks": {}})
     assert decode(Container, container | {"disks": {}, "root": "c1-root"}).root == "c1-root"

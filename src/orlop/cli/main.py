@@ -89,9 +89,9 @@ def run(
     """Run a command in a new container, in a pod of its own. Its exit code becomes ours."""
     from orlop.cli import session, units
     from orlop.cli.run import run_command
-    from orlop.client.launch import Launch
+    from orlop.client.launch import RunOptions
 
-    launch = Launch(
+    launch = RunOptions(
         image=image,
         command=tuple(command or ()),
         interactive=interactive,

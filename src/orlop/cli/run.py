@@ -11,7 +11,7 @@ from orlop.cli.problems import CliError
 from orlop.client import logs, session
 from orlop.client.calls import CriClient
 from orlop.client.images import present
-from orlop.client.launch import Launch
+from orlop.client.launch import RunOptions
 from orlop.client.run import Run
 from orlop.errors import InvalidArgument, OrlopError
 
@@ -24,7 +24,7 @@ async def _provide(client: CriClient, image: str, pull: str) -> None:
     await images.pull(client, image)
 
 
-async def _foreground(run: Run, launch: Launch) -> int:
+async def _foreground(run: Run, launch: RunOptions) -> int:
     """Show the output, hand stdin through, return the exit code."""
     if launch.tty:
         await _terminal(run, launch)
@@ -33,7 +33,7 @@ async def _foreground(run: Run, launch: Launch) -> int:
     return await run.exit_code()
 
 
-async def _plain(run: Run, launch: Launch) -> None:
+async def _plain(run: Run, launch: RunOptions) -> None:
     # Output comes from the log, which holds all of it from the first byte on.
     feeding = asyncio.ensure_future(_feed(run)) if launch.interactive else None
     try:
@@ -58,7 +58,7 @@ async def _feed(run: Run) -> None:
         await channels.close()
 
 
-async def _terminal(run: Run, launch: Launch) -> None:
+async def _terminal(run: Run, launch: RunOptions) -> None:
     try:
         channels = await run.attach(output=True)
     except OrlopError:
@@ -75,7 +75,7 @@ async def _terminal(run: Run, launch: Launch) -> None:
         await channels.close()
 
 
-async def run_command(socket: str, launch: Launch, *, pull: str, detach: bool, remove: bool) -> int:
+async def run_command(socket: str, launch: RunOptions, *, pull: str, detach: bool, remove: bool) -> int:
     """``orlop run``: the exit code of the container, 0 when detached."""
     if detach and remove:
         raise CliError(
@@ -96,7 +96,7 @@ async def run_command(socket: str, launch: Launch, *, pull: str, detach: bool, r
         return await _to_the_end(run, launch, remove=remove)
 
 
-async def _to_the_end(run: Run, launch: Launch, *, remove: bool) -> int:
+async def _to_the_end(run: Run, launch: RunOptions, *, remove: bool) -> int:
     loop = asyncio.get_running_loop()
     showing = asyncio.ensure_future(_foreground(run, launch))
     caught: list[int] = []

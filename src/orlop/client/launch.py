@@ -15,7 +15,7 @@ LOG_NAME = "container.log"
 
 
 @dataclass(frozen=True)
-class Launch:
+class RunOptions:
     """A pod with one container. "", 0 and () leave a thing to the image or to the daemon.
 
     ``memory`` is in bytes, ``cpus`` a number of processors. ``user`` is a name or a number, with a number
@@ -47,7 +47,7 @@ def log_root() -> Path:
     return Path(os.environ.get("ORLOP_LOG_ROOT") or LOG_ROOT)
 
 
-def resources(launch: Launch) -> pb.LinuxContainerResources:
+def resources(launch: RunOptions) -> pb.LinuxContainerResources:
     """Limits as CRI has them."""
     limits = pb.LinuxContainerResources()
     limits.memory_limit_in_bytes = launch.memory
@@ -58,7 +58,7 @@ def resources(launch: Launch) -> pb.LinuxContainerResources:
     return limits
 
 
-def pod_config(launch: Launch, name: str, uid: str) -> pb.PodSandboxConfig:
+def pod_config(launch: RunOptions, name: str, uid: str) -> pb.PodSandboxConfig:
     """The pod of a run."""
     config = pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(name=name, uid=uid, namespace=NAMESPACE),
@@ -75,7 +75,7 @@ def pod_config(launch: Launch, name: str, uid: str) -> pb.PodSandboxConfig:
     return config
 
 
-def container_config(launch: Launch, name: str) -> pb.ContainerConfig:
+def container_config(launch: RunOptions, name: str) -> pb.ContainerConfig:
     """The container of a run, but for the id of its image."""
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=name),

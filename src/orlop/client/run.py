@@ -10,7 +10,7 @@ from pathlib import Path
 from orlop.client import images
 from orlop.client.calls import CriClient
 from orlop.client.channels import Channels
-from orlop.client.launch import LOG_NAME, Launch, container_config, log_root, pod_config
+from orlop.client.launch import LOG_NAME, RunOptions, container_config, log_root, pod_config
 from orlop.client.logs import POLL
 from orlop.client.session import container_status
 from orlop.cri.api import runtime_v1_pb2 as pb
@@ -32,7 +32,7 @@ async def remove_pod(client: CriClient, pod_id: str, log_directory: str = "") ->
 class Run:
     """One run, from its image to its exit code."""
 
-    def __init__(self, client: CriClient, launch: Launch) -> None:
+    def __init__(self, client: CriClient, launch: RunOptions) -> None:
         self._client = client
         self._launch = launch
         self._name = launch.name or f"orlop-{secrets.token_hex(3)}"

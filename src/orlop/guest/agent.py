@@ -49,7 +49,7 @@ class Agent:
         self._share = HostShare()
         self._oom = OomWatch(loop)
         self._children: dict[int, Process] = {}
-        self._holder: spawn.Child | None = None
+        self._holder: spawn.Spawned | None = None
         loop.watch_children(self.reap)
 
     def emit(self, event: messages.Event) -> bool:

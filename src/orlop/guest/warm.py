@@ -15,7 +15,7 @@ from orlop.guest.answer import Answer
 from orlop.guest.containers.container import LiveContainer
 from orlop.guest.machine import cgroup, memory, stats
 from orlop.wire import messages
-from orlop.wire.values import Container, Disk, Disks, Mount, Resources, Security
+from orlop.wire.values import Container, Disks, GuestLimits, GuestMount, GuestSecurity, PluggedDisk
 
 _ID = "warm"
 _SLEEP = "import signal; signal.pause()"
@@ -35,7 +35,7 @@ _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tr
 class _Rehearsed(LiveContainer):
     """A container whose image is the guest's root."""
 
-    def lower(self, disks: tuple[Disk, ...]) -> list[str]:
+    def lower(self, disks: tuple[PluggedDisk, ...]) -> list[str]:
         """No disk is plugged in a template."""
         return ["/"]
 
@@ -90,7 +90,7 @@ def _walk(agent: Agent, then: Callable[[], None]) -> None:
 
 
 def _create() -> messages.Create:
-    security = Security(
+    security = GuestSecurity(
         bounding=_CAPABILITIES,
         effective=_CAPABILITIES,
         masked_paths=_MASKED,
@@ -98,15 +98,15 @@ def _create() -> messages.Create:
     )
     container = Container(
         id=_ID,
-        disks=Disks(root=(Disk(id=_ID),)),
+        disks=Disks(root=(PluggedDisk(id=_ID),)),
         args=(sys.executable or "/usr/bin/python3", "-S", "-E", "-c", _SLEEP),
         env=(("PATH", b"/usr/bin:/bin"),),
         hostname=_ID,
         mounts=(
-            Mount(target="/warm", kind="guest", source="run", read_only=True),
-            Mount(target="/tmp", kind="tmpfs"),
+            GuestMount(target="/warm", kind="guest", source="run", read_only=True),
+            GuestMount(target="/tmp", kind="tmpfs"),
         ),
-        resources=Resources(cpu_weight=100, memory_max=-1, pids_max=-1),
+        resources=GuestLimits(cpu_weight=100, memory_max=-1, pids_max=-1),
         security=security,
     )
     return messages.Create(container=container)

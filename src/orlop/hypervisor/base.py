@@ -264,7 +264,7 @@ class Hypervisor(Machines, Protocol):
         ...
 
 
-class Program(Value, frozen=True, kw_only=True):
+class NeededProgram(Value, frozen=True, kw_only=True):
     """A program that a back end runs, and the package that has it."""
 
     name: str
@@ -275,7 +275,7 @@ class Backend(Protocol):
     """One kind of hypervisor, as it is configured."""
 
     @property
-    def programs(self) -> tuple[Program, ...]:
+    def programs(self) -> tuple[NeededProgram, ...]:
         """What has to be installed."""
         ...
 

@@ -26,7 +26,7 @@ LEAST_TIME = 60.0
 _TICK = 1.0
 
 
-class _Pull:
+class _PlacedPull:
     def __init__(self, registry: str, moved: Callable[[], int]) -> None:
         self.registry = registry
         self.moved = moved
@@ -49,9 +49,9 @@ class Places:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._waiting: list[_Pull] = []
-        self._placed: list[_Pull] = []
-        self._aside: list[_Pull] = []
+        self._waiting: list[_PlacedPull] = []
+        self._placed: list[_PlacedPull] = []
+        self._aside: list[_PlacedPull] = []
 
     @asynccontextmanager
     async def taken(self, registry: str, moved: Callable[[], int]) -> AsyncIterator[None]:
@@ -59,7 +59,7 @@ class Places:
 
         Raises Unavailable in the block when it has to go for others.
         """
-        pull = _Pull(registry, moved)
+        pull = _PlacedPull(registry, moved)
         self._waiting.append(pull)
         try:
             self._look_for_room()

@@ -49,7 +49,7 @@ _PACKET = 1 << 16
 _STDERR_KEPT = 4096
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _ProxyAnswer(msgspec.Struct, frozen=True):
     success: bool
     value: Any = None
     pipeid: int = 0
@@ -222,7 +222,7 @@ class Proxy:
             self._errors += data
             del self._errors[:-_STDERR_KEPT]
 
-    async def _call(self, name: str, method: str, *arguments: object) -> tuple[_Answer, int | None]:
+    async def _call(self, name: str, method: str, *arguments: object) -> tuple[_ProxyAnswer, int | None]:
         # A blob may take its time; that it goes on coming is watched by who reads it.
         limit = None if method == "FinishPipe" else ANSWER_TIMEOUT
         async with self._turn:
@@ -239,7 +239,7 @@ class Proxy:
         try:
             if not data:
                 raise Unavailable(f"skopeo ended while it fetched {name}: {self._last_error()}")
-            answer = msgspec.json.decode(data, type=_Answer)
+            answer = msgspec.json.decode(data, type=_ProxyAnswer)
             if not answer.success:
                 raise failure(name, answer.error)
         except msgspec.MsgspecError as error:

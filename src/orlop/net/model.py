@@ -32,7 +32,7 @@ class PortMappingLike(Protocol):
         ...
 
 
-class Dns(Value, frozen=True):
+class CniDns(Value, frozen=True):
     """Name servers that the network itself offers."""
 
     servers: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class NetworkResult(Value, frozen=True):
     routes: tuple[Route, ...] = ()
     mac: str = ""
     mtu: int = 0
-    dns: Dns = Dns()
+    dns: CniDns = CniDns()
 
     @property
     def ips(self) -> tuple[str, ...]:

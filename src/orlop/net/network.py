@@ -16,7 +16,7 @@ from orlop.host import tasks
 from orlop.net import conflist, masquerade, result
 from orlop.net.chain import Attachment, AttachmentRecords, Chain
 from orlop.net.conflist import STATUS_SINCE, NetworkList
-from orlop.net.model import Dns, NetworkResult, PortMappingLike
+from orlop.net.model import CniDns, NetworkResult, PortMappingLike
 from orlop.net.plugins import Invocation, PluginFailed
 
 INTERFACE = "eth0"
@@ -71,7 +71,7 @@ class PodNetwork:
         uid: str,
         port_mappings: Sequence[PortMappingLike] = (),
         annotations: Mapping[str, str] | None = None,
-        dns: Dns | None = None,
+        dns: CniDns | None = None,
     ) -> NetworkResult:
         """Give the pod its interface and addresses (CNI ADD).
 
@@ -183,7 +183,7 @@ def _arguments(pod_id: str, name: str, namespace: str, uid: str) -> tuple[tuple[
 
 
 def _capabilities(
-    ports: Sequence[PortMappingLike], annotations: Mapping[str, str], dns: Dns | None
+    ports: Sequence[PortMappingLike], annotations: Mapping[str, str], dns: CniDns | None
 ) -> dict[str, Any]:
     """The capability arguments of the CNI conventions, as far as there is something to say."""
     found: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from orlop.errors import Internal
-from orlop.net.model import Dns, NetworkResult
+from orlop.net.model import CniDns, NetworkResult
 from orlop.wire.values import Route
 
 _MAX_ITEMS = 1024
@@ -82,7 +82,7 @@ def read(document: dict[str, Any], interface: str) -> NetworkResult:
         ),
         mac=inside.mac.lower(),
         mtu=inside.mtu,
-        dns=Dns(
+        dns=CniDns(
             servers=tuple(result.dns.nameservers),
             searches=tuple(result.dns.search),
             options=tuple(result.dns.options),

@@ -19,10 +19,10 @@ from orlop.wire.values import (
     Container,
     ContainerState,
     Exit,
+    GuestLimits,
     Id,
     Interface,
     Name,
-    Resources,
     SignalNumber,
     StreamId,
     StreamOffsets,
@@ -174,7 +174,7 @@ class Update(Request[Done]):
 
     op: ClassVar[str] = "update"
     id: Id
-    resources: Resources
+    resources: GuestLimits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from orlop.wire.values import Id
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class LayerFill:
     """A container's writable layer: what is in it, and what its file system holds in all."""
 
     used: int = 0
@@ -25,4 +25,4 @@ class ContainerUsage:
 
     id: Id
     usage: Usage
-    layer: Layer = Layer()
+    layer: LayerFill = LayerFill()

@@ -62,7 +62,7 @@ class Interface:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Disk:
+class PluggedDisk:
     """A disk of a VM. ``at`` is where its file systems are, bottom first; empty until it is attached."""
 
     id: Id
@@ -76,13 +76,13 @@ class Disks:
     The one it writes to holds an ext4 file system, all others EROFS. Without one a tmpfs is used.
     """
 
-    root: Annotated[tuple[Disk, ...], Length(0, 128)] = ()
-    scratch: Disk | None = None
-    volumes: Annotated[tuple[Disk, ...], Length(0, 1024)] = ()
+    root: Annotated[tuple[PluggedDisk, ...], Length(0, 128)] = ()
+    scratch: PluggedDisk | None = None
+    volumes: Annotated[tuple[PluggedDisk, ...], Length(0, 1024)] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mount:
+class GuestMount:
     """A mount in a container.
 
     ``share``: ``source`` is relative to the host's share. ``image``: ``volume`` is the id of the disk with
@@ -104,7 +104,7 @@ class Mount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class GuestDevice:
     """A device node to show in a container: the guest's node ``source``, with cgroup ``access`` of rwm."""
 
     path: Path
@@ -113,7 +113,7 @@ class Device:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdMapping:
+class IdRange:
     """One range of a user namespace; ``outer`` are the guest's own ids."""
 
     inner: UserId
@@ -122,7 +122,7 @@ class IdMapping:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rlimit:
+class GuestRlimit:
     """A resource limit, by its name without ``RLIMIT_`` ("NOFILE"); -1 is infinity."""
 
     name: Name
@@ -131,7 +131,7 @@ class Rlimit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resources:
+class GuestLimits:
     """Limits in cgroup v2 terms. 0 leaves as it is, -1 removes the limit."""
 
     cpu_weight: Annotated[int, Range(0, 10000)] = 0
@@ -143,11 +143,11 @@ class Resources:
     unified: Annotated[tuple[tuple[Name, Annotated[str, Length(0, 4096)]], ...], Length(0, 64)] = ()
 
 
-NO_LIMITS = Resources()
+NO_LIMITS = GuestLimits()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Security:
+class GuestSecurity:
     """What a container's processes may do.
 
     ``user`` is a uid or a name in the container's /etc/passwd ("uid:gid" or "name:group" is
@@ -170,18 +170,18 @@ class Security:
     read_only_paths: Annotated[tuple[Path, ...], Length(0, 256)] = ()
     seccomp: Annotated[bytes, Length(0, 8 * 4096)] = b""
     seccomp_flags: Annotated[int, Range(0, 0xFF)] = 0
-    rlimits: Annotated[tuple[Rlimit, ...], Length(0, 32)] = ()
+    rlimits: Annotated[tuple[GuestRlimit, ...], Length(0, 32)] = ()
     oom_score_adj: Annotated[int, Range(-1000, 1000)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Namespaces:
+class GuestNamespaces:
     """Which namespaces a container shares. IPC, UTS and network are the pod's, always."""
 
     pid: Literal["container", "pod", "target"] = "container"
     target: Annotated[str, Length(0, 128)] = ""
-    uid_mappings: Annotated[tuple[IdMapping, ...], Length(0, 340)] = ()
-    gid_mappings: Annotated[tuple[IdMapping, ...], Length(0, 340)] = ()
+    uid_mappings: Annotated[tuple[IdRange, ...], Length(0, 340)] = ()
+    gid_mappings: Annotated[tuple[IdRange, ...], Length(0, 340)] = ()
 
     @property
     def maps_users(self) -> bool:
@@ -218,13 +218,13 @@ class Container:
     env: Environment = ()
     cwd: Path = "/"
     hostname: Annotated[str, Length(0, 64)] = ""
-    mounts: Annotated[tuple[Mount, ...], Length(0, 1024)] = ()
-    devices: Annotated[tuple[Device, ...], Length(0, 256)] = ()
+    mounts: Annotated[tuple[GuestMount, ...], Length(0, 1024)] = ()
+    devices: Annotated[tuple[GuestDevice, ...], Length(0, 256)] = ()
     tty: bool = False
     streams: Streams = NO_STREAMS
-    resources: Resources = NO_LIMITS
-    security: Security = Security()
-    namespaces: Namespaces = Namespaces()
+    resources: GuestLimits = NO_LIMITS
+    security: GuestSecurity = GuestSecurity()
+    namespaces: GuestNamespaces = GuestNamespaces()
 
     def __post_init__(self) -> None:
         """Check what one field alone cannot say."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from orlop.cli.demo.imagewriter import Image, Layer, LayerWriter, Pusher
+from orlop.cli.demo.imagewriter import LayerContent, LayerWriter, Pusher, WrittenImage
 from orlop.cli.problems import CliError
 from orlop.host import process
 
@@ -44,7 +44,7 @@ async def _applets(busybox: Path) -> list[str]:
     return done.stdout.decode().split()
 
 
-def _layers(busybox: Path, applets: list[str]) -> tuple[Layer, Layer]:
+def _layers(busybox: Path, applets: list[str]) -> tuple[LayerContent, LayerContent]:
     base = LayerWriter()
     for path in ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "www"):
         base.directory(path, 0o1777 if path == "tmp" else 0o755)
@@ -64,6 +64,6 @@ async def push_demo_image(registry: str, reference: str) -> None:
     """Make the image and push it to ``registry``, below a path that begins with the reference's host."""
     busybox = await static_busybox()
     layers = await asyncio.to_thread(_layers, busybox, await _applets(busybox))
-    image = Image(layers, {"Env": ["PATH=/bin"], "Entrypoint": ["/hello"], "WorkingDir": "/"})
+    image = WrittenImage(layers, {"Env": ["PATH=/bin"], "Entrypoint": ["/hello"], "WorkingDir": "/"})
     repository, _, tag = reference.rpartition(":")
     await asyncio.to_thread(lambda: Pusher(registry).push(repository, [tag], image))

@@ -30,7 +30,7 @@ CONFIG = "application/vnd.oci.image.config.v1+json"
 
 
 @dataclass(frozen=True)
-class Blob:
+class WrittenBlob:
     """Bytes with their media type."""
 
     media_type: str
@@ -47,10 +47,10 @@ class Blob:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerContent:
     """A compressed layer and the digest of its tar."""
 
-    blob: Blob
+    blob: WrittenBlob
     diff_id: str
 
 
@@ -96,7 +96,7 @@ class LayerWriter:
                 else:
                     self.file(relative, path.read_bytes(), path.stat().st_mode & 0o7777)
 
-    def finish(self, compress: str = "gzip") -> Layer:
+    def finish(self, compress: str = "gzip") -> LayerContent:
         """The layer; hard links come after their targets."""
         order = sorted(
             self._entries.values(), key=lambda entry: (entry[0].type == tarfile.LNKTYPE, entry[0].name)
@@ -110,19 +110,19 @@ class LayerWriter:
         if compress == "zstd":
             import zstandard
 
-            return Layer(Blob(LAYER_ZSTD, zstandard.ZstdCompressor().compress(raw)), diff_id)
-        return Layer(Blob(LAYER_GZIP, gzip.compress(raw, 6, mtime=0)), diff_id)
+            return LayerContent(WrittenBlob(LAYER_ZSTD, zstandard.ZstdCompressor().compress(raw)), diff_id)
+        return LayerContent(WrittenBlob(LAYER_GZIP, gzip.compress(raw, 6, mtime=0)), diff_id)
 
 
 @dataclass(frozen=True)
-class Image:
+class WrittenImage:
     """An image for one platform."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerContent, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     architecture: str = field(default_factory=lambda: architecture.own().debian)
 
-    def config(self) -> Blob:
+    def config(self) -> WrittenBlob:
         """The image's configuration."""
         document = {
             "created": "2024-01-01T00:00:00Z",
@@ -131,9 +131,9 @@ class Image:
             "config": dict(self.settings),
             "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in self.layers]},
         }
-        return Blob(CONFIG, json.dumps(document).encode())
+        return WrittenBlob(CONFIG, json.dumps(document).encode())
 
-    def manifest(self) -> Blob:
+    def manifest(self) -> WrittenBlob:
         """The image's manifest."""
         document = {
             "schemaVersion": 2,
@@ -141,16 +141,18 @@ class Image:
             "config": self.config().descriptor(),
             "layers": [layer.blob.descriptor() for layer in self.layers],
         }
-        return Blob(MANIFEST, json.dumps(document).encode())
+        return WrittenBlob(MANIFEST, json.dumps(document).encode())
 
 
-def index(images: Iterable[Image]) -> Blob:
+def index(images: Iterable[WrittenImage]) -> WrittenBlob:
     """A multi-platform index."""
     manifests = [
         image.manifest().descriptor(platform={"os": "linux", "architecture": image.architecture})
         for image in images
     ]
-    return Blob(INDEX, json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).encode())
+    return WrittenBlob(
+        INDEX, json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).encode()
+    )
 
 
 class Pusher:
@@ -169,7 +171,7 @@ class Pusher:
             raise Unavailable(f"the registry answered {answer.status} to {method} {url}: {text[:300]!r}")
         return answer.headers.get("Location", "") if answer.status != 404 else "absent"
 
-    def _blob(self, repository: str, blob: Blob) -> None:
+    def _blob(self, repository: str, blob: WrittenBlob) -> None:
         if self._call("HEAD", f"/v2/{repository}/blobs/{blob.digest}", ok=(200, 404)) != "absent":
             return
         place = urlsplit(self._call("POST", f"/v2/{repository}/blobs/uploads/", b"", ok=(202,)))
@@ -180,10 +182,10 @@ class Pusher:
         )
         self._call("PUT", url, blob.data, "application/octet-stream", ok=(201,))
 
-    def _manifest(self, repository: str, reference: str, blob: Blob) -> None:
+    def _manifest(self, repository: str, reference: str, blob: WrittenBlob) -> None:
         self._call("PUT", f"/v2/{repository}/manifests/{reference}", blob.data, blob.media_type, ok=(201,))
 
-    def push(self, repository: str, tags: Iterable[str], *images: Image) -> str:
+    def push(self, repository: str, tags: Iterable[str], *images: WrittenImage) -> str:
         """Push one image, or several as an index, under the tags; the digest it got."""
         for image in images:
             for blob in (image.config(), *(layer.blob for layer in image.layers)):

@@ -55,7 +55,7 @@ class Transport(Protocol):
 
 
 @dataclass(frozen=True)
-class Channels:
+class CommandChannels:
     """The streams of one exec or attach; those that were not asked for are None."""
 
     error: Writer
@@ -65,7 +65,7 @@ class Channels:
     resize: Reader | None = None
 
 
-class Budget:
+class ByteBudget:
     """Bytes that the buffers of one connection may hold, and within ``parent`` those of all connections.
 
     A buffer asks before it takes bytes and gives back what was read; whoever must wait stops reading
@@ -73,7 +73,7 @@ class Budget:
     that those who hold much cannot stop the others.
     """
 
-    def __init__(self, limit: int, parent: Budget | None = None) -> None:
+    def __init__(self, limit: int, parent: ByteBudget | None = None) -> None:
         self._limit = limit
         self._parent = parent
         self._used = 0
@@ -108,8 +108,8 @@ class Budget:
 class Pipe:
     """A bounded buffer between one producer task and one consumer task."""
 
-    def __init__(self, limit: int = PIPE_LIMIT, budget: Budget | None = None) -> None:
-        self._budget = budget or Budget(limit)
+    def __init__(self, limit: int = PIPE_LIMIT, budget: ByteBudget | None = None) -> None:
+        self._budget = budget or ByteBudget(limit)
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._limit = limit

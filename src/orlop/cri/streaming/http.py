@@ -16,7 +16,7 @@ MAX_REQUEST = 16 << 10
 
 
 @dataclass(frozen=True)
-class Request:
+class HttpRequest:
     """A parsed request. Header names are lower case; ``headers`` keeps their order and repeats."""
 
     method: str
@@ -42,7 +42,7 @@ class HttpConnection:
         self._writer = writer
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
 
-    async def request(self) -> Request | None:
+    async def request(self) -> HttpRequest | None:
         """The request, or None when the client left. Raises h11.RemoteProtocolError for a bad one."""
         request: h11.Request | None = None
         while True:
@@ -124,7 +124,7 @@ class Upgraded:
         await self._writer.drain()
 
 
-def _parsed(request: h11.Request) -> Request:
+def _parsed(request: h11.Request) -> HttpRequest:
     path, _, query = request.target.decode("ascii", "replace").partition("?")
     headers = tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers)
-    return Request(request.method.decode("ascii"), path, query, headers)
+    return HttpRequest(request.method.decode("ascii"), path, query, headers)

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 
-from orlop.cri.streaming.channels import Channels, Reader, first_failure
+from orlop.cri.streaming.channels import CommandChannels, Reader, first_failure
 from orlop.errors import OrlopError
 from orlop.sandbox.base import ProcessIO
 from orlop.sandbox.spec import ExitStatus
@@ -30,7 +30,7 @@ Size = tuple[int, int]
 Start = Callable[[Size], Awaitable[ProcessIO]]
 
 
-async def serve(channels: Channels, start: Start, *, protocol: str, report_exit: bool) -> None:
+async def serve(channels: CommandChannels, start: Start, *, protocol: str, report_exit: bool) -> None:
     """Run one session to its end and report it on the error channel.
 
     ``start`` begins the exec or the attach, with the size of the client's terminal or (0, 0);
@@ -48,7 +48,7 @@ async def serve(channels: Channels, start: Start, *, protocol: str, report_exit:
     await channels.error.close()
 
 
-async def _outcome(channels: Channels, start: Start, *, structured: bool, report_exit: bool) -> bytes:
+async def _outcome(channels: CommandChannels, start: Start, *, structured: bool, report_exit: bool) -> bytes:
     """Run the session; what the error channel is to say of it.
 
     Every failure becomes a report: a client that is told nothing takes silence for success. One
@@ -76,7 +76,7 @@ async def _outcome(channels: Channels, start: Start, *, structured: bool, report
     return _failure(reason) if structured else reason.encode()
 
 
-async def _join(channels: Channels, io: ProcessIO, sizes: _Sizes | None) -> ExitStatus:
+async def _join(channels: CommandChannels, io: ProcessIO, sizes: _Sizes | None) -> ExitStatus:
     try:
         async with asyncio.TaskGroup() as group:
             inputs = []

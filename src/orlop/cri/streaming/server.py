@@ -18,8 +18,8 @@ import h11
 
 from orlop.config import StreamingConfig
 from orlop.cri.streaming import sessions
-from orlop.cri.streaming.channels import ALL_BYTES, Budget
-from orlop.cri.streaming.http import HttpConnection, Request, Upgraded
+from orlop.cri.streaming.channels import ALL_BYTES, ByteBudget
+from orlop.cri.streaming.http import HttpConnection, HttpRequest, Upgraded
 from orlop.cri.streaming.portforward import Dial
 from orlop.cri.streaming.tokens import TokenCache
 from orlop.cri.streaming.websocket import WebSocket
@@ -57,7 +57,7 @@ class ExecRequest:
 
     container_id: str
     args: tuple[str, ...]
-    streams: sessions.Streams
+    streams: sessions.WantedStreams
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class AttachRequest:
     """A prepared attach."""
 
     container_id: str
-    streams: sessions.Streams
+    streams: sessions.WantedStreams
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class StreamingServer:
         self._sessions = Tasks()
         self._strangers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         """Connections that have shown no token yet, the oldest first."""
-        self._memory = Budget(ALL_BYTES)
+        self._memory = ByteBudget(ALL_BYTES)
         self._base = ""
 
     async def start(self) -> None:
@@ -198,7 +198,7 @@ class StreamingServer:
         else:
             await self._spdy(connection, request, found[1])
 
-    async def _spdy(self, connection: HttpConnection, request: Request, prepared: Prepared) -> None:
+    async def _spdy(self, connection: HttpConnection, request: HttpRequest, prepared: Prepared) -> None:
         offered = request.values("x-stream-protocol-version")
         forward = isinstance(prepared, PortForwardRequest)
         protocol = sessions.choose(offered, sessions.SPDY_FORWARD if forward else sessions.SPDY_COMMAND)
@@ -216,7 +216,7 @@ class StreamingServer:
                 transport, protocol, prepared.streams, self._starter(prepared), self._memory
             )
 
-    async def _websocket(self, connection: HttpConnection, request: Request, prepared: Prepared) -> None:
+    async def _websocket(self, connection: HttpConnection, request: HttpRequest, prepared: Prepared) -> None:
         offered = request.values("sec-websocket-protocol")
         forward = isinstance(prepared, PortForwardRequest)
         protocol = sessions.choose(offered, sessions.WS_FORWARD if forward else sessions.WS_COMMAND)
@@ -235,7 +235,7 @@ class StreamingServer:
                 websocket, protocol, prepared.streams, self._starter(prepared), self._memory
             )
 
-    def _starter(self, prepared: ExecRequest | AttachRequest) -> sessions.Start:
+    def _starter(self, prepared: ExecRequest | AttachRequest) -> sessions.CommandStart:
         streams = prepared.streams
 
         async def start(size: tuple[int, int]) -> ProcessIO:
@@ -247,7 +247,7 @@ class StreamingServer:
                 return await self._backend.exec(prepared.container_id, spec)
             return await self._backend.attach(prepared.container_id, stdin=streams.stdin)
 
-        return sessions.Start(start, report_exit=isinstance(prepared, ExecRequest))
+        return sessions.CommandStart(start, report_exit=isinstance(prepared, ExecRequest))
 
     def _dial(self, prepared: PortForwardRequest) -> Dial:
         async def dial(port: int) -> Connection:
@@ -256,9 +256,9 @@ class StreamingServer:
         return dial
 
 
-def _streams(*, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> sessions.Streams:
+def _streams(*, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> sessions.WantedStreams:
     if tty and stderr:
         raise InvalidArgument("a terminal has no separate stderr: tty and stderr cannot both be true")
     if not (stdin or stdout or stderr):
         raise InvalidArgument("one of stdin, stdout and stderr must be asked for")
-    return sessions.Streams(tty=tty, stdin=stdin, stdout=stdout, stderr=stderr)
+    return sessions.WantedStreams(tty=tty, stdin=stdin, stdout=stdout, stderr=stderr)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 
 from orlop.cri.streaming import portforward, remotecommand
-from orlop.cri.streaming.channels import Budget, Channels, Transport
+from orlop.cri.streaming.channels import ByteBudget, CommandChannels, Transport
 from orlop.cri.streaming.portforward import Dial
 from orlop.cri.streaming.spdyconn import SpdyConnection, SpdyStream
 from orlop.cri.streaming.websocket import (
@@ -50,7 +50,7 @@ MAX_FORWARDS = 256
 
 
 @dataclass(frozen=True)
-class Streams:
+class WantedStreams:
     """Which streams an exec or attach was asked for."""
 
     tty: bool
@@ -60,7 +60,7 @@ class Streams:
 
 
 @dataclass(frozen=True)
-class Start:
+class CommandStart:
     """How to begin a remote command."""
 
     begin: remotecommand.Start
@@ -78,7 +78,11 @@ def choose(offered: Sequence[str], supported: Sequence[str]) -> str | None:
 
 
 async def spdy_command(
-    transport: Transport, protocol: str, streams: Streams, start: Start, memory: Budget | None = None
+    transport: Transport,
+    protocol: str,
+    streams: WantedStreams,
+    start: CommandStart,
+    memory: ByteBudget | None = None,
 ) -> None:
     """Exec or attach over SPDY: waits for the client's streams, then runs."""
     wanted = _wanted(streams, protocol)
@@ -102,7 +106,7 @@ async def spdy_command(
         except TimeoutError:
             missing = ", ".join(sorted(wanted - found.keys()))
             raise DeadlineExceeded(f"the client did not open the streams {missing} in time") from None
-        channels = Channels(
+        channels = CommandChannels(
             error=found["error"],
             stdin=found.get("stdin"),
             stdout=found.get("stdout"),
@@ -113,7 +117,7 @@ async def spdy_command(
         await connection.go_away()
 
 
-async def spdy_forward(transport: Transport, dial: Dial, memory: Budget | None = None) -> None:
+async def spdy_forward(transport: Transport, dial: Dial, memory: ByteBudget | None = None) -> None:
     """Port-forward over SPDY: each request is a pair of streams, ``error`` and ``data``.
 
     A request lives no longer than its data stream, and there are few at a time: what a client has
@@ -158,14 +162,18 @@ async def _forward(port: int, data: SpdyStream, error: SpdyStream, dial: Dial) -
 
 
 async def websocket_command(
-    websocket: WebSocket, protocol: str, streams: Streams, start: Start, memory: Budget | None = None
+    websocket: WebSocket,
+    protocol: str,
+    streams: WantedStreams,
+    start: CommandStart,
+    memory: ByteBudget | None = None,
 ) -> None:
     """Exec or attach over numbered WebSocket channels."""
     readable = {STDIN} if streams.stdin else set()
     if streams.tty:
         readable.add(RESIZE)
     connection = ChannelConnection(websocket, protocol, frozenset(readable), memory)
-    channels = Channels(
+    channels = CommandChannels(
         error=ChannelWriter(connection, ERROR),
         stdin=connection.incoming.get(STDIN),
         stdout=ChannelWriter(connection, STDOUT) if streams.stdout else None,
@@ -179,7 +187,7 @@ async def websocket_command(
 
 
 async def websocket_forward(
-    websocket: WebSocket, protocol: str, ports: tuple[int, ...], dial: Dial, memory: Budget | None = None
+    websocket: WebSocket, protocol: str, ports: tuple[int, ...], dial: Dial, memory: ByteBudget | None = None
 ) -> None:
     """Port-forward over WebSocket: tunnelled SPDY, or two channels for each prepared port."""
     if protocol.startswith(TUNNEL_PREFIX):
@@ -195,7 +203,7 @@ async def websocket_forward(
             group.create_task(portforward.forward(port, connection.incoming[channel], data, error, dial))
 
 
-def _wanted(streams: Streams, protocol: str) -> set[str]:
+def _wanted(streams: WantedStreams, protocol: str) -> set[str]:
     wanted = {"error"}
     wanted |= {name for name in ("stdin", "stdout", "stderr") if getattr(streams, name)}
     if streams.tty and protocol in ("v3.channel.k8s.io", "v4.channel.k8s.io"):

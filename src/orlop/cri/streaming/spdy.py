@@ -30,7 +30,7 @@ _HEAD = struct.Struct("!II")
 _WORD = struct.Struct("!I")
 
 
-class Kind(IntEnum):
+class ControlKind(IntEnum):
     """Control frame types (draft 3.1, section 2.6)."""
 
     SYN_STREAM = 1
@@ -92,7 +92,7 @@ class Reset:
 
 
 @dataclass(frozen=True)
-class Ping:
+class PingFrame:
     """To be sent back unchanged when its id is odd at a server."""
 
     id: int
@@ -105,7 +105,7 @@ class GoAway:
     last_stream: int
 
 
-Frame = SynStream | Headers | Data | Reset | Ping | GoAway
+Frame = SynStream | Headers | Data | Reset | PingFrame | GoAway
 
 
 def _words() -> bytes:
@@ -167,17 +167,17 @@ class FrameParser:
     def _control(self, kind: int, flags: int, payload: bytes) -> Frame | None:
         fin = bool(flags & FLAG_FIN)
         match kind:
-            case Kind.SYN_STREAM:
+            case ControlKind.SYN_STREAM:
                 stream = _word(payload, 0, "SYN_STREAM")
                 return SynStream(stream, self._headers(payload[10:]), fin)
-            case Kind.SYN_REPLY | Kind.HEADERS:
+            case ControlKind.SYN_REPLY | ControlKind.HEADERS:
                 stream = _word(payload, 0, "HEADERS")
                 return Headers(stream, self._headers(payload[4:]), fin)
-            case Kind.RST_STREAM:
+            case ControlKind.RST_STREAM:
                 return Reset(_word(payload, 0, "RST_STREAM"), _word(payload, 4, "RST_STREAM"))
-            case Kind.PING:
-                return Ping(_word(payload, 0, "PING"))
-            case Kind.GOAWAY:
+            case ControlKind.PING:
+                return PingFrame(_word(payload, 0, "PING"))
+            case ControlKind.GOAWAY:
                 return GoAway(_word(payload, 0, "GOAWAY"))
             case _:
                 return None
@@ -210,11 +210,11 @@ class FrameWriter:
     def syn_stream(self, stream: int, headers: dict[str, str], *, fin: bool = False) -> bytes:
         """Open a stream (a client does)."""
         body = struct.pack("!IIBB", stream, 0, 0, 0) + self._block(headers)
-        return _control(Kind.SYN_STREAM, body, FLAG_FIN if fin else 0)
+        return _control(ControlKind.SYN_STREAM, body, FLAG_FIN if fin else 0)
 
     def syn_reply(self, stream: int, headers: dict[str, str] | None = None) -> bytes:
         """Accept a stream."""
-        return _control(Kind.SYN_REPLY, _WORD.pack(stream) + self._block(headers or {}))
+        return _control(ControlKind.SYN_REPLY, _WORD.pack(stream) + self._block(headers or {}))
 
     def data(self, stream: int, data: bytes, *, fin: bool = False) -> bytes:
         """Bytes of a stream, at most :data:`MAX_FRAME` of them."""
@@ -222,15 +222,15 @@ class FrameWriter:
 
     def reset(self, stream: int, status: ResetStatus) -> bytes:
         """Give a stream up."""
-        return _control(Kind.RST_STREAM, struct.pack("!II", stream, status))
+        return _control(ControlKind.RST_STREAM, struct.pack("!II", stream, status))
 
     def ping(self, identifier: int) -> bytes:
         """A ping, or the answer to one."""
-        return _control(Kind.PING, _WORD.pack(identifier))
+        return _control(ControlKind.PING, _WORD.pack(identifier))
 
     def go_away(self, last_stream: int) -> bytes:
         """Say that no more streams will be accepted."""
-        return _control(Kind.GOAWAY, struct.pack("!II", last_stream, 0))
+        return _control(ControlKind.GOAWAY, struct.pack("!II", last_stream, 0))
 
     def _block(self, headers: dict[str, str]) -> bytes:
         plain = bytearray(_WORD.pack(len(headers)))
@@ -240,7 +240,7 @@ class FrameWriter:
         return self._deflate.compress(bytes(plain)) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
 
 
-def _control(kind: Kind, body: bytes, flags: int = 0) -> bytes:
+def _control(kind: ControlKind, body: bytes, flags: int = 0) -> bytes:
     return _HEAD.pack(0x80000000 | VERSION << 16 | kind, flags << 24 | len(body)) + body
 
 

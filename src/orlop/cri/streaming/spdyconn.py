@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from orlop.cri.streaming.channels import CONNECTION_BYTES, Budget, Pipe, Transport
+from orlop.cri.streaming.channels import CONNECTION_BYTES, ByteBudget, Pipe, Transport
 from orlop.cri.streaming.spdy import (
     Data,
     Frame,
@@ -14,7 +14,7 @@ from orlop.cri.streaming.spdy import (
     FrameWriter,
     GoAway,
     Headers,
-    Ping,
+    PingFrame,
     Reset,
     ResetStatus,
     SpdyError,
@@ -75,10 +75,10 @@ class SpdyConnection:
     """Reads frames until the client is gone; hands each new stream to ``on_stream``, which may refuse it."""
 
     def __init__(
-        self, transport: Transport, on_stream: Callable[[SpdyStream], bool], memory: Budget | None = None
+        self, transport: Transport, on_stream: Callable[[SpdyStream], bool], memory: ByteBudget | None = None
     ) -> None:
         self.frames = FrameWriter()
-        self.budget = Budget(CONNECTION_BYTES, memory)
+        self.budget = ByteBudget(CONNECTION_BYTES, memory)
         self._transport = transport
         self._on_stream = on_stream
         self._parser = FrameParser()
@@ -122,7 +122,7 @@ class SpdyConnection:
             case Reset():
                 if stream := self._streams.pop(frame.stream, None):
                     stream.abort()
-            case Ping(id=identifier):
+            case PingFrame(id=identifier):
                 if identifier % 2:
                     await self.send(self.frames.ping(identifier))
             case Headers() | GoAway():

@@ -25,7 +25,7 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from orlop.cri.streaming.channels import CONNECTION_BYTES, Budget, Pipe
+from orlop.cri.streaming.channels import CONNECTION_BYTES, ByteBudget, Pipe
 from orlop.cri.streaming.http import Upgraded
 from orlop.errors import InvalidArgument
 
@@ -157,12 +157,12 @@ class ChannelConnection:
     """Numbered channels on one WebSocket."""
 
     def __init__(
-        self, websocket: WebSocket, protocol: str, readable: frozenset[int], memory: Budget | None = None
+        self, websocket: WebSocket, protocol: str, readable: frozenset[int], memory: ByteBudget | None = None
     ) -> None:
         self._websocket = websocket
         self._text = protocol.startswith(BASE64_PREFIXES)
         self._can_close = protocol == "v5.channel.k8s.io"
-        self._budget = Budget(CONNECTION_BYTES, memory)
+        self._budget = ByteBudget(CONNECTION_BYTES, memory)
         self.incoming = {channel: Pipe(budget=self._budget) for channel in readable}
 
     async def serve(self) -> None:

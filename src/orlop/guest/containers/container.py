@@ -19,12 +19,12 @@ from orlop.guest.launch.program import TTY_GROUP, Program, add_program, add_term
 from orlop.guest.launch.script import ANY, Script
 from orlop.guest.launch.userns import IdMaps, outer_id, write_maps
 from orlop.guest.machine import cgroup
-from orlop.guest.machine.cgroup import Cgroup
+from orlop.guest.machine.cgroup import GuestCgroup
 from orlop.guest.streams.table import Streaming
 from orlop.linux import syscalls
 from orlop.linux.users import Identity
 from orlop.wire.messages import Refused
-from orlop.wire.values import Container, ContainerState, Disk, Mount, Resources
+from orlop.wire.values import Container, ContainerState, GuestLimits, GuestMount, PluggedDisk
 
 _JOIN_SESSION_KEYRING = 1
 
@@ -39,7 +39,7 @@ class LiveContainer:
         self.spec = spec
         self.status = "creating"
         self.process = Process(streaming, spec.streams, tty=spec.tty)
-        self.cgroup = Cgroup(f"{cgroup.POD.path}/{spec.id}")
+        self.cgroup = GuestCgroup(f"{cgroup.POD.path}/{spec.id}")
         self.pid_namespace = -1
         self.oom_kills = 0
         self.watch = -1
@@ -96,7 +96,7 @@ class LiveContainer:
                 user_namespace = _held(stack, _open_namespace(owner, "user"))
             stack.callback(builder.close)
 
-            def launch(stdio: tuple[int, int, int], control: socket.socket) -> spawn.Child:
+            def launch(stdio: tuple[int, int, int], control: socket.socket) -> spawn.Spawned:
                 spawn.set_stdio(steps, stdio)
                 self._enter_namespaces(steps, user_namespace, control.fileno())
                 builder.build()
@@ -161,7 +161,7 @@ class LiveContainer:
         if self.spec.namespaces.maps_users:
             self._set_oom_score()
         if 0 < self.spec.resources.memory_max < cgroup.SMALL_MEMORY:
-            only = Resources(
+            only = GuestLimits(
                 memory_max=self.spec.resources.memory_max,
                 memory_swap_max=self.spec.resources.memory_swap_max,
             )
@@ -228,7 +228,7 @@ class LiveContainer:
             raise Refused("internal", f"cannot mount the root directory: {error.strerror}") from error
         self._mounted.append(target)
 
-    def lower(self, disks: tuple[Disk, ...]) -> list[str]:
+    def lower(self, disks: tuple[PluggedDisk, ...]) -> list[str]:
         """Directories of all layers, bottom first."""
         found: list[str] = []
         for disk in disks:
@@ -277,7 +277,7 @@ class LiveContainer:
             raise Refused("internal", f"cannot mount the root file system: {error.strerror}") from error
         self._mounted.append(target)
 
-    def _source(self, number: int, mount: Mount, share: Callable[[], str]) -> VolumeSource:
+    def _source(self, number: int, mount: GuestMount, share: Callable[[], str]) -> VolumeSource:
         if mount.kind == "share":
             return VolumeSource(mount, share(), mount.source)
         if mount.kind == "guest":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from orlop.linux import syscalls
 from orlop.wire.messages import Refused
-from orlop.wire.values import Device
+from orlop.wire.values import GuestDevice
 
 _BLOCK, _CHARACTER = 1, 2
 _MKNOD, _READ, _WRITE = 1, 2, 4
@@ -48,7 +48,7 @@ DEFAULT = (
 )
 
 
-def rule_of(device: Device) -> Rule:
+def rule_of(device: GuestDevice) -> Rule:
     """The rule that lets a container use ``device``; ``invalid`` when the guest has no such node."""
     try:
         status = os.stat(device.source)
@@ -125,7 +125,7 @@ def _load(rules: tuple[Rule, ...]) -> int:
     return fd
 
 
-def restrict(cgroup: int, devices: tuple[Device, ...]) -> None:
+def restrict(cgroup: int, devices: tuple[GuestDevice, ...]) -> None:
     """Let the processes of a cgroup, given by a descriptor, use only ``devices`` and ordinary ones."""
     program = _load(DEFAULT + tuple(rule_of(device) for device in devices))
     try:

@@ -117,7 +117,7 @@ class ExecTable:
         steps = Script()
         group = entry.cgroup.open()
 
-        def launch(stdio: tuple[int, int, int], control: socket.socket) -> spawn.Child:
+        def launch(stdio: tuple[int, int, int], control: socket.socket) -> spawn.Spawned:
             spawn.set_stdio(steps, stdio)
             namespaces = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP
             if own_user_namespace:

@@ -33,7 +33,7 @@ from orlop.linux.syscalls import (
     MS_STRICTATIME,
 )
 from orlop.wire.messages import Refused
-from orlop.wire.values import Container, Device, Mount
+from orlop.wire.values import Container, GuestDevice, GuestMount
 
 _ATTRIBUTES = {
     "noexec": syscalls.MOUNT_ATTR_NOEXEC,
@@ -64,7 +64,7 @@ _OWN_DEVICES = frozenset(
 class VolumeSource:
     """Where the agent found what a volume shows: ``path`` below ``root``, in the guest."""
 
-    mount: Mount
+    mount: GuestMount
     root: str
     path: str
 
@@ -281,7 +281,7 @@ class Builder:
                         what=entry.path,
                     )
 
-    def _device(self, device: Device) -> None:
+    def _device(self, device: GuestDevice) -> None:
         try:
             status = os.stat(device.source)
         except OSError as error:
@@ -331,7 +331,7 @@ class Builder:
                 _directory(self._steps, one)
 
 
-def _restrict(fd: int, mount: Mount) -> None:
+def _restrict(fd: int, mount: GuestMount) -> None:
     """Propagation and flags of a volume."""
     propagation = {"private": syscalls.MS_PRIVATE, "rslave": syscalls.MS_SLAVE, "rshared": syscalls.MS_SHARED}
     syscalls.mount_setattr(fd, propagation=propagation[mount.propagation], recursive=True)

@@ -13,14 +13,14 @@ from contextlib import suppress
 
 from orlop.guest.launch import spawn
 from orlop.guest.launch.script import Script
-from orlop.guest.launch.spawn import Child
+from orlop.guest.launch.spawn import Spawned
 from orlop.guest.loop import IN
 from orlop.guest.streams.pipes import InputPipe, OutputPipe
 from orlop.guest.streams.table import Streaming
 from orlop.wire.messages import Refused
 from orlop.wire.values import Exit, Streams
 
-Launch = Callable[[tuple[int, int, int], socket.socket], Child]
+Launch = Callable[[tuple[int, int, int], socket.socket], Spawned]
 
 
 class Process:
@@ -33,7 +33,7 @@ class Process:
     def __init__(self, streaming: Streaming, streams: Streams, *, tty: bool) -> None:
         self.streams = streams
         self.tty = tty
-        self.child: Child | None = None
+        self.child: Spawned | None = None
         self.exit: Exit | None = None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_started: Callable[[Refused | None], None] = lambda problem: None
@@ -164,7 +164,7 @@ class Process:
         if self.child is not None and self.child.control is not None:
             self._listen(self.child, ended=False)
 
-    def _listen(self, child: Child, *, ended: bool) -> None:
+    def _listen(self, child: Spawned, *, ended: bool) -> None:
         try:
             ready = child.receive()
         except BlockingIOError:

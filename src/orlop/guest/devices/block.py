@@ -25,7 +25,7 @@ from orlop.guest.loop import IN, Loop, Timer
 from orlop.guest.paths import read_text, write_text
 from orlop.linux import syscalls
 from orlop.wire.messages import Refused
-from orlop.wire.values import Disk
+from orlop.wire.values import PluggedDisk
 
 PATIENCE = 10.0
 """Seconds a disk may take to appear."""
@@ -183,7 +183,7 @@ class MountedDisks:
         self._made = 0
         self._leaving: list[int] = []
 
-    def find(self, disks: Iterable[Disk], then: Found) -> None:
+    def find(self, disks: Iterable[PluggedDisk], then: Found) -> None:
         """Call ``then`` when all of ``disks`` can be mounted: at once where nothing has to be waited for.
 
         With a reason when one is not there within ten seconds or its address means nothing.
@@ -200,7 +200,7 @@ class MountedDisks:
         else:
             then(None)
 
-    def mount(self, disk: Disk, user: str, *, writable: bool = False) -> Mounted:
+    def mount(self, disk: PluggedDisk, user: str, *, writable: bool = False) -> Mounted:
         """Mount ``disk`` (EROFS, or ext4 when ``writable``) unless it is, and note its user.
 
         Raises Refused ``unavailable`` when it is not there, ``failed_precondition`` when it holds no

@@ -13,7 +13,7 @@ from orlop.linux import syscalls
 from orlop.linux.capabilities import CAPABILITIES
 from orlop.linux.users import Identity
 from orlop.wire.messages import Refused
-from orlop.wire.values import Rlimit, Security
+from orlop.wire.values import GuestRlimit, GuestSecurity
 
 _NUMBERS = {name: number for number, name in enumerate(CAPABILITIES)}
 _CAPABILITY_VERSION = 0x20080522
@@ -32,7 +32,7 @@ def capability_mask(names: tuple[str, ...]) -> int:
     return mask
 
 
-def rlimits(limits: tuple[Rlimit, ...]) -> Iterator[tuple[int, str, int, int]]:
+def rlimits(limits: tuple[GuestRlimit, ...]) -> Iterator[tuple[int, str, int, int]]:
     """Number, name, soft and hard limit for prlimit(2); ``invalid`` for a name the kernel does not know."""
     for limit in limits:
         name = limit.name.upper().removeprefix("RLIMIT_")
@@ -51,7 +51,7 @@ def capability_words(effective: int, permitted: int, inheritable: int) -> bytes:
 
 
 @functools.lru_cache(maxsize=32)
-def steps_to_become(identity: Identity, security: Security) -> Script:
+def steps_to_become(identity: Identity, security: GuestSecurity) -> Script:
     """Become ``identity`` with the capabilities of ``security``. Raises Refused for what is not valid.
 
     Without no_new_privs a filter may only be installed by root, so it comes first; with it, last,
@@ -91,7 +91,7 @@ def steps_to_become(identity: Identity, security: Security) -> Script:
     return steps
 
 
-def _add_filter(steps: Script, security: Security) -> None:
+def _add_filter(steps: Script, security: GuestSecurity) -> None:
     program = steps.pointer(security.seccomp)
     fprog = struct.pack("=HxxxxxxQ", len(security.seccomp) // 8, program)
     steps.add(

@@ -8,13 +8,13 @@ from orlop.guest.launch import spawn
 from orlop.guest.launch.script import Script
 from orlop.guest.launch.userns import write_maps
 from orlop.linux import syscalls
-from orlop.wire.values import Namespaces
+from orlop.wire.values import GuestNamespaces
 
 _SIGCHLD = 17
 _SIG_IGN = 1
 
 
-def start(namespaces: Namespaces) -> spawn.Child:
+def start(namespaces: GuestNamespaces) -> spawn.Spawned:
     """The holder. With id mappings the PID namespace belongs to a user namespace of that kind.
 
     It sleeps for ever; the kernel reaps the orphans, since their parent ignores SIGCHLD.

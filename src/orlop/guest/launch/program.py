@@ -15,7 +15,7 @@ from orlop.linux import syscalls, users
 from orlop.linux.syscalls import AT_FDCWD
 from orlop.linux.users import Identity
 from orlop.wire.messages import Refused
-from orlop.wire.values import Container, Security
+from orlop.wire.values import Container, GuestSecurity
 
 TTY_GROUP = 5
 """The group that terminals belong to, by old custom."""
@@ -57,7 +57,7 @@ def prepare(program: Program, root: RootDirectory) -> Prepared:
     return Prepared(program, identity, path, env)
 
 
-def _identity(security: Security, root: RootDirectory) -> Identity:
+def _identity(security: GuestSecurity, root: RootDirectory) -> Identity:
     wanted = users.Wanted(
         user=security.user,
         group=security.group,

@@ -28,7 +28,7 @@ CONTROL = 3
 
 
 @dataclass
-class Child:
+class Spawned:
     """The agent's side of a child: its pid, a pidfd, the control socket and the script it walks."""
 
     pid: int
@@ -90,7 +90,7 @@ def start(
     flags: int = 0,
     cgroup: int = -1,
     pid_namespace: int = -1,
-) -> Child:
+) -> Spawned:
     """Clone; the child walks ``steps``. ``pid_namespace`` is one to be born in."""
     pidfd = ctypes.c_int(-1)
     flags |= _CLONE_VM | _CLONE_PIDFD | _CLONE_CLEAR_SIGHAND | (_CLONE_INTO_CGROUP if cgroup >= 0 else 0)
@@ -111,4 +111,4 @@ def start(
     finally:
         if own >= 0:
             os.close(own)
-    return Child(pid, pidfd.value, None, steps)
+    return Spawned(pid, pidfd.value, None, steps)

@@ -11,12 +11,12 @@ from orlop.guest.launch import spawn
 from orlop.guest.launch.script import Script
 from orlop.linux import syscalls
 from orlop.wire.messages import Refused
-from orlop.wire.values import IdMapping, Namespaces
+from orlop.wire.values import GuestNamespaces, IdRange
 
 _PATIENCE = 5.0
 
 
-def write_maps(pid: int, namespaces: Namespaces) -> None:
+def write_maps(pid: int, namespaces: GuestNamespaces) -> None:
     """Fill in the user namespace of ``pid``; ``invalid`` when the kernel does not take it."""
     for name, mappings in (("uid_map", namespaces.uid_mappings), ("gid_map", namespaces.gid_mappings)):
         text = "".join(f"{m.inner} {m.outer} {m.length}\n" for m in mappings)
@@ -26,7 +26,7 @@ def write_maps(pid: int, namespaces: Namespaces) -> None:
             raise Refused("invalid", f"the id mappings are not valid ({name}): {error.strerror}") from error
 
 
-def outer_id(inner: int, mappings: Sequence[IdMapping]) -> int:
+def outer_id(inner: int, mappings: Sequence[IdRange]) -> int:
     """The guest's own id of a container's id; the same without mappings."""
     for mapping in mappings:
         if mapping.inner <= inner < mapping.inner + mapping.length:
@@ -38,9 +38,9 @@ class IdMaps:
     """User namespaces without processes, one for each set of mappings, to look at mounts through."""
 
     def __init__(self) -> None:
-        self._known: dict[Namespaces, int] = {}
+        self._known: dict[GuestNamespaces, int] = {}
 
-    def mapped(self, directory: str, target: str, namespaces: Namespaces) -> None:
+    def mapped(self, directory: str, target: str, namespaces: GuestNamespaces) -> None:
         """Mount ``directory`` at ``target`` such that the container's root owns what root owns there."""
         fd = syscalls.open_tree(directory, recursive=False)
         try:
@@ -54,14 +54,14 @@ class IdMaps:
         finally:
             os.close(fd)
 
-    def _namespace(self, namespaces: Namespaces) -> int:
-        key = Namespaces(uid_mappings=namespaces.uid_mappings, gid_mappings=namespaces.gid_mappings)
+    def _namespace(self, namespaces: GuestNamespaces) -> int:
+        key = GuestNamespaces(uid_mappings=namespaces.uid_mappings, gid_mappings=namespaces.gid_mappings)
         if key not in self._known:
             self._known[key] = _create(key)
         return self._known[key]
 
 
-def _create(namespaces: Namespaces) -> int:
+def _create(namespaces: GuestNamespaces) -> int:
     """A descriptor of a new user namespace; the process that was needed to make it is gone afterwards."""
     ours, theirs = spawn.control_pair()
     steps = Script()

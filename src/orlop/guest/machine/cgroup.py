@@ -10,7 +10,7 @@ import os
 from orlop.guest import paths
 from orlop.guest.paths import read_text, write_text
 from orlop.wire.messages import Refused
-from orlop.wire.values import Resources
+from orlop.wire.values import GuestLimits
 
 SMALL_MEMORY = 48 << 20
 """Below this a memory limit waits until exec: the interpreter that sets up a container needs some."""
@@ -18,7 +18,7 @@ SMALL_MEMORY = 48 << 20
 _WANTED = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 
 
-class Cgroup:
+class GuestCgroup:
     """One control group. The object owns the directory; :meth:`remove` deletes it."""
 
     def __init__(self, path: str) -> None:
@@ -96,7 +96,7 @@ class Cgroup:
             return not os.path.exists(self.path)
         return True
 
-    def apply(self, resources: Resources, *, memory: bool = True) -> None:
+    def apply(self, resources: GuestLimits, *, memory: bool = True) -> None:
         """Set limits; :class:`Refused` when the kernel does not take one."""
         for name, value in settings(resources, memory=memory):
             try:
@@ -113,7 +113,7 @@ def _limit(value: int) -> str:
     return "max" if value < 0 else str(value)
 
 
-def settings(resources: Resources, *, memory: bool = True) -> list[tuple[str, str]]:
+def settings(resources: GuestLimits, *, memory: bool = True) -> list[tuple[str, str]]:
     """The files to write for ``resources``, in order. Without ``memory``, all but the memory limits."""
     found: list[tuple[str, str]] = []
     if resources.cpu_weight:
@@ -132,12 +132,12 @@ def settings(resources: Resources, *, memory: bool = True) -> list[tuple[str, st
     return found
 
 
-POD = Cgroup(f"{paths.CGROUPS}/pod")
+POD = GuestCgroup(f"{paths.CGROUPS}/pod")
 
 
 def prepare() -> None:
     """At boot: controllers on, the pod's group made."""
-    root = Cgroup(paths.CGROUPS)
+    root = GuestCgroup(paths.CGROUPS)
     root.delegate()
     POD.create()
     POD.delegate()

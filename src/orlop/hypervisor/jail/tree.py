@@ -26,13 +26,13 @@ _RECIPE = 1
 _LIBRARY = re.compile(r"^\s*(?:\S+ => )?(/\S+) \(0x", re.MULTILINE)
 
 
-class Contents(msgspec.Struct, frozen=True, kw_only=True):
+class TreeContents(msgspec.Struct, frozen=True, kw_only=True):
     """What goes into a tree.
 
     ``objects`` are programs and libraries, which come with all that they are linked with, ``files`` are
     copied as they are; both lie in the tree where they lie on the host. ``texts`` are files by their place
-    and content, ``links`` symbolic links by their place and target. ``directories`` and ``points`` are empty
-    directories and files, to be mounted on.
+    and content, ``links`` symbolic links by their place and target. ``directories`` are empty, to be mounted
+    on.
     """
 
     objects: tuple[Path, ...]
@@ -40,10 +40,9 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     texts: tuple[tuple[str, str], ...] = ()
     links: tuple[tuple[str, str], ...] = ()
     directories: tuple[str, ...] = ()
-    points: tuple[str, ...] = ()
 
 
-async def prepare(root: Path, contents: Contents) -> Path:
+async def prepare(root: Path, contents: TreeContents) -> Path:
     """The tree of ``contents`` below ``root``, made now unless it is there; older trees are removed.
 
     Raises FailedPrecondition when a library is missing, OSError.
@@ -64,7 +63,7 @@ async def _libraries(objects: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _prepare(root: Path, contents: Contents, files: Sequence[Path]) -> Path:
+def _prepare(root: Path, contents: TreeContents, files: Sequence[Path]) -> Path:
     target = root / f"{_PREFIX}{_key(contents, files)[:24]}"
     if target.is_dir():
         return target
@@ -80,7 +79,7 @@ def _prepare(root: Path, contents: Contents, files: Sequence[Path]) -> Path:
     return target
 
 
-def _fill(work: Path, contents: Contents, files: Sequence[Path]) -> None:
+def _fill(work: Path, contents: TreeContents, files: Sequence[Path]) -> None:
     for path in files:
         copy = _place(work, os.fspath(path))
         # Through links: what is looked up by a name has to be there by that name.
@@ -90,8 +89,6 @@ def _fill(work: Path, contents: Contents, files: Sequence[Path]) -> None:
         _place(work, name).write_text(text, encoding="utf-8")
     for name, target in contents.links:
         _place(work, name).symlink_to(target)
-    for name in contents.points:
-        _place(work, name).touch(mode=0o644)
     for name in contents.directories:
         _place(work, name).mkdir(mode=0o755, exist_ok=True)
 
@@ -102,7 +99,7 @@ def _place(work: Path, name: str) -> Path:
     return path
 
 
-def _key(contents: Contents, files: Sequence[Path]) -> str:
+def _key(contents: TreeContents, files: Sequence[Path]) -> str:
     digest = hashlib.sha256(f"{_RECIPE} {contents!r}".encode())
     for path in files:
         status = path.stat()

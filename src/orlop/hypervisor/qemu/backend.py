@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orlop.config import VmConfig
-from orlop.hypervisor.base import Backend, GuestFiles, Program
+from orlop.hypervisor.base import Backend, GuestFiles, NeededProgram
 from orlop.hypervisor.qemu import settings
 from orlop.hypervisor.qemu.hypervisor import QemuHypervisor, QemuMachines
 
@@ -18,9 +18,9 @@ class QemuBackend:
         self._settings = settings.read(config)
 
     @property
-    def programs(self) -> tuple[Program, ...]:
+    def programs(self) -> tuple[NeededProgram, ...]:
         """See ``Backend``."""
-        return (Program(name=self._settings.binary, package=settings.PACKAGE),)
+        return (NeededProgram(name=self._settings.binary, package=settings.PACKAGE),)
 
     @property
     def machines(self) -> QemuMachines:

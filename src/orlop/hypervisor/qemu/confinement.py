@@ -7,7 +7,7 @@ from pathlib import Path
 from orlop.host import process
 from orlop.hypervisor.jail.enter import PROC
 from orlop.hypervisor.jail.spawn import LIMITS, Jail
-from orlop.hypervisor.jail.tree import Contents, prepare
+from orlop.hypervisor.jail.tree import TreeContents, prepare
 from orlop.hypervisor.qemu.cmdline import SHARE
 from orlop.linux import architecture
 
@@ -32,7 +32,7 @@ async def tree(root: Path, program: Path) -> Path:
         for name in _MODULES
         for path in sorted(place.glob(name))
     ]
-    contents = Contents(
+    contents = TreeContents(
         objects=(program, *modules),
         files=tuple(firmware),
         texts=tuple((str(path), path.read_text(encoding="ascii")) for path in _READS if path.exists()),

@@ -40,7 +40,7 @@ class _File(msgspec.Struct, frozen=True):
     digest: str
 
 
-class _Manifest(msgspec.Struct, frozen=True):
+class _SavedManifest(msgspec.Struct, frozen=True):
     key: str
     shape: MachineShape
     accelerator: Accelerator
@@ -91,7 +91,7 @@ def seal(work: Path, root: Path, key: str, shape: MachineShape, accelerator: Acc
     parts = tuple(_File(name, (work / name).stat().st_size, _digest(work / name)) for name in (MEMORY, STATE))
     for name in (MEMORY, STATE):
         (work / name).chmod(0o400)
-    manifest = _Manifest(key, shape, accelerator, parts)
+    manifest = _SavedManifest(key, shape, accelerator, parts)
     files.save(work / _MANIFEST, msgspec.json.encode(manifest), durable=True)
     target = directory_for(root, key)
     for path in root.glob(f"{_PREFIX}*"):
@@ -105,7 +105,7 @@ def load(root: Path, key: str) -> Saved:
     """The template of ``key``, checked and sealed. Raises DataLoss when it is missing or damaged, OSError."""
     directory = directory_for(root, key)
     try:
-        manifest = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_Manifest)
+        manifest = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_SavedManifest)
     except (OSError, msgspec.DecodeError) as error:
         raise DataLoss(f"the template {directory} has no valid manifest: {error}") from error
     if manifest.key != key:

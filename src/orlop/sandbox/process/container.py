@@ -28,7 +28,7 @@ from orlop.linux.users import Identity
 from orlop.sandbox import crilog
 from orlop.sandbox.process import apparmor, conmon, identity, layout, oci, volumes
 from orlop.sandbox.process.forward import Forward
-from orlop.sandbox.process.layout import ContainerPaths, ContainerState, PodPaths
+from orlop.sandbox.process.layout import ContainerPaths, ContainerProcesses, PodPaths
 from orlop.sandbox.process.runtime import Runtime
 from orlop.sandbox.rawoutput import RawOutput
 from orlop.sandbox.spec import ContainerSpec, ExitStatus, NamespaceMode, PodSpec, UserIds
@@ -53,7 +53,7 @@ class ProcessContainer:
     """One container of a pod. :attr:`state` is None before it was created."""
 
     def __init__(
-        self, tools: Tools, container_id: str, paths: ContainerPaths, state: ContainerState | None = None
+        self, tools: Tools, container_id: str, paths: ContainerPaths, state: ContainerProcesses | None = None
     ) -> None:
         self.id = container_id
         self.paths = paths
@@ -135,7 +135,7 @@ class ProcessContainer:
             if output is not None:
                 await output.close()
             raise
-        state = ContainerState(
+        state = ContainerProcesses(
             init=started.init, monitor=started.monitor, cgroup=self._cgroup_of(cgroup, started.init.pid)
         )
         self._record(state)
@@ -155,7 +155,7 @@ class ProcessContainer:
         except ProcessLookupError:
             return f"{cgroups.expand(parent).rstrip('/')}/orlop-{self.id}.scope"
 
-    def _record(self, state: ContainerState) -> None:
+    def _record(self, state: ContainerProcesses) -> None:
         self.state = state
         layout.save(self.paths.record, state)
 
@@ -190,7 +190,7 @@ class ProcessContainer:
         await self._tools.runtime.start(self.id, self.paths.bundle / "runtime.log")
         now = time.time_ns()
         self._record(
-            ContainerState(
+            ContainerProcesses(
                 init=self.state.init, monitor=self.state.monitor, cgroup=self.state.cgroup, started_at=now
             )
         )
@@ -211,13 +211,13 @@ class ProcessContainer:
         elif not delivered:
             raise NotFound(f"container {self.id[:12]} does not run")
 
-    def _watch(self, state: ContainerState) -> None:
+    def _watch(self, state: ContainerProcesses) -> None:
         if self._watcher is None:
             self._watcher = self._tasks.spawn(
                 self._wait_monitor(state), f"the watch on container {self.id[:12]}"
             )
 
-    async def _wait_monitor(self, state: ContainerState) -> None:
+    async def _wait_monitor(self, state: ContainerProcesses) -> None:
         if process.pid_alive(state.monitor.pid, state.monitor.start_time):
             await process.wait_pid(state.monitor.pid)
         try:
@@ -241,7 +241,7 @@ class ProcessContainer:
                 log.warning("output of container %s is not forwarded: %s", self.id[:12], error)
                 await output.close()
 
-    async def _how_it_ended(self, state: ContainerState) -> ExitStatus:
+    async def _how_it_ended(self, state: ContainerProcesses) -> ExitStatus:
         if self._forward is not None:
             await self._forward.finish()
         found = conmon.exit_code(self.paths.exit_file)

@@ -42,7 +42,7 @@ class PodState(Value, frozen=True):
     cgroup: str = ""
 
 
-class ContainerState(Value, frozen=True):
+class ContainerProcesses(Value, frozen=True):
     """What is recorded of a container; ``started_at`` 0 means created only."""
 
     init: KnownProcess
@@ -61,7 +61,7 @@ class ContainerPaths:
 
     @property
     def record(self) -> Path:
-        """The file of :class:`ContainerState`."""
+        """The file of :class:`ContainerProcesses`."""
         return self.bundle / "container.json"
 
     @property
@@ -195,10 +195,10 @@ def load_pod(path: Path) -> PodState | None:
         return None
 
 
-def load_container(path: Path) -> ContainerState | None:
+def load_container(path: Path) -> ContainerProcesses | None:
     """A container's record, or None when there is none that can be read."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=ContainerState)
+        return msgspec.json.decode(path.read_bytes(), type=ContainerProcesses)
     except (OSError, msgspec.DecodeError):
         return None
 

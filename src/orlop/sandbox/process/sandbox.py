@@ -20,7 +20,7 @@ from orlop.sandbox.base import Connection, ProcessIO
 from orlop.sandbox.figures import Detail, LayerUse, PodStats
 from orlop.sandbox.process import checks, conmon, layout, oci, podgroup, podns, streams
 from orlop.sandbox.process.container import ProcessContainer, Tools, owners_of
-from orlop.sandbox.process.layout import ContainerState, PodPaths, PodState
+from orlop.sandbox.process.layout import ContainerProcesses, PodPaths, PodState
 from orlop.sandbox.process.meter import PodMeter
 from orlop.sandbox.spec import (
     ContainerSpec,
@@ -104,14 +104,14 @@ class ProcessSandbox:
 
     # Containers
 
-    async def adopt(self, container_id: str, spec: ContainerSpec, state: ContainerState | None) -> None:
+    async def adopt(self, container_id: str, spec: ContainerSpec, state: ContainerProcesses | None) -> None:
         """Take over a container of an earlier daemon."""
         found = self._add(container_id, spec, state)
         if state is not None:
             await found.forward_again(spec)
 
     def _add(
-        self, container_id: str, spec: ContainerSpec, state: ContainerState | None = None
+        self, container_id: str, spec: ContainerSpec, state: ContainerProcesses | None = None
     ) -> ProcessContainer:
         paths = self._paths.container(container_id)
         found = ProcessContainer(self._tools, container_id, paths, state)

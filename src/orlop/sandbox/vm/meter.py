@@ -27,7 +27,7 @@ from orlop.sandbox.cpuledger import CpuLedger
 from orlop.sandbox.figures import ContainerStats, Detail, HostMemory, LayerUse, PodStats
 from orlop.sandbox.vm.clone import Clone
 from orlop.wire.messages import Stats, StatsReply
-from orlop.wire.statistics import ContainerUsage, Layer
+from orlop.wire.statistics import ContainerUsage, LayerFill
 
 PATIENCE = 0.6
 """Seconds that a list of all pods waits for one guest."""
@@ -232,7 +232,7 @@ def _device(one: DeviceUse, earlier: DeviceUse) -> DeviceUse:
     return DeviceUse(**{name: max(getattr(one, name), getattr(earlier, name)) for name in names})
 
 
-def layer_use(layer: Layer, *, taken: int, size: int, at: int, place: str) -> LayerUse:
+def layer_use(layer: LayerFill, *, taken: int, size: int, at: int, place: str) -> LayerUse:
     """A writable layer whose file takes ``taken`` bytes of the host: that is the least, ``size`` the most.
 
     The guest may know of more, which it has not written out yet.

@@ -34,7 +34,7 @@ class _Shared:
     """An image disk and the containers that use it."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    disk: wire.Disk | None = None
+    disk: wire.PluggedDisk | None = None
     users: set[str] = field(default_factory=set)
 
 
@@ -67,9 +67,9 @@ class Plugs:
         """What :meth:`plug` is going to do, to be on disk before it does it."""
         root, writes = spec.root, _writes_to_disk(spec)
         disks = wire.Disks(
-            root=tuple(wire.Disk(id=image_disk_id(layers)) for layers in self._divided(root.layers)),
-            scratch=wire.Disk(id=_scratch_id(spec.id)) if writes else None,
-            volumes=tuple(wire.Disk(id=image_disk_id(layers)) for layers in _volumes(spec)),
+            root=tuple(wire.PluggedDisk(id=image_disk_id(layers)) for layers in self._divided(root.layers)),
+            scratch=wire.PluggedDisk(id=_scratch_id(spec.id)) if writes else None,
+            volumes=tuple(wire.PluggedDisk(id=image_disk_id(layers)) for layers in _volumes(spec)),
         )
         return ContainerFile(
             id=spec.id,
@@ -164,7 +164,7 @@ class Plugs:
         shared = self._images.get(disk_id)
         return shared is not None and bool(shared.users)
 
-    async def _image(self, container_id: str, disk_id: str, layers: tuple[str, ...]) -> wire.Disk:
+    async def _image(self, container_id: str, disk_id: str, layers: tuple[str, ...]) -> wire.PluggedDisk:
         shared = self._images.setdefault(disk_id, _Shared())
         shared.users.add(container_id)
         async with shared.lock:
@@ -175,16 +175,16 @@ class Plugs:
                     # An earlier daemon ended before it wrote down whether it had attached it.
                     await self._detach(disk_id)
                 at = await self._machine.attach_disk(Disk(id=disk_id, files=layers))
-                disk = shared.disk = wire.Disk(id=disk_id, at=at)
+                disk = shared.disk = wire.PluggedDisk(id=disk_id, at=at)
             return disk
 
-    async def _scratch(self, container_id: str, path: str) -> wire.Disk | None:
+    async def _scratch(self, container_id: str, path: str) -> wire.PluggedDisk | None:
         if not path:
             return None
         await scratch_disk(Path(path), self._scratch_mib)
         disk_id = _scratch_id(container_id)
         at = await self._machine.attach_disk(Disk(id=disk_id, files=(path,), read_only=False))
-        return wire.Disk(id=disk_id, at=at)
+        return wire.PluggedDisk(id=disk_id, at=at)
 
     async def _shares(self, spec: ContainerSpec) -> dict[str, str]:
         shares = {}

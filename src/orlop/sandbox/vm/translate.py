@@ -54,7 +54,7 @@ def container(
         hostname=spec.hostname,
         mounts=tuple(_mount(mount, plugged) for mount in spec.mounts),
         devices=tuple(
-            wire.Device(path=device.container_path, source=device.host_path, access=device.permissions)
+            wire.GuestDevice(path=device.container_path, source=device.host_path, access=device.permissions)
             for device in spec.devices
         ),
         tty=spec.tty,
@@ -65,7 +65,7 @@ def container(
     )
 
 
-def resources(limits: Resources) -> wire.Resources:
+def resources(limits: Resources) -> wire.GuestLimits:
     """Limits in cgroup v2 terms.
 
     Processor sets name the host's processors, not the guest's, so they are not among them.
@@ -76,7 +76,7 @@ def resources(limits: Resources) -> wire.Resources:
     elif limits.swap_limit > 0 and limits.memory_limit > 0:
         # CRI counts memory and swap together, cgroup v2 swap alone; 0 means "leave" on the wire.
         swap = max(limits.swap_limit - limits.memory_limit, 1)
-    return wire.Resources(
+    return wire.GuestLimits(
         cpu_weight=cpu_weight(limits.cpu_shares),
         cpu_quota_us=max(limits.cpu_quota, -1),
         cpu_period_us=limits.cpu_period,
@@ -128,9 +128,9 @@ def hostname_of(spec: PodSpec) -> str:
     return (spec.hostname or spec.name)[:64].rstrip("-.") or "pod"
 
 
-def _mount(mount: Mount, plugged: Plugged) -> wire.Mount:
+def _mount(mount: Mount, plugged: Plugged) -> wire.GuestMount:
     if mount.image is not None:
-        return wire.Mount(
+        return wire.GuestMount(
             target=mount.container_path,
             kind="image",
             source=mount.image.sub_path.strip("/"),
@@ -138,7 +138,7 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.Mount:
             read_only=True,
         )
     if mount.tmpfs is not None:
-        return wire.Mount(
+        return wire.GuestMount(
             target=mount.container_path,
             kind="tmpfs",
             size=mount.tmpfs.size,
@@ -146,7 +146,7 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.Mount:
             read_only=mount.read_only,
             options=("nosuid", "nodev"),
         )
-    return wire.Mount(
+    return wire.GuestMount(
         target=mount.container_path,
         kind="share",
         source=plugged.shares[mount.container_path],
@@ -156,9 +156,9 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.Mount:
     )
 
 
-def _security(spec: ContainerSpec, seccomp: bytes, flags: int) -> wire.Security:
+def _security(spec: ContainerSpec, seccomp: bytes, flags: int) -> wire.GuestSecurity:
     security, limits = spec.security, spec.resources
-    return wire.Security(
+    return wire.GuestSecurity(
         user=security.user,
         group=security.group,
         supplemental_groups=security.supplemental_groups,
@@ -174,15 +174,15 @@ def _security(spec: ContainerSpec, seccomp: bytes, flags: int) -> wire.Security:
         seccomp=seccomp,
         seccomp_flags=flags,
         rlimits=tuple(
-            wire.Rlimit(name=limit.name, soft=limit.soft, hard=limit.hard) for limit in spec.rlimits
+            wire.GuestRlimit(name=limit.name, soft=limit.soft, hard=limit.hard) for limit in spec.rlimits
         ),
         oom_score_adj=min(max(limits.oom_score_adj, -1000), 1000),
     )
 
 
-def _namespaces(spec: ContainerSpec) -> wire.Namespaces:
+def _namespaces(spec: ContainerSpec) -> wire.GuestNamespaces:
     mode = spec.namespaces.pid
-    return wire.Namespaces(
+    return wire.GuestNamespaces(
         pid={NamespaceMode.POD: "pod", NamespaceMode.TARGET: "target"}.get(mode, "container"),  # type: ignore[arg-type]
         target=spec.namespaces.target_container if mode is NamespaceMode.TARGET else "",
         uid_mappings=_mappings(spec.namespaces.uid_mappings),
@@ -190,8 +190,7 @@ def _namespaces(spec: ContainerSpec) -> wire.Namespaces:
     )
 
 
-def _mappings(mappings: tuple[IdMapping, ...]) -> tuple[wire.IdMapping, ...]:
+def _mappings(mappings: tuple[IdMapping, ...]) -> tuple[wire.IdRange, ...]:
     return tuple(
-        wire.IdMapping(inner=entry.container_id, outer=entry.host_id, length=entry.length)
-        for entry in mappings
+        wire.IdRange(inner=entry.container_id, outer=entry.host_id, length=entry.length) for entry in mappings
     )

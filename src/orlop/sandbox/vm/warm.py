@@ -59,7 +59,9 @@ async def exercise(
             machine.attach_disk(lower, reversible=reversible),
             machine.attach_disk(upper, reversible=reversible),
         )
-        root, rw = (wire.Disk(id=disk.id, at=at) for disk, at in zip((lower, upper), places, strict=True))
+        root, rw = (
+            wire.PluggedDisk(id=disk.id, at=at) for disk, at in zip((lower, upper), places, strict=True)
+        )
         await _run(agent, wire.Disks(root=(root,), scratch=rw), share, filters.program)
         await together(machine.detach_disk(lower.id), machine.detach_disk(upper.id))
     finally:
@@ -98,9 +100,9 @@ async def _run(agent: AgentClient, disks: wire.Disks, share: str, program: bytes
         id=_ID,
         disks=disks,
         args=_SLEEP,
-        mounts=(wire.Mount(target="/mnt", kind="share", source=share),) if share else (),
+        mounts=(wire.GuestMount(target="/mnt", kind="share", source=share),) if share else (),
         streams=wire.Streams(stdout=streams[0].stream, stderr=streams[1].stream),
-        security=wire.Security(
+        security=wire.GuestSecurity(
             bounding=_CAPABILITIES,
             effective=_CAPABILITIES,
             seccomp=program,
