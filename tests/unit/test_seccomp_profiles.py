@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.errors import InvalidArgument, NotFound
+from orlop.host.seccomp import Filter
 from orlop.sandbox import seccomp
 from orlop.sandbox.spec import Seccomp, SeccompMode
 
@@ -74,7 +75,7 @@ def test_capabilities_widen_the_default_profile() -> None:
 
 
 def test_unconfined_is_no_filter() -> None:
-    assert seccomp.compile_bpf(Seccomp(), capabilities=()) == seccomp.Filter()
+    assert seccomp.compile_bpf(Seccomp(), capabilities=()) == Filter()
     assert seccomp.oci_seccomp(Seccomp(), capabilities=()) is None
 
 

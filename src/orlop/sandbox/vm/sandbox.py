@@ -19,6 +19,7 @@ from orlop import tracing
 from orlop.config import VmConfig
 from orlop.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, NotFound, OrlopError
 from orlop.host import process, tasks, threads
+from orlop.host.seccomp import Filter
 from orlop.host.tasks import Undo, together
 from orlop.hypervisor.base import MachineShape
 from orlop.sandbox import seccomp
@@ -517,8 +518,8 @@ def _when(exit_status: wire.Exit, state: State) -> int:
     return time.time_ns() - min(max(ago, 0), _LONGEST_AGO)
 
 
-def _filter(security: Security) -> seccomp.Filter:
+def _filter(security: Security) -> Filter:
     """The system-call filter; a privileged container has none, whatever was asked for."""
     if security.privileged:
-        return seccomp.Filter()
+        return Filter()
     return seccomp.compile_bpf(security.seccomp, capabilities=security.capabilities)
