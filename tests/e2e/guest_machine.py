@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from orlop.guestos.build import GuestArtifacts
+from orlop.hypervisor.base import Disk as HostDisk
 from orlop.hypervisor.base import Machine
-from orlop.hypervisor.base import PluggedDisk as HostDisk
 from orlop.hypervisor.qemu import backend
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.vm.agent import AgentClient
