@@ -385,6 +385,31 @@ async def test_a_host_path_that_is_missing_becomes_a_directory(caller: Caller, t
     assert absent.stat().st_mode & 0o777 == 0o755
 
 
+async def test_what_mount_options_forbid(caller: Caller, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\nexit 0\n")
+    script.chmod(0o755)
+    volumes = [
+        pb.Mount(container_path="/plain", host_path=str(tmp_path)),
+        pb.Mount(
+            container_path="/fixed", host_path=str(tmp_path), mount_options=["nosuid", "noexec", "nodev"]
+        ),
+    ]
+    pod = await caller.pod("options")
+    container_id = await caller.container(pod, mounts=volumes)
+    await caller.start(container_id)
+    assert (await caller.exec(container_id, "/plain/script")).exit_code == 0
+    assert (await caller.exec(container_id, "sh", "-c", "/fixed/script")).exit_code == 126
+    mounts = (await caller.exec(container_id, "cat", "/proc/mounts")).stdout.decode()
+    (fixed,) = (line.split()[3].split(",") for line in mounts.splitlines() if line.split()[1] == "/fixed")
+    assert {"nosuid", "noexec", "nodev"} <= set(fixed)
+    shown = {item.container_path: item for item in (await caller.status(container_id)).mounts}
+    assert list(shown["/fixed"].mount_options) == ["nodev", "noexec", "nosuid"]
+    with pytest.raises(InvalidArgument, match=r"mount_options.*dirsync"):
+        wrong = pb.Mount(container_path="/v", host_path=str(tmp_path), mount_options=["dirsync"])
+        await caller.container(pod, mounts=[wrong], name="wrong")
+
+
 async def test_special_files_of_the_host_are_refused_where_they_lead_nowhere(
     caller: Caller, tmp_path: Path
 ) -> None:
@@ -445,12 +470,12 @@ async def test_user_and_stop_signal_are_shown(caller: Caller) -> None:
         supplemental_groups_policy=pb.Strict,
     )
     container_id = await caller.container(
-        pod, stop_signal=pb.SIGUSR1, linux=pb.LinuxContainerConfig(security_context=context)
+        pod, stop_signal=pb.SIGNAL_SIGUSR1, linux=pb.LinuxContainerConfig(security_context=context)
     )
     await caller.start(container_id)
     status = await caller.status(container_id)
     assert (status.user.linux.uid, status.user.linux.gid) == (1234, 56)
     assert set(status.user.linux.supplemental_groups) == {56, 78}
-    assert status.stop_signal == pb.SIGUSR1
+    assert status.stop_signal == pb.SIGNAL_SIGUSR1
     assert status.image.image == BUSYBOX
     assert (await caller.exec(container_id, "id", "-u")).stdout == b"1234\n"

@@ -116,7 +116,7 @@ def test_every_method_has_the_types_of_its_call(service: str) -> None:
         assert returned in (bytes, message_factory.GetMessageClass(method.output_type)), name
 
 
-def test_there_are_41_calls_and_no_public_method_beyond_them() -> None:
+def test_there_are_43_calls_and_no_public_method_beyond_them() -> None:
     names = {
         method_name(method.name)
         for service in pb.DESCRIPTOR.services_by_name.values()
@@ -129,7 +129,7 @@ def test_there_are_41_calls_and_no_public_method_beyond_them() -> None:
         for name in vars(kind)
         if not name.startswith("_")
     }
-    assert len(names) == 41
+    assert len(names) == 43
     assert written == names
 
 
@@ -185,7 +185,7 @@ async def test_the_life_of_a_container(world: World) -> None:
     runtime = world.client.runtime
     pod_id = await world.pod()
     container_id = await world.container(
-        pod_id, envs=[pb.KeyValue(key="A", value=b"\xff=1")], stop_signal=pb.SIGRTMINPLUS3
+        pod_id, envs=[pb.KeyValue(key="A", value=b"\xff=1")], stop_signal=pb.SIGNAL_SIGRTMINPLUS3
     )
     (request,) = world.pods.requests
     assert request.env == (("A", b"\xff=1"),)
@@ -198,7 +198,7 @@ async def test_the_life_of_a_container(world: World) -> None:
     status = answer.status
     assert status.state == pb.CONTAINER_RUNNING
     assert status.started_at == NOW
-    assert status.stop_signal == pb.SIGRTMINPLUS3
+    assert status.stop_signal == pb.SIGNAL_SIGRTMINPLUS3
     assert (status.user.linux.uid, list(status.user.linux.supplemental_groups)) == (7, [9])
     assert status.image.image == IMAGE.id
     assert json.loads(answer.info["info"]) == {"args": ["sleep"]}
@@ -403,6 +403,18 @@ async def test_a_checkpoint_is_refused_with_the_reason_of_the_handler(
     with pytest.raises(Unimplemented, match=reason) as refused:
         await world.client.runtime.checkpoint_container(request)
     assert ("virtual machine" in str(refused.value)) == (handler == "vm")
+
+
+async def test_pods_are_neither_saved_nor_restored(world: World) -> None:
+    runtime, pod_id = world.client.runtime, await world.pod()
+    with pytest.raises(Unimplemented, match=f"{pod_id[:12]}.*saves no pods"):
+        await runtime.checkpoint_pod(pb.CheckpointPodRequest(pod_sandbox_id=pod_id, output_path="/x"))
+    with pytest.raises(NotFound):
+        await runtime.checkpoint_pod(pb.CheckpointPodRequest(pod_sandbox_id="none", output_path="/x"))
+    with pytest.raises(Unimplemented, match="/x"):
+        await runtime.restore_pod(pb.RestorePodRequest(checkpoint_path="/x"))
+    with pytest.raises(InvalidArgument, match="checkpoint_path"):
+        await runtime.restore_pod(pb.RestorePodRequest(checkpoint_path="x"))
 
 
 async def test_an_image_is_inspected_in_the_words_of_its_specification(world: World) -> None:

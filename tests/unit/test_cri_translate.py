@@ -265,7 +265,7 @@ def test_every_stop_signal_survives_the_way_there_and_back() -> None:
     for name, number in pb.Signal.items():
         ours = signals.name_of(number, "stop_signal")
         if not ours:
-            assert name == "RUNTIME_DEFAULT"
+            assert name == "SIGNAL_RUNTIME_DEFAULT"
             continue
         back = signals.number_of(signal_name(signal_number(ours)))
         assert signal_number(signals.name_of(back, "s")) == signal_number(ours), name

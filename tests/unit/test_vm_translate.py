@@ -21,6 +21,7 @@ from orlop.sandbox.spec import (
     Resources,
     Root,
     Security,
+    Tmpfs,
 )
 from orlop.sandbox.vm import translate
 from orlop.sandbox.vm.translate import Plugged
@@ -71,7 +72,8 @@ def test_volumes() -> None:
     mounts = (
         Mount(container_path="/data", host_path="/srv", propagation=Propagation.HOST_TO_CONTAINER),
         Mount(container_path="/ro", host_path="/srv", read_only=True, recursive_read_only=True),
-        Mount(container_path="/img", image=image),
+        Mount(container_path="/img", image=image, options=("noexec",)),
+        Mount(container_path="/tmp", tmpfs=Tmpfs(), options=("noexec", "nosuid")),
     )
     volume_disk = wire.PluggedDisk(id="volume", at=("scsi-kept:9",))
     plugged = Plugged(
@@ -79,11 +81,13 @@ def test_volumes() -> None:
         shares={"/data": "c1-0", "/ro": "c1-1"},
         volumes={"/img": "volume"},
     )
-    data, read_only, volume = translated(spec(mounts=mounts), plugged).mounts
+    data, read_only, volume, memory = translated(spec(mounts=mounts), plugged).mounts
     assert (data.kind, data.source, data.propagation) == ("share", "c1-0", "rslave")
     assert read_only.recursive_read_only
     assert (volume.kind, volume.source, volume.read_only) == ("image", "sub/dir", True)
     assert volume.volume == volume_disk.id
+    assert (data.options, volume.options) == ((), ("noexec",))
+    assert memory.options == ("nodev", "noexec", "nosuid")
 
 
 def test_security_and_namespaces() -> None:

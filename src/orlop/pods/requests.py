@@ -13,6 +13,7 @@ import msgspec
 from orlop.sandbox.spec import (
     Device,
     IdMapping,
+    MountOption,
     Namespaces,
     Propagation,
     Resources,
@@ -38,6 +39,7 @@ class MountRequest(Value, frozen=True):
     selinux_relabel: bool = False
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
+    options: tuple[MountOption, ...] = ()
 
 
 class SecurityRequest(Value, frozen=True):

@@ -227,7 +227,12 @@ def mount(request: MountRequest, lookup: ImageLookup) -> Mount:
     if request.recursive_read_only and not request.read_only:
         raise InvalidArgument(f"mount {request.container_path}: recursive read-only needs read-only")
     if request.tmpfs is not None:
-        return Mount(container_path=request.container_path, tmpfs=request.tmpfs, read_only=request.read_only)
+        return Mount(
+            container_path=request.container_path,
+            tmpfs=request.tmpfs,
+            read_only=request.read_only,
+            options=request.options,
+        )
     if request.image:
         return _image_mount(request, lookup)
     if not posixpath.isabs(request.host_path):
@@ -251,6 +256,7 @@ def mount(request: MountRequest, lookup: ImageLookup) -> Mount:
         selinux_relabel=request.selinux_relabel,
         uid_mappings=request.uid_mappings,
         gid_mappings=request.gid_mappings,
+        options=request.options,
     )
 
 
@@ -266,7 +272,7 @@ def _image_mount(request: MountRequest, lookup: ImageLookup) -> Mount:
         reference=request.image,
         image_ref=image_reference(image, request.image),
     )
-    return Mount(container_path=request.container_path, image=volume, read_only=True)
+    return Mount(container_path=request.container_path, image=volume, read_only=True, options=request.options)
 
 
 def shared_namespaces(asked: Namespaces, pod: Namespaces) -> Namespaces:

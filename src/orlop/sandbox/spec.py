@@ -8,6 +8,7 @@ Sizes are bytes and times are nanoseconds since the epoch unless a name says oth
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal, get_args
 
 import msgspec
 
@@ -151,6 +152,11 @@ class Tmpfs(Value, frozen=True):
     mode: int = 0o1777
 
 
+MountOption = Literal["nodev", "noexec", "nosuid"]
+MOUNT_OPTIONS: tuple[MountOption, ...] = get_args(MountOption)
+"""What a volume can be forbidden besides writing."""
+
+
 class Mount(Value, frozen=True):
     """A volume: one of the three. ``host_path`` is absolute and existed when the request came."""
 
@@ -164,6 +170,7 @@ class Mount(Value, frozen=True):
     selinux_relabel: bool = False
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
+    options: tuple[MountOption, ...] = ()
 
 
 class Device(Value, frozen=True):

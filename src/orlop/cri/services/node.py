@@ -58,6 +58,7 @@ class NodeCalls:
             runtime_handlers=[_handler(item) for item in self._offered(handlers)],
             features=pb.RuntimeFeatures(
                 supplemental_groups_policy=True,
+                mount_options=True,
                 user_namespaces_host_network=any(item.user_namespaces_host_network for item in handlers),
             ),
         )

@@ -9,7 +9,7 @@ from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.cri.services.containers import image_tags
 from orlop.cri.translate import common, pod, status
 from orlop.cri.translate.entries import Entries
-from orlop.errors import InvalidArgument
+from orlop.errors import InvalidArgument, Unimplemented
 from orlop.images.store import ImageStore
 from orlop.pods.records import ContainerFilter, PodFilter, PodRecord
 from orlop.pods.service import PodService
@@ -51,6 +51,22 @@ class PodCalls:
             ],
             timestamp=verbose.now(),
             info=verbose.info(self._pods.pod_info(record.id)) if request.verbose else None,
+        )
+
+    async def checkpoint_pod(self, request: pb.CheckpointPodRequest) -> pb.CheckpointPodResponse:
+        """Refused: no handler saves pods."""
+        record = self._pods.pod(validate.identifier(request.pod_sandbox_id, "pod_sandbox_id"))
+        spec = record.spec
+        raise Unimplemented(
+            f"CheckpointPod: pod {spec.namespace}/{spec.name} ({record.id[:12]}): "
+            f"the handler {record.handler} saves no pods"
+        )
+
+    async def restore_pod(self, request: pb.RestorePodRequest) -> pb.RestorePodResponse:
+        """Refused: there is no checkpoint that could be restored."""
+        path = validate.absolute(request.checkpoint_path, "checkpoint_path")
+        raise Unimplemented(
+            f"RestorePod: {validate.excerpt(path)}: this runtime saves no pods, nor restores any"
         )
 
     async def list_pod_sandbox(self, request: pb.ListPodSandboxRequest) -> bytes:

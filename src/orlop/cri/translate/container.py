@@ -8,7 +8,7 @@ from orlop.cri.translate import common, signals
 from orlop.errors import InvalidArgument
 from orlop.pods.records import ContainerFilter, ContainerPhase
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
-from orlop.sandbox.spec import Device, Propagation
+from orlop.sandbox.spec import MOUNT_OPTIONS, Device, MountOption, Propagation
 
 _PROPAGATIONS = {
     pb.PROPAGATION_PRIVATE: Propagation.PRIVATE,
@@ -116,7 +116,17 @@ def _mount(item: pb.Mount, index: int) -> MountRequest:
         selinux_relabel=item.selinux_relabel,
         uid_mappings=common.id_mappings(item.uidMappings, f"{where}.uidMappings"),
         gid_mappings=common.id_mappings(item.gidMappings, f"{where}.gidMappings"),
+        options=_mount_options(item, f"{where}.mount_options"),
     )
+
+
+def _mount_options(item: pb.Mount, field: str) -> tuple[MountOption, ...]:
+    for option in validate.items(item.mount_options, field, limit=len(MOUNT_OPTIONS)):
+        if option not in MOUNT_OPTIONS:
+            raise InvalidArgument(
+                f"{field}: {validate.excerpt(option)} is none of {', '.join(MOUNT_OPTIONS)}"
+            )
+    return tuple(option for option in MOUNT_OPTIONS if option in item.mount_options)
 
 
 def _devices(config: pb.ContainerConfig) -> tuple[Device, ...]:

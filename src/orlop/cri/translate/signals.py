@@ -1,4 +1,4 @@
-"""Stop signals: CRI numbers them in its own way, ``pods`` has names like ``SIGRTMIN+3``."""
+"""Stop signals: CRI has numbers of its own (``SIGNAL_SIGTERM`` is 23), ``pods`` names like ``SIGRTMIN+3``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from orlop.cri.api import runtime_v1_pb2 as pb
 
 
 def _name(enum_name: str) -> str:
+    enum_name = enum_name.removeprefix("SIGNAL_")
     for base in ("SIGRTMIN", "SIGRTMAX"):
         for word, sign in (("PLUS", "+"), ("MINUS", "-")):
             if enum_name.startswith(base + word):
@@ -27,5 +28,5 @@ def name_of(number: int, field: str) -> str:
 
 
 def number_of(name: str) -> pb.Signal.ValueType:
-    """CRI's number of a signal; RUNTIME_DEFAULT for one that CRI does not have."""
-    return _NUMBERS.get(name, pb.RUNTIME_DEFAULT)
+    """CRI's number of a signal; SIGNAL_RUNTIME_DEFAULT for one that CRI does not have."""
+    return _NUMBERS.get(name, pb.SIGNAL_RUNTIME_DEFAULT)

@@ -160,6 +160,7 @@ def _mount(item: Mount) -> pb.Mount:
         propagation=PROPAGATION_NUMBERS[item.propagation],
         uidMappings=_mappings(item.uid_mappings),
         gidMappings=_mappings(item.gid_mappings),
+        mount_options=item.options,
     )
     if item.image is not None:
         # image_ref is what PullImage answered for this image: its id.

@@ -102,14 +102,20 @@ async def volume_mounts(
                 "destination": mount.container_path,
                 "type": "bind",
                 "source": source,
-                "options": ["rbind", mount.propagation.value.replace("private", "rprivate"), _access(mount)],
+                "options": [
+                    "rbind",
+                    mount.propagation.value.replace("private", "rprivate"),
+                    _access(mount),
+                    *mount.options,
+                ],
             }
         )
     return found
 
 
 def _tmpfs(mount: Mount, asked: Tmpfs) -> dict[str, Any]:
-    options = ["nosuid", "nodev", f"mode={asked.mode:o}", *([f"size={asked.size}"] if asked.size else [])]
+    flags = sorted({"nosuid", "nodev", *mount.options})
+    options = [*flags, f"mode={asked.mode:o}", *([f"size={asked.size}"] if asked.size else [])]
     return _mount("tmpfs", mount.container_path, options, writable=not mount.read_only)
 
 

@@ -136,6 +136,7 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.GuestMount:
             source=mount.image.sub_path.strip("/"),
             volume=plugged.volumes[mount.container_path],
             read_only=True,
+            options=mount.options,
         )
     if mount.tmpfs is not None:
         return wire.GuestMount(
@@ -144,7 +145,7 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.GuestMount:
             size=mount.tmpfs.size,
             mode=mount.tmpfs.mode,
             read_only=mount.read_only,
-            options=("nosuid", "nodev"),
+            options=tuple(sorted({"nosuid", "nodev", *mount.options})),
         )
     return wire.GuestMount(
         target=mount.container_path,
@@ -153,6 +154,7 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.GuestMount:
         read_only=mount.read_only and mount.container_path not in plugged.loose,
         recursive_read_only=mount.recursive_read_only,
         propagation="rslave" if mount.propagation is Propagation.HOST_TO_CONTAINER else "private",
+        options=mount.options,
     )
 
 
