@@ -184,6 +184,20 @@ async def test_a_full_pipe_holds_up_its_container_alone(tmp_path: Path) -> None:
             await sandbox.create(container_spec(pod, "true", sink=Sink(stdout=os.fspath(tmp_path))))
 
 
+async def test_servers_find_the_limits_that_they_expect() -> None:
+    async with environment() as env:
+        pod = pod_spec()
+        sandbox = await env.run(pod)
+        spec = await started(env, sandbox, container_spec(pod, "sleep", "600", security=Security(user="web")))
+        out, err, _ = await execute(sandbox, spec.id, "cat", "/proc/self/limits")
+        limits = {line[:25].strip(): line[25:].split()[:2] for line in out.decode().splitlines()}
+        assert limits["Max open files"] == ["1048576", "1048576"], err
+        assert limits["Max processes"] == limits["Max core file size"] == ["unlimited", "unlimited"]
+        names = ("kernel/pid_max", "kernel/threads-max", "fs/inotify/max_user_instances", "vm/max_map_count")
+        out, _, _ = await execute(sandbox, spec.id, "cat", *(f"/proc/sys/{name}" for name in names))
+        assert [int(one) for one in out.split()] == [1 << 22, 1 << 22, 8192, 1 << 20]
+
+
 async def test_limits_and_memory_as_a_volume() -> None:
     async with environment() as env:
         pod = pod_spec()

@@ -13,9 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError
-from orlop.pods import capabilities, cdi, resolve
+from orlop.pods import capabilities, cdi, limits, resolve
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
-from orlop.sandbox.spec import ContainerSpec, IdMapping, NamespaceMode, Namespaces, Seccomp, SeccompMode
+from orlop.sandbox.spec import (
+    ContainerSpec,
+    IdMapping,
+    NamespaceMode,
+    Namespaces,
+    PodSpec,
+    Rlimit,
+    Seccomp,
+    SeccompMode,
+)
 from tests.unit.pods_double import DoubleConfig, DoubleImage
 
 
@@ -205,3 +214,43 @@ def test_any_bytes_are_a_cdi_specification_or_refused(
     path.write_bytes(content)
     with contextlib.suppress(OrlopError):
         cdi._read(path)
+
+
+NOFILE = Rlimit(name="NOFILE", soft=1000, hard=2000)
+
+
+def _limited(handler: str, *rlimits: Rlimit, **annotations: str) -> tuple[Rlimit, ...]:
+    keys = {"pod": limits.POD, "c": f"{limits.CONTAINER}c", "other": f"{limits.CONTAINER}other"}
+    said = {keys[name]: text for name, text in annotations.items()}
+    pod = PodSpec(id="p", name="p", namespace="n", uid="u", handler=handler, annotations=said)
+    asked = request(command=("x",), image="", directory="/root", rlimits=rlimits)
+    return resolve.container(asked, "c" * 64, pod, None, lambda _: None).rlimits
+
+
+def test_a_pod_wishes_for_limits_by_annotation() -> None:
+    assert _limited("vm") == ()
+    assert _limited("vm", pod="NOFILE=1000:2000", other="CORE=0") == (NOFILE,)
+    infinite = Rlimit(name="MEMLOCK", soft=-1, hard=-1)
+    assert _limited("vm", pod="NOFILE=1, MEMLOCK=infinity", c="RLIMIT_NOFILE = 1000:2000") == (
+        NOFILE,
+        infinite,
+    )
+    assert _limited("vm", c="NOFILE=infinity")[0].hard == 1073741816
+    # Who asks by a field of the request knows better than an annotation.
+    assert _limited("vm", NOFILE, pod="NOFILE=7") == (NOFILE,)
+    assert _limited("process", pod="NOFILE=1000:2000,CORE=0") == (NOFILE, Rlimit(name="CORE", soft=0, hard=0))
+
+
+@pytest.mark.parametrize(
+    "text", ["NOFILE", "nofile=1", "NOFILE=-2", "NOTHING=1", "NOFILE=1:2:3", "CPU=1e3", "x" * 9999]
+)
+def test_a_wish_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"rlimits\.orlop\.io/pod"):
+        _limited("vm", pod=text)
+
+
+@pytest.mark.parametrize("text", ["NOFILE=2000000", "NOFILE=infinity", "RTPRIO=1", "MEMLOCK=infinity"])
+def test_a_process_of_the_host_gets_no_more_than_the_others(text: str) -> None:
+    assert _limited("vm", pod=text)
+    with pytest.raises(FailedPrecondition, match="handler 'vm'"):
+        _limited("process", pod=text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 from pathlib import Path
 
 import msgspec
@@ -42,6 +43,7 @@ from orlop.sandbox.spec import (
     PodSpec,
     Propagation,
     Resources,
+    Rlimit,
     Root,
     Seccomp,
     SeccompMode,
@@ -79,6 +81,27 @@ def test_namespaces_follow_the_pod(tmp_path: Path) -> None:
     )
     spec = ContainerSpec(id="c", pod_id="p", name="m", args=("x",), namespaces=host.namespaces)
     assert set(_kinds(_document(tmp_path, host, spec))) - {"cgroup"} == {"mount"}
+
+
+def test_a_process_has_the_usual_limits_as_far_as_the_daemon_can_give_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {resource.RLIMIT_NOFILE: (100, 20000), resource.RLIMIT_NPROC: (9, 9), resource.RLIMIT_CORE: (0, -1)}
+    monkeypatch.setattr(oci.resource, "getrlimit", own.__getitem__)
+
+    def given(spec: ContainerSpec, effective: int) -> dict[str, int]:
+        monkeypatch.setattr(oci, "_status", lambda field: effective)
+        process = _document(tmp_path, POD, spec)["process"]
+        assert isinstance(process, dict)
+        return {one["type"]: one["hard"] for one in process["rlimits"]}
+
+    infinity = (1 << 64) - 1
+    root = (1 << 41) - 1
+    assert given(SPEC, root) == {"RLIMIT_NOFILE": 1 << 20, "RLIMIT_NPROC": infinity, "RLIMIT_CORE": infinity}
+    bound = root & ~(1 << 24)
+    assert given(SPEC, bound) == {"RLIMIT_NOFILE": 20000, "RLIMIT_NPROC": 9, "RLIMIT_CORE": infinity}
+    asked = msgspec.structs.replace(SPEC, rlimits=(Rlimit(name="NPROC", soft=1, hard=2),))
+    assert given(asked, root)["RLIMIT_NPROC"] == 2
 
 
 def test_process_and_security(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ def main() -> None:
     syscalls.forbid_inspection()
     boot.mount_all()
     boot.tune()
+    boot.raise_limits()
     cgroup.prepare()
     run(channel.connect())
 

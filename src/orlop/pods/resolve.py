@@ -19,7 +19,7 @@ import msgspec
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.images import reference as references
 from orlop.images.model import ImageConfigOci
-from orlop.pods import capabilities
+from orlop.pods import capabilities, limits
 from orlop.pods.ports import ImageConfigLike, ImageLike
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.sandbox.spec import (
@@ -29,6 +29,7 @@ from orlop.sandbox.spec import (
     NamespaceMode,
     Namespaces,
     PodSpec,
+    Rlimit,
     Root,
     Seccomp,
     Security,
@@ -291,6 +292,19 @@ def shared_namespaces(asked: Namespaces, pod: Namespaces) -> Namespaces:
     )
 
 
+def _rlimits(request: ContainerRequest, pod: PodSpec) -> tuple[Rlimit, ...]:
+    """What the caller asks for, and else the pod's annotations."""
+    asked = {limit.name: limit for limit in request.rlimits}
+    wishes = {
+        name: limit
+        for name, limit in limits.wished(pod.annotations, request.name).items()
+        if name not in asked
+    }
+    if pod.handler == "process":
+        limits.check_on_host(request.name, wishes)
+    return (*request.rlimits, *wishes.values())
+
+
 def container(
     request: ContainerRequest, container_id: str, pod: PodSpec, image: ImageLike | None, lookup: ImageLookup
 ) -> ContainerSpec:
@@ -324,7 +338,7 @@ def container(
         stdin_once=request.stdin_once,
         sink=_sink(pod, request),
         resources=request.resources,
-        rlimits=request.rlimits,
+        rlimits=_rlimits(request, pod),
         security=security(request.security, config),
         namespaces=namespaces,
         stop_signal=signal_number(request.stop_signal or config.stop_signal or "SIGTERM"),

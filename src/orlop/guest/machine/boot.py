@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 from contextlib import suppress
 
 from orlop.guest import paths
-from orlop.linux import syscalls
+from orlop.linux import limits, syscalls
 from orlop.linux.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REC
 
 _SECURE = MS_NOSUID | MS_NODEV | MS_NOEXEC
@@ -69,3 +70,16 @@ def tune() -> None:
     for path, text in _TUNING:
         with suppress(OSError):
             paths.write_text(path, text)
+
+
+# A kernel of little memory allows few signals to wait, too.
+_OWN_LIMITS = (("SIGPENDING", 1 << 16),)
+
+
+def raise_limits() -> None:
+    """Give this process, and with it all that it starts, the limits that containers get."""
+    for name, value in limits.KERNEL:
+        with suppress(OSError):
+            paths.write_text(f"/proc/sys/{name}", str(value))
+    for name, value in (*limits.DEFAULTS, *_OWN_LIMITS):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))

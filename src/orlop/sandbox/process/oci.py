@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 from orlop.errors import InvalidArgument
 from orlop.host import cgroups
+from orlop.linux import limits
 from orlop.linux.capabilities import CAPABILITIES
 from orlop.linux.users import Identity
 from orlop.sandbox import seccomp
 from orlop.sandbox.process import devices, selinux, volumes
 from orlop.sandbox.process.layout import PodPaths
-from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec, Resources
+from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec, Resources, Rlimit
 
 VERSION = "1.0.2"
 _SYS_RESOURCE = 24
@@ -100,13 +102,27 @@ def process(inputs: Inputs) -> dict[str, Any]:
         "oomScoreAdj": possible_oom_score(spec.resources.oom_score_adj),
         "rlimits": [
             {"type": f"RLIMIT_{limit.name}", "soft": _limit(limit.soft), "hard": _limit(limit.hard)}
-            for limit in spec.rlimits
+            for limit in (*spec.rlimits, *default_rlimits(spec.rlimits))
         ],
     }
     if inputs.apparmor:
         found["apparmorProfile"] = inputs.apparmor
     if security.selinux_label and selinux.enabled():
         found["selinuxLabel"] = security.selinux_label
+    return found
+
+
+def default_rlimits(asked: Collection[Rlimit]) -> list[Rlimit]:
+    """The usual limits that were not ``asked`` for, or as much of them as this daemon can give."""
+    unbounded = bool(_status("CapEff") & 1 << _SYS_RESOURCE)
+    found = []
+    for name, usual in limits.DEFAULTS:
+        if any(limit.name == name for limit in asked):
+            continue
+        _, own = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
+        above = own != resource.RLIM_INFINITY and (usual == limits.INFINITY or usual > own)
+        value = own if above and not unbounded else usual
+        found.append(Rlimit(name=name, soft=value, hard=value))
     return found
 
 
@@ -173,7 +189,7 @@ def namespaces(inputs: Inputs) -> list[dict[str, Any]]:
     return found
 
 
-def resources(limits: Resources) -> dict[str, Any]:
+def resources(wanted: Resources) -> dict[str, Any]:
     """``linux.resources`` for the limits that are set.
 
     Those of a controller that the host does not have are left out, as other runtimes do: the kubelet
@@ -182,24 +198,24 @@ def resources(limits: Resources) -> dict[str, Any]:
     controllers = cgroups.hierarchy().controllers
     found: dict[str, Any] = {}
     cpu = {
-        "period": limits.cpu_period,
-        "quota": limits.cpu_quota,
-        "shares": limits.cpu_shares,
-        "cpus": limits.cpuset_cpus,
-        "mems": limits.cpuset_mems,
+        "period": wanted.cpu_period,
+        "quota": wanted.cpu_quota,
+        "shares": wanted.cpu_shares,
+        "cpus": wanted.cpuset_cpus,
+        "mems": wanted.cpuset_mems,
     }
     if cpu := {name: value for name, value in cpu.items() if value}:
         found["cpu"] = cpu
-    swap = limits.swap_limit or (limits.memory_limit if _swap_counted() else 0)
-    memory = {name: value for name, value in (("limit", limits.memory_limit), ("swap", swap)) if value}
+    swap = wanted.swap_limit or (wanted.memory_limit if _swap_counted() else 0)
+    memory = {name: value for name, value in (("limit", wanted.memory_limit), ("swap", swap)) if value}
     if memory:
         found["memory"] = memory
-    if limits.pids_limit and "pids" in controllers:
-        found["pids"] = {"limit": limits.pids_limit}
-    if limits.hugepage_limits and "hugetlb" in controllers:
-        found["hugepageLimits"] = [{"pageSize": s, "limit": limit} for s, limit in limits.hugepage_limits]
-    if limits.unified:
-        found["unified"] = dict(limits.unified)
+    if wanted.pids_limit and "pids" in controllers:
+        found["pids"] = {"limit": wanted.pids_limit}
+    if wanted.hugepage_limits and "hugetlb" in controllers:
+        found["hugepageLimits"] = [{"pageSize": s, "limit": limit} for s, limit in wanted.hugepage_limits]
+    if wanted.unified:
+        found["unified"] = dict(wanted.unified)
     return found
 
 
