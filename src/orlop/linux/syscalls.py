@@ -57,6 +57,7 @@ MOUNT_ATTR_IDMAP = 0x100000
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
+PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_THP_DISABLE = 41
@@ -68,7 +69,7 @@ IN_MODIFY = 0x2
 _IN_NONBLOCK = 0o4000
 _IN_CLOEXEC = 0o2000000
 
-_SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITY_NUMBERS = 64
 
@@ -202,7 +203,7 @@ def _number(name: str) -> int:
 
 def pivot_root(new: StrPath, old: StrPath) -> None:
     """pivot_root(2)."""
-    _call(_number("pivot_root"), os.fsencode(new), os.fsencode(old), about=new)
+    _checked(_libc.pivot_root(os.fsencode(new), os.fsencode(old)), new)
 
 
 def set_host_name(name: str) -> None:
@@ -237,11 +238,11 @@ def forbid_huge_pages() -> None:
     _checked(_libc.prctl(ctypes.c_int(PR_SET_THP_DISABLE), ctypes.c_ulong(1), 0, 0, 0))
 
 
-def set_filter(program: bytes, flags: int) -> None:
-    """Put a system-call filter (``struct sock_filter[]``) on the calling thread; seccomp(2)."""
+def set_filter(program: bytes) -> None:
+    """Put a system-call filter (``struct sock_filter[]``) on the calling thread; prctl(2)."""
     buffer = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
-    _call(_number("seccomp"), _SECCOMP_SET_MODE_FILTER, flags, fprog)
+    _checked(_libc.prctl(ctypes.c_int(PR_SET_SECCOMP), ctypes.c_ulong(_SECCOMP_MODE_FILTER), fprog))
 
 
 def forbid_inspection() -> None:

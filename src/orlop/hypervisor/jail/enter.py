@@ -71,7 +71,7 @@ def enter(orders: Orders) -> None:
     # The orders are not the program's to read.
     os.dup2(os.open("/dev/null", os.O_RDWR), 0)
     if orders["program"]:
-        syscalls.set_filter(orders["program"], orders["flags"])
+        syscalls.set_filter(orders["program"])
     os.execve(orders["argv"][0], orders["argv"], orders["environment"])
 
 

@@ -21,8 +21,6 @@ class Orders(TypedDict):
     """Numbers of resource limits (getrlimit(2)) and their values, soft and hard."""
     program: bytes
     """The system-call filter; empty for none."""
-    flags: int
-    """Flags of seccomp(2)."""
     huge_pages: bool
     """Whether the kernel may give it transparent huge pages."""
     argv: list[str]

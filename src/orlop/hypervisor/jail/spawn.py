@@ -38,7 +38,7 @@ class Jail(msgspec.Struct, frozen=True, kw_only=True):
 
     ``owner`` is the first id of its range (:mod:`orlop.hypervisor.jail.ids`); ``binds`` show files and
     directories of the host read-only in the tree; ``devices`` are names below /dev; ``capabilities``
-    count over its own users only. ``program`` is the system-call filter with its ``flags``, empty for none.
+    count over its own users only. ``program`` is the system-call filter, empty for none.
     Without ``huge_pages`` the kernel gives it none, whatever it asks for.
     """
 
@@ -49,7 +49,6 @@ class Jail(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...] = ()
     limits: Mapping[int, int] = {}
     program: bytes = b""
-    flags: int = 0
     huge_pages: bool = True
 
 
@@ -126,7 +125,6 @@ def _orders(jail: Jail, argv: Sequence[str], door: int) -> Orders:
         "capabilities": [CAPABILITIES.index(name) for name in jail.capabilities],
         "limits": list(jail.limits.items()),
         "program": jail.program,
-        "flags": jail.flags,
         "huge_pages": jail.huge_pages,
         "argv": list(argv),
         "environment": {"LANG": "C.UTF-8", "PATH": "/usr/bin"},
