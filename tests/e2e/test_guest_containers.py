@@ -18,7 +18,7 @@ import pytest
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from orlop.guestos.build import GuestArtifacts, build
-from orlop.sandbox.spec import GuestMount as HostMount
+from orlop.sandbox.spec import Mount as HostMount
 from orlop.storage import disks
 from orlop.storage.share import Share
 from orlop.wire import messages
