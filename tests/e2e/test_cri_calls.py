@@ -366,6 +366,18 @@ async def test_a_bad_command_of_an_exec_is_the_same_error_for_each_handler(calle
             await caller.exec(container_id, command)
 
 
+async def test_a_client_that_names_no_masked_paths_gets_the_usual_ones(caller: Caller) -> None:
+    pod = await caller.pod("masked")
+    config = pb.LinuxContainerConfig(security_context=pb.LinuxContainerSecurityContext(privileged=True))
+    script = "grep -cE ' /(proc/(kcore|keys|sys)|sys/firmware) ' /proc/mounts; : >/proc/sys/kernel/domainname"
+    for name, linux, hidden in (("plain", pb.LinuxContainerConfig(), True), ("privileged", config, False)):
+        container_id = await caller.container(pod, name=name, linux=linux)
+        await caller.start(container_id)
+        answer = await caller.exec(container_id, "sh", "-c", script)
+        assert (int(answer.stdout) >= 2) is hidden, answer
+        assert (b"Read-only file system" in answer.stderr) is hidden, answer
+
+
 async def test_a_container_that_cannot_be_made_leaves_no_log(caller: Caller) -> None:
     pod = await caller.pod("no-log")
     context = pb.LinuxContainerSecurityContext(run_as_username="nobody-of-this-name")

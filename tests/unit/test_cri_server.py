@@ -190,7 +190,7 @@ async def test_the_life_of_a_container(world: World) -> None:
     (request,) = world.pods.requests
     assert request.env == (("A", b"\xff=1"),)
     assert request.stop_signal == "SIGRTMIN+3"
-    assert request.security.masked_paths == ()
+    assert request.security.masked_paths is None
     await runtime.start_container(pb.StartContainerRequest(container_id=container_id))
     answer = await runtime.container_status(
         pb.ContainerStatusRequest(container_id=container_id, verbose=True)

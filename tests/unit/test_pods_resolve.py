@@ -132,7 +132,10 @@ def test_security() -> None:
     plain = resolve.security(SecurityRequest(), DoubleConfig(user="app:staff"))
     assert (plain.user, plain.group) == ("app", "staff")
     assert plain.masked_paths == resolve.MASKED_PATHS
+    assert plain.read_only_paths == resolve.READ_ONLY_PATHS
     assert resolve.known_user(plain) is None
+    own = resolve.security(SecurityRequest(), DoubleConfig(), Namespaces(user=NamespaceMode.POD))
+    assert (own.masked_paths, own.read_only_paths) == ((), ())
     named = resolve.security(SecurityRequest(user_id=7, masked_paths=()), DoubleConfig(user="app:staff"))
     assert (named.user, named.group, named.masked_paths) == ("7", "", ())
     profile = Seccomp(mode=SeccompMode.LOCALHOST, path="/p")

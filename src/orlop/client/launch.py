@@ -95,6 +95,7 @@ def container_config(launch: RunOptions, name: str) -> pb.ContainerConfig:
     context = config.linux.security_context
     context.privileged = launch.privileged
     context.readonly_rootfs = launch.read_only
+    context.seccomp.profile_type = pb.SecurityProfile.RuntimeDefault
     if launch.host_network:
         context.namespace_options.network = pb.NODE
     _set_user(context, launch.user)

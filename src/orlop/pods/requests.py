@@ -46,8 +46,8 @@ class SecurityRequest(Value, frozen=True):
     """The security context as asked for.
 
     Capabilities are names with or without ``CAP_``, or ``ALL``. ``user_id`` wins over
-    ``user_name``; neither means the image's user. ``masked_paths`` and ``read_only_paths``
-    None means the runtime's defaults; () means none at all.
+    ``user_name``; neither means the image's user. ``masked_paths`` and ``read_only_paths`` None means
+    that nothing was said (:func:`orlop.pods.resolve.security` decides); () means none at all.
     """
 
     user_id: int | None = None

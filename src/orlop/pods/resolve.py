@@ -49,6 +49,8 @@ MASKED_PATHS = (
 READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 """Paths a container that does not say otherwise may only read."""
 
+_OWN_NAMESPACES = Namespaces()
+
 REALTIME_MIN, REALTIME_MAX = 34, 64
 """What SIGRTMIN and SIGRTMAX mean to C libraries on Linux."""
 
@@ -121,8 +123,14 @@ def environment(request: ContainerRequest, config: ImageConfigLike) -> tuple[tup
     return tuple(merged.items())
 
 
-def security(request: SecurityRequest, config: ImageConfigLike) -> Security:
-    """The final security context: capabilities counted out, user and paths decided."""
+def security(
+    request: SecurityRequest, config: ImageConfigLike, namespaces: Namespaces = _OWN_NAMESPACES
+) -> Security:
+    """The final security context: capabilities counted out, user and paths decided.
+
+    Whoever names no masked and read-only paths gets the usual ones. Only in a user namespace it gets none:
+    there that is how a kubelet says ``procMount: Unmasked``, which Kubernetes allows nowhere else.
+    """
     user, group = _user(request, config)
     privileged = request.privileged
     final = capabilities.effective(request.add_capabilities, request.drop_capabilities, privileged=privileged)
@@ -131,8 +139,12 @@ def security(request: SecurityRequest, config: ImageConfigLike) -> Security:
         raise InvalidArgument(
             f"ambient capabilities {', '.join(sorted(missing))} are not among the container's capabilities"
         )
-    masked = MASKED_PATHS if request.masked_paths is None else request.masked_paths
-    read_only = READ_ONLY_PATHS if request.read_only_paths is None else request.read_only_paths
+    bare = namespaces.user is NamespaceMode.POD
+    masked, read_only = request.masked_paths, request.read_only_paths
+    if masked is None:
+        masked = () if bare else MASKED_PATHS
+    if read_only is None:
+        read_only = () if bare else READ_ONLY_PATHS
     return Security(
         user=user,
         group=group,
@@ -339,7 +351,7 @@ def container(
         sink=_sink(pod, request),
         resources=request.resources,
         rlimits=_rlimits(request, pod),
-        security=security(request.security, config),
+        security=security(request.security, config, namespaces),
         namespaces=namespaces,
         stop_signal=signal_number(request.stop_signal or config.stop_signal or "SIGTERM"),
         annotations=request.annotations,

@@ -168,8 +168,9 @@ def _security(context: pb.LinuxContainerSecurityContext, field: str) -> Security
         privileged=context.privileged,
         no_new_privs=context.no_new_privs,
         read_only_root=context.readonly_rootfs,
-        masked_paths=_paths(context.masked_paths, f"{field}.masked_paths"),
-        read_only_paths=_paths(context.readonly_paths, f"{field}.readonly_paths"),
+        # CRI cannot tell an empty list from none.
+        masked_paths=_paths(context.masked_paths, f"{field}.masked_paths") or None,
+        read_only_paths=_paths(context.readonly_paths, f"{field}.readonly_paths") or None,
         seccomp=common.seccomp(
             context.seccomp if context.HasField("seccomp") else None, context.seccomp_profile_path, field
         ),
