@@ -135,3 +135,9 @@ def test_any_document_is_understood_or_refused(document: Any) -> None:
     for read in (lambda d: choose(d, "x", OWN), lambda d: read_config(d, "x", OWN, 1)):
         with contextlib.suppress(OrlopError):
             read(data(document))
+
+
+@pytest.mark.parametrize("document", [b'{"mediaType": "\xff"}', b"[" * 100_000, b'{"manifests": "\\ud800"}'])
+def test_text_that_is_no_text_is_a_damaged_document(document: bytes) -> None:
+    with pytest.raises(DataLoss):
+        choose(document, "x", OWN)

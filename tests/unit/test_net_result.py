@@ -42,6 +42,16 @@ def test_only_what_belongs_to_the_interface_is_taken() -> None:
     assert found.dns.servers == ("10.88.0.1",)
 
 
+def test_what_was_found_well_formed_can_be_read_for_any_interface() -> None:
+    """An interface without a name is nobody's: what it hides must not turn up later."""
+    strange = BRIDGE | {
+        "interfaces": [{"name": "", "sandbox": "/x"}],
+        "ips": [{"interface": 7, "address": "x"}],
+    }
+    with pytest.raises(Internal, match="ptp"):
+        result.check(json.dumps(strange).encode(), "ptp")
+
+
 def test_older_results_without_interfaces_are_read() -> None:
     old = {"cniVersion": "0.4.0", "ips": [{"version": "4", "address": "10.1.0.2/24"}]}
     assert result.read(old, "eth0").addresses == ("10.1.0.2/24",)

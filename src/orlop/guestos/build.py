@@ -25,6 +25,7 @@ from orlop.guestos import download, packages, pythontree, rootfs
 from orlop.host import threads
 from orlop.linux import architecture
 from orlop.linux.removal import remove_tree
+from orlop.value import UNREADABLE
 
 Progress = Callable[[str], None]
 
@@ -157,7 +158,7 @@ def _complete(target: Path) -> bool:
     try:
         manifest = msgspec.json.decode((target / "manifest.json").read_bytes(), type=_Manifest)
         return all((target / name).stat().st_size == size for name, size in manifest.sizes)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return False
 
 

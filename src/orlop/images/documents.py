@@ -17,6 +17,7 @@ from orlop.errors import DataLoss, FailedPrecondition, ResourceExhausted, Unimpl
 from orlop.images.model import ImageConfigOci
 from orlop.images.reference import is_digest
 from orlop.linux import architecture
+from orlop.value import UNREADABLE
 
 _T = TypeVar("_T")
 
@@ -204,10 +205,8 @@ def _words(value: tuple[str, ...] | str | None) -> tuple[str, ...]:
 def _decode(data: bytes, kind: type[_T], what: str) -> _T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise DataLoss(f"{what} is not a valid document: {error}") from error
-    except RecursionError as error:
-        raise DataLoss(f"{what} is nested too deeply") from error
 
 
 def nested(name: str) -> FailedPrecondition:

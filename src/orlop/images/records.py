@@ -16,6 +16,7 @@ import msgspec
 
 from orlop.host import files
 from orlop.images.model import ImageConfigOci
+from orlop.value import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def _read_all(directory: Path, kind: type[ImageRecord] | type[UseRecord]) -> lis
             continue
         try:
             found.append(msgspec.json.decode(path.read_bytes(), type=kind))
-        except (msgspec.MsgspecError, OSError) as error:
+        except (OSError, *UNREADABLE) as error:
             log.warning("%s is damaged and dropped: %s", path, error)
             path.unlink(missing_ok=True)
     return found

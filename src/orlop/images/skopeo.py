@@ -40,6 +40,7 @@ from orlop.images.documents import MAX_DOCUMENT, Descriptor, digest_of
 from orlop.images.failures import failure, last_message
 from orlop.images.model import RegistryAuth
 from orlop.images.reference import Reference
+from orlop.value import UNREADABLE
 
 ANSWER_TIMEOUT = 60.0
 COPY_TIMEOUT = 4 * 3600.0
@@ -242,7 +243,7 @@ class Proxy:
             answer = msgspec.json.decode(data, type=_ProxyAnswer)
             if not answer.success:
                 raise failure(name, answer.error)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             _close(received)
             raise Unavailable(f"skopeo sent an answer that is not understood: {error}") from error
         except BaseException:

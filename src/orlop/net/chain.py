@@ -18,7 +18,7 @@ from orlop.host.tasks import Undo
 from orlop.net import plugins, result
 from orlop.net.conflist import CHECK_SINCE, NetworkList, PluginConfig
 from orlop.net.plugins import Invocation
-from orlop.value import Value
+from orlop.value import UNREADABLE, Value
 
 _NO_PORTS_NO_WORK = "portmap"
 
@@ -52,7 +52,7 @@ class AttachmentRecords:
         """The pod's attachment, or None. A damaged file counts as none."""
         try:
             return msgspec.json.decode(self._path(pod_id).read_bytes(), type=Attachment)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *UNREADABLE):
             return None
 
     def forget(self, pod_id: str) -> None:

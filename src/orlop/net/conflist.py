@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from orlop.errors import InvalidArgument
-from orlop.value import Value
+from orlop.value import UNREADABLE, Value
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """CNI versions that Orlop speaks, oldest first."""
@@ -76,7 +76,7 @@ def parse(data: bytes, source: str) -> NetworkList:
             for document in documents
             for plugin in (msgspec.convert(document, _Plugin),)
         )
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise InvalidArgument(f"network configuration {source}: {error}") from error
     for plugin in plugins:
         if not plugin.type or "/" in plugin.type:

@@ -11,7 +11,7 @@ import msgspec
 
 from orlop.errors import Code, OrlopError, Unavailable
 from orlop.host import process
-from orlop.value import Value
+from orlop.value import UNREADABLE, Value
 
 _OUTPUT_LIMIT = 4 << 20
 _SHOWN = 1000
@@ -99,7 +99,7 @@ async def execute(
 def _failure(about: str, done: process.Completed) -> PluginFailed:
     try:
         error = msgspec.json.decode(done.stdout, type=_Error)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()[-_SHOWN:]
         status = f"status {done.returncode}" if done.returncode >= 0 else f"signal {-done.returncode}"
         return PluginFailed(f"{about}: it ended with {status}" + (f": {said}" if said else ""))

@@ -9,6 +9,7 @@ import msgspec
 
 from orlop.errors import Internal
 from orlop.net.model import CniDns, NetworkResult
+from orlop.value import UNREADABLE
 from orlop.wire.values import Route
 
 _MAX_ITEMS = 1024
@@ -52,7 +53,7 @@ def check(output: bytes, plugin: str) -> dict[str, Any]:
     try:
         document: dict[str, Any] = msgspec.json.decode(output, type=dict[str, Any])
         read(document, "")
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except (ValueError, *UNREADABLE) as error:
         raise Internal(f"CNI plug-in {plugin} wrote no valid result: {error}") from error
     return document
 
@@ -67,7 +68,8 @@ def read(document: dict[str, Any], interface: str) -> NetworkResult:
         raise ValueError(f"more than {_MAX_ITEMS} addresses, routes or interfaces")
     own = [n for n, found in enumerate(result.interfaces) if found.sandbox and found.name == interface]
     addresses = [ip for ip in result.ips if ip.interface is None or ip.interface in own or not own]
-    for ip in addresses:
+    # Those of other interfaces as well: what was found well-formed for one is so for any.
+    for ip in result.ips:
         ipaddress.ip_interface(ip.address)
         if ip.gateway:
             ipaddress.ip_address(ip.gateway)

@@ -20,6 +20,7 @@ import msgspec
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.pods.requests import ContainerRequest
 from orlop.sandbox.spec import ContainerSpec, Device, Mount
+from orlop.value import UNREADABLE
 
 DIRECTORIES = (Path("/etc/cdi"), Path("/var/run/cdi"))
 ANNOTATION_PREFIX = "cdi.k8s.io/"
@@ -121,7 +122,7 @@ def _read(path: Path) -> _Specification:
         if path.suffix == ".json":
             return msgspec.json.decode(content, type=_Specification)
         return msgspec.yaml.decode(content, type=_Specification)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise InvalidArgument(f"CDI specification {path} cannot be used: {error}") from error
 
 

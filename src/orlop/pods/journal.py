@@ -31,6 +31,7 @@ import msgspec
 from orlop.errors import Internal, ResourceExhausted
 from orlop.host import threads
 from orlop.pods.records import ContainerRecord, PodRecord
+from orlop.value import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ class Journal:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             return self._open_file()
-        except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
+        except (sqlite3.DatabaseError, *UNREADABLE) as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise Internal(f"journal {self._path} cannot be opened: {error}") from error
             aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")

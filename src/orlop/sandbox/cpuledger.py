@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from orlop.value import Value
+from orlop.value import UNREADABLE, Value
 
 
 class CpuShare(Value, frozen=True):
@@ -66,7 +66,7 @@ class CpuLedger:
         if self._book is None:
             try:
                 self._book = msgspec.json.decode(self._path.read_bytes(), type=_Book)
-            except (OSError, msgspec.DecodeError):
+            except (OSError, *UNREADABLE):
                 self._book = _Book()
         return self._book
 

@@ -21,6 +21,7 @@ from orlop.host.seccomp import ACTIONS, FLAGS, OPERATORS, Argument, Filter, Prof
 from orlop.linux import architecture
 from orlop.sandbox import seccomp_default as default
 from orlop.sandbox.spec import Seccomp, SeccompMode
+from orlop.value import UNREADABLE
 
 _MAX_PROFILE = 1 << 20
 _EPERM, _ENOSYS = 1, 38
@@ -160,7 +161,7 @@ def parse(data: bytes, source: str, capabilities: Collection[str]) -> Profile:
     """Check a profile document and decide its conditions. Raises InvalidArgument naming ``source``."""
     try:
         found = msgspec.json.decode(data, type=_Document)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise InvalidArgument(f"seccomp profile {source}: {error}") from error
     rules = []
     for rule in found.syscalls or ():

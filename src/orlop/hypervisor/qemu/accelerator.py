@@ -21,6 +21,7 @@ import msgspec
 from orlop.errors import DeadlineExceeded, Unavailable
 from orlop.host import files, tasks
 from orlop.hypervisor.base import Accelerator, Machine
+from orlop.value import UNREADABLE
 
 _NAME = "accelerator.json"
 _KVM = Path("/dev/kvm")
@@ -110,7 +111,7 @@ def remembered(root: Path, wanted: str) -> Finding | None:
     """What an earlier trial found for the same inputs, if that is to be believed still."""
     try:
         finding = msgspec.json.decode((root / _NAME).read_bytes(), type=Finding)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return None
     fresh = not finding.until or finding.until - PASSING <= time.time() < finding.until
     return finding if finding.inputs == wanted and fresh else None

@@ -10,6 +10,7 @@ from orlop.errors import DataLoss, NotFound
 from orlop.host import files
 from orlop.hypervisor.base import MachineShape
 from orlop.hypervisor.qemu.bays import Bay
+from orlop.value import UNREADABLE
 
 _NAME = "machine.json"
 
@@ -49,5 +50,5 @@ def load(directory: Path) -> MachineRecord:
         return msgspec.json.decode(path.read_bytes(), type=MachineRecord)
     except FileNotFoundError:
         raise NotFound(f"there is no machine in {directory}") from None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise DataLoss(f"the machine's record {path} cannot be read: {error}") from error

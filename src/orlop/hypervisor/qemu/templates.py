@@ -25,6 +25,7 @@ from orlop.errors import DataLoss
 from orlop.host import files
 from orlop.hypervisor.base import Accelerator, MachineShape, Template
 from orlop.linux.removal import remove_tree
+from orlop.value import UNREADABLE
 
 MEMORY = "memory"
 STATE = "state"
@@ -106,7 +107,7 @@ def load(root: Path, key: str) -> Saved:
     directory = directory_for(root, key)
     try:
         manifest = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_SavedManifest)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise DataLoss(f"the template {directory} has no valid manifest: {error}") from error
     if manifest.key != key:
         raise DataLoss(f"the template {directory} belongs to another machine")

@@ -23,6 +23,7 @@ from orlop.sandbox.process.layout import ContainerPaths, KnownProcess
 from orlop.sandbox.process.runtime import Runtime, last_error, refusal
 from orlop.sandbox.rawoutput import open_raw
 from orlop.sandbox.spec import ContainerSpec
+from orlop.value import UNREADABLE
 
 _CREATE_TIME = 120.0
 _MESSAGE_LIMIT = 1 << 16
@@ -143,7 +144,7 @@ async def _read_report(descriptor: int) -> _Report | None:
         return msgspec.json.decode(line, type=_Report) if line.strip() else None
     except TimeoutError:
         return _Report(data=-1, message=f"the runtime did not answer within {_CREATE_TIME:g} seconds")
-    except (ValueError, msgspec.DecodeError) as error:
+    except (ValueError, *UNREADABLE) as error:
         return _Report(data=-1, message=f"conmon's answer is not understood: {error}")
     finally:
         transport.close()

@@ -24,7 +24,7 @@ import msgspec
 from orlop.errors import InvalidArgument
 from orlop.host import files, privacy
 from orlop.linux.removal import remove_tree
-from orlop.value import Value
+from orlop.value import UNREADABLE, Value
 
 
 class KnownProcess(Value, frozen=True):
@@ -191,7 +191,7 @@ def load_pod(path: Path) -> PodState | None:
     """A pod's record, or None when there is none that can be read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=PodState)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return None
 
 
@@ -199,7 +199,7 @@ def load_container(path: Path) -> ContainerProcesses | None:
     """A container's record, or None when there is none that can be read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=ContainerProcesses)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return None
 
 
@@ -207,5 +207,5 @@ def load_document(path: Path) -> dict[str, Any] | None:
     """A container's OCI document, or None when there is none that can be read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return None

@@ -16,6 +16,7 @@ import msgspec
 from orlop.config import Config
 from orlop.errors import CannotRun, DeadlineExceeded, FailedPrecondition, Internal, NotFound, OrlopError
 from orlop.host import cgroups, process
+from orlop.value import UNREADABLE
 
 KNOWN = ("crun", "runc")
 _START_TIME = 30.0
@@ -134,7 +135,7 @@ def last_error(log: Path) -> str:
     for line in reversed(lines):
         try:
             entry = msgspec.json.decode(line, type=_LogLine)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             continue
         if entry.level in ("error", "fatal") and entry.msg:
             return entry.msg
@@ -196,7 +197,7 @@ async def _mount_options(program: str, name: str) -> frozenset[str]:
     done = await process.run([program, "features"], timeout=10, check=False)
     try:
         features = msgspec.json.decode(done.stdout, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except UNREADABLE:
         # Older ones cannot tell; crun has had recursive attributes since 0.20.
         return frozenset({"rro"}) if name == "crun" else frozenset()
     return frozenset(str(option) for option in features.get("mountOptions", ()))

@@ -18,7 +18,7 @@ from orlop.errors import DataLoss, InvalidArgument
 from orlop.host import files
 from orlop.sandbox.crilog import LogPosition
 from orlop.sandbox.rawoutput import FileMark
-from orlop.value import Value
+from orlop.value import UNREADABLE, Value
 from orlop.wire.values import Disks
 
 T = TypeVar("T", bound=Value)
@@ -143,5 +143,5 @@ def _read(path: Path, kind: type[T]) -> T | None:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, OSError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise DataLoss(f"state file {path} cannot be read: {error}") from error
