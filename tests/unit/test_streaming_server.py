@@ -209,6 +209,21 @@ async def test_a_terminal_is_resized(server: StreamingServer, backend: Backend) 
     client.close()
 
 
+@pytest.mark.parametrize("nonsense", [b"[" * 5000, b"9" * 5000, b"1 " * 30_000, b'{"Width": ' * 900])
+async def test_sizes_that_are_none_end_no_session(
+    server: StreamingServer, backend: Backend, nonsense: bytes
+) -> None:
+    client = await SpdyClient.open(exec_url(server, tty=True))
+    ids = client.streams("error", "stdin", "stdout", "resize")
+    client.send(client.frames.data(ids["resize"], nonsense))
+    await asyncio.sleep(0.05)
+    client.send(client.frames.data(ids["resize"], b'{"Width":80,"Height":24}'))
+    client.send(client.frames.data(ids["stdin"], b"", fin=True))
+    await client.drain_until(ids["error"])
+    assert json.loads(client.data[ids["error"]])["status"] == "Success"
+    client.close()
+
+
 async def test_an_unknown_container_is_told_on_the_error_stream(server: StreamingServer) -> None:
     client = await SpdyClient.open(exec_url(server, "nobody"))
     ids = client.streams("error", "stdin", "stdout", "stderr")

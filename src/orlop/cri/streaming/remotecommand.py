@@ -138,17 +138,22 @@ class _Sizes:
 
     def _take(self) -> Size | None:
         """A size from the text that is here."""
-        while self._text:
-            try:
-                value, end = json.JSONDecoder().raw_decode(self._text.lstrip())
-            except json.JSONDecodeError:
-                if len(self._text) > MAX_RESIZE_TEXT:
-                    self._text = ""
-                return None
-            self._text = self._text.lstrip()[end:]
-            width, height = _size(value)
-            if width and height:
-                return width, height
+        text, begin = self._text, 0
+        try:
+            while begin < len(text):
+                if text[begin].isspace():
+                    begin += 1
+                    continue
+                value, begin = json.JSONDecoder().raw_decode(text, begin)
+                width, height = _size(value)
+                if width and height:
+                    return width, height
+        except (ValueError, RecursionError):
+            # A value that is not whole yet, or never will be.
+            if len(text) - begin > MAX_RESIZE_TEXT:
+                begin = len(text)
+        finally:
+            self._text = text[begin:]
         return None
 
 
