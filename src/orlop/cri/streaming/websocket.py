@@ -52,7 +52,7 @@ class WebSocket:
         try:
             self._ws.initiate_upgrade_connection(raw, target)
             opened = next(self._ws.events(), None)
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, LocalProtocolError, UnicodeDecodeError) as error:
             raise WebSocketError(f"the WebSocket handshake is not valid: {error}") from error
         if not isinstance(opened, Request):
             raise WebSocketError("the WebSocket handshake is not valid")
