@@ -58,17 +58,22 @@ _MEANINGS: tuple[tuple[tuple[str, ...], type[OrlopError], str], ...] = (
 
 
 # Names say nothing about what went wrong, though "401" or "signature" may be part of one: addresses,
-# hosts with their ports, references that begin with a host, digests.
+# hosts with their ports, references that begin with a host, digests. Each begins where no part of it can
+# come before, so that a long word is looked at once and not from each of its letters.
 _NAMES = re.compile(
-    r"""[a-z]+://[^\s"]+|[\w-]*[.:][\w.:-]*/[^\s"]*|[\w.-]+:[0-9]+\b|\[[0-9a-f:]+\]:[0-9]+|sha256:[0-9a-f]+"""
+    r"""(?<![a-z])[a-z]+://[^\s"]+|(?<![\w.:-])[\w-]*[.:][\w.:-]*/[^\s"]*|(?<![\w.-])[\w.-]+:[0-9]+\b"""
+    r"""|\[[0-9a-f:]+\]:[0-9]+|sha256:[0-9a-f]+"""
 )
+
+_LONGEST = 16 << 10
+"""Characters of a message that are looked at: some registries send a page."""
 
 
 def failure(name: str, message: str) -> OrlopError:
     """The error that a message of skopeo stands for."""
-    said = _NAMES.sub("", message.lower())
+    said = _NAMES.sub("", message[:_LONGEST].lower())
     for words, kind, meaning in _MEANINGS:
-        if any(re.search(rf"(?<![0-9]){re.escape(word)}(?![0-9])", said) for word in words):
+        if any(not word or re.search(rf"(?<![0-9]){re.escape(word)}(?![0-9])", said) for word in words):
             label, colon, rest = meaning.partition(": ")
             prefix = f"{label}: " if colon else ""
             return kind(f"{prefix}image {name} cannot be pulled: {rest or label} ({_shorten(message)})")

@@ -220,7 +220,7 @@ async def _last_word(child: process.Child, what: str) -> dict[str, Any]:
             lines = (await child.stdout.read(_WORDS)).splitlines()
     except TimeoutError as error:
         raise Internal(f"{what} takes longer than {CONVERSION_STALL:g} seconds") from error
-    last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    last = _said(lines[-1]) if lines else {}
     if "done" not in last:
         said = (
             last.get("message") or (await child.stderr.read(_WORDS)).decode(errors="replace").strip()[-400:]
@@ -228,6 +228,15 @@ async def _last_word(child: process.Child, what: str) -> dict[str, Any]:
         raise Internal(f"{what} failed: {said or f'status {await child.wait()}'}")
     done: dict[str, Any] = last["done"]
     return done
+
+
+def _said(line: bytes) -> dict[str, Any]:
+    """What a child says in one line; nothing when it was cut off, or what it reads has taken it over."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return message if isinstance(message, dict) else {}
 
 
 def _environment() -> dict[str, str]:
@@ -293,11 +302,11 @@ class _Conversion:
             if not line:
                 return None
             try:
-                message: dict[str, Any] = json.loads(line)
+                message = _said(line)
                 if "read" not in message:
                     return message
                 read = int(message["read"])
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 return None  # it was taken over by what it reads
             if read > self._read:
                 idle = 0.0
