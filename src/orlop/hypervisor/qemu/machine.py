@@ -49,6 +49,7 @@ _GROW_TIMEOUT = 10.0
 _SHRINK_TIMEOUT = 1.0
 _SIZE_INTERVAL = 0.01
 _QUICK = 2.0
+_MIGRATION_STEPS = 64
 _MEMORY_PATH = f"/machine/peripheral/{cmdline.MEMORY_DEVICE}"
 
 
@@ -78,7 +79,7 @@ class QemuMachine:
         self._why = ""
         self._port_open = asyncio.Event()
         self._unplugged: dict[str, asyncio.Event] = {}
-        self.migration: asyncio.Queue[str] = asyncio.Queue()
+        self.migration: asyncio.Queue[str] = asyncio.Queue(_MIGRATION_STEPS)
 
     @property
     def pid(self) -> int:
@@ -298,7 +299,8 @@ class QemuMachine:
             )
         if limit <= base:
             return base
-        block = await self._get_size("block-size")
+        if not (block := await self._get_size("block-size")):
+            raise self._nonsense("qom-get")
         wanted = -(-max(0, (memory_mib - base) << 20) // block) * block
         wanted = min(wanted, ((limit - base) << 20) // block * block)
         await self.monitor.execute(
@@ -315,14 +317,22 @@ class QemuMachine:
 
     async def _get_size(self, name: str) -> int:
         value = await self.monitor.execute("qom-get", {"path": _MEMORY_PATH, "property": name})
-        return value if isinstance(value, int) else 0
+        if not isinstance(value, int) or value < 0:
+            raise self._nonsense("qom-get")
+        return value
+
+    def _nonsense(self, command: str) -> Unavailable:
+        """For an answer that no QEMU gives which is its own master."""
+        return Unavailable(f"QEMU of {self.name} answers {command} with what makes no sense")
 
     async def _add_vcpus(self, wanted: int) -> int:
-        slots = await self.monitor.execute("query-hotpluggable-cpus")
-        assert isinstance(slots, list)
+        answer = await self.monitor.execute("query-hotpluggable-cpus")
+        slots = [slot for slot in answer if isinstance(slot, dict)] if isinstance(answer, list) else []
+        if not all(isinstance(slot.get("props"), dict) and "type" in slot for slot in slots):
+            raise self._nonsense("query-hotpluggable-cpus")
         present = sum(1 for slot in slots if "qom-path" in slot)
         free = [slot for slot in reversed(slots) if "qom-path" not in slot]
-        free.sort(key=lambda slot: sorted(slot["props"].items()))
+        free.sort(key=lambda slot: sorted((name, _number(value)) for name, value in slot["props"].items()))
         for slot in free[: max(0, wanted - present)]:
             number = "-".join(str(value) for _, value in sorted(slot["props"].items()))
             await self.monitor.execute(
@@ -454,7 +464,10 @@ class QemuMachine:
                 {"device": cmdline.CONSOLE_ID, "size": cmdline.CONSOLE_BYTES, "format": "base64"},
                 timeout=_QUICK,
             )
-            data = base64.b64decode(str(answer))
+            try:
+                data = base64.b64decode(str(answer))
+            except ValueError:
+                raise self._nonsense("ringbuf-read") from None
             if data:
                 await threads.call(_append_bounded, self._directory / CONSOLE_LOG, data)
 
@@ -467,8 +480,10 @@ class QemuMachine:
             if data.get("open"):
                 self._port_open.set()
         elif name == "MIGRATION":
-            self.migration.put_nowait(str(data.get("status", "")))
-        elif name == "STOP":
+            # Whoever waits for one wants the last; nobody does later, when a guest could make QEMU send many.
+            with suppress(asyncio.QueueFull):
+                self.migration.put_nowait(str(data.get("status", "")))
+        elif name == "STOP" and (self._looking is None or self._looking.done()):
             with suppress(Unavailable):  # it is being let go of
                 self._looking = self._tasks.spawn(self._look_why_stopped(), f"why {self.name} stopped")
         elif name == "SHUTDOWN":
@@ -477,6 +492,10 @@ class QemuMachine:
             reason = str(data.get("reason", ""))
             if data.get("guest"):
                 self._begin_going_down(why.get(reason, f"the guest ended: {reason}"))
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _append_bounded(path: Path, data: bytes) -> None:
