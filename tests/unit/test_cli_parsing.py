@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,25 @@ def test_help_does_not_wait_for_grpc() -> None:
     code = "import sys, orlop.cli.main; print({'grpc', 'rich', 'msgspec'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "grpc" not in done.stdout and "msgspec" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("parse", "argument"),
+    [
+        (units.parse_size, b"9" * 400),
+        (units.parse_size, b"9" * 5000),
+        (units.parse_port, b"1" * 5000 + b":80"),
+        (units.parse_port, b"\xff:8080:80"),
+        (units.parse_volume, b"~nobody-of-that-name:/data"),
+        (units.parse_volume, b"/tmp:/\xff"),
+        (units.parse_volume, b"x" * 5000 + b":/data"),
+        (units.parse_environment, b"\xff=value"),
+    ],
+)
+def test_an_argument_may_be_any_bytes(parse: Callable[[str], object], argument: bytes) -> None:
+    with pytest.raises(CliError):
+        parse(os.fsdecode(argument))
+
+
+def test_a_value_may_be_any_bytes() -> None:
+    assert units.parse_environment(os.fsdecode(b"A=\xff")).value == b"\xff"
