@@ -6,9 +6,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 HANDLER ?= process
 TRANSPORT ?= spdy
 FOCUS ?=
+TARGET ?=
+SECONDS ?= 300
 COMMAND ?=
 
-.PHONY: help test lint types unit e2e hostile conformance conformance-all debian13 kvm-lab bench lock clean
+.PHONY: help test lint types unit e2e hostile fuzz conformance conformance-all debian13 kvm-lab bench lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -22,14 +24,17 @@ lint: $(PYTHON) ## ruff
 types: $(PYTHON) ## mypy --strict
 	$(PYTHON) -m mypy
 
-unit: $(PYTHON) ## Tests that need no root
-	$(PYTHON) -m pytest tests/unit -q --junitxml build/tests/unit.xml
+unit: $(PYTHON) ## Tests that need no root, and a short round of fuzzing
+	$(PYTHON) -m pytest tests/unit tests/fuzz -q --junitxml build/tests/unit.xml
 
 e2e: $(PYTHON) ## Tests against real QEMU, CNI, registry and crictl, and attacks (root)
 	$(PYTHON) -m pytest tests/e2e tests/hostile -q --junitxml build/tests/e2e.xml
 
 hostile: $(PYTHON) ## Attacks on a node, each of which must fail (root)
 	$(PYTHON) -m pytest tests/hostile -q
+
+fuzz: $(PYTHON) ## Look for inputs that break a parser: TARGET=name SECONDS=for all together
+	$(PYTHON) -m tests.fuzz $(if $(TARGET),--target $(TARGET)) --seconds $(SECONDS)
 
 conformance: $(PYTHON) ## critest: HANDLER=vm|process|auto TRANSPORT=spdy|websocket FOCUS=regex (root)
 	$(PYTHON) -m tests.conformance --handler $(HANDLER) --transport $(TRANSPORT) $(if $(FOCUS),--focus '$(FOCUS)')
