@@ -1,9 +1,9 @@
-"""Generate ``runtime_v1_pb2.py`` and its type stub from ``runtime_v1.proto``.
+"""Generate the ``_pb2.py`` of each ``.proto``, and its type stub.
 
     python scripts/generate_proto.py [DIRECTORY]
 
 Needs grpcio-tools and mypy-protobuf (the extra "dev"). DIRECTORY is where the package's
-``orlop/cri/api`` goes, ``src`` unless named. The generated code refuses an older protobuf
+``orlop`` goes, ``src`` unless named. The generated code refuses an older protobuf
 runtime than the generator's own: raise the requirement in pyproject.toml along with it.
 """
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from grpc_tools import protoc
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
-PROTO = "orlop/cri/api/runtime_v1.proto"
+PROTOS = ("orlop/cri/api/runtime_v1.proto", "orlop/nri/api/nri_v1alpha1.proto", "orlop/ttrpc/messages.proto")
 
 
 def generate(target: Path) -> int:
-    """Write both files below ``target``; returns protoc's exit code."""
+    """Write all files below ``target``; returns protoc's exit code."""
     # protoc looks for the mypy plug-in on PATH, where a virtual environment need not be.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return int(
@@ -28,7 +28,7 @@ def generate(target: Path) -> int:
                 f"--proto_path={SOURCE}",
                 f"--python_out={target}",
                 f"--mypy_out=quiet:{target}",
-                PROTO,
+                *PROTOS,
             ]
         )
     )

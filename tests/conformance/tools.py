@@ -122,6 +122,23 @@ def cri_tools() -> tuple[Path, Path]:
     return crictl, critest
 
 
+def peer(name: str) -> Path:
+    """A small Go program below ``tests/peers``: the original of a protocol, to talk with."""
+    source = Path(__file__).resolve().parents[1] / "peers" / name
+    files = sorted(path for path in source.iterdir() if path.suffix in (".go", ".mod", ".sum"))
+    key = hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    target = cache_dir() / "peers" / f"{name}-{key}"
+    if not target.exists():
+        say(f"building {name} (a minute, once)")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        env = {"GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+        with tempfile.TemporaryDirectory(prefix="peer-", dir=target.parent) as scratch:
+            built = Path(scratch) / name
+            run([find_go(), "build", "-trimpath", "-p", "2", "-o", built, "."], cwd=source, env=env)
+            built.rename(target)
+    return target
+
+
 def debian_packages(names: Iterable[str]) -> Path:
     """A directory with the named packages of Debian unpacked into it, without installing them."""
     names = sorted(names)

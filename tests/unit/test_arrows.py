@@ -1,7 +1,7 @@
 """The rules of the house: which room may import which, and how large anything may grow.
 
 ``errors, config, linux, value, wire, tracing`` -> ``guest, host``
--> ``hypervisor, guestos, images, net, storage`` -> ``sandbox`` -> ``pods`` -> ``cri`` and other fronts
+-> ``hypervisor, guestos, images, net, storage, ttrpc`` -> ``sandbox`` -> ``pods`` -> ``cri`` and other fronts
 -> ``daemon, client`` -> ``cli``. A room imports only what lies below.
 """
 
@@ -23,10 +23,10 @@ SOURCE = Path(orlop.__file__).parent
 RANKS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "config", "linux", "value", "wire", "tracing"}),
     frozenset({"guest", "host"}),
-    frozenset({"hypervisor", "guestos", "images", "net", "storage"}),
+    frozenset({"hypervisor", "guestos", "images", "net", "storage", "ttrpc"}),
     frozenset({"sandbox"}),
     frozenset({"pods"}),
-    frozenset({"cri", "oci", "shim"}),
+    frozenset({"cri", "nri", "oci", "shim"}),
     frozenset({"daemon", "client"}),
     frozenset({"cli"}),
 )
