@@ -64,7 +64,7 @@ def test_memory_without_room_to_grow_has_no_such_device() -> None:
 
 
 def test_names_are_escaped() -> None:
-    assert option(render(change(name="a,b")), "-name") == ["a,,b,debug-threads=on"]
+    assert option(render(change(name="a,b")), "-name") == ["a,,b,process=qemu-system-x86_64,debug-threads=on"]
 
 
 def test_no_file_of_the_host_is_named() -> None:
@@ -74,8 +74,9 @@ def test_no_file_of_the_host_is_named() -> None:
     assert option(argv, "-add-fd") == ["fd=10,set=0"]
 
 
-def test_the_guest_is_confined() -> None:
-    (sandbox,) = option(render(ARGUMENTS), "-sandbox")
+def test_qemu_confines_itself_where_its_jail_does_less() -> None:
+    assert option(render(ARGUMENTS), "-sandbox") == []
+    (sandbox,) = option(render(change(own_filter=True)), "-sandbox")
     assert {"on", "spawn=deny", "elevateprivileges=deny", "obsolete=deny"} <= set(sandbox.split(","))
 
 
@@ -88,6 +89,7 @@ def test_what_lies_behind_the_devices_does_not_change_the_key() -> None:
         boot=Boot(12, 13),
         memory=Memory(size_mib=192, max_mib=1024, file=31, shared=True),
         code_mib=128,
+        own_filter=True,
     )
     assert machine_key(other) == machine_key(ARGUMENTS)
 

@@ -56,8 +56,7 @@ def enter(orders: Orders) -> None:
     syscalls.set_host_name(_HOSTNAME)
     _furnish(orders)
     _move_in(orders["tree"])
-    for kind, value in orders["limits"]:
-        resource.setrlimit(kind, (value, value))
+    entrance = _bound(orders["argv"][0], orders["limits"])
     syscalls.unshare(syscalls.CLONE_NEWUSER)
     os.write(orders["door"], WAITING)
     if os.read(orders["door"], 1) != MAPPED:
@@ -72,7 +71,7 @@ def enter(orders: Orders) -> None:
     os.dup2(os.open("/dev/null", os.O_RDWR), 0)
     if orders["program"]:
         syscalls.set_filter(orders["program"])
-    os.execve(orders["argv"][0], orders["argv"], orders["environment"])
+    os.execve(entrance, orders["argv"], orders["environment"])
 
 
 def _furnish(orders: Orders) -> None:
@@ -116,6 +115,20 @@ def _move_in(tree: str) -> None:
     # The old root lies on top of the new one now.
     syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
+
+
+def _bound(program: str, limits: list[tuple[int, int]]) -> int:
+    """Set the limits; returns the program as a descriptor that the exec closes and that lies above them all.
+
+    The filter can then let this one exec pass: nobody in the jail comes to have that descriptor again."""
+    values = dict(limits)
+    entrance = values[resource.RLIMIT_NOFILE]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (entrance + 1, hard))
+    os.dup2(os.open(program, os.O_RDONLY | os.O_CLOEXEC), entrance, inheritable=False)
+    for kind, value in limits:
+        resource.setrlimit(kind, (value, value))
+    return entrance
 
 
 def _give_up(kept: set[int]) -> None:

@@ -33,6 +33,24 @@ _SOURCE = os.fspath(Path(orlop.__file__).parent.parent)
 _ENTER = f"import sys; sys.path.insert(0, {_SOURCE!r}); from orlop.hypervisor.jail.enter import main; main()"
 
 
+def _most_files() -> int:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 4096 if hard == resource.RLIM_INFINITY else min(4096, hard - 1)
+
+
+ENTRANCE = _most_files()
+"""The descriptor of the program while the jail is entered: one above all that it can ever have itself."""
+
+LIMITS: Mapping[int, int] = {
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_NOFILE: ENTRANCE,
+    resource.RLIMIT_NPROC: 512,
+    resource.RLIMIT_MEMLOCK: 64 << 10,
+    resource.RLIMIT_MSGQUEUE: 0,
+}
+"""Limits (getrlimit(2)) that suit a machine of any size; its user is its own, so NPROC counts its threads."""
+
+
 class Jail(msgspec.Struct, frozen=True, kw_only=True):
     """What a program may see and do.
 
@@ -47,19 +65,9 @@ class Jail(msgspec.Struct, frozen=True, kw_only=True):
     binds: tuple[tuple[Path, str], ...] = ()
     devices: tuple[str, ...] = ("null",)
     capabilities: tuple[str, ...] = ()
-    limits: Mapping[int, int] = {}
+    limits: Mapping[int, int] = msgspec.field(default_factory=lambda: LIMITS)
     program: bytes = b""
     huge_pages: bool = True
-
-
-LIMITS: Mapping[int, int] = {
-    resource.RLIMIT_CORE: 0,
-    resource.RLIMIT_NOFILE: 4096,
-    resource.RLIMIT_NPROC: 512,
-    resource.RLIMIT_MEMLOCK: 64 << 10,
-    resource.RLIMIT_MSGQUEUE: 0,
-}
-"""Limits (getrlimit(2)) that suit a machine of any size; its user is its own, so NPROC counts its threads."""
 
 
 async def spawn(

@@ -11,6 +11,7 @@ block layer opens is named by :func:`descriptor_set`, anything else by :func:`in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -28,6 +29,7 @@ MEMORY_DEVICE = "vmem0"
 SHARE = "/share"
 """Where the jail shows the directory that the guest can mount."""
 _ROOT_SET = 0
+_OWN_FILTER = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 _KERNEL_ARGUMENTS = (
     # Where the guest finds its root and the line to the daemon.
@@ -98,7 +100,8 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     the descriptor of the root disk.
 
     ``code_mib`` is what the emulator may keep of translated code: too little, and it translates
-    the same code over and over; all it uses is memory that a clone does not share."""
+    the same code over and over; all it uses is memory that a clone does not share. ``own_filter`` has QEMU
+    forbid itself what it knows to be of no use to it, where the jail does not forbid more."""
 
     program: str
     name: str
@@ -114,6 +117,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     bays: tuple[Bay, ...] = ()
     boot: Boot | None = None
     code_mib: int = 0
+    own_filter: bool = False
 
 
 def render(arguments: Arguments) -> list[str]:
@@ -144,6 +148,7 @@ def machine_key(arguments: Arguments) -> str:
         network=Network(6),
         memory=msgspec.structs.replace(arguments.memory, file=7, shared=False),
         code_mib=0,
+        own_filter=False,
         boot=Boot(8, 9),
     )
     return " ".join(render(neutral))
@@ -151,11 +156,12 @@ def machine_key(arguments: Arguments) -> str:
 
 def _process(arguments: Arguments) -> Sequence[str]:
     return (
-        *("-name", f"{_escape(arguments.name)},debug-threads=on"),
+        # The jail becomes QEMU through a descriptor, of which the kernel makes a poor name.
+        *("-name", f"{_escape(arguments.name)},process={Path(arguments.program).name},debug-threads=on"),
         "-no-user-config",
         "-nodefaults",
         *("-display", "none"),
-        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *(("-sandbox", _OWN_FILTER) if arguments.own_filter else ()),
         # A guest that went down stays until its console was read; see QemuMachine.
         *("-action", "reboot=shutdown,shutdown=pause"),
     )

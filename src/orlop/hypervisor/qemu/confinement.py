@@ -6,8 +6,9 @@ from pathlib import Path
 
 from orlop.host import process
 from orlop.hypervisor.jail.enter import PROC
-from orlop.hypervisor.jail.spawn import LIMITS, Jail
+from orlop.hypervisor.jail.spawn import Jail
 from orlop.hypervisor.jail.tree import TreeContents, prepare
+from orlop.hypervisor.qemu import systemcalls
 from orlop.hypervisor.qemu.cmdline import SHARE
 from orlop.linux import architecture
 
@@ -43,16 +44,19 @@ async def tree(root: Path, program: Path) -> Path:
     return await prepare(root, contents)
 
 
-def jail(tree: Path, owner: int, share: Path, accelerator: str) -> Jail:
-    """The jail of one machine, which shows it ``share`` and the accelerator's device."""
+def jail(tree: Path, owner: int, share: Path, accelerator: str, guard: systemcalls.Guard) -> Jail:
+    """The jail of one machine, which shows it ``share`` and the accelerator's device.
+
+    Raises FailedPrecondition."""
+    kvm = accelerator == "kvm"
     return Jail(
         tree=tree,
         owner=owner,
         binds=((share, SHARE),),
-        devices=("null", "kvm") if accelerator == "kvm" else ("null",),
+        devices=("null", "kvm") if kvm else ("null",),
         capabilities=_CAPABILITIES,
-        limits=LIMITS,
+        program=systemcalls.program(guard, kvm=kvm),
         # What emulation keeps about each guest it keeps in many places, and a huge page in each of them is
         # mostly empty. Under KVM it is the guest's memory that they make faster.
-        huge_pages=accelerator == "kvm",
+        huge_pages=kvm,
     )

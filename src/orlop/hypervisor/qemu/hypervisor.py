@@ -36,6 +36,7 @@ from orlop.hypervisor.base import (
     Template,
 )
 from orlop.hypervisor.jail import ids
+from orlop.hypervisor.jail.spawn import Jail
 from orlop.hypervisor.qemu import (
     accelerator,
     bays,
@@ -262,16 +263,13 @@ class QemuHypervisor(QemuMachines):
         return await self._boot(launch, tap_fd=tap_fd)
 
     async def _boot(self, launch: Launch, *, tap_fd: int | None = None, verbose: bool = False) -> QemuMachine:
-        kernel = await threads.call(_loaded, self._guest.kernel)
-        try:
-            initrd = await threads.call(_loaded, self._guest.initrd)
-            try:
-                boot = Boot(kernel, initrd, verbose)
-                return await self._launch(msgspec.structs.replace(launch, boot=boot), tap_fd=tap_fd)
-            finally:
-                os.close(initrd)
-        finally:
-            os.close(kernel)
+        with ExitStack() as stack:
+            files = []
+            for path in (self._guest.kernel, self._guest.initrd):
+                files.append(await threads.call(_loaded, path))
+                stack.callback(os.close, files[-1])
+            boot = Boot(files[0], files[1], verbose)
+            return await self._launch(msgspec.structs.replace(launch, boot=boot), tap_fd=tap_fd)
 
     async def _launch(
         self, launch: Launch, *, tap_fd: int | None, pass_fds: tuple[int, ...] = ()
@@ -285,7 +283,7 @@ class QemuHypervisor(QemuMachines):
             launch.share.mkdir(mode=0o755, parents=True, exist_ok=True)
             directory.mkdir(parents=True, exist_ok=True)
             owner = await threads.call(ids.claim, self._root / "ids", directory)
-            jail = confinement.jail(await self._files(), owner, launch.share, launch.finding.accelerator.kind)
+            jail = await self._jail(launch, owner)
             boot = (launch.boot.kernel, launch.boot.initrd) if launch.boot else ()
             files = (image, launch.memory.file, *boot)
             child = await process_of(
@@ -318,10 +316,11 @@ class QemuHypervisor(QemuMachines):
                 os.close(tap)
         return machine
 
-    async def _files(self) -> Path:
+    async def _jail(self, launch: Launch, owner: int) -> Jail:
         if self._tree is None:
             self._tree = await confinement.tree(self._root, self._program())
-        return self._tree
+        kind = launch.finding.accelerator.kind
+        return confinement.jail(self._tree, owner, launch.share, kind, self._settings.seccomp)
 
     def _arguments(self, launch: Launch, image: int, sockets: Sockets, network: Network) -> Arguments:
         kind, vcpus = launch.finding.accelerator.kind, launch.shape.vcpus
@@ -341,6 +340,7 @@ class QemuHypervisor(QemuMachines):
             bays=bays.bays(self._config.scratch_mib),
             boot=launch.boot,
             code_mib=_CODE_MIB if launch.boot is None else _BOOT_CODE_MIB,
+            own_filter=self._settings.seccomp != "enforce",
         )
 
     def _kvm_vcpus(self, least: int) -> int:

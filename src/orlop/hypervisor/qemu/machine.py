@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -427,6 +428,8 @@ class QemuMachine:
         if self._child is not None:
             code = await self._child.wait()
             status = f" with status {code}" if code >= 0 else f" by signal {-code}"
+            if code == -signal.SIGSYS:
+                status += " over a system call that no QEMU makes (see vm.qemu.seccomp)"
         words = last_words(self._directory)
         if not self._why:
             self._why = f"QEMU ended{status}" + (f": {words}" if words else "")

@@ -27,13 +27,15 @@ _MOVED = {
 
 
 class QemuConfig(Section, frozen=True):
-    """How QEMU is run. ``cpu`` is what the guest sees; empty takes what suits the accelerator."""
+    """How QEMU is run. ``cpu`` is what the guest sees; empty takes what suits the accelerator. ``seccomp``
+    is what happens to system calls that QEMU has no need of."""
 
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     binary: Command = "qemu-system-x86_64"
     machine: MachineType = "pc"
     cpu: CpuModel = ""
     kvm_probe_timeout: Timeout = 20.0
+    seccomp: Literal["enforce", "log", "off"] = "enforce"
 
 
 def read(vm: VmConfig) -> QemuConfig:
