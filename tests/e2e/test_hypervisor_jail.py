@@ -37,7 +37,7 @@ async def say(place: Path, script: str, **changes: object) -> tuple[int, list[st
         child = await spawn(
             Jail(**values),  # type: ignore[arg-type]
             ["/bin/busybox", "sh", "-c", f"b=/bin/busybox\n{script}"],
-            log=output,
+            log=output.fileno(),
         )
     return await child.wait(), log.read_text().splitlines()
 
@@ -77,7 +77,7 @@ async def test_it_is_root_over_ids_that_own_nothing(place: Path) -> None:
         child = await spawn(
             Jail(tree=tree, owner=OWNER, capabilities=("CHOWN",)),
             ["/bin/busybox", "sh", "-c", "while :; do :; done"],
-            log=output,
+            log=output.fileno(),
         )
     try:
         status = Path(f"/proc/{child.pid}/status").read_text()

@@ -1,9 +1,9 @@
 """System calls made from inside a running process: what code could do that has taken it over.
 
-``python -m tests.hostile.injected PID [[NUMBER, ARGUMENT...]...]`` has that process make each call, on its
-first thread, and prints what each returned, as JSON. An argument is a number, or text: bytes in hexadecimal,
-which are put into its memory and passed by their address. "killed" stands for a process that the call ended;
-nothing comes after it. x86-64 only (ptrace(2)).
+``python -m tests.hostile.injected PID``, with [[NUMBER, ARGUMENT...]...] on standard input, has that
+process make each call on its first thread, and prints what each returned, as JSON. An argument is a number,
+or text: bytes in hexadecimal, which are put into its memory and passed by their address. "killed" stands
+for a process that the call ended; nothing comes after it. x86-64 only (ptrace(2)).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _SCHED_YIELD = 24
 
 async def inject(pid: int, *calls: Call) -> list[int | str]:
     """See the module."""
-    argv = [sys.executable, "-m", "tests.hostile.injected", str(pid), json.dumps(calls)]
-    done = await process.run(argv, cwd=Path(__file__).parents[2])
+    argv = [sys.executable, "-m", "tests.hostile.injected", str(pid)]
+    done = await process.run(argv, input=json.dumps(calls).encode(), cwd=Path(__file__).parents[2])
     found: list[int | str] = json.loads(done.stdout)
     return found
 
@@ -131,7 +131,7 @@ def main() -> None:
     thread = _Thread(int(sys.argv[1]))
     found: list[int | str] = []
     try:
-        for number, *arguments in json.loads(sys.argv[2]):
+        for number, *arguments in json.load(sys.stdin):
             found.append(thread.call(number, *arguments))
         thread.leave()
     except _Killed:

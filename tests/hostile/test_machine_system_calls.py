@@ -137,6 +137,23 @@ async def test_the_one_exec_that_passes_has_passed(guest: GuestArtifacts) -> Non
     assert found == [-errno.EBADF, -errno.EBADF, -errno.EINVAL, -errno.EPERM, -errno.EPERM]
 
 
+async def test_its_error_log_does_not_grow(guest: GuestArtifacts) -> None:
+    """Else it fills the host's disk with what it writes to standard error."""
+    write, ftruncate, fallocate, flood = 1, 77, 285, "61" * 4096
+    async with running(guest) as machine:
+        *written, longer, more = await inject(
+            machine.pid,
+            *([write, 2, flood, 4096] for _ in range(20)),
+            [ftruncate, 2, 1 << 30],
+            [fallocate, 2, 0, 0, 1 << 30],
+        )
+        assert [longer, more, written[-1]] == [-errno.EPERM] * 3
+        assert Path(f"/proc/{machine.pid}/fd/2").stat().st_size == 64 << 10
+        process.send_signal(machine.pid, machine.start_time, signal.SIGKILL)
+        assert "aaaa" in await machine.wait()
+        assert sum(file.stat().st_size for file in machine.directory.iterdir()) < 1 << 20
+
+
 async def test_the_log_tells_of_what_is_not_on_the_list(guest: GuestArtifacts) -> None:
     async with running(guest, seccomp="log") as machine:
         assert int((await inject(machine.pid, REFUSED["memfd_create"]))[0]) >= 0

@@ -1,5 +1,7 @@
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,8 +21,9 @@ from orlop.errors import (
 )
 from orlop.guestos.build import GuestArtifacts
 from orlop.hypervisor.base import Accelerator, GuestFiles, MachineShape
-from orlop.hypervisor.qemu import QemuBackend, accelerator, cleanup, ending, launch, memuse, record
+from orlop.hypervisor.qemu import QemuBackend, accelerator, cleanup, ending, errorlog, launch, memuse, record
 from orlop.hypervisor.qemu.cmdline import Network, Sockets
+from orlop.hypervisor.qemu.errorlog import ErrorLog
 from orlop.hypervisor.qemu.hypervisor import QemuHypervisor
 
 RECORD = record.MachineRecord(
@@ -99,16 +102,49 @@ def test_a_trial_that_took_too_long_is_not_believed_for_long(
         assert (accelerator.remembered(tmp_path, "inputs") is not None) is believed, now
 
 
+def written(directory: Path, text: str) -> ErrorLog:
+    log = ErrorLog.new(directory)
+    os.write(log.fileno(), text.encode())
+    return log
+
+
 def test_what_qemu_complains_of(tmp_path: Path) -> None:
-    assert launch.complaint(tmp_path) == ""
-    log = tmp_path / launch.ERROR_LOG
-    log.write_text("qemu: warning: nothing\nqemu: one\nqemu: two\n")
-    assert launch.complaint(tmp_path) == "qemu: one; qemu: two"
+    assert written(tmp_path, "").complaint() == ""
+    said = "qemu: warning: nothing\nqemu: one\nqemu: two\n"
+    assert written(tmp_path, said).complaint() == "qemu: one; qemu: two"
     registers = "EAX=00000000 EBX=00000000\n" * 40
-    log.write_text(f"old error\nKVM internal error. Suberror: 1\nemulation failure\n{registers}")
-    assert launch.complaint(tmp_path) == "KVM internal error. Suberror: 1; emulation failure"
-    log.write_text(f"KVM internal error. Suberror: 3\n{registers}")
-    assert launch.complaint(tmp_path) == "KVM internal error. Suberror: 3"
+    said = f"old error\nKVM internal error. Suberror: 1\nemulation failure\n{registers}"
+    assert written(tmp_path, said).complaint() == "KVM internal error. Suberror: 1; emulation failure"
+    said = f"KVM internal error. Suberror: 3\n{registers}"
+    assert written(tmp_path, said).complaint() == "KVM internal error. Suberror: 3"
+
+
+def test_an_error_log_cannot_grow_and_is_found_again(tmp_path: Path) -> None:
+    log = ErrorLog.new(tmp_path)
+    flood = [sys.executable, "-c", "import os\nfor _ in range(1000): os.write(2, b'x' * 1000)"]
+    with (tmp_path / "file").open("wb") as file:
+        assert subprocess.run(flood, stderr=file, check=False).returncode == 0
+    assert (tmp_path / "file").stat().st_size == 1_000_000
+    assert subprocess.run(flood, stderr=log.fileno(), check=False).returncode == 1
+    assert 0 < os.fstat(log.fileno()).st_size <= 64 << 10
+    with subprocess.Popen(["sleep", "60"], stderr=log.fileno()) as sleeper:
+        again = ErrorLog.of_process(tmp_path, sleeper.pid)
+        sleeper.kill()
+    assert again.last_words() == log.last_words() != ""
+    again.save()
+    assert (tmp_path / errorlog.NAME).stat().st_size <= 64 << 10
+
+
+def test_what_is_no_error_log_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_text("qemu: a lie\n" * 6000)
+    for name in ("fifo", "file"):
+        other = os.open(tmp_path / name, os.O_RDWR)
+        with subprocess.Popen(["sleep", "60"], stderr=other) as sleeper:
+            assert ErrorLog.of_process(tmp_path, sleeper.pid).last_words() == ""
+            sleeper.kill()
+        os.close(other)
+    assert ErrorLog.of_process(tmp_path, 1 << 30).last_words() == ""
 
 
 @pytest.mark.parametrize(
@@ -120,10 +156,9 @@ def test_what_qemu_complains_of(tmp_path: Path) -> None:
         *((state, "") for state in ("paused", "running", "shutdown", "postmigrate", "finish-migrate", "")),
     ],
 )
-def test_which_states_are_an_end(tmp_path: Path, state: str, why: str) -> None:
-    (tmp_path / launch.ERROR_LOG).write_text("KVM internal error. Suberror: 1\n")
+def test_which_states_are_an_end(state: str, why: str) -> None:
     console = "x\n[    1.0] Kernel panic - not syncing: Attempted to kill init!\n[    1.0] CPU: 0\n"
-    assert ending.reason(state, tmp_path, console) == why
+    assert ending.reason(state, "KVM internal error. Suberror: 1", console) == why
 
 
 def test_no_more_processors_than_kvm_recommends(guest: GuestFiles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,11 +230,11 @@ def test_the_inputs_change_with_qemu_and_guest() -> None:
 
 
 def test_last_words_are_the_last_lines_without_warnings(tmp_path: Path) -> None:
-    assert launch.last_words(tmp_path) == ""
-    log = "x" * 5000 + "\nqemu: warning: this is nothing\nqemu: one\n\nqemu: two\n"
-    (tmp_path / launch.ERROR_LOG).write_text(log)
-    assert launch.last_words(tmp_path).endswith("qemu: one; qemu: two")
-    assert len(launch.last_words(tmp_path)) <= 2100
+    assert written(tmp_path, "").last_words() == ""
+    said = "x" * 5000 + "\nqemu: warning: this is nothing\nqemu: one\n\nqemu: two\n"
+    words = written(tmp_path, said).last_words()
+    assert words.endswith("qemu: one; qemu: two")
+    assert len(words) <= 2100
 
 
 def test_a_directory_too_deep_for_a_socket_is_refused(tmp_path: Path) -> None:

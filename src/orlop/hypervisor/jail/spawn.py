@@ -71,9 +71,9 @@ class Jail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def spawn(
-    jail: Jail, argv: Sequence[str], *, log: IO[bytes], pass_fds: Sequence[int] = ()
+    jail: Jail, argv: Sequence[str], *, log: int, pass_fds: Sequence[int] = ()
 ) -> process.Detached:
-    """Start ``argv`` in the jail; it outlives the daemon. Its output goes to ``log``.
+    """Start ``argv`` in the jail; it outlives the daemon. Its output goes to the descriptor ``log``.
 
     When this returns the program runs. Raises FailedPrecondition when the jail cannot be entered,
     DeadlineExceeded, OSError. A failure or cancellation leaves no process behind.

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from orlop.errors import DataLoss, FailedPrecondition, NotFound, OrlopError
 from orlop.host import mounts, process, threads
-from orlop.hypervisor.qemu import record
-from orlop.hypervisor.qemu.launch import AGENT_SOCKET, ERROR_LOG, MONITOR_SOCKET
+from orlop.hypervisor.qemu import errorlog, record
+from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET
 from orlop.hypervisor.qemu.monitor import Monitor
 from orlop.linux.removal import remove_tree
 
-_OWN_FILES = (MONITOR_SOCKET, AGENT_SOCKET, ERROR_LOG, "console.log", "machine.json", ".machine.json")
+_OWN_FILES = (MONITOR_SOCKET, AGENT_SOCKET, errorlog.NAME, "console.log", "machine.json", ".machine.json")
 _QUIT_TIMEOUT = 5.0
 
 

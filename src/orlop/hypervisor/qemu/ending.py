@@ -6,10 +6,6 @@ A machine can stop by itself and leave its QEMU alive: the event is ``STOP``, an
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from orlop.hypervisor.qemu.launch import complaint
-
 # QAPI, RunState. What is not here goes on some day, or has an event of its own.
 _ENDS = {
     "internal-error": "QEMU cannot go on with it",
@@ -19,11 +15,12 @@ _ENDS = {
 _PANIC = "Kernel panic - not syncing: "
 
 
-def reason(state: str, directory: Path, console: str) -> str:
-    """Why a machine in that state will not go on; "" for a state that is no end."""
+def reason(state: str, complaint: str, console: str) -> str:
+    """Why a machine in that state will not go on, of whose QEMU the last ``complaint`` is; "" for a state
+    that is no end."""
     why = _ENDS.get(state, "")
     if state == "guest-panicked":
         said = console.rpartition(_PANIC)[2].partition("\n")[0].strip() if _PANIC in console else ""
     else:
-        said = complaint(directory) if why else ""
+        said = complaint if why else ""
     return f"{why}: {said}" if said else why

@@ -50,6 +50,7 @@ from orlop.hypervisor.qemu import (
 )
 from orlop.hypervisor.qemu.accelerator import Finding
 from orlop.hypervisor.qemu.cmdline import Arguments, Boot, Memory, Network, Sockets, machine_key
+from orlop.hypervisor.qemu.errorlog import ErrorLog
 from orlop.hypervisor.qemu.launch import launch as process_of
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.hypervisor.qemu.record import title
@@ -86,7 +87,7 @@ class QemuMachines:
         known = await threads.call(record.load, directory)
         if not process.pid_alive(known.pid, known.start_time):
             raise NotFound(f"the machine in {directory} has ended")
-        machine = QemuMachine(directory, known)
+        machine = QemuMachine(directory, known, log=ErrorLog.of_process(directory, known.pid))
         try:
             await machine.open(agent_ready=True)
             status = await machine.monitor.execute("query-status")
@@ -278,6 +279,7 @@ class QemuHypervisor(QemuMachines):
         made = not directory.exists()
         image = os.open(self._guest.image, os.O_RDONLY | os.O_CLOEXEC)
         tap = tap_fd if tap_fd is not None else await taps.placeholder()
+        log = ErrorLog.new(directory)
         machine = None
         try:
             launch.share.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -290,6 +292,7 @@ class QemuHypervisor(QemuMachines):
                 directory,
                 jail,
                 lambda sockets, network: self._arguments(launch, image, sockets, network),
+                log=log,
                 tap_fd=tap,
                 pass_fds=(*pass_fds, *(file for file in files if file is not None)),
             )
@@ -302,12 +305,13 @@ class QemuHypervisor(QemuMachines):
                 bays=bays.bays(self._config.scratch_mib),
                 owner=owner,
             )
-            machine = QemuMachine(directory, known, child)
+            machine = QemuMachine(directory, known, child, log)
             await machine.save_record()
             await machine.open(agent_ready=launch.boot is None)
         except BaseException:
             if machine is not None:
                 await machine.stop()
+            log.close()
             await cleanup.remove(directory, whole=made)
             raise
         finally:

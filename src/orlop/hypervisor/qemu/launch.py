@@ -1,4 +1,4 @@
-"""Start a QEMU process with its sockets already listening, and know why when it will not start."""
+"""Start a QEMU process with its sockets already listening."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from orlop.errors import InvalidArgument, ResourceExhausted
 from orlop.host import process
 from orlop.hypervisor.jail.spawn import Jail, spawn
 from orlop.hypervisor.qemu.cmdline import Arguments, Network, Sockets, render
+from orlop.hypervisor.qemu.errorlog import ErrorLog
 
 MONITOR_SOCKET = "qmp.sock"
 AGENT_SOCKET = "agent.sock"
-ERROR_LOG = "qemu.log"
 
 # sockaddr_un.sun_path, with its final zero byte; see unix(7).
 _SOCKET_PATH_LIMIT = 107
-_LOG_READ = 8192
-_LINE_SHOWN = 700
 # A clone touches some tens of MiB at once; below this the kernel would kill something.
 _MEMORY_NEEDED_KIB = 128 << 10
 
@@ -28,7 +26,7 @@ Build = Callable[[Sockets, Network], Arguments]
 
 
 async def launch(
-    directory: Path, jail: Jail, build: Build, *, tap_fd: int, pass_fds: Sequence[int] = ()
+    directory: Path, jail: Jail, build: Build, *, log: ErrorLog, tap_fd: int, pass_fds: Sequence[int] = ()
 ) -> process.Detached:
     """Start QEMU in its jail, with its files in ``directory``, which exists.
 
@@ -39,46 +37,16 @@ async def launch(
     with ExitStack() as stack:
         monitor = stack.enter_context(_listen(directory / MONITOR_SOCKET))
         agent = stack.enter_context(_listen(directory / AGENT_SOCKET))
-        log = stack.enter_context((directory / ERROR_LOG).open("ab"))
         arguments = build(Sockets(monitor.fileno(), agent.fileno()), Network(tap_fd))
         child = await spawn(
             jail,
             render(arguments),
-            log=log,
+            log=log.fileno(),
             pass_fds=(monitor.fileno(), agent.fileno(), tap_fd, *pass_fds),
         )
     # Not the daemon's, which the system is to spare.
     process.set_oom_score(child.pid, 0)
     return child
-
-
-def last_words(directory: Path) -> str:
-    """What QEMU wrote last, on one line; "" if nothing."""
-    return "; ".join(_log(directory)[-3:])
-
-
-def complaint(directory: Path) -> str:
-    """The last that QEMU wrote about an error, or else wrote at all.
-
-    After "KVM internal error" come the registers, line by line."""
-    lines = _log(directory)
-    for number in range(len(lines) - 1, -1, -1):
-        if "error" in lines[number].lower():
-            # What kind it was may stand on the next line.
-            more = [line for line in lines[number + 1 : number + 2] if "=" not in line]
-            return "; ".join((lines[number], *more))
-    return "; ".join(lines[-3:])
-
-
-def _log(directory: Path) -> list[str]:
-    try:
-        with (directory / ERROR_LOG).open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - _LOG_READ))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
-    return [line.strip()[:_LINE_SHOWN] for line in lines if line.strip() and "warning:" not in line]
 
 
 def _listen(path: Path) -> socket.socket:

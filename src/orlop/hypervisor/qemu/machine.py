@@ -37,7 +37,8 @@ from orlop.hypervisor.qemu import (
 )
 from orlop.hypervisor.qemu.bays import SCSI_BUS, Bay
 from orlop.hypervisor.qemu.blocks import Content
-from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET, last_words
+from orlop.hypervisor.qemu.errorlog import ErrorLog
+from orlop.hypervisor.qemu.launch import AGENT_SOCKET, MONITOR_SOCKET
 from orlop.hypervisor.qemu.monitor import CommandFailed, Monitor
 from orlop.hypervisor.qemu.record import title
 from orlop.wire.values import GuestAddress
@@ -62,12 +63,17 @@ class QemuMachine:
     """
 
     def __init__(
-        self, directory: Path, known: record.MachineRecord, child: process.Detached | None = None
+        self,
+        directory: Path,
+        known: record.MachineRecord,
+        child: process.Detached | None = None,
+        log: ErrorLog | None = None,
     ) -> None:
         self._directory = directory
         self.name = title(directory)
         self._record = known
         self._child = child
+        self._log = log or ErrorLog(directory)
         self._monitor: Monitor | None = None
         self._lock = asyncio.Lock()
         self._resizing = asyncio.Lock()
@@ -392,6 +398,7 @@ class QemuMachine:
         await self._tasks.close()
         if self._monitor is not None:
             await self._monitor.close()
+        self._log.close()
         if not self._ended.done():
             self._ended.cancel()
 
@@ -430,7 +437,9 @@ class QemuMachine:
             status = f" with status {code}" if code >= 0 else f" by signal {-code}"
             if code == -signal.SIGSYS:
                 status += " over a system call that no QEMU makes (see vm.qemu.seccomp)"
-        words = last_words(self._directory)
+        words = self._log.last_words()
+        await threads.call(self._log.save)
+        self._log.close()
         if not self._why:
             self._why = f"QEMU ended{status}" + (f": {words}" if words else "")
         if not self._ended.done():
@@ -443,7 +452,7 @@ class QemuMachine:
     async def _look_why_stopped(self) -> None:
         with suppress(OrlopError):  # then it has ended altogether, which is seen elsewhere
             state = await self._state()
-            why = ending.reason(state, self._directory, await self.console_tail())
+            why = ending.reason(state, self._log.complaint(), await self.console_tail())
             if why:
                 self._begin_going_down(why)
 
