@@ -10,7 +10,8 @@ TARGET ?=
 SECONDS ?= 300
 COMMAND ?=
 
-.PHONY: help test lint types unit e2e hostile fuzz conformance conformance-all debian13 kvm-lab bench lock clean
+.PHONY: help test lint types unit e2e hostile fuzz conformance conformance-all \
+	node-e2e node-e2e-all node-e2e-short debian13 kvm-lab bench lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -41,6 +42,15 @@ conformance: $(PYTHON) ## critest: HANDLER=vm|process|auto TRANSPORT=spdy|websoc
 
 conformance-all: $(PYTHON) ## The runs of critest that CI makes (root)
 	$(PYTHON) -m tests.conformance --all
+
+node-e2e: $(PYTHON) ## Kubernetes' node suite: HANDLER=vm,process,containerd FOCUS=regex (root)
+	$(PYTHON) -m tests.node_e2e --handler $(HANDLER) $(if $(FOCUS),--focus '$(FOCUS)')
+
+node-e2e-all: $(PYTHON) ## Its serial, slow and feature specs too, both handlers beside containerd (hours, root)
+	$(PYTHON) -m tests.node_e2e --handler vm,process,containerd --all
+
+node-e2e-short: $(PYTHON) ## The part of it that CI runs, under both handlers (root)
+	$(PYTHON) -m tests.node_e2e --handler vm,process --short
 
 debian13: $(PYTHON) ## Set-up and the fast end-to-end tests in a root of Debian 13 (root)
 	$(PYTHON) -m tests.lab debian13 $(COMMAND)

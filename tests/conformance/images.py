@@ -120,7 +120,7 @@ def marker_layer(name: str, text: str = "") -> LayerContent:
     return layer.finish()
 
 
-def _libraries(layer: LayerWriter, root: Path, *binaries: str) -> None:
+def libraries(layer: LayerWriter, root: Path, *binaries: str) -> None:
     """The shared libraries of the binaries, found in the unpacked packages."""
     wanted, seen = list(binaries), set()
     directories = [root / "lib/x86_64-linux-gnu", root / "usr/lib/x86_64-linux-gnu", root / "lib64"]
@@ -151,7 +151,7 @@ def nginx_layer(port: int) -> LayerContent:
     root = tools.debian_packages(packages)
     layer = LayerWriter()
     layer.tree(root, ["usr/sbin/nginx"])
-    _libraries(layer, root, "usr/sbin/nginx")
+    libraries(layer, root, "usr/sbin/nginx")
     layer.directory("var/log/nginx")
     layer.directory("var/lib/nginx", owner=33)
     layer.directory("usr/share/nginx/html")
@@ -177,7 +177,7 @@ def httpd_layer() -> LayerContent:
     modules = [f"usr/lib/apache2/modules/mod_{name}.so" for name in ("mpm_event", "authz_core", "dir")]
     layer.tree(root, modules)
     layer.file("usr/sbin/httpd", (root / "usr/sbin/apache2").read_bytes(), 0o755)
-    _libraries(layer, root, "usr/sbin/apache2", *modules)
+    libraries(layer, root, "usr/sbin/apache2", *modules)
     for path in ("etc/apache2", "var/log/apache2", "usr/share/httpd"):
         layer.directory(path)
     layer.file("usr/share/httpd/index.html", "<h1>It works!</h1>\n")
@@ -341,7 +341,12 @@ def storage() -> Path:
     digest = hashlib.sha256()
     for name in ("images.py", "tools.py"):
         digest.update((Path(__file__).parent / name).read_bytes())
-    target = tools.cache_dir() / "registry" / digest.hexdigest()[:16]
+    return stored("registry", digest.hexdigest()[:16], fill)
+
+
+def stored(name: str, key: str, filling: Callable[[str], None]) -> Path:
+    """A registry's storage that ``filling`` has pushed to, kept in the cache below ``name`` under ``key``."""
+    target = tools.cache_dir() / name / key
     if target.exists():
         return target
     tools.say("making the test images")
@@ -349,7 +354,7 @@ def storage() -> Path:
     making = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
         with serve(making, f"127.0.0.1:{tools.free_port()}", read_only=False) as address:
-            fill(address)
+            filling(address)
         try:
             making.rename(target)
         except OSError:

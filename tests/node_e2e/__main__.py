@@ -1,0 +1,120 @@
+"""Kubernetes' node suite under Orlop and containerd: ``python -m tests.node_e2e --help``. Needs root.
+
+Ends with 0 only when every spec passed under Orlop that is not in the list of exceptions, or that
+failed under containerd in the same run too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from bench import peers
+
+from tests.conformance import tools
+from tests.node import base_config, build_guest
+from tests.node_e2e import enclosure, images, inside, judgement, programs
+
+RUNTIMES = ("vm", "process", "auto", judgement.PEER)
+CONFORMANCE = r"\[NodeConformance\]"
+LONG = r"\[Serial\]|\[Slow\]|\[Disruptive\]|\[Flaky\]"
+SHORT = Path(__file__).with_name("short.txt")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.node_e2e", description="Kubernetes' node suite.")
+    parser.add_argument("--handler", default="vm", help=f"one or more of {', '.join(RUNTIMES)}, with commas")
+    parser.add_argument("--focus", default="", help="only the specs whose name matches this expression")
+    parser.add_argument("--skip", default="", help="not those whose name matches this one")
+    parser.add_argument("--all", action="store_true", help="also serial and slow ones, one by one")
+    parser.add_argument("--short", action="store_true", help="the specs of short.txt, as CI runs them")
+    parser.add_argument("--processes", type=int, default=8, help="specs at a time")
+    parser.add_argument("--minutes", type=int, default=90, help="bound of one run")
+    parser.add_argument("--report", type=Path, default=Path("build/node-e2e"), help="where reports go")
+    return parser.parse_args()
+
+
+def selection(options: argparse.Namespace) -> tuple[str, str]:
+    """``(focus, skip)``."""
+    if options.short:
+        names = [line for line in SHORT.read_text().splitlines() if line and not line.startswith("#")]
+        return "|".join(names), options.skip
+    focus = options.focus or ("" if options.all else CONFORMANCE)
+    return focus, "|".join(part for part in (options.skip, "" if options.all else LONG) if part)
+
+
+def one_run(runtime: str, options: argparse.Namespace) -> judgement.Result:
+    """Run the suite in an enclosure of its own."""
+    reports: Path = (options.report / runtime).resolve()
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir(parents=True)
+    focus, skip = selection(options)
+    started = time.monotonic()
+    tools.say(f"node suite under {runtime}")
+    with enclosure.scratch() as directory:
+        order = {
+            "runtime": runtime,
+            "reports": os.fspath(reports),
+            "focus": focus,
+            "skip": skip,
+            "processes": 1 if options.all else options.processes,
+            "minutes": options.minutes,
+        }
+        (directory / inside.ORDER).write_text(json.dumps(order))
+        command = [sys.executable, "-m", inside.__name__, os.fspath(directory)]
+        code = enclosure.run(directory, command, reports / "run.log")
+    report = reports / "junit.xml"
+    if not report.exists():
+        tail = (reports / "run.log").read_text(errors="replace")[-3000:]
+        raise tools.ToolError(f"the run under {runtime} ended with {code} and without a report:\n{tail}")
+    specs = judgement.parse(report, runtime, judgement.exceptions())
+    if code != 0:
+        # The specs are one thing, what the runtime leaves behind is another.
+        said = (reports / "run.log").read_text(errors="replace").strip().splitlines()
+        specs += (judgement.Spec("the run itself", "failed", " ".join(said[-3:])[-400:], 0.0),)
+    result = judgement.Result(runtime, specs, time.monotonic() - started)
+    (reports / "result.json").write_text(json.dumps(asdict(result), indent=1))
+    print("\n".join(judgement.lines(result)), flush=True)
+    return result
+
+
+def main() -> int:
+    """Run what was asked for; 0 when all is well."""
+    options = arguments()
+    runtimes = options.handler.split(",")
+    if unknown := set(runtimes) - set(RUNTIMES):
+        print(
+            f"node suite: no runtime {', '.join(unknown)}; there are {', '.join(RUNTIMES)}", file=sys.stderr
+        )
+        return 2
+    if os.geteuid() != 0:
+        print("node suite: a kubelet needs root", file=sys.stderr)
+        return 2
+    try:
+        # Made here, where there is a network.
+        images.storage(programs.build())
+        tools.cri_tools()
+        build_guest(base_config())
+        if judgement.PEER in runtimes:
+            peers.containerd()
+        results = [one_run(runtime, options) for runtime in runtimes]
+    except tools.ToolError as error:
+        print(f"node suite: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(judgement.table(results)))
+    bad = judgement.problems(results, 1)
+    print(f"node suite: {len(bad)} problems; reports: {options.report}")
+    for one in bad:
+        print(f"  {one}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""containerd with runc in an enclosure: what tells a failure of the machine from one of Orlop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import peers
+
+from tests.conformance import images, tools
+from tests.node_e2e.images import PAUSE
+
+CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
+START_TIMEOUT = 60.0
+
+
+def _hosts(directory: Path, registry: str) -> Path:
+    """The directory that sends the registries of the suite to the one on loopback."""
+    for host in images.HOSTS:
+        place = directory / "certs.d" / host
+        place.mkdir(parents=True)
+        url = f"http://{registry}/v2/{host}"
+        (place / "hosts.toml").write_text(
+            f'server = "{url}"\n[host."{url}"]\ncapabilities = ["pull", "resolve"]\noverride_path = true\n'
+        )
+    return directory / "certs.d"
+
+
+def _network(directory: Path) -> Path:
+    place = directory / "cni"
+    place.mkdir()
+    ipam = {
+        "type": "host-local",
+        "dataDir": os.fspath(directory / "ipam"),
+        "ranges": [[{"subnet": "10.88.0.0/16"}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+    bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "hairpinMode": True}
+    plugins = [bridge | {"ipam": ipam}, {"type": "portmap", "capabilities": {"portMappings": True}}]
+    (place / "10-node.conflist").write_text(
+        json.dumps({"cniVersion": "1.0.0", "name": "node", "plugins": plugins})
+    )
+    return place
+
+
+def _config(directory: Path, registry: str) -> Path:
+    image, runtime = "plugins.'io.containerd.cri.v1.images'", "plugins.'io.containerd.cri.v1.runtime'"
+    path = directory / "config.toml"
+    path.write_text(
+        f'version = 3\nroot = "{directory}/root"\nstate = "{directory}/state"\n'
+        f'[grpc]\naddress = "{directory}/cri.sock"\n[ttrpc]\naddress = "{directory}/ttrpc.sock"\n'
+        f'[{image}]\nsnapshotter = "overlayfs"\n[{image}.pinned_images]\nsandbox = "{PAUSE}"\n'
+        f'[{image}.registry]\nconfig_path = "{_hosts(directory, registry)}"\n'
+        # Root without CAP_SYS_RESOURCE may not lower an OOM score.
+        f"[{runtime}]\nrestrict_oom_score_adj = true\n"
+        f'[{runtime}.containerd]\ndefault_runtime_name = "runc"\n'
+        f'[{runtime}.containerd.runtimes.runc]\nruntime_type = "io.containerd.runc.v2"\n'
+        f'[{runtime}.cni]\nbin_dirs = {json.dumps(CNI_BIN)}\nconf_dir = "{_network(directory)}"\n'
+    )
+    return path
+
+
+@contextlib.contextmanager
+def running(directory: Path, registry: str, log: Path) -> Iterator[str]:
+    """containerd over the directory until the block ends; yields its endpoint."""
+    directory.mkdir()
+    config = _config(directory, registry)
+    binaries = peers.containerd()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [binaries / "containerd", "--config", config],
+            env={**os.environ, "PATH": peers.search_path(binaries)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        limit = time.monotonic() + START_TIMEOUT
+        while not (directory / "cri.sock").exists():
+            if process.poll() is not None or time.monotonic() > limit:
+                raise tools.ToolError(f"containerd does not serve: see {log}")
+            time.sleep(0.1)
+        yield f"unix://{directory}/cri.sock"
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -1,0 +1,115 @@
+"""The images that Kubernetes' node suite pulls, made on this machine.
+
+Their names and tags are those of ``test/utils/image/manifest.go`` of the release in ``module/go.mod``.
+They stand beside critest's in one registry. An image that a spec wants and that is not here is in the
+list of exceptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import partial
+from pathlib import Path
+
+from orlop.cli.demo.imagewriter import Blob, Image, Layer, LayerWriter, Pusher
+from tests.conformance import images, tools
+from tests.conformance.images import E2E, PATH
+from tests.node_e2e.programs import Programs
+
+PAUSE = "registry.k8s.io/pause:3.10.2"
+SHELL = {"Env": [PATH], "Cmd": ["sh"]}
+
+
+def curl_layer() -> Layer:
+    """Debian's curl, with which agnhost's specs look at what its servers answer."""
+    options = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
+    said = tools.run(["apt-cache", "depends", "--recurse", *(f"--no-{option}" for option in options), "curl"])
+    root = tools.debian_packages(set(re.findall(r"^[a-z0-9]\S*$", said, re.M)))
+    layer = LayerWriter()
+    layer.tree(root, ["usr/bin/curl"])
+    images.libraries(layer, root, "usr/bin/curl")
+    return layer.finish()
+
+
+def hostname_layer() -> Layer:
+    """Debian's hostname, which asks the C library's resolver for a full name."""
+    root = tools.debian_packages(["hostname", "libc6"])
+    layer = LayerWriter()
+    layer.file("bin/hostname", (root / "bin/hostname").read_bytes(), 0o755)
+    images.libraries(layer, root, "bin/hostname")
+    return layer.finish()
+
+
+def _store(layer: LayerWriter, directory: str, blob: Blob) -> None:
+    """Put a blob where agnhost's own registry server looks for it."""
+    algorithm, digest = blob.digest.split(":")
+    layer.file(f"{directory}/{algorithm}/{digest[:2]}/{digest}/data", blob.data)
+
+
+def agnhost_layer(programs: Programs, pause: Image) -> Layer:
+    """agnhost with the files that its subcommands serve; one is a registry that holds ``pause``."""
+    layer = LayerWriter()
+    layer.file("agnhost", programs.agnhost.read_bytes(), 0o755)
+    layer.symbolic_link("agnhost-2", "agnhost")
+    layer.directory("uploads")
+    for name in ("localhost.crt", "localhost.key"):
+        layer.file(name, (programs.porter / name).read_bytes())
+    user = "user-defined-in-image"
+    layer.file("etc/passwd", images.PASSWD + f"{user}:x:1000:1000:Linux User:/home/{user}:/bin/sh\n")
+    layer.file("etc/group", images.GROUP + f"{user}:x:1000:\ngroup-defined-in-image:x:50000:{user}\n")
+    manifest, top = pause.manifest(), "var/registry/pause"
+    layer.file(f"{top}/manifests/testing", manifest.digest + "\n")
+    _store(layer, f"{top}/manifests", manifest)
+    for blob in (pause.config(), *(one.blob for one in pause.layers)):
+        _store(layer, f"{top}/blobs", blob)
+    return layer.finish()
+
+
+def nonewprivs_layer() -> Layer:
+    """A set-uid root program that prints its effective uid, in the search path."""
+    layer = LayerWriter()
+    layer.file("usr/local/bin/nnp", tools.compile_c("nnp", images.NNP_SOURCE).read_bytes(), 0o6755)
+    return layer.finish()
+
+
+def pets_layer(name: str) -> Layer:
+    """What the image of a pet holds: a picture's file and a document."""
+    layer = LayerWriter()
+    layer.file(f"{name}.jpg", f"a picture of a {name}\n")
+    layer.file("data.json", f'{{"image": "{name}.jpg"}}\n')
+    return layer.finish()
+
+
+def fill(programs: Programs, address: str) -> None:
+    """Push critest's images and the node suite's to the registry at ``address``."""
+    images.fill(address)
+    push = Pusher(address).push
+    base = images.base_layer()
+    pause = Image((images.pause_layer(),), {"Entrypoint": ["/pause"], "User": "65535:65535"})
+    push("registry.k8s.io/pause", ["3.10.2"], pause)
+    busybox = Image((base,), SHELL)
+    push(f"{E2E}/busybox", ["1.37.0-1", "1.36.1-1"], busybox)
+    push(f"{E2E}/ipc-utils", ["1.4"], Image((base, images.marker_layer("ipc-utils")), SHELL))
+    push(f"{E2E}/nonroot", ["1.5"], Image((base,), {**SHELL, "User": "1234"}))
+    push(f"{E2E}/nonewprivs", ["1.4"], Image((base, nonewprivs_layer()), {"Env": [PATH], "Cmd": ["nnp"]}))
+    push(f"{E2E}/glibc-dns-testing", ["2.0.0"], Image((base, hostname_layer()), SHELL))
+    web = {"Env": [PATH], "Entrypoint": ["nginx", "-g", "daemon off;"], "StopSignal": "SIGQUIT"}
+    for tag in ("1.15-4", "1.27-0"):
+        layers = (base, images.nginx_layer(80), images.marker_layer(f"nginx-{tag}"))
+        push(f"{E2E}/nginx", [tag], Image(layers, web))
+    layers = (base, curl_layer(), agnhost_layer(programs, pause))
+    settings = {"Env": [PATH], "Entrypoint": ["/agnhost"], "Cmd": ["pause"]}
+    push(f"{E2E}/agnhost", ["2.63.0"], Image(layers, settings))
+    push(f"{E2E}/agnhost", ["2.55"], Image((*layers, images.marker_layer("previous")), settings))
+    for name in ("kitten", "nautilus"):
+        pets = {"Env": [PATH], "Entrypoint": ["/agnhost"], "Cmd": ["test-webserver"]}
+        push(f"{E2E}/{name}", ["1.8"], Image((*layers, pets_layer(name)), pets))
+
+
+def storage(programs: Programs) -> Path:
+    """The registry's storage with every image in it, made once for each version of these files."""
+    digest = hashlib.sha256(programs.key.encode())
+    for path in (Path(__file__), Path(images.__file__), Path(tools.__file__)):
+        digest.update(path.read_bytes())
+    return images.stored("node-registry", digest.hexdigest()[:16], partial(fill, programs))

@@ -1,0 +1,145 @@
+"""What became of each spec, what is excused with which reason, and the table that compares runtimes."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Outcome = Literal["passed", "failed", "excused", "skipped"]
+EXCEPTIONS = Path(__file__).with_name("exceptions.toml")
+PEER = "containerd"
+
+
+@dataclass(frozen=True)
+class Excuse:
+    """Specs that may fail under some runtimes, and why."""
+
+    spec: re.Pattern[str]
+    runtimes: frozenset[str]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One spec's result; ``reason`` is empty when it passed."""
+
+    name: str
+    outcome: Outcome
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole run under one runtime."""
+
+    runtime: str
+    specs: tuple[Spec, ...]
+    seconds: float
+
+    def of(self, outcome: Outcome) -> list[Spec]:
+        """The specs that ended like that."""
+        return [spec for spec in self.specs if spec.outcome == outcome]
+
+
+def exceptions(path: Path = EXCEPTIONS) -> list[Excuse]:
+    """The list of exceptions; each entry has a reason."""
+    found = []
+    for entry in tomllib.loads(path.read_text())["exception"]:
+        pattern, runtimes, reason = entry["spec"], frozenset(entry["runtimes"]), entry["reason"].strip()
+        if not reason or not runtimes:
+            raise ValueError(f"the exception for {pattern!r} has no reason, or no runtime")
+        found.append(Excuse(re.compile(pattern), runtimes, reason))
+    return found
+
+
+def _reason(case: ElementTree.Element) -> str:
+    """What the failure says, in one line: the last word on it is in the report."""
+    said = ""
+    for kind in ("failure", "error", "skipped"):
+        for node in case.findall(kind):
+            said = said or node.get("message") or node.text or ""
+    return " ".join(said.split())[:400] or "no reason given"
+
+
+def parse(report: Path, runtime: str, excused: Sequence[Excuse]) -> tuple[Spec, ...]:
+    """The specs in a JUnit report of ginkgo that ran, or that skipped themselves; filtered ones are left out.
+
+    A set-up that failed counts as a spec.
+    """
+    found = []
+    for case in ElementTree.parse(report).iter("testcase"):
+        name, status = case.get("name", ""), case.get("status", "failed")
+        reason = _reason(case)
+        if not name.startswith("[It]"):
+            if status not in ("passed", "skipped"):
+                found.append(Spec(name, "failed", reason, 0.0))
+            continue
+        name = name.removeprefix("[It] ")
+        seconds = float(case.get("time", "0"))
+        if status == "passed":
+            found.append(Spec(name, "passed", "", seconds))
+        elif status in ("skipped", "pending"):
+            # What the focus left out has no words of its own.
+            if reason not in ("skipped", "pending", "no reason given"):
+                found.append(Spec(name, "skipped", reason.removeprefix("skipped - "), seconds))
+        else:
+            why = next((one for one in excused if runtime in one.runtimes and one.spec.search(name)), None)
+            outcome: Outcome = "excused" if why else "failed"
+            found.append(Spec(name, outcome, why.reason if why else reason, seconds))
+    return tuple(found)
+
+
+def lines(result: Result) -> Iterator[str]:
+    """A run for people: counts, then every spec that did not pass with its reason."""
+    counts = ", ".join(
+        f"{len(result.of(outcome))} {outcome}" for outcome in ("passed", "failed", "excused", "skipped")
+    )
+    yield f"{result.runtime}: {counts} ({result.seconds:.0f} s)"
+    for outcome in ("failed", "excused"):
+        for spec in result.of(outcome):
+            yield f"  {outcome}: {spec.name}"
+            yield f"      {spec.reason}"
+
+
+def problems(results: Sequence[Result], least: int) -> list[str]:
+    """Why the runs do not count as good.
+
+    A spec that fails under the peer as well, in the same run, is the machine's failure and not Orlop's.
+    """
+    peers = {spec.name for result in results if result.runtime == PEER for spec in result.of("failed")}
+    found = []
+    for result in results:
+        passed = len(result.of("passed"))
+        if passed < least:
+            found.append(f"{result.runtime}: only {passed} specs passed, at least {least} should")
+        if result.runtime != PEER:
+            found += [
+                f"{result.runtime}: {spec.name}" for spec in result.of("failed") if spec.name not in peers
+            ]
+    return found
+
+
+def table(results: Sequence[Result]) -> Iterator[str]:
+    """The runs side by side, then each spec that some passed and others did not (Markdown)."""
+    yield "| runtime | passed | failed | excused | skipped | time |"
+    yield "|---|---|---|---|---|---|"
+    for one in results:
+        counts = (len(one.of(outcome)) for outcome in ("passed", "failed", "excused", "skipped"))
+        yield f"| `{one.runtime}` | {' | '.join(map(str, counts))} | {one.seconds:.0f} s |"
+    outcomes: dict[str, dict[str, Outcome]] = {}
+    for one in results:
+        for spec in one.specs:
+            outcomes.setdefault(spec.name, {})[one.runtime] = spec.outcome
+    unlike = {name: row for name, row in outcomes.items() if {*row.values()} - {"passed", "skipped"}}
+    if unlike:
+        yield ""
+        yield f"| spec | {' | '.join(f'`{one.runtime}`' for one in results)} |"
+        yield "|---|" + "---|" * len(results)
+        for name, row in sorted(unlike.items()):
+            yield f"| {name} | {' | '.join(row.get(one.runtime, '-') for one in results)} |"

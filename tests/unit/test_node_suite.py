@@ -1,0 +1,101 @@
+"""How the harness of Kubernetes' node suite judges what the suite reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.node_e2e import judgement
+from tests.node_e2e.judgement import Result, Spec
+
+REPORT = """<?xml version="1.0"?>
+<testsuites><testsuite name="E2eNode">
+<testcase name="[It] one [NodeConformance]" status="passed" time="1.5"></testcase>
+<testcase name="[It] two" status="failed" time="2"><failure message="timed
+ out">long text</failure></testcase>
+<testcase name="[It] host network" status="failed" time="2"><failure message="refused"/></testcase>
+<testcase name="[It] left out" status="skipped" time="0"><skipped message="skipped"/></testcase>
+<testcase name="[It] no swap" status="skipped" time="0"><skipped message="skipped - no swap here"/></testcase>
+<testcase name="[SynchronizedBeforeSuite]" status="passed" time="3"></testcase>
+<testcase name="[SynchronizedAfterSuite]" status="failed" time="3"><failure message="left"/></testcase>
+</testsuite></testsuites>
+"""
+LIST = """
+[[exception]]
+spec = "host network"
+runtimes = ["vm"]
+reason = "a VM does not share it"
+"""
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    path = tmp_path / "junit.xml"
+    path.write_text(REPORT)
+    return path
+
+
+@pytest.fixture
+def excuses(tmp_path: Path) -> list[judgement.Excuse]:
+    path = tmp_path / "exceptions.toml"
+    path.write_text(LIST)
+    return judgement.exceptions(path)
+
+
+def test_a_report_is_read_with_its_reasons(report: Path, excuses: list[judgement.Excuse]) -> None:
+    assert judgement.parse(report, "vm", excuses) == (
+        Spec("one [NodeConformance]", "passed", "", 1.5),
+        Spec("two", "failed", "timed out", 2.0),
+        Spec("host network", "excused", "a VM does not share it", 2.0),
+        Spec("no swap", "skipped", "no swap here", 0.0),
+        Spec("[SynchronizedAfterSuite]", "failed", "left", 0.0),
+    )
+
+
+def test_an_exception_is_for_the_runtimes_it_names(report: Path, excuses: list[judgement.Excuse]) -> None:
+    found = {spec.name: spec.outcome for spec in judgement.parse(report, "process", excuses)}
+    assert found["host network"] == "failed"
+
+
+def test_an_exception_without_a_reason_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "exceptions.toml"
+    path.write_text('[[exception]]\nspec = "x"\nruntimes = ["vm"]\nreason = " "\n')
+    with pytest.raises(ValueError, match="no reason"):
+        judgement.exceptions(path)
+
+
+def test_the_list_of_exceptions_can_be_read() -> None:
+    for excuse in judgement.exceptions():
+        assert excuse.runtimes <= {"vm", "process", "auto"}
+
+
+def _result(runtime: str, **outcomes: judgement.Outcome) -> Result:
+    return Result(runtime, tuple(Spec(name, outcome, "", 1.0) for name, outcome in outcomes.items()), 9.0)
+
+
+def test_what_fails_under_the_peer_too_is_the_machines() -> None:
+    vm = _result("vm", a="passed", b="failed", c="failed")
+    peer = _result("containerd", a="passed", b="passed", c="failed")
+    assert judgement.problems([vm, peer], 1) == ["vm: b"]
+    assert judgement.problems([vm], 1) == ["vm: b", "vm: c"]
+
+
+def test_a_run_in_which_nothing_ran_is_a_problem() -> None:
+    assert judgement.problems([_result("vm", a="skipped")], 1) == [
+        "vm: only 0 specs passed, at least 1 should"
+    ]
+
+
+def test_the_table_names_each_spec_that_did_not_pass_everywhere() -> None:
+    lines = list(judgement.table([_result("vm", a="passed", b="excused"), _result("containerd", b="passed")]))
+    assert lines == [
+        "| runtime | passed | failed | excused | skipped | time |",
+        "|---|---|---|---|---|---|",
+        "| `vm` | 1 | 0 | 1 | 0 | 9 s |",
+        "| `containerd` | 1 | 0 | 0 | 0 | 9 s |",
+        "",
+        "| spec | `vm` | `containerd` |",
+        "|---|---|---|",
+        "| b | excused | passed |",
+    ]
