@@ -2,7 +2,7 @@
 
 ``errors, config, linux, value, wire, tracing`` -> ``guest, host``
 -> ``hypervisor, guestos, images, net, storage, ttrpc`` -> ``sandbox`` -> ``pods`` -> ``cri`` and other fronts
--> ``daemon, client`` -> ``cli``. A room imports only what lies below.
+-> ``daemon, client`` -> ``cli, blocking``. A room imports only what lies below.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"pods"}),
     frozenset({"cri", "nri", "oci", "shim"}),
     frozenset({"daemon", "client"}),
-    frozenset({"cli"}),
+    frozenset({"cli", "blocking"}),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 
@@ -289,7 +289,8 @@ def test_functions_take_few_parameters_by_position() -> None:
 def test_front_pages_hold_no_logic() -> None:
     wrong = []
     for module in MODULES:
-        if module.path.name != "__init__.py":
+        # The package's own page opens the Python client, and imports it only then.
+        if module.path.name != "__init__.py" or module.name == "__init__.py":
             continue
         if module.lines > MAX_FRONT_PAGE:
             wrong.append(f"{module.name}: {module.lines} lines")

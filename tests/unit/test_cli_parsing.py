@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.cli import units
-from orlop.cli.problems import CliError
-from orlop.client import logs
+from orlop.client import logs, options
 from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.errors import InvalidArgument
 from orlop.sandbox import crilog
 
 
@@ -31,35 +31,34 @@ from orlop.sandbox import crilog
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert units.parse_size(text) == size
+    assert options.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "m", "-1m", "1x", "1mm", "lots"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(CliError, match="is not a size") as caught:
-        units.parse_size(text)
-    assert caught.value.exit_code == 2
+    with pytest.raises(InvalidArgument, match="is not a size"):
+        options.parse_size(text)
 
 
 def test_ports() -> None:
-    plain = units.parse_port("8080:80")
+    plain = options.parse_port("8080:80")
     assert (plain.host_ip, plain.host_port, plain.container_port, plain.protocol) == ("", 8080, 80, pb.TCP)
-    bound = units.parse_port("127.0.0.1:53:5353/udp")
+    bound = options.parse_port("127.0.0.1:53:5353/udp")
     assert (bound.host_ip, bound.host_port, bound.container_port) == ("127.0.0.1", 53, 5353)
     assert bound.protocol == pb.UDP
-    assert units.parse_port("[::1]:1:2").host_ip == "::1"
+    assert options.parse_port("[::1]:1:2").host_ip == "::1"
 
 
 @pytest.mark.parametrize("text", ["80", "a:80", "80:", ":80", "0:80", "80:65536", "1:2/icmp", "80:٣"])
 def test_what_is_no_port(text: str) -> None:
-    with pytest.raises(CliError):
-        units.parse_port(text)
+    with pytest.raises(InvalidArgument):
+        options.parse_port(text)
 
 
 def test_volumes(tmp_path: Path) -> None:
-    mount = units.parse_volume(f"{tmp_path}:/data:ro")
+    mount = options.parse_volume(f"{tmp_path}:/data:ro")
     assert (mount.host_path, mount.container_path, mount.readonly) == (str(tmp_path), "/data", True)
-    assert not units.parse_volume(f"{tmp_path}:/data").readonly
+    assert not options.parse_volume(f"{tmp_path}:/data").readonly
     for wrong in (
         f"{tmp_path}",
         f"{tmp_path}:data",
@@ -67,15 +66,15 @@ def test_volumes(tmp_path: Path) -> None:
         ":/data",
         f"{tmp_path}/none:/data",
     ):
-        with pytest.raises(CliError):
-            units.parse_volume(wrong)
+        with pytest.raises(InvalidArgument):
+            options.parse_volume(wrong)
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FROM_HERE", "yes")
     assert units.parse_environment("A=b=c") == pb.KeyValue(key="A", value=b"b=c")
     assert units.parse_environment("FROM_HERE").value == b"yes"
-    with pytest.raises(CliError):
+    with pytest.raises(InvalidArgument):
         units.parse_environment("=x")
 
 

@@ -10,18 +10,12 @@ from pathlib import Path
 from orlop.cli import output, streams, terminal
 from orlop.cli.problems import CliError
 from orlop.cli.units import show_age, show_size
-from orlop.client import logs, run, session
+from orlop.client import logs, session
 from orlop.client.calls import CriClient
-from orlop.client.channels import Channels
+from orlop.client.container import STATES, Container
+from orlop.client.pod import remove_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import NotFound
-
-STATES = {
-    pb.CONTAINER_CREATED: "created",
-    pb.CONTAINER_RUNNING: "running",
-    pb.CONTAINER_EXITED: "exited",
-    pb.CONTAINER_UNKNOWN: "unknown",
-}
 
 
 async def _pod_facts(client: CriClient, pod_id: str) -> tuple[str, str, str]:
@@ -90,21 +84,10 @@ async def exec_command(
     if tty and interactive and not terminal.is_terminal():
         raise CliError("-it needs a terminal, and stdin is none: leave out -t", exit_code=2)
     async with session.connect(socket) as client:
-        container = await session.find_container(client, name)
-        request = pb.ExecRequest(
-            container_id=container.id,
-            cmd=command,
-            tty=tty,
-            stdin=interactive,
-            stdout=True,
-            stderr=not tty,
-        )
-        answer = await client.runtime.exec(request)
-        channels = await Channels.open(answer.url)
-        try:
-            code = await streams.interact(channels, stdin=interactive, tty=tty)
-        finally:
-            await channels.close()
+        found = await session.find_container(client, name)
+        container = Container(client, found.id, found.pod_sandbox_id)
+        async with await container.process(*command, stdin=interactive, tty=tty) as process:
+            code = await streams.interact(process, stdin=interactive, tty=tty)
     if code is None:
         raise CliError(f"the connection to container {container.id[:13]} broke before the command ended")
     return code
@@ -169,7 +152,7 @@ async def rm_command(socket: str, names: list[str], *, force: bool) -> None:
             if container.state == pb.CONTAINER_RUNNING and not force:
                 raise CliError(f"{name} is running: stop it first, or add --force")
             if session.RUN_LABEL in container.labels:
-                await run.remove_pod(client, container.pod_sandbox_id, await _run_pod(client, container))
+                await remove_pod(client, container.pod_sandbox_id, await _run_pod(client, container))
             else:
                 await client.runtime.remove_container(
                     pb.RemoveContainerRequest(container_id=container.id), timeout=120

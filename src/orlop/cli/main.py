@@ -89,6 +89,7 @@ def run(
     """Run a command in a new container, in a pod of its own. Its exit code becomes ours."""
     from orlop.cli import session, units
     from orlop.cli.run import run_command
+    from orlop.client import options
     from orlop.client.launch import RunOptions
 
     launch = RunOptions(
@@ -96,10 +97,10 @@ def run(
         command=tuple(command or ()),
         interactive=interactive,
         tty=tty,
-        ports=tuple(units.parse_port(text) for text in publish or ()),
-        volumes=tuple(units.parse_volume(text) for text in volume or ()),
+        ports=tuple(options.parse_port(text) for text in publish or ()),
+        volumes=tuple(options.parse_volume(text) for text in volume or ()),
         environment=units.environment(env or (), tty=tty),
-        memory=units.parse_size(memory) if memory else 0,
+        memory=options.parse_size(memory) if memory else 0,
         cpus=cpus,
         name=name,
         handler=handler,
@@ -296,12 +297,17 @@ def guest_list(config: ConfigFile = None) -> None:
 def main() -> None:
     """Entry point: a failure is one sentence on stderr."""
     from orlop.cli.problems import CliError
+    from orlop.errors import InvalidArgument
 
     try:
         app()
     except CliError as error:
         print(f"orlop: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except InvalidArgument as error:
+        # What the daemon finds wrong comes as a CliError: this is the command line itself.
+        print(f"orlop: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except BrokenPipeError:
         # The reader of our output has gone (`orlop logs | head`).
         sys.stderr.close()

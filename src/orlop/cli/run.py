@@ -10,10 +10,12 @@ from orlop.cli import images, streams, terminal
 from orlop.cli.problems import CliError
 from orlop.client import logs, session
 from orlop.client.calls import CriClient
+from orlop.client.container import Container
 from orlop.client.images import present
 from orlop.client.launch import RunOptions
-from orlop.client.run import Run
-from orlop.errors import InvalidArgument, OrlopError
+from orlop.client.pod import Pod
+from orlop.errors import OrlopError
+from orlop.host import tasks
 
 
 async def _provide(client: CriClient, image: str, pull: str) -> None:
@@ -24,55 +26,41 @@ async def _provide(client: CriClient, image: str, pull: str) -> None:
     await images.pull(client, image)
 
 
-async def _foreground(run: Run, launch: RunOptions) -> int:
+async def _foreground(container: Container, launch: RunOptions) -> int:
     """Show the output, hand stdin through, return the exit code."""
     if launch.tty:
-        await _terminal(run, launch)
+        await _terminal(container, launch)
     else:
-        await _plain(run, launch)
-    return await run.exit_code()
+        await _plain(container, launch)
+    return await container.wait()
 
 
-async def _plain(run: Run, launch: RunOptions) -> None:
+async def _plain(container: Container, launch: RunOptions) -> None:
     # Output comes from the log, which holds all of it from the first byte on.
-    feeding = asyncio.ensure_future(_feed(run)) if launch.interactive else None
-    try:
-        async for line in logs.follow(run.log, run.exited):
+    async with contextlib.AsyncExitStack() as stack:
+        if launch.interactive:
+            await stack.enter_async_context(tasks.beside(_feed(container)))
+        async for line in container.logs(follow=True):
             streams.show(line)
-    finally:
-        if feeding is not None:
-            feeding.cancel()
-            await asyncio.gather(feeding, return_exceptions=True)
 
 
-async def _feed(run: Run) -> None:
-    channels = await run.attach(output=False)
+async def _feed(container: Container) -> None:
+    async with await container.attach(output=False) as process:
+        await streams.interact(process, stdin=True, tty=False)
+
+
+async def _terminal(container: Container, launch: RunOptions) -> None:
     try:
-        pumping = asyncio.ensure_future(streams.pump_stdin(channels))
-        try:
-            await channels.receive(streams.to_own_streams)
-        finally:
-            pumping.cancel()
-            await asyncio.gather(pumping, return_exceptions=True)
-    finally:
-        await channels.close()
-
-
-async def _terminal(run: Run, launch: RunOptions) -> None:
-    try:
-        channels = await run.attach(output=True)
+        process = await container.attach(stdin=launch.interactive, tty=True)
     except OrlopError:
-        if not await run.exited():
+        if not await container.exited():
             raise
-        channels = None
-    for line in await asyncio.to_thread(logs.read_all, run.log):
+        process = None
+    for line in await asyncio.to_thread(logs.read_all, await container.log_path()):
         streams.show(line)
-    if channels is None:
-        return
-    try:
-        await streams.interact(channels, stdin=launch.interactive, tty=True)
-    finally:
-        await channels.close()
+    if process is not None:
+        async with process:
+            await streams.interact(process, stdin=launch.interactive, tty=True)
 
 
 async def run_command(socket: str, launch: RunOptions, *, pull: str, detach: bool, remove: bool) -> int:
@@ -84,21 +72,23 @@ async def run_command(socket: str, launch: RunOptions, *, pull: str, detach: boo
     if launch.tty and launch.interactive and not terminal.is_terminal():
         raise CliError("-it needs a terminal, and stdin is none: leave out -t", exit_code=2)
     async with session.connect(socket) as client:
-        try:
-            run = Run(client, launch)
-        except InvalidArgument as error:
-            raise CliError(str(error), exit_code=2) from error
         await _provide(client, launch.image, pull)
-        await run.start()
+        pod = Pod(client, launch)
+        await pod.create()
+        try:
+            container = await pod.launch(launch, pod.name)
+        except BaseException:
+            await tasks.roll_back(f"pod {pod.name}", pod.remove())
+            raise
         if detach:
-            print(run.container_id)
+            print(container.id)
             return 0
-        return await _to_the_end(run, launch, remove=remove)
+        return await _to_the_end(pod, container, launch, remove=remove)
 
 
-async def _to_the_end(run: Run, launch: RunOptions, *, remove: bool) -> int:
+async def _to_the_end(pod: Pod, container: Container, launch: RunOptions, *, remove: bool) -> int:
     loop = asyncio.get_running_loop()
-    showing = asyncio.ensure_future(_foreground(run, launch))
+    showing = asyncio.ensure_future(_foreground(container, launch))
     caught: list[int] = []
 
     def interrupt(number: int) -> None:
@@ -112,12 +102,12 @@ async def _to_the_end(run: Run, launch: RunOptions, *, remove: bool) -> int:
     except asyncio.CancelledError:
         if not caught:
             raise
-        await run.stop()
+        await container.stop()
         return 128 + caught[0]
     finally:
         if remove:
-            await run.discard()
+            await pod.remove()
         else:
             # The container stays to be looked at; its VM has nothing left to do.
             with contextlib.suppress(OrlopError):
-                await run.stop_pod()
+                await pod.stop()

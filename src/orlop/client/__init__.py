@@ -1,10 +1,34 @@
 """A client of the daemon for Python programs; the command ``orlop`` is made of it.
 
-    async with session.connect() as client:
-        run = Run(client, Launch(image="docker.io/library/busybox", command=("true",)))
-        await run.start()
-        code = await run.exit_code()
-        await run.discard()
-
-What fails raises :mod:`orlop.errors`.
+Its public names are those of :mod:`orlop`. What fails raises :mod:`orlop.errors`.
 """
+
+from orlop.client.container import Container, Process
+from orlop.client.facts import (
+    CommandFailed,
+    ContainerFacts,
+    ContainerUse,
+    Event,
+    ImageFacts,
+    PodFacts,
+    Result,
+)
+from orlop.client.forward import PortStream
+from orlop.client.node import Node, connect
+from orlop.client.pod import Pod
+
+__all__ = [
+    "CommandFailed",
+    "Container",
+    "ContainerFacts",
+    "ContainerUse",
+    "Event",
+    "ImageFacts",
+    "Node",
+    "Pod",
+    "PodFacts",
+    "PortStream",
+    "Process",
+    "Result",
+    "connect",
+]

@@ -41,6 +41,12 @@ class RunOptions:
     read_only: bool = False
     labels: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises InvalidArgument for a user that CRI cannot name."""
+        _, _, group = self.user.partition(":")
+        if group and not group.isdecimal():
+            raise InvalidArgument(f"the user {self.user}: its group must be a number")
+
 
 def log_root() -> Path:
     """Where the logs of pods made by ``run`` go; ``$ORLOP_LOG_ROOT`` chooses another place."""
@@ -111,6 +117,4 @@ def _set_user(context: pb.LinuxContainerSecurityContext, user: str) -> None:
     else:
         context.run_as_username = who
     if group:
-        if not group.isdecimal():
-            raise InvalidArgument(f"the user {user}: its group must be a number")
         context.run_as_group.value = int(group)

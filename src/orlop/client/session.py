@@ -13,7 +13,7 @@ from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
 
 RUN_LABEL = "io.orlop.cli"
-"""Label of the pods that :class:`orlop.client.run.Run` makes; the value is the name people gave it."""
+"""Label of the pods that :class:`orlop.client.pod.Pod` makes; the value is the name people gave it."""
 
 NAMESPACE = "orlop"
 

@@ -66,17 +66,23 @@ def agent_digest(sources: dict[str, Path]) -> str:
 
 
 def imports_of(sources: dict[str, Path]) -> list[str]:
-    """All absolute module names that the sources import anywhere, and the sources' own."""
+    """All absolute module names that the sources import when they run, and the sources' own."""
     names: set[str] = set()
     for relative, path in sources.items():
         parts = ["orlop", *relative.removesuffix(".py").split("/")]
         names.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-        for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+        tree = ast.parse(path.read_bytes(), str(path))
+        tree.body = [node for node in tree.body if not _for_type_checkers(node)]
+        for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 names.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 names.add(node.module)
     return sorted(names)
+
+
+def _for_type_checkers(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 class Interpreter:

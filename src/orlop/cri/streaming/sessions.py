@@ -41,7 +41,7 @@ WS_COMMAND = (
     "base64.channel.k8s.io",
     "",
 )
-WS_FORWARD = (TUNNEL_PREFIX + FORWARD, "v4.channel.k8s.io", "v4.base64.channel.k8s.io")
+WS_FORWARD = (TUNNEL_PREFIX + FORWARD, "v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io")
 STREAM_TIMEOUT = 30.0
 GOODBYE_TIMEOUT = 5.0
 MAX_BEGUN = 64
@@ -195,12 +195,15 @@ async def websocket_forward(
         return
     data_channels = range(0, 2 * len(ports), 2)
     connection = ChannelConnection(websocket, protocol, frozenset(data_channels), memory)
-    async with _while_connected(connection.serve()), asyncio.TaskGroup() as group:
-        for channel, port in zip(data_channels, ports, strict=True):
-            data, error = ChannelWriter(connection, channel), ChannelWriter(connection, channel + 1)
-            for writer in (data, error):
-                await writer.write(port.to_bytes(2, "little"))
-            group.create_task(portforward.forward(port, connection.incoming[channel], data, error, dial))
+    async with _while_connected(connection.serve()):
+        async with asyncio.TaskGroup() as group:
+            for channel, port in zip(data_channels, ports, strict=True):
+                data, error = ChannelWriter(connection, channel), ChannelWriter(connection, channel + 1)
+                for writer in (data, error):
+                    await writer.write(port.to_bytes(2, "little"))
+                group.create_task(portforward.forward(port, connection.incoming[channel], data, error, dial))
+        # The pods' ends of all connections have ended, which no other message could say.
+        await websocket.close()
 
 
 def _wanted(streams: WantedStreams, protocol: str) -> set[str]:

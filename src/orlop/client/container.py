@@ -1,0 +1,223 @@
+"""A container in a pod, and the commands run in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from orlop.client import archive, logs
+from orlop.client.calls import CriClient
+from orlop.client.channels import STDOUT, Channels, Read
+from orlop.client.facts import ContainerFacts, Result
+from orlop.client.session import container_status
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from orlop.host import tasks
+
+STATES = {
+    pb.CONTAINER_CREATED: "created",
+    pb.CONTAINER_RUNNING: "running",
+    pb.CONTAINER_EXITED: "exited",
+    pb.CONTAINER_UNKNOWN: "unknown",
+}
+MAX_OUTPUT = 64 << 20
+"""Bytes of output that a command whose result is waited for may write."""
+
+
+class Process:
+    """A command running in a container; leave it as a context manager.
+
+    It is not ended by that: a command that reads its input sees the end of it.
+    """
+
+    def __init__(self, channels: Channels) -> None:
+        self._channels = channels
+        self._ended = False
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended, once its output has; None before, and for the command of an attached container."""
+        return self._channels.exit_code()
+
+    async def feed(self, read: Read) -> None:
+        """What ``read`` gives until it gives nothing, and then that end."""
+        await self._channels.feed(read)
+
+    async def write(self, data: bytes) -> None:
+        """Hand it its next input. Raises ConnectionError when it has ended."""
+        await self._channels.send(data)
+
+    async def end_input(self) -> None:
+        """Tell it that no more input comes."""
+        await self._channels.end_input()
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """Give its terminal another size."""
+        await self._channels.resize(columns, rows)
+
+    async def output(self) -> AsyncIterator[tuple[str, bytes]]:
+        """What it writes, with ``stdout`` or ``stderr`` before it, until it has ended."""
+        async for channel, data in self._channels.output():
+            yield ("stdout" if channel == STDOUT else "stderr"), data
+        self._ended = True
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended; output not read yet is thrown away."""
+        if not self._ended:
+            async for _ in self.output():
+                pass
+        if (code := self.exit_code) is None:
+            raise Unavailable("the connection broke before the command ended")
+        return code
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self._channels.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Container:
+    """A container that was started."""
+
+    def __init__(self, client: CriClient, container_id: str, pod_id: str) -> None:
+        self._client = client
+        self.id = container_id
+        self.pod_id = pod_id
+
+    async def facts(self) -> ContainerFacts:
+        """What is known of it now. Raises NotFound when it was removed."""
+        status = await self._status()
+        ended = status.state == pb.CONTAINER_EXITED
+        return ContainerFacts(
+            id=self.id,
+            name=status.metadata.name,
+            pod_id=self.pod_id,
+            image=status.image.user_specified_image or status.image.image,
+            state=STATES.get(status.state, "unknown"),
+            exit_code=status.exit_code if ended else None,
+            reason=status.reason,
+        )
+
+    async def _status(self) -> pb.ContainerStatus:
+        return await container_status(self._client, self.id)
+
+    async def exited(self) -> bool:
+        """Whether it has ended, or was removed."""
+        try:
+            return (await self._status()).state == pb.CONTAINER_EXITED
+        except NotFound:
+            return True
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        while True:
+            status = await self._status()
+            if status.state == pb.CONTAINER_EXITED:
+                return status.exit_code
+            await asyncio.sleep(logs.POLL)
+
+    async def exec(self, *command: str, stdin: bytes = b"", timeout: float | None = None) -> Result:
+        """Run a command in it and wait for its result.
+
+        ``timeout`` is in seconds; a command that takes longer goes on, unwatched, and TimeoutError is
+        raised. More than 64 MiB of output raise ResourceExhausted.
+        """
+        async with (
+            asyncio.timeout(timeout),
+            await self.process(*command, stdin=bool(stdin)) as process,
+            tasks.beside(self._feed(process, stdin)),
+        ):
+            return await self._result(process)
+
+    async def _feed(self, process: Process, stdin: bytes) -> None:
+        # A command may end before it has read everything.
+        with contextlib.suppress(ConnectionError):
+            if stdin:
+                await process.write(stdin)
+                await process.end_input()
+
+    async def _result(self, process: Process) -> Result:
+        written: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        async for stream, data in process.output():
+            written[stream] += data
+            if len(written["stdout"]) + len(written["stderr"]) > MAX_OUTPUT:
+                raise ResourceExhausted(
+                    f"the command wrote more than {MAX_OUTPUT >> 20} MiB: read it as it comes, with process()"
+                )
+        return Result(await process.wait(), bytes(written["stdout"]), bytes(written["stderr"]))
+
+    async def process(self, *command: str, stdin: bool = False, tty: bool = False) -> Process:
+        """Start a command in it, whose streams are ours."""
+        request = pb.ExecRequest(
+            container_id=self.id, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty
+        )
+        answer = await self._client.runtime.exec(request)
+        return Process(await Channels.open(answer.url))
+
+    async def attach(self, *, stdin: bool = True, output: bool = True, tty: bool = False) -> Process:
+        """The streams of the container's own command: what it writes from now on, and what it is to read."""
+        request = pb.AttachRequest(
+            container_id=self.id, stdin=stdin, tty=tty, stdout=output, stderr=output and not tty
+        )
+        answer = await self._client.runtime.attach(request)
+        return Process(await Channels.open(answer.url))
+
+    async def log_path(self) -> Path:
+        """Its log file on this machine. Raises FailedPrecondition when its pod keeps none."""
+        path = (await self._status()).log_path
+        if not path:
+            raise FailedPrecondition(f"container {self.id[:13]} keeps no log: its pod has no log directory")
+        return Path(path)
+
+    async def logs(self, *, follow: bool = False) -> AsyncIterator[logs.Line]:
+        """What it has written; with ``follow`` also what it writes, until it has ended."""
+        path = await self.log_path()
+
+        async def ended() -> bool:
+            return not follow or await self.exited()
+
+        async for line in logs.follow(path, ended):
+            yield line
+
+    async def put(self, path: str, source: bytes | Path) -> None:
+        """Write a file, or copy a directory of this machine, to ``path``.
+
+        The image must have ``tar``; the directory that ``path`` lies in is made.
+        """
+        packed = await asyncio.to_thread(archive.pack, source, path)
+        script = 'mkdir -p -- "$1" && exec tar -x -f - -C "$1"'
+        done = await self.exec("sh", "-c", script, "put", archive.parent(path), stdin=packed)
+        done.check()
+
+    async def get(self, path: str) -> bytes:
+        """What a file holds, up to 64 MiB."""
+        return (await self.exec("cat", "--", path)).check().stdout
+
+    async def get_tree(self, path: str, target: Path) -> None:
+        """Copy a directory out of the container into ``target``, which is made.
+
+        The image must have ``tar``. Nothing is written outside ``target``, whatever the container sends;
+        devices and set-user-id bits are not taken over (PEP 706's ``data`` filter).
+        """
+        packed = (await self.exec("tar", "-c", "-f", "-", "-C", path, ".")).check().stdout
+        await asyncio.to_thread(archive.unpack, packed, target)
+
+    async def stop(self, grace: float = 10.0) -> None:
+        """Ask it to end, and kill it ``grace`` seconds later."""
+        request = pb.StopContainerRequest(container_id=self.id, timeout=int(grace))
+        await self._client.runtime.stop_container(request, timeout=grace + 60)
+
+    async def remove(self) -> None:
+        """Remove it, running or not."""
+        await self._client.runtime.remove_container(pb.RemoveContainerRequest(container_id=self.id))

@@ -1,0 +1,181 @@
+"""The daemon of a machine, for programs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Unpack, cast
+
+from orlop.client import images, session
+from orlop.client.calls import CriClient
+from orlop.client.container import STATES, Container
+from orlop.client.facts import ContainerFacts, ContainerUse, Event, ImageFacts, PodFacts, Result
+from orlop.client.options import PodKeywords, RunKeywords, launch
+from orlop.client.pod import Pod
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.errors import ResourceExhausted
+from orlop.host import tasks
+
+Progress = Callable[[int, int], None]
+"""Is told the bytes that are here and the bytes that there are in all."""
+
+MAX_OUTPUT = 64 << 20
+PROGRESS_EVERY = 0.2
+EVENTS = {
+    pb.CONTAINER_CREATED_EVENT: "created",
+    pb.CONTAINER_STARTED_EVENT: "started",
+    pb.CONTAINER_STOPPED_EVENT: "stopped",
+    pb.CONTAINER_DELETED_EVENT: "deleted",
+}
+
+
+@contextlib.asynccontextmanager
+async def connect(socket: str = "") -> AsyncIterator[Node]:
+    """The daemon of this machine.
+
+    ``socket`` is its path; ``$ORLOP_SOCKET`` or the configuration file's else. Raises Unavailable when no
+    daemon listens there, PermissionDenied when it is not for us.
+    """
+    async with session.connect(socket) as client:
+        yield Node(client)
+
+
+class Node:
+    """What :func:`connect` gives."""
+
+    def __init__(self, client: CriClient) -> None:
+        self._client = client
+
+    async def run(
+        self,
+        image: str,
+        *command: str,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        **options: Unpack[RunKeywords],
+    ) -> Result:
+        """Run a command in a pod of its own, wait for its result, and remove all of it.
+
+        ``timeout`` is in seconds; TimeoutError is raised when it is over. More than 64 MiB of output
+        raise ResourceExhausted.
+        """
+        wanted = launch(image, command, options, interactive=bool(stdin))
+        async with asyncio.timeout(timeout), Pod(self._client, wanted) as pod:
+            container = await pod.launch(wanted, pod.name)
+            async with tasks.beside(_feed(container, stdin)):
+                written = await _output(container)
+            return Result(await container.wait(), *written)
+
+    def pod(self, **options: Unpack[PodKeywords]) -> Pod:
+        """A pod for several containers, made by ``async with``."""
+        return Pod(self._client, launch("", (), cast(RunKeywords, options)))
+
+    async def container(self, name: str) -> Container:
+        """The container with that id, unique start of an id, or name. Raises NotFound, InvalidArgument."""
+        found = await session.find_container(self._client, name)
+        return Container(self._client, found.id, found.pod_sandbox_id)
+
+    async def containers(self) -> list[ContainerFacts]:
+        """All containers, those that have ended as well."""
+        answer = await self._client.runtime.list_containers(pb.ListContainersRequest())
+        return [
+            ContainerFacts(
+                id=one.id,
+                name=one.metadata.name,
+                pod_id=one.pod_sandbox_id,
+                image=one.image.user_specified_image or one.image.image,
+                state=STATES.get(one.state, "unknown"),
+            )
+            for one in answer.containers
+        ]
+
+    async def pods(self) -> list[PodFacts]:
+        """All pods."""
+        answer = await self._client.runtime.list_pod_sandbox(pb.ListPodSandboxRequest())
+        return [
+            PodFacts(
+                id=one.id,
+                name=one.metadata.name,
+                namespace=one.metadata.namespace,
+                ready=one.state == pb.SANDBOX_READY,
+                handler=one.runtime_handler,
+            )
+            for one in answer.items
+        ]
+
+    async def pull(
+        self, image: str, *, username: str = "", password: str = "", progress: Progress | None = None
+    ) -> str:
+        """Fetch an image from its registry; its id."""
+        auth = pb.AuthConfig(username=username, password=password) if username or password else None
+        if progress is None:
+            return await images.pull(self._client, image, auth)
+        async with tasks.beside(self._watch(image, progress)):
+            return await images.pull(self._client, image, auth)
+
+    async def _watch(self, image: str, progress: Progress) -> None:
+        while True:
+            status = await self._client.runtime.status(pb.StatusRequest(verbose=True))
+            one = json.loads(status.info.get("pulls", "{}")).get(image, {})
+            if one.get("total"):
+                progress(int(one["done"]), int(one["total"]))
+            await asyncio.sleep(PROGRESS_EVERY)
+
+    async def images(self) -> list[ImageFacts]:
+        """The images that are here."""
+        answer = await self._client.images.list_images(pb.ListImagesRequest())
+        return [ImageFacts(id=one.id, tags=tuple(one.repo_tags), size=one.size) for one in answer.images]
+
+    async def remove_image(self, image: str) -> None:
+        """Remove an image; one that is not here is no error."""
+        await self._client.images.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=image)))
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens to containers and pods from now on."""
+        async for one in self._client.runtime.get_container_events(pb.GetEventsRequest()):
+            yield Event(
+                time=one.created_at / 1e9,
+                kind=EVENTS.get(one.container_event_type, "unknown"),
+                container_id=one.container_id,
+                pod_id=one.pod_sandbox_status.id,
+            )
+
+    async def stats(self, interval: float = 1.0) -> AsyncIterator[list[ContainerUse]]:
+        """What all running containers use, now and every ``interval`` seconds."""
+        while True:
+            answer = await self._client.runtime.list_container_stats(pb.ListContainerStatsRequest())
+            yield [
+                ContainerUse(
+                    container_id=one.attributes.id,
+                    name=one.attributes.metadata.name,
+                    cpu=one.cpu.usage_core_nano_seconds.value / 1e9,
+                    memory=one.memory.working_set_bytes.value,
+                    disk=one.writable_layer.used_bytes.value,
+                )
+                for one in answer.stats
+            ]
+            await asyncio.sleep(interval)
+
+
+async def _feed(container: Container, stdin: bytes) -> None:
+    if not stdin:
+        return
+    async with await container.attach(output=False) as process:
+        # The container may end before it has read everything.
+        with contextlib.suppress(ConnectionError):
+            await process.write(stdin)
+            await process.end_input()
+        async for _ in process.output():
+            pass
+
+
+async def _output(container: Container) -> tuple[bytes, bytes]:
+    """What it writes until it has ended, from its log, which has all of it from the first byte on."""
+    written = {"stdout": bytearray(), "stderr": bytearray()}
+    async for line in container.logs(follow=True):
+        written[line.stream] += line.content
+        if len(written["stdout"]) + len(written["stderr"]) > MAX_OUTPUT:
+            raise ResourceExhausted(f"the container wrote more than {MAX_OUTPUT >> 20} MiB: read its logs()")
+    return bytes(written["stdout"]), bytes(written["stderr"])

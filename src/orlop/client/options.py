@@ -1,0 +1,148 @@
+"""What pods and containers may be given, in the words people write.
+
+The same texts are understood by ``orlop run``: sizes as ``512m``, ports as ``8080:80``, volumes as
+``/host:/inside:ro``. What cannot be understood raises InvalidArgument.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from orlop.client.launch import RunOptions
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.errors import InvalidArgument
+
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_DIGITS = 20
+_PROTOCOLS = {"tcp": pb.TCP, "udp": pb.UDP, "sctp": pb.SCTP}
+
+
+class PodKeywords(TypedDict, total=False):
+    """What a pod may be given; everything has a default."""
+
+    name: str
+    """Name and hostname; a made-up one else."""
+    handler: str
+    """``vm`` or ``process``; the daemon's default else."""
+    ports: Sequence[str]
+    """``[HOSTIP:]HOSTPORT:PORT[/tcp|udp|sctp]``."""
+    host_network: bool
+    """The host's network; only with the handler ``process``."""
+
+
+class ContainerKeywords(TypedDict, total=False):
+    """What a container may be given; everything has a default."""
+
+    env: Mapping[str, str]
+    volumes: Sequence[str]
+    """``HOSTPATH:/PATH/INSIDE[:ro]``."""
+    memory: int | str
+    """The limit, in bytes or as ``512m``."""
+    cpus: float
+    """The limit, in processors."""
+    user: str
+    """A name or a number, with a number as its group after a colon."""
+    workdir: str
+    entrypoint: str
+    """Instead of the image's own."""
+    privileged: bool
+    """All rights, inside its VM."""
+    read_only: bool
+    """Its root cannot be written to."""
+    labels: dict[str, str]
+
+
+class RunKeywords(PodKeywords, ContainerKeywords, total=False):
+    """What a container in a pod of its own may be given."""
+
+
+def launch(
+    image: str, command: Sequence[str], options: RunKeywords, *, interactive: bool = False
+) -> RunOptions:
+    """All of that as one value. Raises InvalidArgument."""
+    memory = options.get("memory", 0)
+    return RunOptions(
+        image=image,
+        command=tuple(command),
+        interactive=interactive,
+        ports=tuple(parse_port(text) for text in options.get("ports", ())),
+        volumes=tuple(parse_volume(text) for text in options.get("volumes", ())),
+        environment=tuple(
+            pb.KeyValue(key=utf8(key, key), value=os.fsencode(value)) for key, value in options.get("env", {}).items()
+        ),
+        memory=parse_size(memory) if isinstance(memory, str) else memory,
+        cpus=options.get("cpus", 0.0),
+        name=options.get("name", ""),
+        handler=options.get("handler", ""),
+        workdir=options.get("workdir", ""),
+        user=options.get("user", ""),
+        entrypoint=options.get("entrypoint", ""),
+        host_network=options.get("host_network", False),
+        privileged=options.get("privileged", False),
+        read_only=options.get("read_only", False),
+        labels=options.get("labels", {}),
+    )
+
+
+def parse_size(text: str) -> int:
+    """``512m``, ``1.5g``, ``1048576`` in bytes; units are powers of 1024."""
+    match = _SIZE.match(text.strip())
+    if match is None or len(match[1]) > _DIGITS:
+        raise InvalidArgument(f"{text} is not a size: write for example 512m or 2g")
+    return int(float(match[1]) * 1024 ** _POWERS[match[2].lower()])
+
+
+def _port(text: str, whole: str, lowest: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 6) or not lowest <= int(text) <= 65535:
+        raise InvalidArgument(f"{whole}: {text or 'nothing'} is not a port number")
+    return int(text)
+
+
+def utf8(part: str, whole: str) -> str:
+    """What a request can carry: an argument may be any bytes, CRI's texts are UTF-8."""
+    try:
+        part.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{whole!a}: {part!a} is not UTF-8") from None
+    return part
+
+
+def parse_port(text: str) -> pb.PortMapping:
+    """``[HOSTIP:]HOSTPORT:PORT[/tcp|udp|sctp]``."""
+    where, _, protocol = text.partition("/")
+    if (protocol or "tcp").lower() not in _PROTOCOLS:
+        raise InvalidArgument(f"{text}: the protocol is tcp, udp or sctp, not {protocol}")
+    left, colon, inside = where.rpartition(":")
+    if not colon:
+        raise InvalidArgument(f"{text}: write HOSTPORT:PORT, for example 8080:80")
+    address, _, outside = left.rpartition(":")
+    return pb.PortMapping(
+        protocol=_PROTOCOLS[(protocol or "tcp").lower()],
+        container_port=_port(inside, text, 1),
+        host_port=_port(outside, text, 1),
+        host_ip=utf8(address.strip("[]"), text),
+    )
+
+
+def parse_volume(text: str) -> pb.Mount:
+    """``HOST:CONTAINER[:ro|rw]``; a relative host path counts from here."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not parts[0] or not parts[1].startswith("/"):
+        raise InvalidArgument(f"{text}: write HOSTPATH:/PATH/INSIDE, with :ro to forbid writing")
+    mode = parts[2] if len(parts) == 3 else "rw"
+    if mode not in ("ro", "rw"):
+        raise InvalidArgument(f"{text}: the mode is ro or rw, not {mode}")
+    try:
+        host = Path(parts[0]).expanduser().absolute()
+        there = host.exists()
+    except (RuntimeError, OSError) as error:  # no such user, a name that is too long
+        raise InvalidArgument(f"{text}: {parts[0]}: {error}") from error
+    if not there:
+        raise InvalidArgument(f"{text}: {host} does not exist on this machine")
+    inside, outside = utf8(parts[1], text), utf8(os.fspath(host), text)
+    return pb.Mount(container_path=inside, host_path=outside, readonly=mode == "ro")

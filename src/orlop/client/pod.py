@@ -1,0 +1,130 @@
+"""A pod: one VM, or one set of namespaces, with any number of containers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, Unpack, cast
+
+from orlop.client import forward, images
+from orlop.client.calls import CriClient
+from orlop.client.container import Container
+from orlop.client.launch import RunOptions, container_config, log_root, pod_config
+from orlop.client.options import ContainerKeywords, RunKeywords, launch
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.errors import FailedPrecondition
+from orlop.host import tasks
+from orlop.linux.removal import remove_tree
+
+START_TIMEOUT = 240.0
+REMOVE_TIMEOUT = 120.0
+
+
+async def remove_pod(client: CriClient, pod_id: str, log_directory: str = "") -> None:
+    """Stop and remove a pod; its logs as well, if they lie where pods of this module have theirs."""
+    await client.runtime.stop_pod_sandbox(
+        pb.StopPodSandboxRequest(pod_sandbox_id=pod_id), timeout=REMOVE_TIMEOUT
+    )
+    await client.runtime.remove_pod_sandbox(
+        pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id), timeout=REMOVE_TIMEOUT
+    )
+    directory = Path(log_directory) if log_directory else None
+    if directory is not None and directory.parent == log_root():
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(remove_tree, directory)
+
+
+class Pod:
+    """A pod that exists within ``async with``: made at its beginning, removed at its end."""
+
+    def __init__(self, client: CriClient, wanted: RunOptions) -> None:
+        self._client = client
+        self._handler = wanted.handler
+        self.name = wanted.name or f"orlop-{secrets.token_hex(3)}"
+        self.id = ""
+        self._config = pod_config(wanted, self.name, secrets.token_hex(8))
+
+    async def create(self) -> None:
+        """Make it, for those who do not use ``async with``; then :meth:`remove` is theirs to call."""
+        answer = await self._client.runtime.run_pod_sandbox(
+            pb.RunPodSandboxRequest(config=self._config, runtime_handler=self._handler), timeout=START_TIMEOUT
+        )
+        self.id = answer.pod_sandbox_id
+
+    async def start(
+        self,
+        image: str,
+        *command: str,
+        name: str = "",
+        stdin: bool = False,
+        **options: Unpack[ContainerKeywords],
+    ) -> Container:
+        """Start a container in it. The image is fetched if it is not here.
+
+        ``command`` replaces the image's arguments; ``name`` is made up if there is none. With ``stdin``
+        the container reads what is written to :meth:`Container.attach`.
+        """
+        wanted = launch(image, command, cast(RunKeywords, options), interactive=stdin)
+        return await self.launch(wanted, name)
+
+    async def launch(self, wanted: RunOptions, name: str = "") -> Container:
+        """Start a container as a :class:`RunOptions` describes it. On failure it does not stay behind."""
+        if not self.id:
+            raise FailedPrecondition(f"pod {self.name} was not made yet: use `async with`, or create()")
+        config = container_config(wanted, name or f"container-{secrets.token_hex(3)}")
+        config.log_path = f"{config.metadata.name}.log"
+        image = await images.present(self._client, wanted.image)
+        config.image.image = image or await images.pull(self._client, wanted.image)
+        runtime = self._client.runtime
+        created = await runtime.create_container(
+            pb.CreateContainerRequest(pod_sandbox_id=self.id, config=config, sandbox_config=self._config),
+            timeout=START_TIMEOUT,
+        )
+        container = Container(self._client, created.container_id, self.id)
+        try:
+            await runtime.start_container(
+                pb.StartContainerRequest(container_id=container.id), timeout=START_TIMEOUT
+            )
+        except BaseException:
+            await tasks.roll_back(f"container {config.metadata.name}", container.remove())
+            raise
+        return container
+
+    async def ip(self) -> str:
+        """Its address, "" on the host's network."""
+        request = pb.PodSandboxStatusRequest(pod_sandbox_id=self.id)
+        return str((await self._client.runtime.pod_sandbox_status(request)).status.network.ip)
+
+    async def dial(self, port: int) -> forward.PortStream:
+        """Connect to one of its TCP ports."""
+        return await forward.dial(self._client, self.id, port)
+
+    def forward(self, port: int, local: int = 0) -> AbstractAsyncContextManager[int]:
+        """A port of this machine's loopback that leads to one of the pod's, within ``async with``.
+
+        Any free one for ``local`` 0.
+        """
+        return forward.listen(self._client, self.id, port, local)
+
+    async def stop(self) -> None:
+        """End it and everything in it; its containers and logs stay to be looked at."""
+        await self._client.runtime.stop_pod_sandbox(
+            pb.StopPodSandboxRequest(pod_sandbox_id=self.id), timeout=REMOVE_TIMEOUT
+        )
+
+    async def remove(self) -> None:
+        """Stop it, and remove it with everything in it and its logs."""
+        await remove_pod(self._client, self.id, self._config.log_directory)
+
+    async def __aenter__(self) -> Self:
+        await self.create()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await tasks.uncancelled(self.remove())

@@ -1,0 +1,67 @@
+"""What the Python client promises by its form: few public names, and two clients with the same ones."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import orlop
+import orlop.blocking
+from orlop import errors
+
+PUBLIC = {
+    "CommandFailed",
+    "Container",
+    "ContainerFacts",
+    "ContainerUse",
+    "Event",
+    "ImageFacts",
+    "Node",
+    "Pod",
+    "PodFacts",
+    "PortStream",
+    "Process",
+    "Result",
+    "connect",
+}
+COROUTINE_ONLY = {"feed"}
+"""What only makes sense beside other tasks of an event loop."""
+
+
+def methods(kind: type) -> dict[str, object]:
+    return {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(orlop.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(orlop, name).__doc__, name
+    with pytest.raises(AttributeError):
+        orlop.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["Node", "Pod", "Container", "Process", "PortStream"])
+def test_the_blocking_client_has_the_same_methods(name: str) -> None:
+    awaited, plain = methods(getattr(orlop, name)), methods(getattr(orlop.blocking, name))
+    assert awaited.keys() - plain.keys() <= COROUTINE_ONLY
+    # Attributes of the one may be properties of the other.
+    assert {one for one in plain if one not in awaited} <= {"id"}
+    for method in awaited.keys() & plain.keys():
+        if inspect.isfunction(awaited[method]):
+            ours, theirs = (inspect.signature(one[method]) for one in (awaited, plain))  # type: ignore[arg-type]
+            assert ours.parameters == theirs.parameters, method
+
+
+def test_importing_the_package_imports_no_client() -> None:
+    script = "import sys, orlop; assert 'grpc' not in sys.modules and 'orlop.client' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_results_are_judged_when_asked() -> None:
+    assert orlop.Result(0, b"x").check().text == "x"
+    with pytest.raises(orlop.CommandFailed, match="exit code 3: sorry"):
+        orlop.Result(3, b"", b"sorry\n").check()
+    assert issubclass(orlop.CommandFailed, errors.OrlopError)
