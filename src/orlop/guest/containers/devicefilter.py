@@ -28,7 +28,7 @@ _LETTERS = {"r": _READ, "w": _WRITE, "m": _MKNOD}
 
 
 @dataclass(frozen=True)
-class Rule:
+class DeviceRule:
     """Allow ``access`` to devices of ``kind``; None for any number."""
 
     kind: int
@@ -39,16 +39,16 @@ class Rule:
 
 # Nodes may be made of everything, and be used of what every container has in its /dev.
 DEFAULT = (
-    Rule(_CHARACTER, None, None, _MKNOD),
-    Rule(_BLOCK, None, None, _MKNOD),
-    *(Rule(_CHARACTER, 1, minor) for minor in (3, 5, 7, 8, 9)),
-    *(Rule(_CHARACTER, 5, minor) for minor in (0, 1, 2)),
-    Rule(_CHARACTER, 136, None),
-    Rule(_CHARACTER, 10, 200),
+    DeviceRule(_CHARACTER, None, None, _MKNOD),
+    DeviceRule(_BLOCK, None, None, _MKNOD),
+    *(DeviceRule(_CHARACTER, 1, minor) for minor in (3, 5, 7, 8, 9)),
+    *(DeviceRule(_CHARACTER, 5, minor) for minor in (0, 1, 2)),
+    DeviceRule(_CHARACTER, 136, None),
+    DeviceRule(_CHARACTER, 10, 200),
 )
 
 
-def rule_of(device: GuestDevice) -> Rule:
+def rule_of(device: GuestDevice) -> DeviceRule:
     """The rule that lets a container use ``device``; ``invalid`` when the guest has no such node."""
     try:
         status = os.stat(device.source)
@@ -60,7 +60,7 @@ def rule_of(device: GuestDevice) -> Rule:
         if letter not in _LETTERS:
             raise Refused("invalid", f"{device.access!r} is not an access to a device (of r, w, m)")
         access |= _LETTERS[letter]
-    return Rule(kind, os.major(status.st_rdev), os.minor(status.st_rdev), access)
+    return DeviceRule(kind, os.major(status.st_rdev), os.minor(status.st_rdev), access)
 
 
 def _instruction(code: int, target: int = 0, source: int = 0, offset: int = 0, value: int = 0) -> bytes:
@@ -71,7 +71,7 @@ _MOVE, _MOVE_VALUE, _AND, _SHIFT_RIGHT = 0xBC, 0xB4, 0x54, 0x74
 _LOAD_WORD, _JUMP_UNLESS, _JUMP_UNLESS_SAME, _EXIT = 0x61, 0x55, 0x5D, 0x95
 
 
-def assemble(rules: tuple[Rule, ...]) -> bytes:
+def assemble(rules: tuple[DeviceRule, ...]) -> bytes:
     """The program: 1 for what a rule allows, else 0.
 
     r1 points to struct bpf_cgroup_dev_ctx; r2 is the kind, r3 the access, r4 and r5 the numbers.
@@ -90,7 +90,7 @@ def assemble(rules: tuple[Rule, ...]) -> bytes:
     return b"".join(code)
 
 
-def _rule(rule: Rule) -> list[bytes]:
+def _rule(rule: DeviceRule) -> list[bytes]:
     """Go past its end unless all fits; else allow."""
     tests = [
         (register, value)
@@ -113,7 +113,7 @@ def _rule(rule: Rule) -> list[bytes]:
 
 
 @functools.cache
-def _load(rules: tuple[Rule, ...]) -> int:
+def _load(rules: tuple[DeviceRule, ...]) -> int:
     program = ctypes.create_string_buffer(assemble(rules))
     licence = ctypes.create_string_buffer(b"Apache-2.0")
     count = (len(program) - 1) // 8
