@@ -170,13 +170,13 @@ BLOCK, CHARACTER = 1, 2
     ],
 )
 def test_devices(kind: int, access: int, major: int, minor: int, allowed: int) -> None:
-    program = devicefilter.assemble((*devicefilter.DEFAULT, devicefilter.Rule(BLOCK, 7, 1, READ)))
+    program = devicefilter.assemble((*devicefilter.DEFAULT, devicefilter.DeviceRule(BLOCK, 7, 1, READ)))
     assert decide(program, kind, access, major, minor) == allowed
 
 
 def test_accesses_are_letters() -> None:
     rule = devicefilter.rule_of(GuestDevice(path="/dev/null", source="/dev/null", access="rw"))
-    assert rule == devicefilter.Rule(CHARACTER, 1, 3, READ | WRITE)
+    assert rule == devicefilter.DeviceRule(CHARACTER, 1, 3, READ | WRITE)
     with pytest.raises(Refused):
         devicefilter.rule_of(GuestDevice(path="/dev/null", source="/dev/null", access="rx"))
     with pytest.raises(Refused):
