@@ -131,18 +131,18 @@ def test_help_does_not_wait_for_grpc() -> None:
 @pytest.mark.parametrize(
     ("parse", "argument"),
     [
-        (units.parse_size, b"9" * 400),
-        (units.parse_size, b"9" * 5000),
-        (units.parse_port, b"1" * 5000 + b":80"),
-        (units.parse_port, b"\xff:8080:80"),
-        (units.parse_volume, b"~nobody-of-that-name:/data"),
-        (units.parse_volume, b"/tmp:/\xff"),
-        (units.parse_volume, b"x" * 5000 + b":/data"),
+        (options.parse_size, b"9" * 400),
+        (options.parse_size, b"9" * 5000),
+        (options.parse_port, b"1" * 5000 + b":80"),
+        (options.parse_port, b"\xff:8080:80"),
+        (options.parse_volume, b"~nobody-of-that-name:/data"),
+        (options.parse_volume, b"/tmp:/\xff"),
+        (options.parse_volume, b"x" * 5000 + b":/data"),
         (units.parse_environment, b"\xff=value"),
     ],
 )
 def test_an_argument_may_be_any_bytes(parse: Callable[[str], object], argument: bytes) -> None:
-    with pytest.raises(CliError):
+    with pytest.raises(InvalidArgument):
         parse(os.fsdecode(argument))
 
 

@@ -73,7 +73,8 @@ def launch(
         ports=tuple(parse_port(text) for text in options.get("ports", ())),
         volumes=tuple(parse_volume(text) for text in options.get("volumes", ())),
         environment=tuple(
-            pb.KeyValue(key=utf8(key, key), value=os.fsencode(value)) for key, value in options.get("env", {}).items()
+            pb.KeyValue(key=utf8(key, key), value=os.fsencode(value))
+            for key, value in options.get("env", {}).items()
         ),
         memory=parse_size(memory) if isinstance(memory, str) else memory,
         cpus=options.get("cpus", 0.0),

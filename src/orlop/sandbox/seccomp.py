@@ -44,7 +44,7 @@ class _ArchMap(msgspec.Struct, rename="camel", frozen=True):
     sub_architectures: tuple[str, ...] | None = ()
 
 
-class _Document(msgspec.Struct, rename="camel", frozen=True):
+class _ProfileDocument(msgspec.Struct, rename="camel", frozen=True):
     default_action: str
     default_errno_ret: int | None = None
     architectures: tuple[str, ...] | None = ()
@@ -160,7 +160,7 @@ def _load(path: str, capabilities: frozenset[str]) -> Profile:
 def parse(data: bytes, source: str, capabilities: Collection[str]) -> Profile:
     """Check a profile document and decide its conditions. Raises InvalidArgument naming ``source``."""
     try:
-        found = msgspec.json.decode(data, type=_Document)
+        found = msgspec.json.decode(data, type=_ProfileDocument)
     except UNREADABLE as error:
         raise InvalidArgument(f"seccomp profile {source}: {error}") from error
     rules = []
@@ -214,7 +214,7 @@ def _kernel_at_least(version: str) -> bool:
     return numbers(os.uname().release) >= numbers(version)
 
 
-def _check(profile: _Document, rules: list[Rule], source: str) -> None:
+def _check(profile: _ProfileDocument, rules: list[Rule], source: str) -> None:
     def refuse(what: str) -> InvalidArgument:
         return InvalidArgument(f"seccomp profile {source}: {what}")
 

@@ -11,9 +11,8 @@ from typing import Any, cast
 
 from orlop import config
 from orlop.cli import units
-from orlop.cli.problems import CliError
-from orlop.client import logs
-from orlop.errors import OrlopError
+from orlop.client import logs, options
+from orlop.errors import InvalidArgument, OrlopError
 from orlop.guest.launch import credentials
 from orlop.guest.machine import cgroup, links
 from orlop.host.seccomp import compile_profile
@@ -50,7 +49,7 @@ def seccomp_profile(data: bytes) -> None:
 
 
 @target(
-    CliError,
+    InvalidArgument,
     seeds=[
         b"8080:80",
         b"127.0.0.1:8080:80/udp",
@@ -64,10 +63,10 @@ def seccomp_profile(data: bytes) -> None:
 def command_line(data: bytes) -> None:
     """What an argument of ``orlop run`` may be: any bytes but NUL."""
     text = os.fsdecode(data.replace(b"\0", b""))
-    for parse in (units.parse_size, units.parse_port, units.parse_volume, units.parse_environment):
+    for parse in (options.parse_size, options.parse_port, options.parse_volume, units.parse_environment):
         try:
             parse(text)
-        except CliError as error:
+        except InvalidArgument as error:
             str(error).encode("utf-8", "surrogateescape")
 
 
