@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,8 +28,8 @@ LONG = r"\[Serial\]|\[Slow\]|\[Disruptive\]|\[Flaky\]"
 SHORT = Path(__file__).with_name("short.txt")
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or what is given in its place."""
     parser = argparse.ArgumentParser(prog="python -m tests.node_e2e", description="Kubernetes' node suite.")
     parser.add_argument("--handler", default="vm", help=f"one or more of {', '.join(RUNTIMES)}, with commas")
     parser.add_argument("--focus", default="", help="only the specs whose name matches this expression")
@@ -38,7 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=8, help="specs at a time")
     parser.add_argument("--minutes", type=int, default=90, help="bound of one run")
     parser.add_argument("--report", type=Path, default=Path("build/node-e2e"), help="where reports go")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def selection(options: argparse.Namespace) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from orlop.cli.demo.imagewriter import Blob, Image, Layer, LayerWriter, Pusher
+from orlop.cli.demo.imagewriter import LayerContent, LayerWriter, Pusher, WrittenBlob, WrittenImage
 from tests.conformance import images, tools
 from tests.conformance.images import E2E, PATH
 from tests.node_e2e.programs import Programs
@@ -21,7 +21,7 @@ PAUSE = "registry.k8s.io/pause:3.10.2"
 SHELL = {"Env": [PATH], "Cmd": ["sh"]}
 
 
-def curl_layer() -> Layer:
+def curl_layer() -> LayerContent:
     """Debian's curl, with which agnhost's specs look at what its servers answer."""
     options = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
     said = tools.run(["apt-cache", "depends", "--recurse", *(f"--no-{option}" for option in options), "curl"])
@@ -32,7 +32,7 @@ def curl_layer() -> Layer:
     return layer.finish()
 
 
-def hostname_layer() -> Layer:
+def hostname_layer() -> LayerContent:
     """Debian's hostname, which asks the C library's resolver for a full name."""
     root = tools.debian_packages(["hostname", "libc6"])
     layer = LayerWriter()
@@ -41,13 +41,13 @@ def hostname_layer() -> Layer:
     return layer.finish()
 
 
-def _store(layer: LayerWriter, directory: str, blob: Blob) -> None:
+def _store(layer: LayerWriter, directory: str, blob: WrittenBlob) -> None:
     """Put a blob where agnhost's own registry server looks for it."""
     algorithm, digest = blob.digest.split(":")
     layer.file(f"{directory}/{algorithm}/{digest[:2]}/{digest}/data", blob.data)
 
 
-def agnhost_layer(programs: Programs, pause: Image) -> Layer:
+def agnhost_layer(programs: Programs, pause: WrittenImage) -> LayerContent:
     """agnhost with the files that its subcommands serve; one is a registry that holds ``pause``."""
     layer = LayerWriter()
     layer.file("agnhost", programs.agnhost.read_bytes(), 0o755)
@@ -66,14 +66,14 @@ def agnhost_layer(programs: Programs, pause: Image) -> Layer:
     return layer.finish()
 
 
-def nonewprivs_layer() -> Layer:
+def nonewprivs_layer() -> LayerContent:
     """A set-uid root program that prints its effective uid, in the search path."""
     layer = LayerWriter()
     layer.file("usr/local/bin/nnp", tools.compile_c("nnp", images.NNP_SOURCE).read_bytes(), 0o6755)
     return layer.finish()
 
 
-def pets_layer(name: str) -> Layer:
+def pets_layer(name: str) -> LayerContent:
     """What the image of a pet holds: a picture's file and a document."""
     layer = LayerWriter()
     layer.file(f"{name}.jpg", f"a picture of a {name}\n")
@@ -86,25 +86,29 @@ def fill(programs: Programs, address: str) -> None:
     images.fill(address)
     push = Pusher(address).push
     base = images.base_layer()
-    pause = Image((images.pause_layer(),), {"Entrypoint": ["/pause"], "User": "65535:65535"})
+    pause = WrittenImage((images.pause_layer(),), {"Entrypoint": ["/pause"], "User": "65535:65535"})
     push("registry.k8s.io/pause", ["3.10.2"], pause)
-    busybox = Image((base,), SHELL)
+    busybox = WrittenImage((base,), SHELL)
     push(f"{E2E}/busybox", ["1.37.0-1", "1.36.1-1"], busybox)
-    push(f"{E2E}/ipc-utils", ["1.4"], Image((base, images.marker_layer("ipc-utils")), SHELL))
-    push(f"{E2E}/nonroot", ["1.5"], Image((base,), {**SHELL, "User": "1234"}))
-    push(f"{E2E}/nonewprivs", ["1.4"], Image((base, nonewprivs_layer()), {"Env": [PATH], "Cmd": ["nnp"]}))
-    push(f"{E2E}/glibc-dns-testing", ["2.0.0"], Image((base, hostname_layer()), SHELL))
+    push(f"{E2E}/ipc-utils", ["1.4"], WrittenImage((base, images.marker_layer("ipc-utils")), SHELL))
+    push(f"{E2E}/nonroot", ["1.5"], WrittenImage((base,), {**SHELL, "User": "1234"}))
+    push(
+        f"{E2E}/nonewprivs",
+        ["1.4"],
+        WrittenImage((base, nonewprivs_layer()), {"Env": [PATH], "Cmd": ["nnp"]}),
+    )
+    push(f"{E2E}/glibc-dns-testing", ["2.0.0"], WrittenImage((base, hostname_layer()), SHELL))
     web = {"Env": [PATH], "Entrypoint": ["nginx", "-g", "daemon off;"], "StopSignal": "SIGQUIT"}
     for tag in ("1.15-4", "1.27-0"):
         layers = (base, images.nginx_layer(80), images.marker_layer(f"nginx-{tag}"))
-        push(f"{E2E}/nginx", [tag], Image(layers, web))
+        push(f"{E2E}/nginx", [tag], WrittenImage(layers, web))
     layers = (base, curl_layer(), agnhost_layer(programs, pause))
     settings = {"Env": [PATH], "Entrypoint": ["/agnhost"], "Cmd": ["pause"]}
-    push(f"{E2E}/agnhost", ["2.63.0"], Image(layers, settings))
-    push(f"{E2E}/agnhost", ["2.55"], Image((*layers, images.marker_layer("previous")), settings))
+    push(f"{E2E}/agnhost", ["2.63.0"], WrittenImage(layers, settings))
+    push(f"{E2E}/agnhost", ["2.55"], WrittenImage((*layers, images.marker_layer("previous")), settings))
     for name in ("kitten", "nautilus"):
         pets = {"Env": [PATH], "Entrypoint": ["/agnhost"], "Cmd": ["test-webserver"]}
-        push(f"{E2E}/{name}", ["1.8"], Image((*layers, pets_layer(name)), pets))
+        push(f"{E2E}/{name}", ["1.8"], WrittenImage((*layers, pets_layer(name)), pets))
 
 
 def storage(programs: Programs) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.node_e2e import __main__ as harness
 from tests.node_e2e import judgement
 from tests.node_e2e.judgement import Result, Spec
 
@@ -99,3 +101,22 @@ def test_the_table_names_each_spec_that_did_not_pass_everywhere() -> None:
         "|---|---|---|",
         "| b | excused | passed |",
     ]
+
+
+def _selection(*options: str) -> tuple[str, str]:
+    return harness.selection(harness.arguments(options))
+
+
+def test_conformance_is_what_runs_unless_told() -> None:
+    focus, skip = _selection("--skip", "swap")
+    assert focus == harness.CONFORMANCE
+    assert skip == f"swap|{harness.LONG}"
+    assert _selection("--focus", "Probing") == ("Probing", harness.LONG)
+    assert _selection("--all") == ("", "")
+
+
+def test_the_short_list_is_one_expression_of_its_lines() -> None:
+    focus, _ = _selection("--short")
+    assert re.compile(focus)
+    assert "#" not in focus
+    assert "||" not in focus
