@@ -85,12 +85,15 @@ class VmConfig(Section, frozen=True):
 
     ``default_memory_mib`` and ``default_vcpus`` hold for pods without limits; limits come on
     top of ``base_memory_mib``, which the guest itself needs. ``scratch_mib`` is the size of
-    a container's writable layer when nothing else limits it. ``hypervisor`` picks a back end, "" the
+    a container's writable layer when nothing else limits it. With several ``templates`` VMs start from each
+    in turn; ``template_lifetime`` is how long one serves, 0 for ever. ``hypervisor`` picks a back end, "" the
     usual one; ``others`` are the keys that only a back end knows, see :func:`backend_section`.
     """
 
     hypervisor: BackendName = ""
     template: bool = True
+    templates: Annotated[int, Meta(ge=1, le=16)] = 1
+    template_lifetime: Annotated[float, Meta(ge=0, le=30 * 86400)] = 0.0
     base_memory_mib: Memory = 128
     default_memory_mib: Memory = 512
     default_vcpus: Vcpus = 1

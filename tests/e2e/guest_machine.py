@@ -13,7 +13,7 @@ from typing import Any
 
 from orlop.guestos.build import GuestArtifacts
 from orlop.hypervisor.base import Disk as HostDisk
-from orlop.hypervisor.base import Machine
+from orlop.hypervisor.base import Hypervisor, Machine, Template
 from orlop.hypervisor.qemu import backend
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.vm.agent import AgentClient
@@ -167,7 +167,16 @@ async def fresh_guest(
 ) -> AsyncIterator[Guest]:
     """A clone that was set up, with a root image plugged; ``templates`` keeps the template between tests."""
     hypervisor = backend(CONFIG).booting(artifacts, templates)
-    template = await hypervisor.template(settle)
+    async with guest_of(hypervisor, await hypervisor.template(settle), place, **setup) as guest:
+        guest.root = await guest.plug(busybox_layer())
+        yield guest
+
+
+@asynccontextmanager
+async def guest_of(
+    hypervisor: Hypervisor, template: Template, place: Path, **setup: Any
+) -> AsyncIterator[Guest]:
+    """A clone of that template that was set up."""
     (place / "share").mkdir(exist_ok=True)
     machine = await hypervisor.restore(template, place / "vm", tap_fd=None, share=place / "share")
     try:
@@ -183,7 +192,6 @@ async def fresh_guest(
             "resolv_conf": "nameserver 192.0.2.53\n",
         }
         await agent.call(messages.Setup(**(identity | setup)), TIMEOUT)
-        guest.root = await guest.plug(busybox_layer())
         yield guest
         with suppress(Exception):
             await guest.agent.close()

@@ -390,7 +390,7 @@ async def test_a_template_changed_under_a_running_daemon_changes_no_clone(
     finally:
         await machine.stop()
         await hypervisor.discard(machine.directory)
-        await hypervisor.discard_template()
+        await hypervisor.retire(template)
 
 
 async def test_a_template_that_was_thrown_away_makes_no_clone(
@@ -399,7 +399,7 @@ async def test_a_template_that_was_thrown_away_makes_no_clone(
     shutil.copytree(saved, place / "root", symlinks=True)
     hypervisor = qemu(guest, place / "root")
     template = await hypervisor.template(never)
-    await hypervisor.discard_template()
+    await hypervisor.retire(template)
     assert not template.directory.exists()
     with pytest.raises(DataLoss, match="not in use any more"):
         await hypervisor.restore(template, place / "m", tap_fd=None, share=place / "share")
@@ -412,10 +412,9 @@ async def test_a_state_that_qemu_does_not_accept_is_thrown_away(
     shutil.copytree(saved, place / "root", symlinks=True)
     hypervisor = qemu(guest, place / "root")
     template = await hypervisor.template(never)
-    assert hypervisor._saved is not None
     state = os.memfd_create("state", os.MFD_CLOEXEC)
     os.write(state, b"\0" * 1000)
-    os.dup2(state, hypervisor._saved._state, inheritable=False)
+    os.dup2(state, hypervisor._saved[template.directory]._state, inheritable=False)
     os.close(state)
     with pytest.raises((DataLoss, Unavailable)):
         await hypervisor.restore(template, place / "m", tap_fd=None, share=place / "share")

@@ -23,7 +23,8 @@ def sealed(root: Path, key: str = "k" * 64) -> Template:
 
 
 def loaded(root: Path, key: str) -> Template:
-    saved = templates.load(root, key)
+    (directory,) = templates.find(root, key)
+    saved = templates.load(directory, key)
     saved.close()
     return saved.template
 
@@ -41,9 +42,19 @@ def test_a_new_template_replaces_the_one_of_the_same_size(tmp_path: Path) -> Non
     assert loaded(tmp_path, new.key) == new
 
 
+def test_several_of_one_key_stand_beside_one_another(tmp_path: Path) -> None:
+    first, second = sealed(tmp_path), sealed(tmp_path)
+    os.utime(first.directory / "manifest.json", (1, 1))
+    assert templates.find(tmp_path, first.key) == [second.directory, first.directory]
+    assert 0 < first.made <= second.made
+    templates.drop(second.directory)
+    assert loaded(tmp_path, first.key) == first
+
+
 def test_a_missing_one_is_data_loss(tmp_path: Path) -> None:
+    assert templates.find(tmp_path, "k" * 64) == []
     with pytest.raises(DataLoss, match="no valid manifest"):
-        templates.load(tmp_path, "k" * 64)
+        templates.load(tmp_path / "none", "k" * 64)
 
 
 @pytest.mark.parametrize("name", [templates.MEMORY, templates.STATE])
@@ -58,7 +69,7 @@ def test_damage_is_seen(tmp_path: Path, name: str, damage: str) -> None:
     elif damage == "flip":
         path.write_bytes(b"X" + data[1:])
     with pytest.raises(DataLoss):
-        templates.load(tmp_path, template.key)
+        templates.load(template.directory, template.key)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xff", b'{"key": 1}', b"[" * 10000])
@@ -66,18 +77,18 @@ def test_a_broken_manifest_is_data_loss(tmp_path: Path, content: bytes) -> None:
     template = sealed(tmp_path)
     (template.directory / "manifest.json").write_bytes(content)
     with pytest.raises(DataLoss):
-        templates.load(tmp_path, template.key)
+        templates.load(template.directory, template.key)
 
 
 def test_a_foreign_template_is_refused(tmp_path: Path) -> None:
     template = sealed(tmp_path, "a" * 64)
-    template.directory.rename(templates.directory_for(tmp_path, "b" * 64))
     with pytest.raises(DataLoss, match="another machine"):
-        templates.load(tmp_path, "b" * 64)
+        templates.load(template.directory, "b" * 64)
 
 
 def test_what_was_loaded_cannot_be_changed(tmp_path: Path) -> None:
-    saved = templates.load(tmp_path, sealed(tmp_path).key)
+    template = sealed(tmp_path)
+    saved = templates.load(template.directory, template.key)
     memory, state = saved.open_memory(), saved.open_state()
     for file in (memory, state):
         with pytest.raises(OSError):
@@ -98,13 +109,13 @@ def test_what_was_loaded_cannot_be_changed(tmp_path: Path) -> None:
     assert os.read(state, 5) == b"state"
     assert os.read(saved.open_state(), 5) == b"state"
     with pytest.raises(DataLoss):
-        templates.load(tmp_path, saved.template.key)
+        templates.load(template.directory, template.key)
 
 
-def test_remove_is_idempotent(tmp_path: Path) -> None:
+def test_drop_is_idempotent(tmp_path: Path) -> None:
     template = sealed(tmp_path)
-    templates.remove(tmp_path)
-    templates.remove(tmp_path)
+    templates.drop(template.directory)
+    templates.drop(template.directory)
     assert not template.directory.exists()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from orlop.config import PoolConfig, VmConfig
 from orlop.errors import Unavailable
-from orlop.hypervisor.base import MachineShape, MemoryUse
+from orlop.hypervisor.base import Accelerator, MachineShape, MemoryUse, Template
 from orlop.sandbox.vm import pool as pools
 from orlop.sandbox.vm.clone import Clone, Cloner
 from orlop.sandbox.vm.pool import Activity, Demand, Pool
@@ -60,6 +60,8 @@ class FakeCloner(Cloner):
         super().__init__(config, cast(Any, None), state=state, scratch=state, image=Path())
         self.alive: dict[str, FakeClone] = {}
         self.made = 0
+        self.origin: Template | None = None
+        self.current: tuple[Template, ...] = ()
         self.failure = ""
         self.gate = asyncio.Event()
         self.gate.set()
@@ -68,11 +70,16 @@ class FakeCloner(Cloner):
     def templated(self) -> bool:
         return True
 
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        return self.current
+
     async def make(self) -> Clone:
         if self.failure:
             raise Unavailable(self.failure)
         self.made += 1
         clone = FakeClone(self.directory / str(self.made))
+        clone.origin = self.origin
         self.alive[clone.id] = clone
         try:
             await self.gate.wait()
@@ -161,6 +168,31 @@ async def test_a_dead_clone_is_replaced(tmp_path: Path) -> None:
         first = next(iter(cloner.alive.values()))
         first.death.set_result("killed")
         await until(lambda: first.id not in cloner.alive and pool.size == 2)
+
+
+async def test_clones_of_a_template_that_was_retired_are_replaced_one_after_the_other(tmp_path: Path) -> None:
+    accelerator = Accelerator(kind="tcg", reason="for the test")
+    old, new = (
+        Template(key="k", directory=tmp_path / name, shape=SMALL, accelerator=accelerator)
+        for name in ("old", "new")
+    )
+    async with pool_of(tmp_path) as (pool, cloner):
+        cloner.current = (old,)
+        cloner.origin = old
+        await until(lambda: pool.size == 2)
+        for clone in pool._ready:
+            clone.origin = old
+        sizes = set()
+
+        def replaced() -> bool:
+            sizes.add(pool.size)
+            return pool.size == 2 and all(clone.origin is new for clone in pool._ready)
+
+        cloner.origin = new
+        cloner.current = (new,)
+        await until(replaced)
+        assert 0 not in sizes
+        assert len(cloner.alive) == 2
 
 
 async def test_shapes_that_pods_ask_for_are_kept_ready(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""How a process fares at the processors: whether it may run at all, and how long it waited for its turn."""
+"""How a process fares at the processors: whether it may run at all, before whom, and how long it waited."""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,13 @@ def is_stopped(pid: int) -> bool:
     except OSError:
         return False
     return text.rpartition(") ")[2][:1] in _STOPPED
+
+
+def be_nice(pid: int, level: int) -> None:
+    """Let all its threads, and those that they begin, give way to others (10) or not (0)."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with suppress(OSError):  # a thread that has just ended, or no right to go back
+            os.setpriority(os.PRIO_PROCESS, int(task.name), level)
 
 
 def waited(pid: int) -> float:

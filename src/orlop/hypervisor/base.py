@@ -69,12 +69,14 @@ class Capabilities(Value, frozen=True, kw_only=True):
 
 
 class Template(Value, frozen=True, kw_only=True):
-    """A saved machine. ``key`` is a digest of all that it depends on."""
+    """A saved machine. ``key`` is a digest of all that it depends on; several of one key may stand beside one
+    another, each in a directory of its own. ``made`` is in seconds since the epoch."""
 
     key: str
     directory: Path
     shape: MachineShape
     accelerator: Accelerator
+    made: float = 0.0
 
 
 class GuestFiles(Protocol):
@@ -254,13 +256,23 @@ class Hypervisor(Machines, Protocol):
         when it returns."""
         ...
 
+    async def another(self, settle: Settle) -> Template:
+        """One more template beside those that are in use: one that is on disk, or a new one, made gently.
+
+        It differs from the others in what a kernel draws when it boots: where it lies, and its secrets."""
+        ...
+
+    async def retire(self, template: Template) -> None:
+        """Make no more machines of this one, and remove it; those that run go on. Idempotent."""
+        ...
+
     async def restore(
         self, template: Template, directory: Path, *, tap_fd: int | None, share: Path
     ) -> Machine:
         """As :meth:`start`, from a template: running, its agent ready, in the template's shape.
 
-        Raises DataLoss when the template is damaged; it is then thrown away, and the next
-        :meth:`template` builds another."""
+        Raises DataLoss when the template is damaged, or was retired: it is then thrown away, and
+        :meth:`template` finds or builds another."""
         ...
 
 

@@ -25,7 +25,7 @@ from orlop.errors import (
     OrlopError,
     Unavailable,
 )
-from orlop.host import process, threads
+from orlop.host import process, scheduling, threads
 from orlop.hypervisor.base import (
     Accelerator,
     Capabilities,
@@ -66,6 +66,7 @@ _RESTORE_TIMEOUT = 30.0
 _CODE_MIB = 64
 _BOOT_CODE_MIB = 128
 _CHUNK = 16 << 20
+_NICE = 10
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +120,7 @@ class QemuHypervisor(QemuMachines):
         self._root = root
         self._finding: Finding | None = None
         self._probing = asyncio.Lock()
-        self._saved: templates.Saved | None = None
+        self._saved: dict[Path, templates.Saved] = {}
         self._tree: Path | None = None
         self._building = asyncio.Lock()
 
@@ -356,46 +357,63 @@ class QemuHypervisor(QemuMachines):
         """Find or make the template; see :class:`orlop.hypervisor.base.Hypervisor`."""
         finding = await self._find_accelerator()
         async with self._building:
-            if self._saved is None:
-                self._saved = await self._load_or_build(finding, settle, progress or (lambda line: None))
-            return self._saved.template
+            for saved in self._saved.values():
+                return saved.template
+            return await self._load_or_build(finding, settle, progress or (lambda line: None))
 
-    async def _load_or_build(self, finding: Finding, settle: Settle, say: Progress) -> templates.Saved:
-        key = await self._key(finding)
-        try:
-            return await threads.call(templates.load, self._root, key)
-        except DataLoss as reason:
-            if templates.directory_for(self._root, key).exists():
-                log.warning("the template is made anew: %s", reason)
-        await self._build(finding, key, settle, say)
-        return await threads.call(templates.load, self._root, key)
-
-    async def discard_template(self) -> None:
-        """Throw the template away; the next :meth:`template` builds another."""
+    async def another(self, settle: Settle) -> Template:
+        """Find or make one more; see :class:`orlop.hypervisor.base.Hypervisor`."""
+        finding = await self._find_accelerator()
         async with self._building:
-            if self._saved is not None:
-                self._saved.close()
-            self._saved = None
-            await threads.call(templates.remove, self._root)
+            return await self._load_or_build(finding, settle, lambda line: None, nice=_NICE)
+
+    async def _load_or_build(
+        self, finding: Finding, settle: Settle, say: Progress, *, nice: int = 0
+    ) -> Template:
+        """A template that is not in use yet."""
+        key = await self._key(finding)
+        for number, directory in enumerate(await threads.call(templates.find, self._root, key)):
+            if directory in self._saved:
+                continue
+            if number < self._config.templates:
+                try:
+                    return await self._use(directory, key)
+                except DataLoss as reason:
+                    log.warning("the template is made anew: %s", reason)
+            await threads.call(templates.drop, directory)
+        return await self._use(await self._build(finding, key, settle, say, nice=nice), key)
+
+    async def _use(self, directory: Path, key: str) -> Template:
+        saved = self._saved[directory] = await threads.call(templates.load, directory, key)
+        return saved.template
+
+    async def retire(self, template: Template) -> None:
+        """Let go of a template; see :class:`orlop.hypervisor.base.Hypervisor`."""
+        async with self._building:
+            saved = self._saved.pop(template.directory, None)
+            if saved is not None:
+                saved.close()
+            await threads.call(templates.drop, template.directory)
 
     async def restore(
         self, template: Template, directory: Path, *, tap_fd: int | None, share: Path
     ) -> QemuMachine:
         """Start a clone; see :class:`orlop.hypervisor.base.Hypervisor`."""
-        if self._saved is None or self._saved.template != template:
-            raise DataLoss(f"the template {template.key[:12]} is not in use any more; it is made anew")
+        saved = self._saved.get(template.directory)
+        if saved is None:
+            raise DataLoss(f"the template {template.directory.name} is not in use any more")
         with ExitStack() as stack:
-            memory = self._saved.open_memory()
+            memory = saved.open_memory()
             stack.callback(os.close, memory)
-            state = self._saved.open_state()
+            state = saved.open_state()
             stack.callback(os.close, state)
             launch = self._template_launch(await self._find_accelerator(), directory, memory, shared=False)
             launch = msgspec.structs.replace(launch, share=share)
             try:
                 return await self._restored(launch, state, tap_fd=tap_fd)
             except DataLoss:
-                # Its files are whole, and yet QEMU does not take it: another one is made.
-                await self.discard_template()
+                # Its files are whole, and yet QEMU does not take it.
+                await self.retire(template)
                 raise
 
     async def _restored(
@@ -433,7 +451,8 @@ class QemuHypervisor(QemuMachines):
             parts += [finding.inputs]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    async def _build(self, finding: Finding, key: str, settle: Settle, say: Progress) -> None:
+    async def _build(self, finding: Finding, key: str, settle: Settle, say: Progress, *, nice: int) -> Path:
+        """Boot a machine and save it; returns the template's directory."""
         shape = self.template_shape
         async with self._scratch() as work:
             result = work / "result"
@@ -445,13 +464,15 @@ class QemuHypervisor(QemuMachines):
             finally:
                 os.close(file)
             try:
+                scheduling.be_nice(machine.pid, nice)
                 await machine.wait_agent_port(self._config.boot_timeout)
                 await settle(machine)
                 say("saving the template")
                 await migration.save(machine, result / templates.STATE, timeout=_RESTORE_TIMEOUT)
             finally:
                 await machine.stop()
-            await threads.call(templates.seal, result, self._root, key, shape, finding.accelerator)
+            saved = await threads.call(templates.seal, result, self._root, key, shape, finding.accelerator)
+            return saved.directory
 
     @asynccontextmanager
     async def _scratch(self) -> AsyncIterator[Path]:

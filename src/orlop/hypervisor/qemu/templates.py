@@ -1,6 +1,6 @@
 """Saved machines: how one is written, checked and read.
 
-``ROOT/template-<key>/`` holds ``memory`` (the guest's memory, a sparse file that every clone maps
+``ROOT/template-<key>-<number>/`` holds ``memory`` (the guest's memory, a sparse file that every clone maps
 privately), ``state`` (the devices, QEMU's migration stream) and ``manifest.json`` with sizes and digests.
 The manifest is written last and the directory renamed into place, so a directory without a valid one
 never was complete.
@@ -16,6 +16,8 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -46,6 +48,7 @@ class _SavedManifest(msgspec.Struct, frozen=True):
     shape: MachineShape
     accelerator: Accelerator
     files: tuple[_File, ...]
+    made: float = 0.0
 
 
 class Saved:
@@ -71,9 +74,15 @@ class Saved:
         os.close(self._state)
 
 
-def directory_for(root: Path, key: str) -> Path:
-    """Where the template of that key is."""
-    return root / f"{_PREFIX}{key[:24]}"
+def find(root: Path, key: str) -> list[Path]:
+    """The directories of the templates of that key, the newest first, whole or not."""
+    return sorted(root.glob(f"{_PREFIX}{key[:24]}*"), key=_written, reverse=True)
+
+
+def _written(directory: Path) -> float:
+    with suppress(OSError):
+        return (directory / _MANIFEST).stat().st_mtime
+    return 0.0
 
 
 def new_memory(work: Path, shape: MachineShape) -> int:
@@ -86,25 +95,25 @@ def new_memory(work: Path, shape: MachineShape) -> int:
 
 
 def seal(work: Path, root: Path, key: str, shape: MachineShape, accelerator: Accelerator) -> Template:
-    """Make ``work``, which holds ``memory`` and ``state``, the template of ``key``; others are removed.
+    """Make ``work``, which holds ``memory`` and ``state``, a template of ``key``; those of others go.
 
     Raises OSError."""
     parts = tuple(_File(name, (work / name).stat().st_size, _digest(work / name)) for name in (MEMORY, STATE))
     for name in (MEMORY, STATE):
         (work / name).chmod(0o400)
-    manifest = _SavedManifest(key, shape, accelerator, parts)
+    manifest = _SavedManifest(key, shape, accelerator, parts, time.time())
     files.save(work / _MANIFEST, msgspec.json.encode(manifest), durable=True)
-    target = directory_for(root, key)
-    for path in root.glob(f"{_PREFIX}*"):
-        # Clones that run keep the files they mapped.
-        _drop(path)
+    for path in set(root.glob(f"{_PREFIX}*")) - set(find(root, key)):
+        drop(path)
+    target = root / f"{_PREFIX}{key[:24]}-{secrets.token_hex(4)}"
     work.rename(target)
-    return Template(key=key, directory=target, shape=shape, accelerator=accelerator)
+    return Template(key=key, directory=target, shape=shape, accelerator=accelerator, made=manifest.made)
 
 
-def load(root: Path, key: str) -> Saved:
-    """The template of ``key``, checked and sealed. Raises DataLoss when it is missing or damaged, OSError."""
-    directory = directory_for(root, key)
+def load(directory: Path, key: str) -> Saved:
+    """The template in ``directory``, checked and sealed.
+
+    Raises DataLoss when it is missing, damaged or not of that key, OSError."""
     try:
         manifest = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_SavedManifest)
     except (OSError, *UNREADABLE) as error:
@@ -120,7 +129,13 @@ def load(root: Path, key: str) -> Saved:
             copies.append(_sealed(directory / name, by_name[name]))
             undo.callback(os.close, copies[-1])
         undo.pop_all()
-    template = Template(key=key, directory=directory, shape=manifest.shape, accelerator=manifest.accelerator)
+    template = Template(
+        key=key,
+        directory=directory,
+        shape=manifest.shape,
+        accelerator=manifest.accelerator,
+        made=manifest.made,
+    )
     return Saved(template, *copies)
 
 
@@ -140,13 +155,8 @@ def _sealed(path: Path, wanted: _File) -> int:
     return copy
 
 
-def remove(root: Path) -> None:
-    """Remove all templates."""
-    for path in root.glob(f"{_PREFIX}*"):
-        _drop(path)
-
-
-def _drop(path: Path) -> None:
+def drop(path: Path) -> None:
+    """Remove a template's directory. Idempotent."""
     with suppress(OSError):  # what is left of an old template harms nobody
         remove_tree(path)
 

@@ -12,13 +12,14 @@ import logging
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from orlop.config import VmConfig
 from orlop.errors import DataLoss, NotUndone, OrlopError, Unavailable
-from orlop.host import mounts, netns, tasks, threads
+from orlop.host import mounts, netns, scheduling, tasks, threads
 from orlop.host.tasks import Undo, beside
 from orlop.hypervisor.base import (
     Accelerator,
@@ -46,12 +47,18 @@ _ONLINE_TIME = 5.0
 
 
 class Clone:
-    """One machine that runs. Whoever has it removes it with :meth:`Clones.discard`."""
+    """One machine that runs. Whoever has it removes it with :meth:`Clones.discard`.
 
-    def __init__(self, directory: Path, machine: Machine, agent: AgentClient) -> None:
+    ``origin`` is the template that it comes from, if it comes from one that is in use.
+    """
+
+    def __init__(
+        self, directory: Path, machine: Machine, agent: AgentClient, origin: Template | None = None
+    ) -> None:
         self.directory = directory
         self.machine = machine
         self.agent = agent
+        self.origin = origin
 
     @property
     def id(self) -> str:
@@ -84,9 +91,7 @@ class Clone:
 
     def be_nice(self, level: int) -> None:
         """Give way to others (10) while nobody waits for this VM, or not (0)."""
-        for task in Path(f"/proc/{self.machine.pid}/task").glob("*"):
-            with suppress(OSError):  # a thread that has just ended, or no right to go back
-                os.setpriority(os.PRIO_PROCESS, int(task.name), level)
+        scheduling.be_nice(self.machine.pid, level)
 
     async def resize(self, shape: MachineShape) -> MachineShape:
         """Bring the machine towards ``shape``, and what is new into the guest's use."""
@@ -226,15 +231,15 @@ class Cloner(Clones):
         self._hypervisor = hypervisor
         self._image = image
         self._say = say
-        self._template: Template | None = None
+        self._templates: deque[Template] = deque()
         self._building: asyncio.Task[Template] | None = None
         self._tasks = tasks.Tasks()
 
     @property
     def shape(self) -> MachineShape:
         """The size a new clone has."""
-        if self._template is not None:
-            return self._template.shape
+        for template in self._templates:
+            return template.shape
         return MachineShape(memory_mib=self._config.default_memory_mib, vcpus=self._config.default_vcpus)
 
     @property
@@ -253,20 +258,36 @@ class Cloner(Clones):
         """
         least = self.shape
         vcpus = max(shape.vcpus, least.vcpus)
-        if self._template is not None and not self._hypervisor.capabilities.add_vcpus:
+        if self._templates and not self._hypervisor.capabilities.add_vcpus:
             vcpus = least.vcpus
         return MachineShape(memory_mib=max(shape.memory_mib, least.memory_mib), vcpus=vcpus)
 
-    async def prepare(self) -> Template | None:
-        """Build the template, or join its building. A cancellation does not stop the building."""
-        if not self.templated or self._template is not None:
-            return self._template
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        """Those that clones come from now, in turn."""
+        return tuple(self._templates)
+
+    async def add_template(self) -> None:
+        """Find or make one more, while clones come from the others."""
+        self._templates.append(await self._hypervisor.another(self._settle))
+
+    async def retire_template(self, template: Template) -> None:
+        """Make no more clones of one. Idempotent."""
+        with suppress(ValueError):
+            self._templates.remove(template)
+        await self._hypervisor.retire(template)
+
+    async def prepare(self) -> None:
+        """Build the first template, or join its building. A cancellation does not stop the building."""
+        if not self.templated or self._templates:
+            return
         if self._building is None or self._building.done():
             self._building = self._tasks.spawn(
                 self._hypervisor.template(self._settle, progress=self._say), "VM template", awaited=True
             )
-        self._template = await asyncio.shield(self._building)
-        return self._template
+        template = await asyncio.shield(self._building)
+        if template not in self._templates:
+            self._templates.append(template)
 
     async def begin(self) -> Path:
         """A new clone's directory with its network namespace; :meth:`discard` it if nothing comes of it."""
@@ -285,10 +306,10 @@ class Cloner(Clones):
         await self.prepare()
         tap = await create_tap(netns_of(directory), TAP)
         try:
-            machine = await self._machine(directory, tap)
+            machine, origin = await self._machine(directory, tap)
         finally:
             os.close(tap)
-        return await self._greet(directory, machine)
+        return await self._greet(directory, machine, origin)
 
     async def make(self) -> Clone:
         """A new clone, its agent ready. A failure or cancellation leaves nothing behind."""
@@ -316,22 +337,32 @@ class Cloner(Clones):
         """Stop building."""
         await self._tasks.close()
 
-    async def _machine(self, directory: Path, tap: int) -> Machine:
+    async def _machine(self, directory: Path, tap: int) -> tuple[Machine, Template | None]:
         where, share = machine_of(directory), directory / "share"
-        if self._template is not None:
+        for retry in (True, False):
+            template = self._next()
+            if template is None:
+                break
             try:
-                return await self._hypervisor.restore(self._template, where, tap_fd=tap, share=share)
+                machine = await self._hypervisor.restore(template, where, tap_fd=tap, share=share)
+                return machine, template
             except DataLoss as error:
-                log.warning("%s; another template is being made", error)
-                self._template = None
-                again = await self.prepare()
-                assert again is not None
-                return await self._hypervisor.restore(again, where, tap_fd=tap, share=share)
+                log.warning("%s; another template is used", error)
+                with suppress(ValueError):
+                    self._templates.remove(template)
+                if not retry:
+                    raise
+                await self.prepare()
         machine = await self._hypervisor.start(where, self.shape, tap_fd=tap, share=share)
         await machine.wait_agent_port(self._config.boot_timeout)
-        return machine
+        return machine, None
 
-    async def _greet(self, directory: Path, machine: Machine) -> Clone:
+    def _next(self) -> Template | None:
+        """The template whose turn it is."""
+        self._templates.rotate(-1)
+        return self._templates[-1] if self._templates else None
+
+    async def _greet(self, directory: Path, machine: Machine, origin: Template | None) -> Clone:
         name = f"VM {directory.name}"
         try:
             agent = await AgentClient.connect(machine.agent_socket, name=name, timeout=_ANSWER_TIMEOUT)
@@ -343,7 +374,7 @@ class Cloner(Clones):
         except OrlopError as error:
             tail = (await machine.console_tail(400)).strip()
             raise Unavailable(f"{error}; last on its console: {tail!r}") from error
-        return Clone(directory, machine, agent)
+        return Clone(directory, machine, agent, origin)
 
     async def _settle(self, machine: Machine) -> None:
         """Bring a booted machine into the state that all clones start from."""

@@ -34,7 +34,7 @@ from orlop.sandbox.base import Features
 from orlop.sandbox.figures import LayerUse
 from orlop.sandbox.spec import ContainerSpec, PodSpec
 from orlop.sandbox.turns import Turns
-from orlop.sandbox.vm import hostgroup, network, translate
+from orlop.sandbox.vm import hostgroup, network, rotation, translate
 from orlop.sandbox.vm.checks import check_pod
 from orlop.sandbox.vm.clone import Clone, Cloner, Clones, netns_of
 from orlop.sandbox.vm.files import PodFile, PodFiles, owned_vms, pods_on_disk
@@ -260,6 +260,8 @@ class VmDriver:
         default = MachineShape(memory_mib=vm.default_memory_mib, vcpus=vm.default_vcpus)
         pool = Pool(vm.pool, cloner, default, self._activity)
         pool.open()
+        if rotation.wanted(cloner, vm):
+            self._tasks.spawn(rotation.keep(cloner, vm, self._activity), "the VM templates")
         return pool
 
     def _fail(self, error: OrlopError) -> None:

@@ -173,6 +173,10 @@ class Pool:
         if short and self._ready:
             log.info("the VM pool shrinks: %s", short)
             await self._drop(next(iter(self._ready)))
+        for clone in self._ready:
+            if clone.origin is not None and clone.origin not in self._cloner.templates:
+                await self._drop(clone)  # one at a time: a pod may come while the next is made
+                break
         wanted = Counter(self._plan())
         for clone in list(self._ready):
             shape = clone.machine.shape
