@@ -85,7 +85,8 @@ class VmConfig(Section, frozen=True):
 
     ``default_memory_mib`` and ``default_vcpus`` hold for pods without limits; limits come on
     top of ``base_memory_mib``, which the guest itself needs. ``scratch_mib`` is the size of
-    a container's writable layer when nothing else limits it. With several ``templates`` VMs start from each
+    a container's writable layer when nothing else limits it; a pod that takes more than ``pod_disk_mib`` with
+    all of its layers and logs is ended, 0 is no bound. With several ``templates`` VMs start from each
     in turn; ``template_lifetime`` is how long one serves, 0 for ever. ``hypervisor`` picks a back end, "" the
     usual one; ``others`` are the keys that only a back end knows, see :func:`backend_section`.
     """
@@ -100,6 +101,7 @@ class VmConfig(Section, frozen=True):
     max_vcpus: Vcpus = 8
     max_memory_mib: Memory = 16384
     scratch_mib: FileSize = 10240
+    pod_disk_mib: Annotated[int, Meta(ge=0, le=64 << 20)] = 102400
     boot_timeout: Timeout = 90.0
     guest: GuestConfig = GuestConfig()
     pool: PoolConfig = PoolConfig()

@@ -303,12 +303,12 @@ async def host_of(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
 
 
 @asynccontextmanager
-async def driver_of(host: Host, *, pool: int = 0) -> AsyncIterator[VmDriver]:
-    """A driver that is ready, with a pool of that many clones."""
+async def driver_of(host: Host, *, pool: int = 0, **vm: Any) -> AsyncIterator[VmDriver]:
+    """A driver that is ready, with a pool of that many clones; ``vm`` are keys of ``[vm]``."""
     config = Config(
         root=str(host.place / "root"),
         state=str(host.place / "state"),
-        vm=VmConfig(pool=PoolConfig(size=pool), default_memory_mib=256),
+        vm=VmConfig(pool=PoolConfig(size=pool), default_memory_mib=256, **vm),
     )
 
     async def source() -> tuple[Hypervisor, GuestFiles]:

@@ -34,7 +34,7 @@ from orlop.sandbox.base import Features
 from orlop.sandbox.figures import LayerUse
 from orlop.sandbox.spec import ContainerSpec, PodSpec
 from orlop.sandbox.turns import Turns
-from orlop.sandbox.vm import hostgroup, network, rotation, translate
+from orlop.sandbox.vm import diskbound, hostgroup, network, rotation, translate
 from orlop.sandbox.vm.checks import check_pod
 from orlop.sandbox.vm.clone import Clone, Cloner, Clones, netns_of
 from orlop.sandbox.vm.files import PodFile, PodFiles, owned_vms, pods_on_disk
@@ -129,6 +129,8 @@ class VmDriver:
         await self._clones.sweep(owned_vms(self._config.state_dir).__contains__)
         await self._look(_SEARCHING)
         self._tasks.spawn(self._prepare(), "VM driver")
+        if self._config.vm.pod_disk_mib:
+            self._tasks.spawn(diskbound.watch(self._sandboxes.values), "the disks of VMs")
 
     async def close(self) -> None:
         """See ``SandboxDriver``."""

@@ -59,6 +59,11 @@ class Plugs:
         self._images: dict[str, _Shared] = {}
 
     @property
+    def layers(self) -> Path:
+        """The directory with the files of the writable layers."""
+        return self._scratch_directory
+
+    @property
     def place(self) -> str:
         """The directory that the writable layers of all VMs are below."""
         return os.fspath(self._scratch_directory.parent)

@@ -33,7 +33,7 @@ from orlop.sandbox.spec import (
     Security,
     UserIds,
 )
-from orlop.sandbox.vm import hostgroup, translate
+from orlop.sandbox.vm import diskbound, hostgroup, translate
 from orlop.sandbox.vm.checks import check_container, check_volumes
 from orlop.sandbox.vm.clone import Clone, Clones
 from orlop.sandbox.vm.container import GuestExecs, VmContainer
@@ -112,6 +112,7 @@ class VmSandbox:
         self._stopped = asyncio.Lock()
         self._torn_down = False
         self._guest_lines = 0
+        self._failure = ""
         self._tasks = tasks.Tasks()
         self.timings: dict[str, float] = {}
         """Milliseconds that the steps of the pod's start took."""
@@ -157,6 +158,7 @@ class VmSandbox:
         check_container(spec, self._containers)
         if any(mount.host_path for mount in spec.mounts):
             await threads.call(check_volumes, spec)
+        await self.check_disk()
         self._check_alive()
         if spec.id in self._containers:
             raise AlreadyExists(f"container {spec.id} exists in pod {self.pod_id}")
@@ -302,6 +304,20 @@ class VmSandbox:
         layers = {key: container.held.scratch for key, container in self._containers.items()}
         return await self._meter.measure(layers, detail)
 
+    async def check_disk(self) -> None:
+        """Raises ResourceExhausted when the pod takes more of the host's disk than it may."""
+        bound = self._config.pod_disk_mib
+        if bound and self._containers:
+            logs = [
+                container.spec.sink.log for container in self._containers.values() if container.spec.sink.log
+            ]
+            diskbound.check(self.pod_id, await threads.call(diskbound.taken, self._plugs.layers, logs), bound)
+
+    async def fail(self, reason: str) -> None:
+        """End the VM, and with it the pod, for that reason."""
+        self._failure = reason
+        await self._clone.machine.stop()
+
     async def stop(self) -> None:
         """See ``Sandbox``."""
         async with self._stopped:
@@ -442,7 +458,8 @@ class VmSandbox:
         await container.wait()
 
     async def _watch_machine(self) -> None:
-        reason = await self._clone.wait()
+        ended = await self._clone.wait()
+        reason = self._failure or ended
         log.warning("the VM of pod %s has ended: %s", self.pod_id, reason)
         undo = Undo(f"pod {self.pod_id}")
         await undo.step("its VM", self._clone.machine.stop())
