@@ -150,7 +150,7 @@ class Environment:
             self.config, self.network, backend(self.config.vm).machines, source or self.source
         )
         await self.driver.open()
-        await until(lambda: bool(source) or not self.driver._state.reason, 120)
+        await until(lambda: bool(source) or isinstance(self.driver._state, Ready), 120)
 
     async def source(self) -> tuple[Hypervisor, GuestFiles]:
         """See :data:`orlop.sandbox.vm.driver.Source`."""
@@ -207,7 +207,7 @@ async def environment(
     env = Environment(scratch, config, hypervisor, network, driver)
     try:
         await driver.open()
-        await until(lambda: not driver._state.reason, 120)
+        await until(lambda: isinstance(driver._state, Ready), 120)
         yield env
         for sandbox in env.sandboxes:
             await env.driver.discard(sandbox.pod_id)

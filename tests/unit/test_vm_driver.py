@@ -47,9 +47,13 @@ class Told:
 
     def __init__(self) -> None:
         self.found = True
+        self.left = False
         self.failure: OrlopError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+
+    async def has_template(self) -> bool:
+        return self.left
 
     async def probe(self) -> Accelerator:
         return TCG
@@ -127,6 +131,37 @@ async def test_a_template_that_is_found_is_not_said_to_be_made(tmp_path: Path) -
         await until(lambda: isinstance(world.state, Ready))
         assert await driver.ready() == ""
     assert await driver.ready() == "the handler vm is closed"
+
+
+async def test_a_restart_does_not_make_the_node_unready(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.hypervisor.left = True
+    world.hypervisor.gate.clear()
+    async with opened(world) as driver:
+        await asyncio.sleep(0.05)
+        assert isinstance(world.state, Preparing)
+        assert await driver.ready() == ""
+        world.hypervisor.gate.set()
+        await until(lambda: isinstance(world.state, Ready))
+
+
+async def test_a_template_that_does_not_fit_any_more_is_said_to_be_made(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.hypervisor.left, world.hypervisor.found = True, False
+    world.hypervisor.gate.clear()
+    async with opened(world) as driver:
+        await until(lambda: "made" in world.state.reason)
+        assert await driver.ready() == "the VM template is being made: booting"
+        world.hypervisor.gate.set()
+        await until(lambda: isinstance(world.state, Ready))
+
+
+async def test_a_template_that_cannot_be_used_any_more_is_told(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.hypervisor.left, world.hypervisor.failure = True, Unavailable("QEMU does not start")
+    async with opened(world) as driver:
+        await until(lambda: isinstance(world.state, Absent))
+        assert await driver.ready() == "QEMU does not start"
 
 
 async def test_a_template_that_is_made_tells_the_step(tmp_path: Path) -> None:

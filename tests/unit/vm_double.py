@@ -177,6 +177,9 @@ class DoubleHypervisor:
     async def probe(self) -> Accelerator:
         return TCG
 
+    async def has_template(self) -> bool:
+        return False
+
     async def template(self, settle: Settle, *, progress: Progress | None = None) -> Template:
         await self.host.step("make the template")
         return Template(key="k", directory=Path("/none"), shape=SHAPE, accelerator=TCG)

@@ -234,6 +234,10 @@ class Hypervisor(Machines, Protocol):
         """What it can do beyond the core."""
         ...
 
+    async def has_template(self) -> bool:
+        """Whether an earlier daemon left a template, be it one that fits and is whole or not."""
+        ...
+
     async def probe(self) -> Accelerator:
         """Find out what runs guests here, by booting one where need be; remembered across restarts.
 

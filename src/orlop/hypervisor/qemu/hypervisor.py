@@ -353,6 +353,10 @@ class QemuHypervisor(QemuMachines):
 
     # Templates
 
+    async def has_template(self) -> bool:
+        """Whether there is one on disk; see :class:`orlop.hypervisor.base.Hypervisor`."""
+        return await threads.call(templates.any_in, self._root)
+
     async def template(self, settle: Settle, *, progress: Progress | None = None) -> Template:
         """Find or make the template; see :class:`orlop.hypervisor.base.Hypervisor`."""
         finding = await self._find_accelerator()

@@ -74,6 +74,11 @@ class Saved:
         os.close(self._state)
 
 
+def any_in(root: Path) -> bool:
+    """Whether there is a template of any key, whole or not."""
+    return any(root.glob(f"{_PREFIX}*"))
+
+
 def find(root: Path, key: str) -> list[Path]:
     """The directories of the templates of that key, the newest first, whole or not."""
     return sorted(root.glob(f"{_PREFIX}{key[:24]}*"), key=_written, reverse=True)

@@ -236,6 +236,10 @@ class VmDriver:
             image=guest.image,
             say=self._on_template_step,
         )
+        if reason == _SEARCHING and cloner.templated and await hypervisor.has_template():
+            # Pods wait for the moment that it takes to look at it, as they would for a slow start: a daemon
+            # that was only restarted does not make its node unready.
+            reason = ""
         self._state = Preparing(cloner, reason)
 
     async def _prepare(self) -> None:
