@@ -9,9 +9,10 @@ FOCUS ?=
 TARGET ?=
 SECONDS ?= 300
 COMMAND ?=
+GUEST ?=
 
 .PHONY: help test lint types unit e2e hostile fuzz conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short debian13 kvm-lab bench lock clean
+	node-e2e node-e2e-all node-e2e-short debian13 kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -19,8 +20,8 @@ help: ## This list
 test: lint types unit e2e conformance-all ## Everything that CI runs (root)
 
 lint: $(PYTHON) ## ruff
-	$(PYTHON) -m ruff check src tests bench
-	$(PYTHON) -m ruff format --check src tests bench
+	$(PYTHON) -m ruff check src tests bench scripts
+	$(PYTHON) -m ruff format --check src tests bench scripts
 
 types: $(PYTHON) ## mypy --strict
 	$(PYTHON) -m mypy
@@ -60,6 +61,9 @@ kvm-lab: $(PYTHON) ## The handler vm in an emulated computer whose KVM works (ro
 
 bench: $(PYTHON) ## Times and memory (root); see docs/performance.md
 	$(PYTHON) -m bench
+
+sbom: $(PYTHON) ## What an installation consists of, as CycloneDX, into build/sbom.cdx.json
+	$(PYTHON) scripts/sbom.py build/sbom.cdx.json $(GUEST)
 
 lock: $(PYTHON) ## The newest Python packages, with hashes, into packaging/requirements
 	$(PYTHON) -m venv build/lock
