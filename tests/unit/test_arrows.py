@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -248,6 +249,19 @@ def test_trees_are_removed_in_one_place() -> None:
             if name in ("rmtree", "removedirs") or RECURSIVE_RM.search(text) or text == "rm":
                 wrong.append(f"{module.name}:{node.lineno}: {name or text!r}")  # type: ignore[attr-defined]
     assert not wrong, "\n".join(wrong)
+
+
+def test_each_class_name_stands_for_one_thing() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for module in MODULES:
+        if module.path.name == "blocking.py":  # its names are those of the other client: that is its promise
+            continue
+        # Programs outside see these names alone, and the plainest are theirs.
+        public = orlop.__all__ if module.room == "client" else ()
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ClassDef) and node.name not in public:
+                places[node.name].append(module.name)
+    assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
 def test_the_size_of_modules_and_functions() -> None:

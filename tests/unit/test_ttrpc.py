@@ -22,7 +22,16 @@ from orlop.errors import (
 from orlop.host.tasks import beside
 from orlop.ttrpc import frames, link
 from orlop.ttrpc.client import Client, TimedOut
-from orlop.ttrpc.frames import HEADER, MAX_MESSAGE, NO_DATA, REMOTE_CLOSED, Frame, Kind, LinkLost, Oversized
+from orlop.ttrpc.frames import (
+    HEADER,
+    MAX_MESSAGE,
+    NO_DATA,
+    REMOTE_CLOSED,
+    FrameType,
+    LinkLost,
+    Oversized,
+    TtrpcFrame,
+)
 from orlop.ttrpc.inbox import MAX_FRAMES, Inbox
 from orlop.ttrpc.messages_pb2 import Request, Response
 from orlop.ttrpc.server import Services, serve
@@ -163,10 +172,10 @@ async def test_calls_at_once_are_bounded() -> None:
 async def test_who_does_not_read_a_stream_loses_it_and_nobody_else() -> None:
     inbox = Inbox(patience=0.01)
     for number in range(MAX_FRAMES):
-        await inbox.put(Frame(number, Kind.DATA))
+        await inbox.put(TtrpcFrame(number, FrameType.DATA))
     with pytest.raises(ResourceExhausted, match="was not read"):
-        await inbox.put(Frame(0, Kind.DATA))
-    await inbox.put(Frame(0, Kind.DATA))
+        await inbox.put(TtrpcFrame(0, FrameType.DATA))
+    await inbox.put(TtrpcFrame(0, FrameType.DATA))
     for number in range(MAX_FRAMES):
         frame = await inbox.get()
         assert frame is not None
@@ -178,9 +187,9 @@ async def test_who_does_not_read_a_stream_loses_it_and_nobody_else() -> None:
 async def test_bytes_that_wait_are_bounded() -> None:
     inbox = Inbox(patience=0.01)
     for _ in range(2):
-        await inbox.put(Frame(1, Kind.DATA, bytes(MAX_MESSAGE)))
+        await inbox.put(TtrpcFrame(1, FrameType.DATA, bytes(MAX_MESSAGE)))
     with pytest.raises(ResourceExhausted):
-        await inbox.put(Frame(1, Kind.DATA, b"x"))
+        await inbox.put(TtrpcFrame(1, FrameType.DATA, b"x"))
 
 
 async def served(there: link.SocketLink) -> None:
@@ -212,18 +221,18 @@ async def answers(*sent: bytes) -> list[tuple[int, int]]:
 
 def request(stream: int, **fields: Any) -> bytes:
     wanted = Request(service=NAME, method="Echo", **fields)
-    return Frame(stream, Kind.REQUEST, wanted.SerializeToString()).encode()
+    return TtrpcFrame(stream, FrameType.REQUEST, wanted.SerializeToString()).encode()
 
 
 @pytest.mark.parametrize(
     ("sent", "stream", "status"),
     [
         (request(2), 2, 3),
-        (Frame(1, Kind.REQUEST, b"\xff").encode(), 1, 3),
+        (TtrpcFrame(1, FrameType.REQUEST, b"\xff").encode(), 1, 3),
         (request(1, payload=b"\xff"), 1, 3),
-        (Frame(1, Kind.DATA, b"x").encode(), 1, 3),
-        (Frame(1, Kind.DATA, flags=REMOTE_CLOSED | NO_DATA).encode(), 1, 3),
-        (HEADER.pack(MAX_MESSAGE + 1, 1, Kind.REQUEST, 0) + bytes(MAX_MESSAGE + 1), 1, 8),
+        (TtrpcFrame(1, FrameType.DATA, b"x").encode(), 1, 3),
+        (TtrpcFrame(1, FrameType.DATA, flags=REMOTE_CLOSED | NO_DATA).encode(), 1, 3),
+        (HEADER.pack(MAX_MESSAGE + 1, 1, FrameType.REQUEST, 0) + bytes(MAX_MESSAGE + 1), 1, 8),
     ],
 )
 async def test_a_bad_frame_is_refused_and_the_connection_goes_on(
@@ -258,14 +267,14 @@ async def test_a_length_that_no_frame_has_ends_the_connection() -> None:
 async def test_an_unknown_kind_of_frame_is_ignored() -> None:
     here, there = await links()
     async with beside(serve(there, Streaming().services())):
-        await here.write(Frame(1, 77, b"x").encode() + request(3))
+        await here.write(TtrpcFrame(1, 77, b"x").encode() + request(3))
         assert (await frames.read(here)).stream == 3
     await here.close()
     await there.close()
 
 
 FRAME = st.builds(
-    lambda stream, kind, data, flags: Frame(stream, kind, data, flags).encode(),
+    lambda stream, kind, data, flags: TtrpcFrame(stream, kind, data, flags).encode(),
     st.integers(0, 9),
     st.integers(0, 4),
     st.one_of(
@@ -317,7 +326,7 @@ async def test_an_answer_that_is_no_protobuf_fails_its_call_alone() -> None:
     client = Client(here, "it")
     async with beside(client.call(NAME, "Echo", Echo(), Echo)) as call:
         await frames.read(there)
-        await there.write(Frame(1, Kind.RESPONSE, b"\xff").encode())
+        await there.write(TtrpcFrame(1, FrameType.RESPONSE, b"\xff").encode())
         with pytest.raises(DataLoss, match="not valid protobuf"):
             await call
     await client.close()

@@ -56,7 +56,7 @@ class Argument(msgspec.Struct, rename="camel", frozen=True):
     value_two: int = 0
 
 
-class Rule(msgspec.Struct, rename="camel", frozen=True):
+class CallRule(msgspec.Struct, rename="camel", frozen=True):
     """What happens to calls by these names; names that an architecture does not know are passed over.
 
     Conditions on different arguments must all hold; several on one argument are alternatives.
@@ -75,7 +75,7 @@ class Profile(msgspec.Struct, frozen=True):
     default_errno_ret: int | None = None
     architectures: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
-    syscalls: tuple[Rule, ...] = ()
+    syscalls: tuple[CallRule, ...] = ()
 
 
 def compile_profile(profile: Profile, source: str) -> Filter:
@@ -151,7 +151,7 @@ def _action(name: str, number: int | None) -> int:
     return ACTIONS[name] | data
 
 
-def _add_rule(library: ctypes.CDLL, context: int, rule: Rule, standard: int, source: str) -> None:
+def _add_rule(library: ctypes.CDLL, context: int, rule: CallRule, standard: int, source: str) -> None:
     action = _action(rule.action, rule.errno_ret)
     if action == standard:
         return  # says nothing new, and libseccomp refuses it

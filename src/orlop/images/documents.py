@@ -61,7 +61,7 @@ class Manifest(msgspec.Struct, frozen=True):
     layers: tuple[Descriptor, ...]
 
 
-class _Document(msgspec.Struct, frozen=True, rename="camel"):
+class _ImageDocument(msgspec.Struct, frozen=True, rename="camel"):
     schema_version: int = 0
     media_type: str = ""
     manifests: tuple[Descriptor, ...] | None = None
@@ -113,7 +113,7 @@ def choose(data: bytes, name: str, own: Platform) -> Manifest | Descriptor:
 
     Raises FailedPrecondition when the index has none for this platform, or when it is no image.
     """
-    document = _decode(data, _Document, f"the manifest of {name}")
+    document = _decode(data, _ImageDocument, f"the manifest of {name}")
     if document.manifests is not None or document.media_type in _INDEXES:
         return _pick(document.manifests or (), name, own)
     if document.schema_version != 2 or document.config is None or document.layers is None:

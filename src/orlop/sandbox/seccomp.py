@@ -17,7 +17,7 @@ import msgspec
 
 from orlop.errors import InvalidArgument, NotFound
 from orlop.host import seccomp
-from orlop.host.seccomp import ACTIONS, FLAGS, OPERATORS, Argument, Filter, Profile, Rule
+from orlop.host.seccomp import ACTIONS, FLAGS, OPERATORS, Argument, CallRule, Filter, Profile
 from orlop.linux import architecture
 from orlop.sandbox import seccomp_default as default
 from orlop.sandbox.spec import Seccomp, SeccompMode
@@ -33,7 +33,7 @@ class _Condition(msgspec.Struct, rename="camel", frozen=True):
     min_kernel: str = ""
 
 
-class _ConditionalRule(Rule, rename="camel", frozen=True):
+class _ConditionalRule(CallRule, rename="camel", frozen=True):
     name: str = ""
     includes: _Condition | None = None
     excludes: _Condition | None = None
@@ -74,7 +74,7 @@ def oci_seccomp(choice: Seccomp, *, capabilities: Collection[str]) -> dict[str, 
     return found
 
 
-def _oci_rule(rule: Rule) -> dict[str, Any]:
+def _oci_rule(rule: CallRule) -> dict[str, Any]:
     found: dict[str, Any] = {"names": list(rule.names), "action": rule.action}
     if rule.errno_ret is not None:
         found["errnoRet"] = rule.errno_ret
@@ -125,7 +125,7 @@ def _default_profile(capabilities: frozenset[str]) -> Profile:
     allowed = set(default.ALWAYS)
     for capability in capabilities:
         allowed |= default.BY_CAPABILITY.get(capability, frozenset())
-    rules = [Rule(action="SCMP_ACT_ALLOW", names=tuple(sorted(allowed)))]
+    rules = [CallRule(action="SCMP_ACT_ALLOW", names=tuple(sorted(allowed)))]
     # Three ranges that leave out two values: conditions on one argument are alternatives.
     for operator, family in (("LT", default.AF_ALG), ("EQ", default.AF_ALG + 1), ("GT", default.AF_VSOCK)):
         rules.append(_allow("socket", Argument(0, family, f"SCMP_CMP_{operator}")))
@@ -133,7 +133,7 @@ def _default_profile(capabilities: frozenset[str]) -> Profile:
     if "SYS_ADMIN" not in capabilities:
         rules.append(_allow("clone", Argument(0, default.NEW_NAMESPACES, "SCMP_CMP_MASKED_EQ")))
         # Its flags are behind a pointer; libraries take ENOSYS as "use clone".
-        rules.append(Rule(action="SCMP_ACT_ERRNO", names=("clone3",), errno_ret=_ENOSYS))
+        rules.append(CallRule(action="SCMP_ACT_ERRNO", names=("clone3",), errno_ret=_ENOSYS))
     return Profile(
         default_action="SCMP_ACT_ERRNO",
         default_errno_ret=_EPERM,
@@ -142,8 +142,8 @@ def _default_profile(capabilities: frozenset[str]) -> Profile:
     )
 
 
-def _allow(name: str, argument: Argument) -> Rule:
-    return Rule(action="SCMP_ACT_ALLOW", names=(name,), args=(argument,))
+def _allow(name: str, argument: Argument) -> CallRule:
+    return CallRule(action="SCMP_ACT_ALLOW", names=(name,), args=(argument,))
 
 
 def _load(path: str, capabilities: frozenset[str]) -> Profile:
@@ -168,7 +168,7 @@ def parse(data: bytes, source: str, capabilities: Collection[str]) -> Profile:
         names = rule.names or ((rule.name,) if rule.name else ())
         if names and _applies(rule, frozenset(capabilities)):
             rules.append(
-                Rule(action=rule.action, names=names, errno_ret=rule.errno_ret, args=rule.args or ())
+                CallRule(action=rule.action, names=names, errno_ret=rule.errno_ret, args=rule.args or ())
             )
     _check(found, rules, source)
     return Profile(
@@ -214,7 +214,7 @@ def _kernel_at_least(version: str) -> bool:
     return numbers(os.uname().release) >= numbers(version)
 
 
-def _check(profile: _ProfileDocument, rules: list[Rule], source: str) -> None:
+def _check(profile: _ProfileDocument, rules: list[CallRule], source: str) -> None:
     def refuse(what: str) -> InvalidArgument:
         return InvalidArgument(f"seccomp profile {source}: {what}")
 

@@ -12,7 +12,16 @@ from google.protobuf.message import DecodeError, Message
 from orlop.errors import DataLoss, DeadlineExceeded, Internal, OrlopError, ResourceExhausted
 from orlop.host.tasks import Tasks
 from orlop.ttrpc import frames
-from orlop.ttrpc.frames import NO_DATA, REMOTE_CLOSED, REMOTE_OPEN, Frame, Kind, Link, LinkLost, Oversized
+from orlop.ttrpc.frames import (
+    NO_DATA,
+    REMOTE_CLOSED,
+    REMOTE_OPEN,
+    FrameStream,
+    FrameType,
+    LinkLost,
+    Oversized,
+    TtrpcFrame,
+)
 from orlop.ttrpc.inbox import Inbox
 from orlop.ttrpc.messages_pb2 import KeyValue, Request, Response
 from orlop.ttrpc.status import error_of
@@ -34,7 +43,7 @@ class Client:
     knows the time limit and gets it with the call.
     """
 
-    def __init__(self, link: Link, name: str, *, max_streams: int = MAX_STREAMS) -> None:
+    def __init__(self, link: FrameStream, name: str, *, max_streams: int = MAX_STREAMS) -> None:
         self._link = link
         self._name = name
         self._max_streams = max_streams
@@ -76,7 +85,7 @@ class Client:
                 frame = await inbox.get()
         except TimeoutError:
             raise TimedOut(f"{self._name} did not answer {method} within {timeout:g} s") from None
-        if frame is None or frame.kind != Kind.RESPONSE:
+        if frame is None or frame.kind != FrameType.RESPONSE:
             raise DataLoss(f"{self._name} answered {method} with something that is no response")
         return _payload(frame, reply, f"{self._name}: {method}")
 
@@ -102,7 +111,9 @@ class Client:
         inbox = self._inboxes[number] = Inbox()
         try:
             # No await before the write begins: the other side wants the numbers in order.
-            await self._link.write(Frame(number, Kind.REQUEST, request.SerializeToString(), flags).encode())
+            await self._link.write(
+                TtrpcFrame(number, FrameType.REQUEST, request.SerializeToString(), flags).encode()
+            )
             yield number, inbox
         finally:
             del self._inboxes[number]
@@ -121,12 +132,12 @@ class Client:
         except LinkLost as error:
             await self._lose(LinkLost(f"{self._name}: {error}"))
 
-    async def _deliver(self, inbox: Inbox, frame: Frame) -> None:
+    async def _deliver(self, inbox: Inbox, frame: TtrpcFrame) -> None:
         try:
             await inbox.put(frame)
         except ResourceExhausted:
             return  # its reader hears of it
-        if frame.kind == Kind.RESPONSE or frame.flags & REMOTE_CLOSED:
+        if frame.kind == FrameType.RESPONSE or frame.flags & REMOTE_CLOSED:
             await inbox.end()
 
     async def _lose(self, error: LinkLost) -> None:
@@ -140,7 +151,7 @@ class Client:
 class ClientStream(Generic[M]):
     """A stream of messages in both directions, or in one."""
 
-    def __init__(self, link: Link, number: int, inbox: Inbox, reply: type[M], what: str) -> None:
+    def __init__(self, link: FrameStream, number: int, inbox: Inbox, reply: type[M], what: str) -> None:
         self._link = link
         self._number = number
         self._inbox = inbox
@@ -152,20 +163,22 @@ class ClientStream(Generic[M]):
         """Send one. Raises LinkLost, Oversized."""
         if not self._sending:
             raise Internal(f"{self._what}: a stream was written to after its end")
-        await self._link.write(Frame(self._number, Kind.DATA, message.SerializeToString()).encode())
+        await self._link.write(TtrpcFrame(self._number, FrameType.DATA, message.SerializeToString()).encode())
 
     async def end(self) -> None:
         """Say that no more comes from here. Idempotent."""
         if self._sending:
             self._sending = False
-            await self._link.write(Frame(self._number, Kind.DATA, flags=REMOTE_CLOSED | NO_DATA).encode())
+            await self._link.write(
+                TtrpcFrame(self._number, FrameType.DATA, flags=REMOTE_CLOSED | NO_DATA).encode()
+            )
 
     async def receive(self) -> M | None:
         """The next message, None at the end. Raises the error that the other side ended with, LinkLost."""
         frame = await self._inbox.get()
-        if frame is None or (frame.kind == Kind.DATA and frame.flags & NO_DATA):
+        if frame is None or (frame.kind == FrameType.DATA and frame.flags & NO_DATA):
             return None
-        if frame.kind == Kind.RESPONSE:
+        if frame.kind == FrameType.RESPONSE:
             return _payload(frame, self._reply, self._what)
         return _parsed(frame.data, self._reply, self._what)
 
@@ -193,7 +206,7 @@ def _parsed(data: bytes, kind: type[M], what: str) -> M:
         raise DataLoss(f"{what}: the answer is not valid protobuf: {error}") from error
 
 
-def _payload(frame: Frame, kind: type[M], what: str) -> M:
+def _payload(frame: TtrpcFrame, kind: type[M], what: str) -> M:
     response = _parsed(frame.data, Response, what)
     if response.status.code:
         error: OrlopError = error_of(response.status)

@@ -22,7 +22,7 @@ _RESERVED = 1 << 24
 _DISCARD = 1 << 16
 
 
-class Kind(IntEnum):
+class FrameType(IntEnum):
     """What a frame is. One of another number is ignored, for peers to come."""
 
     REQUEST = 1
@@ -43,7 +43,7 @@ class Oversized(ResourceExhausted):
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class TtrpcFrame:
     """One message of a stream."""
 
     stream: int
@@ -58,7 +58,7 @@ class Frame:
         return HEADER.pack(len(self.data), self.stream, self.kind, self.flags) + self.data
 
 
-class Link(Protocol):
+class FrameStream(Protocol):
     """A reliable stream of bytes in both directions."""
 
     async def read(self, size: int) -> bytes:
@@ -74,7 +74,7 @@ class Link(Protocol):
         ...
 
 
-async def read(link: Link) -> Frame:
+async def read(link: FrameStream) -> TtrpcFrame:
     """The next frame. Raises LinkLost, or Oversized for one that was skipped."""
     length, stream, kind, flags = HEADER.unpack(await link.read(HEADER.size))
     if length >= _RESERVED:
@@ -84,4 +84,4 @@ async def read(link: Link) -> Frame:
         while left:
             left -= len(await link.read(min(left, _DISCARD)))
         raise Oversized(stream, length)
-    return Frame(stream, kind, await link.read(length) if length else b"", flags)
+    return TtrpcFrame(stream, kind, await link.read(length) if length else b"", flags)

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 
 from orlop.errors import OrlopError, ResourceExhausted
-from orlop.ttrpc.frames import MAX_MESSAGE, Frame
+from orlop.ttrpc.frames import MAX_MESSAGE, TtrpcFrame
 
 MAX_FRAMES = 64
 MAX_BYTES = 2 * MAX_MESSAGE
@@ -18,14 +18,14 @@ class Inbox:
     """A queue of frames with an end."""
 
     def __init__(self, patience: float = PATIENCE) -> None:
-        self._frames: deque[Frame] = deque()
+        self._frames: deque[TtrpcFrame] = deque()
         self._bytes = 0
         self._patience = patience
         self._changed = asyncio.Condition()
         self._end: OrlopError | None = None
         self._ended = False
 
-    async def put(self, frame: Frame) -> None:
+    async def put(self, frame: TtrpcFrame) -> None:
         """Add a frame; one for a stream that has ended is dropped. Raises ResourceExhausted."""
         try:
             async with asyncio.timeout(self._patience), self._changed:
@@ -41,7 +41,7 @@ class Inbox:
             await self.end(error)
             raise error from None
 
-    def _fits(self, frame: Frame) -> bool:
+    def _fits(self, frame: TtrpcFrame) -> bool:
         if not self._frames:
             return True
         return len(self._frames) < MAX_FRAMES and self._bytes + len(frame.data) <= MAX_BYTES
@@ -53,7 +53,7 @@ class Inbox:
                 self._ended, self._end = True, error
             self._changed.notify_all()
 
-    async def get(self) -> Frame | None:
+    async def get(self) -> TtrpcFrame | None:
         """The next frame, None at the end. Raises what :meth:`end` was given."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._frames or self._ended)

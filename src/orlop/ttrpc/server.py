@@ -21,7 +21,7 @@ from orlop.errors import (
 )
 from orlop.host.tasks import Tasks
 from orlop.ttrpc import frames
-from orlop.ttrpc.frames import NO_DATA, REMOTE_CLOSED, Frame, Kind, Link, LinkLost, Oversized
+from orlop.ttrpc.frames import NO_DATA, REMOTE_CLOSED, FrameStream, FrameType, LinkLost, Oversized, TtrpcFrame
 from orlop.ttrpc.inbox import Inbox
 from orlop.ttrpc.messages_pb2 import Request, Response
 from orlop.ttrpc.status import refusal
@@ -53,7 +53,7 @@ class Services:
             raise Unimplemented(f"there is no method {method[:80]!r} of {service[:80]!r} here") from None
 
 
-async def serve(link: Link, services: Services, *, max_streams: int = MAX_STREAMS) -> str:
+async def serve(link: FrameStream, services: Services, *, max_streams: int = MAX_STREAMS) -> str:
     """Answer what comes through ``link`` until it ends; returns the reason.
 
     Calls that run then are cancelled. The caller closes the link.
@@ -62,7 +62,7 @@ async def serve(link: Link, services: Services, *, max_streams: int = MAX_STREAM
 
 
 class _Connection:
-    def __init__(self, link: Link, services: Services, max_streams: int) -> None:
+    def __init__(self, link: FrameStream, services: Services, max_streams: int) -> None:
         self._link = link
         self._services = services
         self._max_streams = max_streams
@@ -82,20 +82,20 @@ class _Connection:
         finally:
             await self._tasks.close()
 
-    async def _take(self, frame: Frame) -> None:
+    async def _take(self, frame: TtrpcFrame) -> None:
         try:
             if frame.stream % 2 == 0:
                 raise InvalidArgument(f"stream {frame.stream}: streams of clients have odd numbers")
-            if frame.kind == Kind.REQUEST:
+            if frame.kind == FrameType.REQUEST:
                 self._begin(frame)
-            elif frame.kind == Kind.DATA:
+            elif frame.kind == FrameType.DATA:
                 await self._more(frame)
         except OrlopError as error:
             if isinstance(error, LinkLost):
                 raise
             await self._answer(frame.stream, refusal(error, "a request"))
 
-    def _begin(self, frame: Frame) -> None:
+    def _begin(self, frame: TtrpcFrame) -> None:
         if frame.stream <= self._last:
             raise InvalidArgument(f"stream {frame.stream} is not above {self._last}, the last one")
         self._last = frame.stream
@@ -110,7 +110,7 @@ class _Connection:
             self._inboxes[frame.stream] = Inbox()
         self._tasks.spawn(self._serve(frame, request, method, call), method.full_name)
 
-    async def _more(self, frame: Frame) -> None:
+    async def _more(self, frame: TtrpcFrame) -> None:
         inbox = self._inboxes.get(frame.stream)
         if inbox is None:
             raise InvalidArgument(f"stream {frame.stream} takes no more messages")
@@ -119,7 +119,9 @@ class _Connection:
         if frame.flags & REMOTE_CLOSED:
             await inbox.end()
 
-    async def _serve(self, frame: Frame, request: Request, method: MethodDescriptor, call: Method) -> None:
+    async def _serve(
+        self, frame: TtrpcFrame, request: Request, method: MethodDescriptor, call: Method
+    ) -> None:
         timeout = request.timeout_nano / 1e9 if request.timeout_nano > 0 else None
         # Who called is gone; what the method does then is not wanted by anybody.
         with suppress(LinkLost):
@@ -143,17 +145,23 @@ class _Connection:
         if isinstance(found, AsyncGenerator):
             async with aclosing(found) as messages:
                 async for message in messages:
-                    await self._link.write(Frame(stream, Kind.DATA, message.SerializeToString()).encode())
-            await self._link.write(Frame(stream, Kind.DATA, flags=REMOTE_CLOSED | NO_DATA).encode())
+                    await self._link.write(
+                        TtrpcFrame(stream, FrameType.DATA, message.SerializeToString()).encode()
+                    )
+            await self._link.write(TtrpcFrame(stream, FrameType.DATA, flags=REMOTE_CLOSED | NO_DATA).encode())
         else:
             await self._answer(stream, Response(payload=(await found).SerializeToString()))
 
     async def _answer(self, stream: int, response: Response) -> None:
         try:
-            await self._link.write(Frame(stream, Kind.RESPONSE, response.SerializeToString()).encode())
+            await self._link.write(
+                TtrpcFrame(stream, FrameType.RESPONSE, response.SerializeToString()).encode()
+            )
         except Oversized as error:
             await self._link.write(
-                Frame(stream, Kind.RESPONSE, refusal(error, "a response").SerializeToString()).encode()
+                TtrpcFrame(
+                    stream, FrameType.RESPONSE, refusal(error, "a response").SerializeToString()
+                ).encode()
             )
 
 

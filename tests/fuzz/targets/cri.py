@@ -31,7 +31,7 @@ from orlop.sandbox.vm import checks as vm_checks
 from orlop.sandbox.vm import translate
 from orlop.wire import messages
 from orlop.wire.codec import ProtocolError
-from orlop.wire.values import Disk, Disks, Streams
+from orlop.wire.values import Disks, PluggedDisk, Streams
 from tests.fuzz.kit import run, target
 from tests.unit.cri_double import MemoryImages, MemoryPods, Urls
 from tests.unit.pods_double import DoubleImage
@@ -200,7 +200,7 @@ def _for_a_guest(spec: PodSpec, container: ContainerSpec) -> None:
     vm_checks.check_pod(spec, Config().vm)
     vm_checks.check_container(container, ())
     plugged = translate.Plugged(
-        disks=Disks(root=(Disk(id="layers"),), volumes=(Disk(id="v"),)),
+        disks=Disks(root=(PluggedDisk(id="layers"),), volumes=(PluggedDisk(id="v"),)),
         shares={mount.container_path: "1" for mount in container.mounts if mount.host_path},
         volumes={mount.container_path: "v" for mount in container.mounts if mount.image is not None},
     )

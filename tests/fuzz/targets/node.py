@@ -22,7 +22,7 @@ from orlop.hypervisor.qemu import memuse, record
 from orlop.linux import usage, users
 from orlop.sandbox import seccomp
 from orlop.wire.messages import Refused
-from orlop.wire.values import Resources, Rlimit
+from orlop.wire.values import GuestLimits, GuestRlimit
 from tests.fuzz.kit import run, target
 
 PROFILE = {
@@ -115,13 +115,13 @@ def guest_words(data: bytes) -> None:
         links.network_bytes,
         links.mac_bytes,
         lambda text: credentials.capability_mask((text,)),
-        lambda text: list(credentials.rlimits((Rlimit(name=text, soft=1, hard=2),))),
+        lambda text: list(credentials.rlimits((GuestRlimit(name=text, soft=1, hard=2),))),
     ):
         try:
             translate(text)
         except (Refused, ValueError):
             continue
-    for name, _ in cgroup.settings(Resources(unified=((text, "1"),))):
+    for name, _ in cgroup.settings(GuestLimits(unified=((text, "1"),))):
         assert "/" not in name and name not in (".", "..")
 
 

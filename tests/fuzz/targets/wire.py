@@ -19,8 +19,8 @@ from orlop.wire.codec import ProtocolError
 from orlop.wire.flow import Receiver, Sender
 from orlop.wire.framing import Frame, Kind, Parser, data_frames, frame, preamble
 from orlop.wire.messages import Refused
-from orlop.wire.statistics import ContainerUsage, Layer
-from orlop.wire.values import Container, Disk, Disks, Exit, Interface, Route, Security
+from orlop.wire.statistics import ContainerUsage, LayerFill
+from orlop.wire.values import Container, Disks, Exit, GuestSecurity, Interface, PluggedDisk, Route
 from tests.fuzz.kit import logged, run, target
 
 NONCE = b"0123456789abcdef"
@@ -29,7 +29,7 @@ EXITED = messages.ContainerExited(id="c", exit=Exit(code=3, finished_at=1))
 USAGE = Usage(timestamp=1, cpu_ns=5, memory=1 << 20, pids=3)
 FIGURES = messages.StatsReply(
     pod=USAGE,
-    containers=(ContainerUsage(id="c", usage=USAGE, layer=Layer(used=5, inodes=2, size=1 << 20)),),
+    containers=(ContainerUsage(id="c", usage=USAGE, layer=LayerFill(used=5, inodes=2, size=1 << 20)),),
     system_memory_total=1 << 28,
     system_memory_available=1 << 27,
 )
@@ -58,10 +58,10 @@ REQUESTS: tuple[messages.Request[Any], ...] = (
     messages.Create(
         container=Container(
             id="c",
-            disks=Disks(root=(Disk(id="l", at=("scsi:1",)),)),
+            disks=Disks(root=(PluggedDisk(id="l", at=("scsi:1",)),)),
             args=("sh",),
             env=(("PATH", b"/bin"),),
-            security=Security(user="web", effective=("CHOWN",), seccomp=b"\6\0\0\0\0\0\xff\x7f"),
+            security=GuestSecurity(user="web", effective=("CHOWN",), seccomp=b"\6\0\0\0\0\0\xff\x7f"),
         )
     ),
     messages.Stats(full=True),

@@ -11,7 +11,7 @@ import errno
 from functools import lru_cache
 from typing import Literal
 
-from orlop.host.seccomp import Argument, Profile, Rule, compile_profile
+from orlop.host.seccomp import Argument, CallRule, Profile, compile_profile
 from orlop.hypervisor.jail.spawn import ENTRANCE
 from orlop.linux import architecture, syscalls
 
@@ -92,7 +92,7 @@ def program(guard: Guard, *, kvm: bool) -> bytes:
     return compile_profile(profile, "of QEMU").program
 
 
-def _allowed(*, kvm: bool) -> tuple[Rule, ...]:
+def _allowed(*, kvm: bool) -> tuple[CallRule, ...]:
     names = " ".join((_PROGRAM, _DESCRIPTORS, _SOCKETS, _FILES)).split()
     # By this the jail becomes QEMU; it can never have a descriptor of that number again.
     entrance = (Argument(0, ENTRANCE, "SCMP_CMP_EQ"), Argument(4, syscalls.AT_EMPTY_PATH, "SCMP_CMP_EQ"))
@@ -101,21 +101,21 @@ def _allowed(*, kvm: bool) -> tuple[Rule, ...]:
     if kvm:
         requests.append(Argument(1, 0xFF00, "SCMP_CMP_MASKED_EQ", _KVM))
     return (
-        Rule(action="SCMP_ACT_ALLOW", names=tuple(names)),
-        Rule(action="SCMP_ACT_ALLOW", names=("execveat",), args=entrance),
-        Rule(action="SCMP_ACT_ALLOW", names=("clone",), args=(threads,)),
-        Rule(action="SCMP_ACT_ALLOW", names=("prctl",), args=tuple(_is(0, what) for what in _PRCTL)),
-        Rule(action="SCMP_ACT_ALLOW", names=("ioctl",), args=tuple(requests)),
+        CallRule(action="SCMP_ACT_ALLOW", names=tuple(names)),
+        CallRule(action="SCMP_ACT_ALLOW", names=("execveat",), args=entrance),
+        CallRule(action="SCMP_ACT_ALLOW", names=("clone",), args=(threads,)),
+        CallRule(action="SCMP_ACT_ALLOW", names=("prctl",), args=tuple(_is(0, what) for what in _PRCTL)),
+        CallRule(action="SCMP_ACT_ALLOW", names=("ioctl",), args=tuple(requests)),
         # To ask for a limit, not to set one.
-        Rule(action="SCMP_ACT_ALLOW", names=("prlimit64",), args=(Argument(2, 0, "SCMP_CMP_EQ"),)),
+        CallRule(action="SCMP_ACT_ALLOW", names=("prlimit64",), args=(Argument(2, 0, "SCMP_CMP_EQ"),)),
     )
 
 
-def _refused() -> tuple[Rule, ...]:
+def _refused() -> tuple[CallRule, ...]:
     return (
-        Rule(action="SCMP_ACT_KILL_PROCESS", names=tuple(_NEVER.split())),
+        CallRule(action="SCMP_ACT_KILL_PROCESS", names=tuple(_NEVER.split())),
         # Its flags are behind a pointer; libraries take this answer as "use clone".
-        Rule(action="SCMP_ACT_ERRNO", names=("clone3",), errno_ret=errno.ENOSYS),
+        CallRule(action="SCMP_ACT_ERRNO", names=("clone3",), errno_ret=errno.ENOSYS),
     )
 
 
