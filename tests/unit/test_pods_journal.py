@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from orlop.errors import Internal, ResourceExhausted
+from orlop.pods import journal as journals
 from orlop.pods.journal import Journal
 from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord
 from orlop.sandbox.spec import ContainerSpec, Mount, PodSpec, Root, Sink
@@ -89,6 +91,56 @@ async def test_a_write_that_fails_says_so(tmp_path: Path) -> None:
         await journal.put_pod(pod(1))
     await journal.put_container(container(1))
     await journal.close()
+
+
+class Connection:
+    """A connection on a disk that is full, or a machine that is out of memory, for some statements."""
+
+    def __init__(self, connection: sqlite3.Connection, failing: dict[str, Exception]) -> None:
+        self._connection = connection
+        self._failing = failing
+
+    def execute(self, statement: str, *values: object) -> object:
+        for words, error in self._failing.items():
+            if words in statement:
+                raise error
+        return self._connection.execute(statement, *values)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("wal_checkpoint", sqlite3.OperationalError("database or disk is full")),
+        ("DELETE FROM pods", MemoryError()),
+        ("DELETE FROM pods", sqlite3.OperationalError("disk I/O error")),
+    ],
+)
+async def test_the_writer_outlives_every_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, error: Exception
+) -> None:
+    """A write is answered, with success or failure: the pod's calls wait for it."""
+    monkeypatch.setattr(journals, "CHECKPOINT_EVERY", 1)
+    journal = Journal(tmp_path / "journal.db")
+    open_file = journal._open_or_replace
+
+    def opened() -> object:
+        connection, contents = open_file()
+        return Connection(connection, {words: error}), contents
+
+    monkeypatch.setattr(journal, "_open_or_replace", opened)
+    await journal.open()
+    async with asyncio.timeout(20):
+        for number in range(1, 4):
+            await journal.put_pod(pod(number))
+            with contextlib.suppress(ResourceExhausted):
+                await journal.delete_pod(pod(99).id)
+    await journal.close()
+    again = Journal(tmp_path / "journal.db")
+    assert len((await again.open()).pods) == 3
+    await again.close()
 
 
 async def test_a_cancelled_write_is_done_all_the_same(tmp_path: Path) -> None:

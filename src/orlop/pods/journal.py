@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,10 +132,17 @@ class Journal:
                 # The one step that has to wait for the disk (fsync): never before an answer.
                 idle = self._queue.empty()
                 if commits >= (CHECKPOINT_EVERY if idle else CHECKPOINT_AT_LAST):
-                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                    self._checkpoint(connection)
                     commits = 0
         finally:
             connection.close()
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Move what was committed from the log to the file. A disk that is full now may have room later."""
+        try:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            log.warning("journal %s keeps growing: %s", self._path, error)
 
     def _commit_batch(self, connection: sqlite3.Connection) -> bool:
         """Commit what is queued as one transaction; False when the end was asked for."""
@@ -233,9 +241,10 @@ def _commit(connection: sqlite3.Connection, batch: list[_Write], path: Path) -> 
         for write in batch:
             connection.execute(write.statement, write.values)
         connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+    except Exception as error:  # whatever it is: the writer goes on, and nobody waits for ever
+        with suppress(sqlite3.Error):
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
         failure = ResourceExhausted(f"journal {path} cannot be written: {error}")
         for write in batch:
             if write.done.set_running_or_notify_cancel():
