@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -254,13 +254,18 @@ def share_shm(spec: PodSpec, paths: PodPaths) -> None:
         volumes.mount_shm(paths, SHM_SIZE)
 
 
-async def release(paths: PodPaths, holder: KnownProcess) -> None:
-    """End the holder, unpin the namespaces, unmount /dev/shm. Idempotent. Raises NotUndone."""
+async def release(paths: PodPaths, holder: KnownProcess, *, attached: bool = False) -> None:
+    """End the holder, unpin the namespaces, unmount /dev/shm. Idempotent. Raises NotUndone.
+
+    A pod that could not be taken off its network is ``attached`` still, and keeps that namespace: a plug-in
+    that is asked again looks there for what it made, and leaves on the host what it does not find.
+    """
     undo = tasks.Undo("what a pod's containers share")
     holders = [holder] if holder.pid else await threads.call(_unrecorded, paths)
     for found in holders:
         await undo.step(f"process {found.pid}", process.kill_pid(found.pid, found.start_time))
-    await undo.step("its namespaces", threads.call(_unpin, paths))
+    going = [kind for kind in _PINNED if not (attached and kind == "net")]
+    await undo.step("its namespaces", threads.call(_unpin, paths, going))
     undo.finish()
 
 
@@ -270,9 +275,9 @@ def _unrecorded(paths: PodPaths) -> list[KnownProcess]:
     return [KnownProcess(pid=pid, start_time=process.process_start_time(pid)) for pid in found]
 
 
-def _unpin(paths: PodPaths) -> None:
+def _unpin(paths: PodPaths, kinds: Iterable[str]) -> None:
     failed = []
-    steps = {kind: partial(namespaces.remove, paths.namespace(kind)) for kind in _PINNED}
+    steps = {kind: partial(namespaces.remove, paths.namespace(kind)) for kind in kinds}
     for what, step in {**steps, "/dev/shm": partial(mounts.unmount, paths.shm)}.items():
         try:
             step()

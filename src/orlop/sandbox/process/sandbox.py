@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound
 from orlop.host import cgroups, process, tasks, threads
@@ -284,10 +283,11 @@ class ProcessSandbox:
     async def _stop(self) -> None:
         undo = Undo(f"pod {self.pod_id[:12]}")
         await undo.step("its meter", self._meter.close())
-        network = [] if self._on_host_network else [self._network]
-        await together(*_endings(undo, self._containers.values(), network, self.pod_id, self._paths))
+        network = None if self._on_host_network else self._network
+        attached = await _end(undo, self._containers.values(), network, self.pod_id, self._paths)
         # Only then what they had in common: the first process of their PID namespace, for one.
-        await undo.step("what its containers share", podns.release(self._paths, self._state.holder))
+        shared = podns.release(self._paths, self._state.holder, attached=attached)
+        await undo.step("what its containers share", shared)
         if self._holder is not None and undo.complete:
             await undo.step("its first process", self._holder.child.wait())
         undo.finish()
@@ -306,18 +306,23 @@ def _sum(first: int, second: int) -> int:
     return first + second if first > 0 and second > 0 else first
 
 
-def _endings(
+async def _end(
     undo: Undo,
     containers: Iterable[ProcessContainer],
-    networks: Iterable[PodNetwork],
+    network: PodNetwork | None,
     pod_id: str,
     paths: PodPaths,
-) -> list[Coroutine[Any, Any, bool]]:
-    """The steps that end a pod's containers and take it off its network; they go well at the same time."""
-    return [
-        *(undo.step(f"container {item.id[:12]}", item.delete()) for item in containers),
-        *(undo.step("its network", network.detach(pod_id, paths.namespace("net"))) for network in networks),
-    ]
+) -> bool:
+    """End a pod's containers and take it off its network, at the same time; whether it is still attached."""
+
+    async def detach() -> bool:
+        if network is None:
+            return True
+        return await undo.step("its network", network.detach(pod_id, paths.namespace("net")))
+
+    ends = (undo.step(f"container {item.id[:12]}", item.delete()) for item in containers)
+    detached, *_ = await together(detach(), *ends)
+    return not detached
 
 
 async def prepare(
@@ -394,9 +399,9 @@ async def discard(tools: Tools, network: PodNetwork, paths: PodPaths, pod_id: st
             )
         )
     undo = Undo(f"pod {pod_id[:12]}")
-    await together(*_endings(undo, containers, [network], pod_id, paths))
+    attached = await _end(undo, containers, network, pod_id, paths)
     holder = state.holder if state is not None else layout.KnownProcess()
-    await undo.step("what its containers share", podns.release(paths, holder))
+    await undo.step("what its containers share", podns.release(paths, holder, attached=attached))
     if podgroup.made_by_us(group, pod_id):
         await undo.step("its control group", cgroups.destroy(Cgroup(group)))
     await together(*(undo.step(f"container {item.id[:12]}", item.release()) for item in containers))

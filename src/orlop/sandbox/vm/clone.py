@@ -181,20 +181,22 @@ class Clones:
         """End the machine in ``directory``, and leave the rest for :meth:`discard`. Idempotent."""
         await self._machines.discard(machine_of(directory))
 
-    async def discard(self, directory: Path) -> None:
+    async def discard(self, directory: Path, *, attached: bool = False) -> None:
         """End the machine in ``directory`` and remove all there is of it. Idempotent. Raises NotUndone.
 
-        Its pod's network is torn down by whoever attached it, before this.
+        Its pod's network is torn down by whoever attached it, before this. If that failed, the pod is
+        ``attached`` still: its namespace stays, where the plug-ins look for what they made.
         """
-        await tasks.uncancelled(self._discard(directory))
+        await tasks.uncancelled(self._discard(directory, attached=attached))
 
-    async def _discard(self, directory: Path) -> None:
+    async def _discard(self, directory: Path, *, attached: bool) -> None:
         undo = Undo(f"VM {directory.name}")
         await undo.step("its machine", self.end(directory))
-        await undo.step("its network namespace", netns.delete(netns_of(directory)))
+        if not attached:
+            await undo.step("its network namespace", netns.delete(netns_of(directory)))
         await undo.step("its volumes", Share(directory / "share").release_all())
         # The rest is found again by the directory, so that goes only when nothing else is left.
-        if undo.complete:
+        if undo.complete and not attached:
             await undo.step("its files", threads.call(_remove, directory, self.scratch_of(directory.name)))
         undo.finish()
 

@@ -77,9 +77,9 @@ class _Teardown:
         """See ``Teardown``."""
         await network.detach(self.network, self.pod, self.clone.netns)
 
-    async def discard(self) -> None:
+    async def discard(self, *, attached: bool) -> None:
         """See ``Teardown``."""
-        await self.clones.discard(self.clone.directory)
+        await self.clones.discard(self.clone.directory, attached=attached)
 
 
 class VmDriver:
@@ -385,9 +385,9 @@ class VmDriver:
             await undo.step("its VM", self._clones.end(directory))
         netns = netns_of(directory or self._clones.directory / "none")
         known = pod or PodFile(pod_id=pod_id)
-        await undo.step("its network", network.detach(self._network, known, netns))
+        detached = await undo.step("its network", network.detach(self._network, known, netns))
         if directory is not None:
-            await undo.step("what its VM had", self._clones.discard(directory))
+            await undo.step("what its VM had", self._clones.discard(directory, attached=not detached))
         await undo.step("its control group", hostgroup.leave(pod.cgroup if pod is not None else ""))
         # The pod's file goes last: it names all that is left, for the next try.
         undo.finish()

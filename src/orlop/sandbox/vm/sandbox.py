@@ -76,8 +76,8 @@ class Teardown(Protocol):
     async def detach(self) -> None:
         """Give back the network, while its namespace is still there."""
 
-    async def discard(self) -> None:
-        """Remove the VM, which has ended."""
+    async def discard(self, *, attached: bool) -> None:
+        """Remove the VM, which has ended; its network namespace stays while the pod is ``attached``."""
 
 
 class VmSandbox:
@@ -335,8 +335,8 @@ class VmSandbox:
         # Its processes first, then the plug is pulled, and while its memory is given back the plug-ins
         # work: nothing of the pod is to run on if its network cannot be taken down.
         await undo.step("its processes", self._kill_all())
-        await together(self._power_off(undo), undo.step("its network", self._teardown.detach()))
-        await undo.step("what its VM had", self._teardown.discard())
+        _, detached = await together(self._power_off(undo), undo.step("its network", self._teardown.detach()))
+        await undo.step("what its VM had", self._teardown.discard(attached=not detached))
         await self._tasks.close()
         undo.finish()
 
