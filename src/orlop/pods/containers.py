@@ -195,6 +195,7 @@ class Containers:
             try:
                 started_at = await self.begin(record, sandbox)
             except Exception as error:
+                await self.end_failed(container_id, sandbox, error)
                 await self.start_failed(container_id, error)
                 raise
             await self.started(container_id, started_at, sandbox)
@@ -206,9 +207,15 @@ class Containers:
         with tracing.span("sandbox.start", container=record.id):
             return await sandbox.start(record.id)
 
+    async def end_failed(self, container_id: str, sandbox: Sandbox, error: Exception) -> None:
+        """See that a container whose start failed does not run: it may have, and its answer was lost."""
+        if not isinstance(error, CannotRun):
+            with suppress(OrlopError, OSError):
+                await _signal(sandbox, container_id, SIGKILL)
+
     async def start_failed(self, container_id: str, error: Exception) -> None:
         """Record that a container's process could not be run."""
-        await self._node.ledger.change_container(
+        await self._node.ledger.note_container(
             container_id,
             phase=ContainerPhase.EXITED,
             finished_at=now(),
@@ -219,7 +226,7 @@ class Containers:
 
     async def started(self, container_id: str, started_at: int, sandbox: Sandbox) -> None:
         """Record that a container runs, tell of it, and watch it."""
-        record = await self._node.ledger.change_container(
+        record = await self._node.ledger.note_container(
             container_id, phase=ContainerPhase.RUNNING, started_at=started_at
         )
         self._node.events.publish(EventKind.STARTED, container_id, record.pod_id)
@@ -260,7 +267,7 @@ class Containers:
             return
         if not reason:
             reason = REASON_COMPLETED if status.code == 0 else REASON_ERROR
-        await self._node.ledger.change_container(
+        await self._node.ledger.note_container(
             container_id,
             phase=ContainerPhase.EXITED,
             # A clock that was set back in between must not end what had not begun.
@@ -343,7 +350,7 @@ class Containers:
             if record is None:
                 return
             if record.phase is not ContainerPhase.REMOVING:
-                record = await node.ledger.change_container(container_id, phase=ContainerPhase.REMOVING)
+                record = await node.ledger.note_container(container_id, phase=ContainerPhase.REMOVING)
             if (sandbox := node.sandboxes.get(record.pod_id)) is not None:
                 with tracing.span("sandbox.delete", container=container_id):
                     await sandbox.delete(container_id)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from orlop.errors import InvalidArgument, NotFound
+from orlop.errors import InvalidArgument, NotFound, OrlopError
 from orlop.pods.records import (
     SHOWN_CONTAINERS,
     SHOWN_PODS,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from orlop.pods.journal import Journal
+
+log = logging.getLogger(__name__)
 
 ID_LENGTH = 64
 
@@ -44,6 +47,7 @@ class Ledger:
         self._locks: dict[str, asyncio.Lock] = {}
         self._by_pod: dict[str, dict[str, None]] = {}
         self._by_key: dict[PodKey, dict[str, None]] = {}
+        self._unwritten: set[str] = set()
 
     async def open(self) -> None:
         """Read what an earlier daemon left."""
@@ -108,6 +112,16 @@ class Ledger:
         """Replace fields of a pod's record."""
         return await self.put_pod(msgspec.structs.replace(self.pod(pod_id), **changes))
 
+    async def note_pod(self, pod_id: str, **changes: object) -> PodRecord:
+        """Replace fields by what has happened, or by what is to be taken back, even if no disk takes it.
+
+        It is shown at once, and what cannot be written now is by :meth:`write_again`. A daemon that is
+        killed before that finds the earlier record: it learns again what happened, and is asked again.
+        """
+        record = msgspec.structs.replace(self.pod(pod_id), **changes)
+        await self._note(self._pods, record, self._journal.put_pod)
+        return record
+
     async def drop_pod(self, pod_id: str) -> None:
         """Forget a pod that is gone."""
         await self._journal.delete_pod(pod_id)
@@ -161,6 +175,12 @@ class Ledger:
         """Replace fields of a container's record."""
         return await self.put_container(msgspec.structs.replace(self.container(container_id), **changes))
 
+    async def note_container(self, container_id: str, **changes: object) -> ContainerRecord:
+        """See :meth:`note_pod`."""
+        record = msgspec.structs.replace(self.container(container_id), **changes)
+        await self._note(self._containers, record, self._journal.put_container)
+        return record
+
     async def drop_container(self, container_id: str) -> None:
         """Forget a container that is gone."""
         await self._journal.delete_container(container_id)
@@ -168,6 +188,25 @@ class Ledger:
         self._locks.pop(container_id, None)
         if record is not None:
             _unlist(self._by_pod, record.pod_id, container_id)
+
+    # What could not be written
+
+    async def _note(self, table: dict[str, R], record: R, write: Callable[[R], Awaitable[None]]) -> None:
+        table[record.id] = record
+        try:
+            await write(record)
+        except OrlopError as error:
+            log.warning("%s is %s, which is not recorded yet: %s", record.id[:12], record.phase, error)
+            self._unwritten.add(record.id)
+
+    async def write_again(self) -> None:
+        """Write what was noted and could not be written. Raises what the journal raises."""
+        for key in tuple(self._unwritten):
+            if (pod := self._pods.get(key)) is not None:
+                await self._journal.put_pod(pod)
+            elif (container := self._containers.get(key)) is not None:
+                await self._journal.put_container(container)
+            self._unwritten.discard(key)
 
     @asynccontextmanager
     async def locked(self, object_id: str) -> AsyncIterator[None]:

@@ -109,7 +109,7 @@ class Node:
         """
         record = self.ledger.pod(pod_id)
         if record.phase is not PodPhase.REMOVING:
-            await self.ledger.change_pod(pod_id, phase=PodPhase.REMOVING)
+            await self.ledger.note_pod(pod_id, phase=PodPhase.REMOVING)
         await self.handlers.driver(record.handler).discard(pod_id)
         self.sandboxes.pop(pod_id, None)
         undo = Undo(f"pod {pod_id[:12]}")

@@ -121,7 +121,7 @@ class Recovery:
                 why = f"it did not answer within {DEADLINE:g} s after a restart of the daemon"
             log.warning("pod %s/%s does not run any more: %s", record.spec.namespace, record.spec.name, why)
             reason = "" if record.stop_requested else why
-            await self._node.ledger.change_pod(record.id, phase=PodPhase.NOTREADY, reason=reason)
+            await self._node.ledger.note_pod(record.id, phase=PodPhase.NOTREADY, reason=reason)
             await self._gone(record, reason)
             self._node.events.publish(EventKind.STOPPED, record.id, record.id)
             return
@@ -174,12 +174,13 @@ class Recovery:
         except FailedPrecondition:
             started_at = now()
         except OrlopError as error:
+            await self._containers.end_failed(member.id, sandbox, error)
             await self._containers.start_failed(member.id, error)
             return
         await self._containers.started(member.id, started_at, sandbox)
 
     async def janitor(self, interval: float = RETRY_INTERVAL) -> None:
-        """Try again, for ever, to remove pods and containers whose removal failed."""
+        """Try again, for ever, to write and to remove what could not be."""
         while True:
             await asyncio.sleep(interval)
             await self.sweep()
@@ -187,6 +188,7 @@ class Recovery:
     async def sweep(self) -> None:
         """One round of :meth:`janitor`."""
         ledger = self._node.ledger
+        await self._quietly(ledger.write_again(), "what could not be written")
         for record in ledger.all_pods():
             if record.phase is PodPhase.REMOVING:
                 await self._quietly(self._pods.remove(record.id), f"pod {record.id[:12]}")
@@ -200,4 +202,4 @@ class Recovery:
         except NotFound:
             return
         except Exception as error:
-            log.warning("%s still cannot be removed: %s", what, reason_of(error))
+            log.warning("%s has to wait: %s", what, reason_of(error))

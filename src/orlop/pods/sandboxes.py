@@ -146,7 +146,7 @@ class Pods:
             log.warning(
                 "pod %s/%s (%s) died: %s", record.spec.namespace, record.spec.name, pod_id[:12], reason
             )
-            await ledger.change_pod(pod_id, phase=PodPhase.NOTREADY, reason=reason or "the sandbox ended")
+            await ledger.note_pod(pod_id, phase=PodPhase.NOTREADY, reason=reason or "the sandbox ended")
         await self._conclude_members(pod_id, reason or "the sandbox ended", DEAD_GRACE)
         self._node.events.publish(EventKind.STOPPED, pod_id, pod_id)
 
@@ -173,7 +173,7 @@ class Pods:
         if record.phase is PodPhase.NOTREADY and sandbox is None:
             return
         if not record.stop_requested:
-            await ledger.change_pod(pod_id, stop_requested=True)
+            await ledger.note_pod(pod_id, stop_requested=True)
         with tracing.span("sandbox.stop", pod=pod_id):
             if sandbox is not None:
                 await sandbox.stop()
@@ -183,7 +183,7 @@ class Pods:
         node.sandboxes.pop(pod_id, None)
         await node.end_watch(pod_id)
         if record.phase is PodPhase.READY:
-            await ledger.change_pod(pod_id, phase=PodPhase.NOTREADY)
+            await ledger.note_pod(pod_id, phase=PodPhase.NOTREADY)
             node.events.publish(EventKind.STOPPED, pod_id, pod_id)
 
     async def _conclude_members(self, pod_id: str, reason: str, grace: float) -> None:
