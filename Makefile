@@ -8,10 +8,12 @@ TRANSPORT ?= spdy
 FOCUS ?=
 TARGET ?=
 SECONDS ?= 300
+MINUTES ?= 60
+SEED ?=
 COMMAND ?=
 GUEST ?=
 
-.PHONY: help test lint types unit e2e hostile fuzz conformance conformance-all \
+.PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
 	node-e2e node-e2e-all node-e2e-short debian13 kvm-lab bench sbom lock clean
 
 help: ## This list
@@ -37,6 +39,12 @@ hostile: $(PYTHON) ## Attacks on a node, each of which must fail (root)
 
 fuzz: $(PYTHON) ## Look for inputs that break a parser: TARGET=name SECONDS=for all together
 	$(PYTHON) -m tests.fuzz $(if $(TARGET),--target $(TARGET)) --seconds $(SECONDS)
+
+soak: $(PYTHON) ## Pods by the hundred while everything under the daemon fails: MINUTES= SEED= (root)
+	$(PYTHON) -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+soak-short: $(PYTHON) ## The same for a minute, with the same faults every time (root)
+	$(PYTHON) -m tests.soak --minutes 0.5 --pods 40 --round 40 --seed 1
 
 conformance: $(PYTHON) ## critest: HANDLER=vm|process|auto TRANSPORT=spdy|websocket FOCUS=regex (root)
 	$(PYTHON) -m tests.conformance --handler $(HANDLER) --transport $(TRANSPORT) $(if $(FOCUS),--focus '$(FOCUS)')

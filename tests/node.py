@@ -328,7 +328,9 @@ def _processes(marks: tuple[str, ...], ours: set[int]) -> list[str]:
 
 def _mounts(mark: str) -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [f"mount: {line.split()[4]}" for line in lines if mark in line]
+    places = [line.split()[4] for line in lines if mark in line]
+    # The node's own disk, if it has one, was there before.
+    return [f"mount: {place}" for place in places if place != mark]
 
 
 def _loop_devices(mark: str) -> list[str]:
@@ -373,14 +375,22 @@ def _remove_cgroups(mark: str) -> None:
 
 
 @contextlib.contextmanager
-def scratch_directory(prefix: str) -> Iterator[Path]:
-    """A short directory below /tmp, removed afterwards without crossing into what is mounted there."""
+def scratch_directory(prefix: str, size_mib: int = 0) -> Iterator[Path]:
+    """A short directory below /tmp, removed afterwards without crossing into what is mounted there.
+
+    With ``size_mib`` it is a disk of its own, of that size, in memory.
+    """
     directory = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    if size_mib:
+        options = f"size={size_mib}m"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "orlop-test", directory], check=True)
     # The root of a pod in a user namespace is nobody here, and must pass through.
     directory.chmod(0o711)
     try:
         yield directory
     finally:
+        if size_mib:
+            subprocess.run(["umount", "--lazy", directory], check=False)
         if os.environ.get("ORLOP_TEST_KEEP"):
             print(f"kept: {directory}", file=sys.stderr)
         else:
@@ -435,9 +445,13 @@ def node(
     handler: str = "vm",
     extra: Mapping[str, Mapping[str, Any]] | None = None,
     prefix: str = "orlop-e2e-",
+    size_mib: int = 0,
 ) -> Iterator[Node]:
-    """A running node. At the end its pods are removed, and nothing of it may be left."""
-    with scratch_directory(prefix) as scratch:
+    """A running node, with ``size_mib`` on a disk of that size.
+
+    At the end its pods are removed, and nothing of it may be left.
+    """
+    with scratch_directory(prefix, size_mib) as scratch:
         one = Node(settings_for(scratch, registry, handler=handler, extra=extra))
         try:
             one.start()
