@@ -203,3 +203,18 @@ async def test_an_undo_that_succeeds_is_silent() -> None:
     assert await undo.step("its VM", asyncio.sleep(0))
     assert undo.complete
     undo.finish()
+
+
+async def test_a_cancellation_is_not_lost_in_what_fails_because_of_it() -> None:
+    async def stubborn() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise Unavailable("it was stopped") from None
+
+    task = asyncio.create_task(together(stubborn()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

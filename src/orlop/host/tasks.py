@@ -135,17 +135,29 @@ async def together(*work: Coroutine[Any, Any, A]) -> tuple[A, ...]: ...
 async def together(*work: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
     """The results of all, done at once: fails as plainly as if they had been done one by one.
 
-    The first failure cancels the others and is raised when they have ended; any other is logged.
+    The first failure cancels the others and is raised when they have ended; any other is logged. A
+    cancellation goes before what fails because of it.
     """
+    running = [asyncio.ensure_future(part) for part in work]
+    if not running:
+        return ()
+    cancelled: asyncio.CancelledError | None = None
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(part) for part in work]
-    except BaseExceptionGroup as failures:
-        first, *others = failures.exceptions
-        for other in others:
-            _log_error("beside another failure", other)
-        raise first from None
-    return tuple(task.result() for task in tasks)
+        await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+    except asyncio.CancelledError as error:
+        cancelled = error
+    failures = [found for part in running if part.done() and (found := _failure_of(part)) is not None]
+    late = [part for part in running if not part.done()]
+    for part in late:
+        part.cancel()
+    cancelled = await _wait_out(late) or cancelled
+    failures += [found for part in late if (found := _failure_of(part)) is not None]
+    cause = failures.pop(0) if cancelled is None and failures else cancelled
+    for other in failures:
+        _log_error("beside another failure", other)
+    if cause is not None:
+        raise cause
+    return tuple(part.result() for part in running)
 
 
 async def failures_of(*work: Awaitable[Any]) -> list[BaseException]:
