@@ -9,7 +9,9 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 
 import grpc
@@ -17,15 +19,18 @@ from tests.conformance import images, tools
 
 from bench import lifecycle, systems, usage
 from bench.client import Caller
-from bench.report import Report, Scale, can_plot
+from bench.report import Burst, Report, Scale, can_plot
 from bench.words import reason, say
 
 # What a system that cannot run here raises; the others are measured all the same.
 FAILURES = (RuntimeError, OSError, tools.ToolError, grpc.RpcError)
 
 
-def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rounds: int) -> None:
-    """All systems up at once; each round runs one pod's life on every one of them."""
+@contextmanager
+def serving(
+    report: Report, chosen: list[systems.System], scratch: Path
+) -> Iterator[list[tuple[systems.System, Caller]]]:
+    """All systems up at once, each with the image and after one pod's life; those that fail are left out."""
     with ExitStack() as stack:
         clients: list[tuple[systems.System, Caller]] = []
         for number, system in enumerate(chosen):
@@ -43,6 +48,12 @@ def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rou
                 say(f"{system.name}: {report.missing[system.name]}")
                 continue
             clients.append((system, client))
+        yield clients
+
+
+def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rounds: int) -> None:
+    """Each round runs one pod's life on every one of the systems."""
+    with serving(report, chosen, scratch) as clients:
         for round_number in range(rounds):
             for system, client in clients:
                 name = f"r{round_number}"
@@ -56,6 +67,29 @@ def interleaved(report: Report, chosen: list[systems.System], scratch: Path, rou
                 # What it still does after its round is not the next one's to bear.
                 time.sleep(system.settle)
             say(f"round {round_number + 1} of {rounds}")
+
+
+def bursts(
+    report: Report, chosen: list[systems.System], scratch: Path, counts: list[int], rounds: int
+) -> None:
+    """Each round asks every system for as many pods as ``counts`` say, at one moment."""
+    with serving(report, chosen, scratch / "bursts") as clients:
+        for round_number in range(rounds):
+            for count, (system, client) in product(counts, clients):
+                prefix = f"b{round_number}x{count}"
+                try:
+                    pods, _, times = lifecycle.start_many(
+                        client, system.handler, prefix, f"{scratch}/logs", count, count
+                    )
+                    lifecycle.end_many(client, pods, count)
+                except FAILURES as error:
+                    report.failed.setdefault(system.name, []).append(reason(error))
+                    say(f"{system.name}: {report.failed[system.name][-1]}")
+                    continue
+                ready = [one["ready"] for one in times]
+                report.bursts.setdefault(system.name, []).append(Burst(count, ready))
+                time.sleep(system.settle)
+            say(f"round {round_number + 1} of {rounds} of bursts")
 
 
 def scaled(report: Report, system: systems.System, scratch: Path, counts: list[int], parallel: int) -> None:
@@ -114,6 +148,10 @@ def one_scale(
     )
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")] if text else []
+
+
 def main() -> int:
     """Run what the options choose and print the table."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
@@ -121,6 +159,8 @@ def main() -> int:
     parser.add_argument("--before", type=Path, help="another checkout of Orlop, measured beside this one")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--scale", default="", help="numbers of pods at once, such as 1,2,5,10,20,40")
+    parser.add_argument("--bursts", default="", help="numbers of pods asked for at one moment: 1,10,30")
+    parser.add_argument("--burst-rounds", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=1, help="pods started at a time with --scale")
     parser.add_argument("--out", type=Path, default=Path("bench-results"))
     options = parser.parse_args()
@@ -142,7 +182,9 @@ def main() -> int:
         with images.serve(images.storage(), systems.REGISTRY):
             if options.rounds:
                 interleaved(report, chosen, scratch, options.rounds)
-            counts = [int(number) for number in options.scale.split(",")] if options.scale else []
+            if options.bursts:
+                bursts(report, chosen, scratch, _numbers(options.bursts), options.burst_rounds)
+            counts = _numbers(options.scale)
             for system in chosen if counts else []:
                 if system.name not in report.missing:
                     try:

@@ -79,12 +79,24 @@ class Scale:
         ]
 
 
+@dataclass(frozen=True)
+class Burst:
+    """``pods`` pods of one system asked for at one moment: milliseconds until each was ready."""
+
+    pods: int
+    ready_ms: list[float]
+
+
+BURST_HEADS = ("pods at once", "rounds", "first ready ms", "half ready ms", "all ready ms")
+
+
 @dataclass
 class Report:
     """All figures of a run. ``samples[system][measure]`` are milliseconds of the rounds that went well."""
 
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     scale: dict[str, list[Scale]] = field(default_factory=dict)
+    bursts: dict[str, list[Burst]] = field(default_factory=dict)
     daemon_idle_mib: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     failed: dict[str, list[str]] = field(default_factory=dict)
@@ -132,12 +144,26 @@ class Report:
             lines.append("")
             body = [scale.row() for scale in scales]
             lines.extend(_align([[system, *SCALE_HEADS], *(["", *row] for row in body)]))
+        for system, bursts in self.bursts.items():
+            lines.append("")
+            lines.extend(_align([[system, *BURST_HEADS], *_burst_rows(bursts)]))
         lines.append("")
         lines.extend(f"{name}: daemon idle {mib:.1f} MiB" for name, mib in self.daemon_idle_mib.items())
         lines.extend(f"{name}: not measured, {reason}" for name, reason in self.missing.items())
         for name, bad in self.failed.items():
             lines.append(f"{name}: {len(bad)} rounds failed, the last because: {bad[-1]}")
         return "\n".join(lines)
+
+
+def _burst_rows(bursts: Sequence[Burst]) -> list[list[str]]:
+    """One row for each number of pods, with medians over the rounds."""
+    rows = []
+    for pods in sorted({burst.pods for burst in bursts}):
+        rounds = [sorted(burst.ready_ms) for burst in bursts if burst.pods == pods]
+        places = (0, (pods - 1) // 2, pods - 1)
+        cells = [f"{statistics.median(ready[place] for ready in rounds):.0f}" for place in places]
+        rows.append(["", str(pods), str(len(rounds)), *cells])
+    return rows
 
 
 def percentile(values: Sequence[float], share: float) -> float:
