@@ -74,9 +74,11 @@ class GuestConfig(Section, frozen=True):
 
 
 class PoolConfig(Section, frozen=True):
-    """Ready VMs kept for the next pods. ``size`` 0 turns the pool off."""
+    """Ready VMs kept for the next pods. ``size`` 0 turns the pool off; up to ``max_size`` are kept where as
+    many pods came at once."""
 
     size: Annotated[int, Meta(ge=0, le=256)] = 2
+    max_size: Annotated[int, Meta(ge=0, le=256)] = 10
     max_memory_mib: Annotated[int, Meta(ge=0, le=4 << 20)] = 2048
 
 

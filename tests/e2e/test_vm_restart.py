@@ -117,7 +117,7 @@ async def test_a_guest_image_that_comes_later_serves_pods_found_before_it(
             await env.driver.run(pod_spec())
         seen = set()
         # The pool gives way to a pod that was found before there was a pool.
-        with sandbox._activity.begun():
+        async with sandbox._gate.place(1):
             missing = False
             async with asyncio.timeout(60):
                 while reason := await env.driver.ready():

@@ -193,7 +193,9 @@ async def environment(
         root=str(scratch / "root"),
         state=str(scratch / "state"),
         network=NetworkConfig(conf_dir=str(scratch / "net.d")),
-        vm=msgspec.structs.replace(vm_config(accelerator=ACCELERATOR), pool=PoolConfig(size=pool), **vm),
+        vm=msgspec.structs.replace(
+            vm_config(accelerator=ACCELERATOR), pool=PoolConfig(size=pool, max_size=0), **vm
+        ),
     )
     artifacts = await guest()
     # One template serves all tests with the same guest.

@@ -12,10 +12,13 @@ import pytest
 
 from orlop.config import PoolConfig, VmConfig
 from orlop.errors import Unavailable
+from orlop.host import scheduling
 from orlop.hypervisor.base import Accelerator, MachineShape, MemoryUse, Template
 from orlop.sandbox.vm import pool as pools
 from orlop.sandbox.vm.clone import Clone, Cloner
-from orlop.sandbox.vm.pool import Activity, Demand, Pool
+from orlop.sandbox.vm.demand import BURST, HALF_LIFE, Bursts, Demand
+from orlop.sandbox.vm.gate import Gate
+from orlop.sandbox.vm.pool import Pool
 from orlop.sandbox.vm.pressure import memory_pressure
 
 MIB = 1 << 20
@@ -107,12 +110,17 @@ async def pool_of(
     *,
     size: int = 2,
     limit: int = 2048,
+    most: int = 0,
     pressure: Callable[[], str] = lambda: "",
-    activity: Activity | None = None,
+    gate: Gate | None = None,
 ) -> AsyncIterator[tuple[Pool, FakeCloner]]:
     cloner = FakeCloner(tmp_path)
     pool = Pool(
-        PoolConfig(size=size, max_memory_mib=limit), cloner, SMALL, activity or Activity(), pressure=pressure
+        PoolConfig(size=size, max_size=most, max_memory_mib=limit),
+        cloner,
+        SMALL,
+        gate or Gate(1),
+        pressure=pressure,
     )
     pool.open()
     try:
@@ -145,17 +153,17 @@ async def test_a_clone_whose_agent_is_gone_is_not_claimed(tmp_path: Path) -> Non
         await until(lambda: pool.size == 2)
         first, second = pool._ready
         cast(FakeAgent, first.agent).closed = True
-        with pool._activity.begun():
+        async with pool._gate.place(1):
             assert pool.claim(SMALL) is second
             assert pool.claim(SMALL) is None
         await pool._cloner.discard(second.directory)
 
 
 async def test_nothing_is_made_while_a_pod_starts(tmp_path: Path) -> None:
-    activity = Activity()
-    async with pool_of(tmp_path, activity=activity) as (pool, _cloner):
+    gate = Gate(1)
+    async with pool_of(tmp_path, gate=gate) as (pool, _cloner):
         await until(lambda: pool.size == 2)
-        with activity.begun():
+        async with gate.place(1):
             assert pool.claim(SMALL) is not None
             await asyncio.sleep(0.1)
             assert pool.size == 1
@@ -237,7 +245,7 @@ async def test_memory_pressure_empties_it_and_its_end_fills_it(tmp_path: Path) -
 async def test_a_failure_is_told_and_tried_again(tmp_path: Path) -> None:
     cloner = FakeCloner(tmp_path)
     cloner.failure = "no QEMU"
-    pool = Pool(PoolConfig(size=1), cloner, SMALL, Activity(), pressure=lambda: "")
+    pool = Pool(PoolConfig(size=1), cloner, SMALL, Gate(1), pressure=lambda: "")
     pool.open()
     await until(lambda: pool.reason == "no QEMU")
     cloner.failure = ""
@@ -249,7 +257,7 @@ async def test_a_failure_is_told_and_tried_again(tmp_path: Path) -> None:
 async def test_closing_while_a_clone_is_being_made(tmp_path: Path) -> None:
     cloner = FakeCloner(tmp_path)
     cloner.gate.clear()
-    pool = Pool(PoolConfig(size=1), cloner, SMALL, Activity(), pressure=lambda: "")
+    pool = Pool(PoolConfig(size=1), cloner, SMALL, Gate(1), pressure=lambda: "")
     pool.open()
     await until(lambda: cloner.made == 1)
     await pool.close()
@@ -265,6 +273,43 @@ def test_plan() -> None:
     demand.note(SMALL)
     assert sorted(demand.plan(3, SMALL), key=lambda shape: shape.memory_mib) == [SMALL, BIG, BIG]
     assert demand.plan(0, SMALL) == []
+
+
+async def test_a_burst_is_expected_again_within_bounds(tmp_path: Path) -> None:
+    async with pool_of(tmp_path, most=5) as (pool, cloner):
+        await until(lambda: pool.size == 2)
+        for _ in range(4):
+            pool.claim(SMALL)
+        await until(lambda: pool.size == 4)
+        for _ in range(9):
+            pool.claim(SMALL)
+        await until(lambda: pool.size == 5)
+        # What was kept for a burst goes when it is long ago.
+        pool._bursts._at -= 10 * HALF_LIFE
+        pool._wake.set()
+        await until(lambda: pool.size == 2)
+    assert cloner.made >= 7
+
+
+def test_a_burst_is_what_comes_within_seconds_and_fades() -> None:
+    bursts = Bursts()
+    assert bursts.expected(0) == 0
+    for number in range(8):
+        bursts.note(100 + number / 10)
+    assert bursts.expected(101) == 8
+    # One pod now and then is no burst, and takes nothing from the last one.
+    for number in range(30):
+        bursts.note(120 + number * 2 * BURST)
+    assert 4 <= bursts.expected(720) <= 5
+    assert bursts.expected(720 + 2 * HALF_LIFE) == 1 and bursts.expected(720 + 9 * HALF_LIFE) == 0
+
+
+def test_processors_that_nobody_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    for running, free in ((1, 4), (2, 3), (5, 0), (40, 0)):
+        (tmp_path / "stat").write_text(f"cpu 1 2 3\nprocs_running {running}\nprocs_blocked 0\n")
+        assert scheduling.free_processors(tmp_path) == free
+    assert scheduling.free_processors(tmp_path / "none") == 4
 
 
 def test_pressure_is_read_from_proc(tmp_path: Path) -> None:

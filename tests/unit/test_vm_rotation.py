@@ -16,7 +16,7 @@ from orlop.errors import Unavailable
 from orlop.hypervisor.base import Accelerator, MachineShape, Template
 from orlop.sandbox.vm import rotation
 from orlop.sandbox.vm.clone import Cloner
-from orlop.sandbox.vm.pool import Activity
+from orlop.sandbox.vm.gate import Gate
 
 SHAPE = MachineShape(memory_mib=256)
 TCG = Accelerator(kind="tcg", reason="for the test")
@@ -65,9 +65,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def kept(
-    shelf: Shelf, activity: Activity | None = None, pressure: Callable[[], str] = lambda: "", **vm: Any
+    shelf: Shelf, gate: Gate | None = None, pressure: Callable[[], str] = lambda: "", **vm: Any
 ) -> AsyncIterator[asyncio.Task[None]]:
-    keeping = rotation.keep(cast(Cloner, shelf), VmConfig(**vm), activity or Activity(), pressure=pressure)
+    keeping = rotation.keep(cast(Cloner, shelf), VmConfig(**vm), gate or Gate(1), pressure=pressure)
     task = asyncio.create_task(keeping)
     yield task
     task.cancel()
@@ -113,11 +113,10 @@ async def test_all_that_have_served_their_time_are_replaced() -> None:
 
 
 async def test_nothing_is_made_while_a_pod_starts_or_memory_is_short() -> None:
-    shelf, activity, short = Shelf(0), Activity(), [""]
-    with activity.begun():
-        async with kept(shelf, activity, templates=2):
-            await asyncio.sleep(0.05)
-            assert shelf.names == ["1"]
+    shelf, gate, short = Shelf(0), Gate(1), [""]
+    async with gate.place(1), kept(shelf, gate, templates=2):
+        await asyncio.sleep(0.05)
+        assert shelf.names == ["1"]
     short[0] = "no memory"
     async with kept(shelf, pressure=lambda: short[0], templates=2):
         await asyncio.sleep(0.05)

@@ -311,7 +311,7 @@ async def driver_of(host: Host, *, pool: int = 0, **vm: Any) -> AsyncIterator[Vm
     config = Config(
         root=str(host.place / "root"),
         state=str(host.place / "state"),
-        vm=VmConfig(pool=PoolConfig(size=pool), default_memory_mib=256, **vm),
+        vm=VmConfig(pool=PoolConfig(size=pool, max_size=0), default_memory_mib=256, **vm),
     )
 
     async def source() -> tuple[Hypervisor, GuestFiles]:

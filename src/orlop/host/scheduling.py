@@ -37,3 +37,14 @@ def waited(pid: int) -> float:
         with suppress(OSError, ValueError, IndexError):  # a thread that has just ended
             total += int(task.read_text(encoding="ascii").split()[1])
     return total / _NANO
+
+
+def free_processors(proc: Path = Path("/proc")) -> int:
+    """How many of the processors that this process may use nobody uses at this moment; proc_stat(5)."""
+    own = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError, IndexError):
+        for line in (proc / "stat").read_text(encoding="ascii").splitlines():
+            if line.startswith("procs_running "):
+                # The one that asks is among them.
+                return max(0, own - max(0, int(line.split()[1]) - 1))
+    return own

@@ -38,8 +38,9 @@ from orlop.sandbox.vm import diskbound, hostgroup, network, rotation, translate
 from orlop.sandbox.vm.checks import check_pod
 from orlop.sandbox.vm.clone import Clone, Cloner, Clones, netns_of
 from orlop.sandbox.vm.files import PodFile, PodFiles, owned_vms, pods_on_disk
+from orlop.sandbox.vm.gate import Gate
 from orlop.sandbox.vm.plugs import Plugs
-from orlop.sandbox.vm.pool import Activity, Pool
+from orlop.sandbox.vm.pool import Pool
 from orlop.sandbox.vm.sandbox import VmSandbox
 from orlop.sandbox.vm.sizing import shape_of
 from orlop.sandbox.vm.states import Absent, Preparing, Ready, State
@@ -91,7 +92,7 @@ class VmDriver:
         self._source = source
         self._scratch = config.root_dir / "vm-scratch"
         self._clones = Clones(machines, state=config.state_dir, scratch=self._scratch)
-        self._activity = Activity()
+        self._gate = Gate()
         self._state: State = Absent("the handler vm is not open")
         self._sandboxes: dict[str, VmSandbox] = {}
         self._turns = Turns()
@@ -114,6 +115,7 @@ class VmDriver:
             "orlop_vm_sandboxes": float(len(self._sandboxes)),
             "orlop_vm_pool_ready": float(pool.size if pool else 0),
             "orlop_vm_pool_bytes": float(pool.memory if pool else 0),
+            "orlop_vm_starts_waiting": float(self._gate.waiting),
         }
 
     def check(self, spec: PodSpec) -> None:
@@ -156,20 +158,25 @@ class VmDriver:
         state = self._state
         if isinstance(state, Absent):
             raise Unavailable(f"pods cannot run in VMs now: {state.reason}")
+        number = self._gate.number()
         async with self._turns.of(spec.id):
-            return await self._run(spec, state)
+            return await self._run(spec, state, number)
 
-    async def _run(self, spec: PodSpec, state: Preparing | Ready) -> VmSandbox:
+    async def _run(self, spec: PodSpec, state: Preparing | Ready, number: int) -> VmSandbox:
+        # Whoever waits for the template needs no processor.
+        await state.cloner.prepare()
         begun = time.monotonic()
         files = PodFiles(self._config.state_dir, spec.id)
         files.write(PodFile(pod_id=spec.id))
         try:
-            with self._activity.begun():
+            async with self._gate.place(number):
+                waited = _since(begun)
                 sandbox = await self._start(spec, state, files)
         except BaseException:
             await tasks.roll_back(f"the start of pod {spec.id}", self._clean_up(spec.id))
             raise
-        sandbox.timings["total"] = _since(begun)
+        sandbox.number = number
+        sandbox.timings.update(waited=waited, total=_since(begun))
         self._sandboxes[spec.id] = sandbox
         return sandbox
 
@@ -264,10 +271,10 @@ class VmDriver:
         await cloner.prepare()
         vm = self._config.vm
         default = MachineShape(memory_mib=vm.default_memory_mib, vcpus=vm.default_vcpus)
-        pool = Pool(vm.pool, cloner, default, self._activity)
+        pool = Pool(vm.pool, cloner, default, self._gate)
         pool.open()
         if rotation.wanted(cloner, vm):
-            self._tasks.spawn(rotation.keep(cloner, vm, self._activity), "the VM templates")
+            self._tasks.spawn(rotation.keep(cloner, vm, self._gate), "the VM templates")
         return pool
 
     def _fail(self, error: OrlopError) -> None:
@@ -366,7 +373,7 @@ class VmDriver:
             pod,
             plugs=plugs,
             teardown=_Teardown(pod, clone, self._clones, self._network),
-            activity=self._activity,
+            gate=self._gate,
         )
 
     async def _clean_up(self, pod_id: str) -> None:

@@ -2,25 +2,29 @@
 
 A claim takes a clone that already runs, and resizes it if its shape is another. What was asked
 for is remembered: clones are kept in the shapes that recent pods had, as many of each as
-its share of them. New ones are made in the background, and never while a pod is being started,
-for which the processor is needed more. When the host runs short of memory the pool gives
-itself up, clone by clone, and comes back when there is memory again.
+its share of them, and as many as came at once not long ago, within bounds. New ones are made in the
+background, on processors that nobody uses, and never while a pod is being started, for which the
+processor is needed more. When the host runs short of memory the pool gives itself up, clone by clone, and
+comes back when there is memory again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 from orlop.config import PoolConfig
 from orlop.errors import NotUndone, OrlopError
-from orlop.host import tasks
+from orlop.host import scheduling, tasks
 from orlop.host.tasks import together
 from orlop.hypervisor.base import MachineShape
 from orlop.sandbox.vm.clone import Clone, Cloner
+from orlop.sandbox.vm.demand import Bursts, Demand
+from orlop.sandbox.vm.gate import Gate
 from orlop.sandbox.vm.pressure import memory_pressure
 
 log = logging.getLogger(__name__)
@@ -30,58 +34,12 @@ _QUIET = 1.0
 _NICE = 10
 _CHECK_EVERY = 5.0
 _RETRY_AFTER = 15.0
-_FADE = 0.9
-
-
-class Demand:
-    """Which shapes were asked for lately; older requests count less and less."""
-
-    def __init__(self) -> None:
-        self._weights: dict[MachineShape, float] = {}
-
-    def note(self, shape: MachineShape) -> None:
-        """A pod asked for ``shape``."""
-        self._weights = {key: weight * _FADE for key, weight in self._weights.items() if weight > 0.05}
-        self._weights[shape] = self._weights.get(shape, 0.0) + 1.0
-
-    def plan(self, size: int, default: MachineShape) -> list[MachineShape]:
-        """``size`` shapes to keep ready, the most wanted first."""
-        weights = dict(self._weights) or {default: 1.0}
-        plan: list[MachineShape] = []
-        for _ in range(size):
-            # Highest averages (D'Hondt): the shape with most requests per clone kept gets the next.
-            kept = Counter(plan)
-            plan.append(max(weights, key=lambda shape: weights[shape] / (kept[shape] + 1)))
-        return plan
-
-
-class Activity:
-    """Pods and containers that are being started: meanwhile the pool leaves the machine to them."""
-
-    def __init__(self) -> None:
-        self._running = 0
-        self.on_end: Callable[[], None] = lambda: None
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is being started."""
-        return self._running == 0
-
-    @contextmanager
-    def begun(self) -> Iterator[None]:
-        """Something is being started until the block ends."""
-        self._running += 1
-        try:
-            yield
-        finally:
-            self._running -= 1
-            self.on_end()
 
 
 class Pool:
     """Keeps clones ready. :meth:`open` starts it, :meth:`close` ends it and all that it holds.
 
-    During ``activity`` no clone is made, nor just after it.
+    While a step is under way at the ``gate`` no clone is made, nor just after it.
     """
 
     def __init__(
@@ -89,7 +47,7 @@ class Pool:
         config: PoolConfig,
         cloner: Cloner,
         default: MachineShape,
-        activity: Activity,
+        gate: Gate,
         *,
         pressure: Callable[[], str] = memory_pressure,
     ) -> None:
@@ -100,9 +58,10 @@ class Pool:
         self._demand = Demand()
         self._ready: dict[Clone, int] = {}
         self._watchers: dict[Clone, asyncio.Task[None]] = {}
-        self._activity = activity
+        self._bursts = Bursts()
+        self._gate = gate
         self._wake = asyncio.Event()
-        activity.on_end = self._wake.set
+        gate.on_end = self._wake.set
         self._tasks = tasks.Tasks()
         self.reason = ""
         """Why the pool is not full, for people."""
@@ -137,6 +96,7 @@ class Pool:
         One of the very shape if there is one; else one that can grow to it.
         """
         self._demand.note(shape)
+        self._bursts.note(time.monotonic())
         self._wake.set()
         best: Clone | None = None
         for clone in self._ready:
@@ -154,7 +114,7 @@ class Pool:
             delay = _CHECK_EVERY
             try:
                 await self._shrink()
-                if self._activity.idle and await self._grow():
+                if self._gate.idle and await self._grow():
                     delay = 0.0
             except OrlopError as error:
                 self.reason = str(error)
@@ -182,11 +142,11 @@ class Pool:
             shape = clone.machine.shape
             if wanted[shape]:
                 wanted[shape] -= 1
-            elif len(self._ready) > self._config.size or _larger(shape, self._cloner.shape):
+            elif len(self._ready) > self._wanted_size() or _larger(shape, self._cloner.shape):
                 await self._drop(clone)  # made for pods that come no more
 
     async def _grow(self) -> bool:
-        """Make one clone, if one is missing; whether another one may be."""
+        """Make what is missing, on as many processors as are free; whether there may be more to do."""
         self.reason = self._pressure()
         if self.reason:
             return False
@@ -198,15 +158,24 @@ class Pool:
                 wanted.pop()
         if not wanted:
             return False
+        some = wanted[: max(1, scheduling.free_processors())]
         each = self.memory // len(self._ready) if self._ready else 0
-        if self.memory + each > self._config.max_memory_mib * MIB:
+        room = self._config.max_memory_mib * MIB - self.memory
+        while some and each * len(some) > room:
+            some.pop()
+        if not some:
             self.reason = f"vm.pool.max_memory_mib is {self._config.max_memory_mib}"
             return False
-        await self._add(wanted[0])
+        await together(*(self._add(shape) for shape in some))
         return True
 
+    def _wanted_size(self) -> int:
+        """As many as the configuration says, or as came at once lately, up to its bound."""
+        least = self._config.size
+        return max(least, min(self._bursts.expected(time.monotonic()), self._config.max_size))
+
     def _plan(self) -> list[MachineShape]:
-        return self._demand.plan(self._config.size, self._cloner.attainable(self._default))
+        return self._demand.plan(self._wanted_size(), self._cloner.attainable(self._default))
 
     async def _add(self, shape: MachineShape) -> None:
         clone = await self._cloner.make()

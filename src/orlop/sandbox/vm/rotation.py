@@ -15,7 +15,7 @@ from collections.abc import Callable
 from orlop.config import VmConfig
 from orlop.errors import OrlopError
 from orlop.sandbox.vm.clone import Cloner
-from orlop.sandbox.vm.pool import Activity
+from orlop.sandbox.vm.gate import Gate
 from orlop.sandbox.vm.pressure import memory_pressure
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def wanted(cloner: Cloner, config: VmConfig) -> bool:
 
 
 async def keep(
-    cloner: Cloner, config: VmConfig, activity: Activity, *, pressure: Callable[[], str] = memory_pressure
+    cloner: Cloner, config: VmConfig, gate: Gate, *, pressure: Callable[[], str] = memory_pressure
 ) -> None:
     """Keep as many templates as ``config`` wants, none longer than it says. Never returns.
 
@@ -40,7 +40,7 @@ async def keep(
     """
     while True:
         delay = _LOOK_AGAIN
-        if activity.idle and not pressure():
+        if gate.idle and not pressure():
             try:
                 delay = await _step(cloner, config)
             except OrlopError as error:

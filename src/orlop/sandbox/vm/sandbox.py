@@ -38,9 +38,9 @@ from orlop.sandbox.vm.checks import check_container, check_volumes
 from orlop.sandbox.vm.clone import Clone, Clones
 from orlop.sandbox.vm.container import GuestExecs, VmContainer
 from orlop.sandbox.vm.files import ContainerFile, PodFile, PodFiles
+from orlop.sandbox.vm.gate import Gate
 from orlop.sandbox.vm.meter import VmMeter
 from orlop.sandbox.vm.plugs import Plugs
-from orlop.sandbox.vm.pool import Activity
 from orlop.sandbox.vm.process import SIGKILL, GuestAttachment, GuestExec, PortConnection
 from orlop.sandbox.vm.sizing import size
 from orlop.wire import values as wire
@@ -93,7 +93,7 @@ class VmSandbox:
         *,
         plugs: Plugs,
         teardown: Teardown,
-        activity: Activity,
+        gate: Gate,
     ) -> None:
         self._spec = spec
         self._config = config
@@ -103,7 +103,7 @@ class VmSandbox:
         self._pod = pod
         self._plugs = plugs
         self._teardown = teardown
-        self._activity = activity
+        self._gate = gate
         self._containers: dict[str, VmContainer] = {}
         self._execs = GuestExecs(clone.agent)
         self._meter = VmMeter(clone, cgroup=pod.cgroup, place=plugs.place, ledger=files.cpu_ledger)
@@ -116,6 +116,8 @@ class VmSandbox:
         self._tasks = tasks.Tasks()
         self.timings: dict[str, float] = {}
         """Milliseconds that the steps of the pod's start took."""
+        self.number = 0
+        """Its number at the gate; a pod of an earlier daemon goes before all others."""
         self._agent.on_event = self._on_event
         self._watch = self._tasks.spawn(self._watch_machine(), f"the watch on the VM of pod {spec.id}")
 
@@ -160,12 +162,13 @@ class VmSandbox:
             await threads.call(check_volumes, spec)
         await self.check_disk()
         self._check_alive()
-        if spec.id in self._containers:
-            raise AlreadyExists(f"container {spec.id} exists in pod {self.pod_id}")
-        plan = self._plugs.plan(spec)
-        container = VmContainer.fresh(spec, self._agent, plan)
-        self._containers[spec.id] = container
-        with self._activity.begun():
+        async with self._gate.place(self.number):
+            self._check_alive()
+            if spec.id in self._containers:
+                raise AlreadyExists(f"container {spec.id} exists in pod {self.pod_id}")
+            plan = self._plugs.plan(spec)
+            container = VmContainer.fresh(spec, self._agent, plan)
+            self._containers[spec.id] = container
             async with container.changing:
                 return await self._create(spec, container, plan)
 
@@ -205,10 +208,10 @@ class VmSandbox:
     async def start(self, container_id: str) -> int:
         """See ``Sandbox``."""
         container = self._container(container_id)
-        async with container.changing:
+        async with self._gate.place(self.number), container.changing:
             if container.running or container.exited.done():
                 raise FailedPrecondition(f"container {container_id} was started before")
-            with self._activity.begun(), tracing.span("vm.agent.start"):
+            with tracing.span("vm.agent.start"):
                 await self._agent.call(Start(id=container_id), _STEP_TIMEOUT)
             container.running = not container.exited.done()
             return time.time_ns()
