@@ -105,6 +105,7 @@ class VmConfig(Section, frozen=True):
     scratch_mib: FileSize = 10240
     pod_disk_mib: Annotated[int, Meta(ge=0, le=64 << 20)] = 102400
     boot_timeout: Timeout = 90.0
+    unmapped_volumes: Literal["allow", "refuse"] = "allow"
     guest: GuestConfig = GuestConfig()
     pool: PoolConfig = PoolConfig()
     others: dict[str, Any] = {}

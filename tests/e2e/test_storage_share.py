@@ -12,6 +12,9 @@ import pytest
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.host import mounts, process
+from orlop.hypervisor.jail import ids
+from orlop.hypervisor.jail.spawn import Jail, spawn
+from orlop.hypervisor.jail.tree import TreeContents, prepare
 from orlop.storage.share import Share
 
 
@@ -159,3 +162,49 @@ async def test_a_file_system_that_cannot_map_users_is_nobodys(
         assert (seen / "mapped").read_text() == "content"
     finally:
         await process.reap(child)
+
+
+@pytest.fixture
+async def jailed(tmp_path: Path) -> AsyncIterator[int]:
+    """A process that has ``tmp_path``/share at /share, and users of its own."""
+    (tmp_path / "share").mkdir()
+    busybox = Path("/bin/busybox")
+    contents = TreeContents(objects=(busybox,), directories=("/dev", "/pid", "/share"))
+    tree = await prepare(tmp_path / "trees", contents)
+    jail = Jail(tree=tree, owner=ids.FIRST, binds=((tmp_path / "share", "/share"),))
+    with (tmp_path / "log").open("wb") as log:
+        child = await spawn(jail, [os.fspath(busybox), "sleep", "600"], log=log.fileno())
+    yield child.pid
+    await process.kill_pid(child.pid, child.start_time)
+    await child.wait()
+
+
+async def test_volumes_that_cannot_be_mapped_are_told_of_or_refused(
+    jailed: int, volume: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    mounts.mount("ramfs", odd, "ramfs")
+    shown, inside = tmp_path / "share", Path("/share")
+    try:
+        share = Share(shown, process=jailed, inside=inside)
+        await share.add(Asked(os.fspath(volume)), "plain")
+        assert share.unmapped == []
+        await share.add(Asked(os.fspath(odd)), "odd")
+        assert share.unmapped == [os.fspath(odd)]
+        later = Share(shown, process=jailed, inside=inside)
+        for key, path in (("plain", volume), ("odd", odd)):
+            later.adopt(Asked(os.fspath(path)), key)
+        assert later.unmapped == [os.fspath(odd)]
+        await later.remove("odd")
+        assert later.unmapped == []
+        strict = Share(shown, process=jailed, inside=inside, only_mapped=True)
+        for _ in range(2):
+            with pytest.raises(FailedPrecondition, match=r"cannot map users.*vm\.unmapped_volumes"):
+                await strict.add(Asked(os.fspath(odd)), "odd")
+        await strict.add(Asked(os.fspath(volume)), "again")
+        assert sorted(path.name for path in shown.iterdir()) == ["again", "plain"]
+        for one in (share, later, strict):
+            await one.close()
+    finally:
+        mounts.unmount(odd)

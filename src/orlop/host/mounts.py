@@ -208,6 +208,18 @@ def is_mounted(path: str | Path, mountinfo: Path = MOUNTINFO) -> bool:
     return (os.fspath(path).rstrip("/") or "/") in _mount_points(mountinfo)
 
 
+def is_mapped(path: str | Path, mountinfo: Path = MOUNTINFO) -> bool | None:
+    """Whether the mount at ``path`` maps users (ID-mapped mount); None when there is none. Raises OSError."""
+    wanted = os.fspath(path)
+    found = None
+    with mountinfo.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.partition(" - ")[0].split(" ")
+            if _unescape(fields[4]) == wanted:
+                found = "idmapped" in fields[5].split(",")
+    return found
+
+
 def propagation_of(path: str | Path) -> tuple[Path, bool, bool]:
     """The mount that ``path`` is on, and whether that is shared and whether it is a slave."""
     wanted = Path(path).resolve()

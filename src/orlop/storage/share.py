@@ -23,6 +23,7 @@ from orlop.storage.following import Following
 log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
+_CANNOT_MAP = "its file system cannot map users (tmpfs can from Linux 6.3 on)"
 _PROPAGATION: dict[str, mounts.Propagation] = {"private": "private", "rslave": "rslave"}
 
 
@@ -51,13 +52,18 @@ class Share:
 
     With ``process`` the volumes are mounted in that process' mount namespace alone, and end with it: what
     the host unmounts and removes is not held by them. A process in a jail has the directory at ``inside``,
-    and its own users: files belong to the same ids in its user namespace.
+    and its own users: files belong to the same ids in its user namespace, where the file system can do that.
+    Where it cannot, they belong to nobody, or with ``only_mapped`` the volume is refused.
     """
 
-    def __init__(self, directory: Path, *, process: int = 0, inside: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, process: int = 0, inside: Path | None = None, only_mapped: bool = False
+    ) -> None:
         self._directory = directory
         self._inside = inside or directory
         self._userns = Path(f"/proc/{process}/ns/user") if inside else None
+        self._only_mapped = only_mapped
+        self._unmapped: dict[str, str] = {}
         self._following = Following(process, self._inside) if inside else None
         self._namespace = Path(f"/proc/{process}/ns/mnt") if process else None
         self._mountinfo = Path(f"/proc/{process}/mountinfo") if process else mounts.MOUNTINFO
@@ -94,9 +100,22 @@ class Share:
 
     def follow(self, mount: HostMount, key: str) -> None:
         """Let what the host mounts below the volume ``key`` from now on be its users' too, if that is asked
-        for. :meth:`add` does it; a later daemon has to."""
+        for. :meth:`add` and :meth:`adopt` do it."""
         if self._following is not None and mount.propagation == "rslave" and mount.host_path:
             self._following.follow(key, mount.host_path)
+
+    def adopt(self, mount: HostMount, key: str) -> None:
+        """Take over the volume ``key`` that an earlier daemon added."""
+        self.follow(mount, key)
+        if self._userns is not None and mount.host_path:
+            with suppress(OSError):  # the process has ended, and its mounts with it
+                if mounts.is_mapped(self._inside / key, self._mountinfo) is False:
+                    self._unmapped[key] = mount.host_path
+
+    @property
+    def unmapped(self) -> list[str]:
+        """The volumes, by their host paths, whose files belong to nobody in the process' user namespace."""
+        return sorted(set(self._unmapped.values()))
 
     async def close(self) -> None:
         """Let go of the volumes, which stay. Idempotent."""
@@ -108,6 +127,7 @@ class Share:
         _check_key(key)
         if self._following is not None:
             self._following.forget(key)
+        self._unmapped.pop(key, None)
         await threads.call(self._remove, key)
 
     async def release_all(self) -> None:
@@ -142,14 +162,20 @@ class Share:
         self._remove(key)
         try:
             _make_point(self._place() / key, directory=directory)
-            self._bind(mount, target, propagation, userns)
+            if not self._bind(mount, target, propagation, userns):
+                self._unmapped[key] = source
         except OSError as error:
             self._remove(key)
             raise _unusable(source, error) from error
+        except FailedPrecondition:
+            self._remove(key)
+            raise
 
     def _bind(
         self, mount: HostMount, target: Path, propagation: mounts.Propagation, userns: Path | None
-    ) -> None:
+    ) -> bool:
+        """Whether its users are mapped, if the process has users of its own."""
+
         def bind(users: Path | None) -> None:
             # The target's last component is not followed, were the guest to put a link there just now.
             mounts.bind(
@@ -168,13 +194,19 @@ class Share:
         except OSError as error:
             if userns is not None or self._userns is None or error.errno != errno.EINVAL:
                 raise
+            if self._only_mapped:
+                raise FailedPrecondition(
+                    f"volume {mount.host_path}: {_CANNOT_MAP}, and vm.unmapped_volumes refuses such volumes"
+                ) from error
             # The process has no rights over the host's users, and gets none for it.
             log.warning(
-                "volume %s: its file system cannot map users (tmpfs can from Linux 6.3 on), so the VM sees "
-                "nobody as the owner of its files, and may do what all may",
+                "volume %s: %s: the VM sees nobody as the owner of its files, and may do what all may",
                 mount.host_path,
+                _CANNOT_MAP,
             )
             bind(None)
+            return False
+        return True
 
     def _is_mounted(self, target: Path) -> bool:
         try:

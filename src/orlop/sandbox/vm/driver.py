@@ -364,6 +364,7 @@ class VmDriver:
             clone.share,
             scratch_directory=self._clones.scratch_of(clone.id),
             scratch_mib=self._config.vm.scratch_mib,
+            only_mapped=self._config.vm.unmapped_volumes == "refuse",
         )
         return VmSandbox(
             spec,

@@ -48,11 +48,13 @@ class Plugs:
         *,
         scratch_directory: Path,
         scratch_mib: int,
+        only_mapped: bool = False,
     ) -> None:
         self._machine = machine
         jail = machine.confinement
         self._owner = jail.owner if jail else 0
-        self._share = Share(share, process=machine.pid, inside=jail.share if jail else None)
+        inside = jail.share if jail else None
+        self._share = Share(share, process=machine.pid, inside=inside, only_mapped=only_mapped)
         self._scratch_directory = scratch_directory
         self._scratch_mib = scratch_mib
         scratch_directory.mkdir(parents=True, exist_ok=True)
@@ -67,6 +69,11 @@ class Plugs:
     def place(self) -> str:
         """The directory that the writable layers of all VMs are below."""
         return os.fspath(self._scratch_directory.parent)
+
+    @property
+    def unmapped_volumes(self) -> list[str]:
+        """Paths of the host whose files belong to nobody in the VM, as their file system maps no users."""
+        return self._share.unmapped
 
     def plan(self, spec: ContainerSpec) -> ContainerFile:
         """What :meth:`plug` is going to do, to be on disk before it does it."""
@@ -117,7 +124,7 @@ class Plugs:
         """An earlier daemon attached this, or was about to, for a container with these volumes."""
         for index, mount in enumerate(mounts):
             if not mount.uid_mappings and not mount.gid_mappings:
-                self._share.follow(mount, _share_key(held.id, index))
+                self._share.adopt(mount, _share_key(held.id, index))
         for disk in (*held.disks.root, *held.disks.volumes):
             shared = self._images.setdefault(disk.id, _Shared())
             shared.users.add(held.id)

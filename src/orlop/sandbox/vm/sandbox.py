@@ -148,6 +148,7 @@ class VmSandbox:
             "guestKernel": self._pod.kernel,
             "memoryMiB": machine.shape.memory_mib,
             "vcpus": machine.shape.vcpus,
+            "unmappedVolumes": self._plugs.unmapped_volumes,
             "timingsMs": dict(self.timings),
         }
 
