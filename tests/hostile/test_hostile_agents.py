@@ -49,6 +49,25 @@ async def _medians(one: Node, container: str, times: int) -> dict[str, float]:
     return {name: round(statistics.median(values) * 1000, 1) for name, values in found.items()}
 
 
+async def _statistics(one: Node) -> dict[str, float]:
+    """Seconds that each call for the figures of all pods takes."""
+    found = {}
+    async with CriClient(Path(one.socket)) as client:
+        for name, call, request in (
+            ("ListPodSandboxStats", client.runtime.list_pod_sandbox_stats, pb.ListPodSandboxStatsRequest()),
+            ("ListContainerStats", client.runtime.list_container_stats, pb.ListContainerStatsRequest()),
+            (
+                "ListPodSandboxMetrics",
+                client.runtime.list_pod_sandbox_metrics,
+                pb.ListPodSandboxMetricsRequest(),
+            ),
+        ):
+            begun = time.monotonic()
+            await call(request)
+            found[name] = round(time.monotonic() - begun, 2)
+    return found
+
+
 def test_the_daemon_serves_while_a_guest_keeps_it_waiting(taken_over: Node) -> None:
     honest_pod, honest = _pod(taken_over)
     hostile_pod, hostile = _pod(taken_over)
@@ -89,6 +108,10 @@ def test_a_silent_agent_does_not_stretch_time_limits(taken_over: Node) -> None:
     begun = time.monotonic()
     taken_over.crictl("exec", "--sync", "--timeout", "1", silent, "true", check=False)
     assert time.monotonic() - begun < 3
+    # What the whole node uses is told with what there is, within a second.
+    taken = asyncio.run(_statistics(taken_over))
+    print(f"seconds for the statistics of all pods: {taken}")
+    assert max(taken.values()) < 3
     begun = time.monotonic()
     taken_over.crictl("stop", "--timeout", "1", silent)
     assert time.monotonic() - begun < 12
