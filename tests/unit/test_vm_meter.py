@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from orlop.cri.translate import metrics, stats
 from orlop.hypervisor.base import MachineShape, MemoryUse
-from orlop.linux.usage import DeviceUse, Pressure, Usage
+from orlop.linux.usage import DeviceUse, LayerFill, Pressure, Usage
 from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord, PodUse
 from orlop.sandbox.cpuledger import CpuLedger
 from orlop.sandbox.figures import Detail, PodStats
@@ -24,7 +24,7 @@ from orlop.sandbox.vm import meter
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.meter import Host, VmMeter
 from orlop.wire.messages import Request, StatsReply
-from orlop.wire.statistics import ContainerUsage, LayerFill
+from orlop.wire.statistics import ContainerUsage
 from tests.unit.vm_peer import Peer
 
 MIB = 1 << 20

@@ -1,4 +1,4 @@
-"""What Linux counts of a control group, and of one of version 2, how it is read.
+"""What Linux counts of a control group and of a writable layer, and how a group of version 2 is read.
 
 See the kernel's Documentation/admin-guide/cgroup-v2.rst and Documentation/accounting/psi.rst.
 """
@@ -101,6 +101,20 @@ class Usage:
     def writes(self) -> int:
         """Writes to all devices."""
         return sum(device.writes for device in self.devices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFill:
+    """A container's writable layer: what is in it, and what its file system holds in all."""
+
+    used: int = 0
+    inodes: int = 0
+    size: int = 0
+    inodes_total: int = 0
+    inodes_free: int = 0
+
+
+NO_LAYER = LayerFill()
 
 
 def unified(

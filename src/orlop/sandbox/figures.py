@@ -6,9 +6,10 @@ The figures of a control group are the same value wherever they were read:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
-from orlop.linux.usage import Usage
+from orlop.linux.usage import LayerFill, Usage
 from orlop.net.model import InterfaceCounters
 from orlop.value import Value
 
@@ -27,8 +28,9 @@ class Detail(IntEnum):
     """What only metrics show as well: limits that were hit, disks, open files."""
 
 
-class LayerUse(Value, frozen=True):
-    """What a container's writable layer takes, and what its file system holds in all.
+@dataclass(frozen=True, kw_only=True)
+class LayerUse(LayerFill):
+    """A writable layer, and when that was so.
 
     ``mountpoint`` is the host's directory of all such layers of the handler: it lasts, which a
     container's own does not.
@@ -36,11 +38,6 @@ class LayerUse(Value, frozen=True):
 
     timestamp: int = 0
     mountpoint: str = ""
-    used: int = 0
-    inodes: int = 0
-    size: int = 0
-    inodes_total: int = 0
-    inodes_free: int = 0
 
 
 class ContainerStats(Value, frozen=True):

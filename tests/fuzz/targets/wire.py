@@ -8,7 +8,7 @@ from typing import Any
 
 from orlop.cri.translate import metrics, stats
 from orlop.hypervisor.base import MemoryUse
-from orlop.linux.usage import Usage
+from orlop.linux.usage import LayerFill, Usage
 from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord, PodUse
 from orlop.sandbox.figures import ContainerStats, PodStats
 from orlop.sandbox.spec import ContainerSpec, PodSpec
@@ -19,7 +19,7 @@ from orlop.wire.codec import ProtocolError
 from orlop.wire.flow import Receiver, Sender
 from orlop.wire.framing import Frame, Kind, Parser, data_frames, frame, preamble
 from orlop.wire.messages import Refused
-from orlop.wire.statistics import ContainerUsage, LayerFill
+from orlop.wire.statistics import ContainerUsage
 from orlop.wire.values import Container, Disks, Exit, GuestSecurity, Interface, PluggedDisk, Route
 from tests.fuzz.kit import logged, run, target
 

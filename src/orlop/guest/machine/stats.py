@@ -8,8 +8,7 @@ from orlop.guest.devices.block import Mounted
 from orlop.guest.machine.cgroup import GuestCgroup
 from orlop.linux import space
 from orlop.linux import usage as counts
-from orlop.linux.usage import Usage
-from orlop.wire.statistics import LayerFill
+from orlop.linux.usage import LayerFill, Usage
 
 
 def usage(group: GuestCgroup, *, full: bool = False) -> Usage:

@@ -20,14 +20,14 @@ from orlop.host import cgroupstats, threads
 from orlop.host.cgroups import Cgroup
 from orlop.host.tasks import Tasks, together
 from orlop.hypervisor.base import MemoryUse
-from orlop.linux.usage import DeviceUse, Pressure, Usage
+from orlop.linux.usage import DeviceUse, LayerFill, Pressure, Usage
 from orlop.net import tap
 from orlop.net.model import InterfaceCounters
 from orlop.sandbox.cpuledger import CpuLedger
 from orlop.sandbox.figures import ContainerStats, Detail, HostMemory, LayerUse, PodStats
 from orlop.sandbox.vm.clone import Clone
 from orlop.wire.messages import Stats, StatsReply
-from orlop.wire.statistics import ContainerUsage, LayerFill
+from orlop.wire.statistics import ContainerUsage
 
 PATIENCE = 0.6
 """Seconds that a list of all pods waits for one guest."""
