@@ -6,7 +6,7 @@ For Python programs this is the client of its daemon; docs/python.md shows what 
         result = await node.run("docker.io/library/busybox", "uname", "-r")
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "CommandFailed",

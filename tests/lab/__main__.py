@@ -1,7 +1,7 @@
 """``python -m tests.lab MACHINE [COMMAND...]``: tests, or any command, on another machine than this one.
 
-``debian13`` is a root of Debian 13, ``kvm`` an emulated computer whose KVM works. Needs root. Ends
-with 0 only when the command did.
+``debian13`` is a root of Debian 13, ``kvm`` an emulated computer whose KVM works; ``deb`` builds the Debian
+package and ``bare`` installs it where nothing else is. Needs root. Ends with 0 only when the command did.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.conformance.tools import ToolError
 from tests.lab import kvm as lab
-from tests.lab import root
+from tests.lab import packages, root
 
 FAST = (
     "tests/e2e/test_vm_sandbox.py",
@@ -62,13 +62,21 @@ def kvm(command: list[str], minutes: int) -> None:
 def main() -> int:
     """Run what was asked for; 0 when all is well."""
     parser = argparse.ArgumentParser(prog="python -m tests.lab")
-    parser.add_argument("machine", choices=("debian13", "kvm"))
+    parser.add_argument("machine", choices=("debian13", "kvm", "deb", "bare"))
     parser.add_argument("--minutes", type=int, default=90, help="bound of what the emulated computer does")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="run there instead of the tests")
     options = parser.parse_args()
     started = time.monotonic()
     try:
-        debian13(options.command) if options.machine == "debian13" else kvm(options.command, options.minutes)
+        match options.machine:
+            case "debian13":
+                debian13(options.command)
+            case "kvm":
+                kvm(options.command, options.minutes)
+            case "deb":
+                packages.build()
+            case "bare":
+                packages.install(packages.build())
     except ToolError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

@@ -1,12 +1,12 @@
 #!/bin/sh
 # Runs a command in another root directory as if that were the machine. Started by root.py as
 #
-#   unshare --mount --pid --fork --kill-child [--net] sh enter.sh ROOT CACHE COMMAND...
+#   unshare --mount --pid --fork --kill-child [--net] sh enter.sh ROOT CACHE DIRECTORY COMMAND...
 #
 # so that whatever it mounts or leaves running ends with it.
 set -eu
-root=$1 cache=$2
-shift 2
+root=$1 cache=$2 inside=$3
+shift 3
 ip link set lo up
 # pivot_root wants a mount point.
 mount --bind "$root" "$root"
@@ -30,7 +30,7 @@ cd /
 umount -l /mnt
 rm -rf --one-file-system /tmp
 mkdir -m 1777 /tmp
-cd /orlop
+cd "$inside"
 # Not exec: process 1 has to reap what the command leaves behind, and a shell does.
 status=0
 "$@" || status=$?

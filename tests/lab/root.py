@@ -1,7 +1,7 @@
-"""A root directory of Debian 13 on this machine, with Orlop set up in it by its own ``setup.sh``.
+"""Root directories of other Debians on this machine: bare, to build in, or with Orlop set up by ``setup.sh``.
 
-debootstrap fills it from the mirrors that this machine's apt is configured with. It is kept in the cache
-(``$ORLOP_CACHE``, or ``~/.cache/orlop``): made in minutes, entered in a moment. It needs
+debootstrap fills them from the mirrors that this machine's apt is configured with. They are kept in the cache
+(``$ORLOP_CACHE``, or ``~/.cache/orlop``): made in minutes, entered in a moment. They need
 root, but neither loop devices nor kernel modules.
 """
 
@@ -24,7 +24,8 @@ from orlop.cli.demo import registry
 from tests.conformance import images, tools
 from tests.conformance.tools import ToolError, cache_dir, run
 
-RELEASE = "trixie"
+RELEASES = {"12": "bookworm", "13": "trixie"}
+"""The name of each Debian by its number."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 INSIDE = "orlop"
 """Where the checkout is in the root."""
@@ -46,19 +47,11 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def debian13() -> Iterator[Path]:
-    """The root, with this checkout set up in it; nobody else has it meanwhile. Raises ToolError."""
-    if os.geteuid() != 0:
-        raise ToolError("a root of another Debian needs root")
+    """A root of Debian 13 with this checkout set up in it; nobody else has it meanwhile. Raises ToolError."""
     with alone("debian13") as place:
         root = place / "root"
-        recipe = hashlib.sha256(inspect.getsource(_bootstrap).encode()).hexdigest()
-        stamp = place / "recipe"
-        if not root.exists() or not stamp.exists() or stamp.read_text() != recipe:
-            stamp.unlink(missing_ok=True)
-            _bootstrap(root)
-            stamp.write_text(recipe)
-        for name in ("resolv.conf", "hosts"):
-            shutil.copy(f"/etc/{name}", root / "etc" / name)
+        _pristine(root, "13")
+        _know_names(root)
         place_checkout(root / INSIDE)
         say("setting Orlop up in Debian 13")
         enter(root, ["./setup.sh", "--no-demo"])
@@ -66,8 +59,44 @@ def debian13() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def bare(number: str) -> Iterator[Path]:
+    """A root of that Debian with nothing but its smallest system, gone after the block. Raises ToolError."""
+    with alone(f"bare{number}") as place:
+        root = place / "root"
+        _pristine(place / "pristine", number)
+        run(["rm", "-rf", "--one-file-system", root])
+        run(["cp", "-a", "--reflink=auto", place / "pristine", root])
+        _know_names(root)
+        try:
+            yield root
+        finally:
+            run(["rm", "-rf", "--one-file-system", root])
+
+
+@contextlib.contextmanager
+def builder(number: str, packages: Sequence[str]) -> Iterator[Path]:
+    """A root of that Debian with this checkout and the packages to build something in it. Raises ToolError."""
+    with alone(f"builder{number}") as place:
+        root, stamp = place / "root", place / "packages"
+        if _pristine(root, number):
+            stamp.unlink(missing_ok=True)
+        _know_names(root)
+        wanted = " ".join(packages)
+        if not stamp.exists() or stamp.read_text() != wanted:
+            say(f"installing what builds packages in Debian {number} (minutes, once)")
+            enter(root, ["apt-get", "update", "-qq"], inside="/")
+            install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+            enter(root, install, inside="/", env={"DEBIAN_FRONTEND": "noninteractive"})
+            stamp.write_text(wanted)
+        place_checkout(root / INSIDE)
+        yield root
+
+
+@contextlib.contextmanager
 def alone(name: str) -> Iterator[Path]:
-    """A directory of the cache, nobody else's meanwhile."""
+    """A directory of the cache, nobody else's meanwhile. Raises ToolError for a user who is not root."""
+    if os.geteuid() != 0:
+        raise ToolError("a root of another Debian needs root")
     place = cache_dir() / name
     place.mkdir(parents=True, exist_ok=True)
     with (place / "lock").open("w") as lock:
@@ -80,9 +109,14 @@ def alone(name: str) -> Iterator[Path]:
 
 
 def enter(
-    root: Path, command: Sequence[str], *, network: bool = True, env: Mapping[str, str] | None = None
+    root: Path,
+    command: Sequence[str | Path],
+    *,
+    network: bool = True,
+    env: Mapping[str, str] | None = None,
+    inside: str = f"/{INSIDE}",
 ) -> None:
-    """Run a command in the root's checkout, in mount and PID namespaces that end with it.
+    """Run a command in a directory of the root, its checkout if not told, in namespaces that end with it.
 
     Without ``network`` it has a network namespace of its own as well. Raises ToolError when it fails.
     """
@@ -94,6 +128,7 @@ def enter(
         os.fspath(_ENTER),
         os.fspath(root),
         os.fspath(cache_dir()),
+        inside,
         *command,
     ]
     # Where this machine keeps things is not where that one does.
@@ -103,15 +138,34 @@ def enter(
     own |= {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", **(env or {})}
     done = subprocess.run(argv, env=own, stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
-        raise ToolError(f"{' '.join(command)} in Debian 13 ended with {done.returncode}")
+        raise ToolError(f"{' '.join(map(str, command))} in {root.parent.name} ended with {done.returncode}")
 
 
-def _bootstrap(root: Path) -> None:
+def _pristine(root: Path, number: str) -> bool:
+    """Make the root if it is not there or not as it is made now; whether it was."""
+    recipe = hashlib.sha256(inspect.getsource(_bootstrap).encode()).hexdigest()
+    stamp = root.with_name("recipe")
+    if root.exists() and stamp.exists() and stamp.read_text() == recipe:
+        return False
+    stamp.unlink(missing_ok=True)
+    _bootstrap(root, number)
+    stamp.write_text(recipe)
+    return True
+
+
+def _know_names(root: Path) -> None:
+    """Let the root resolve the names that this machine can."""
+    for name in ("resolv.conf", "hosts"):
+        shutil.copy(f"/etc/{name}", root / "etc" / name)
+
+
+def _bootstrap(root: Path, number: str) -> None:
     """Make the root anew: Debian's smallest system, and apt configured as on this machine."""
     if shutil.which("debootstrap") is None:
         raise ToolError("there is no debootstrap: run ./setup.sh")
-    sources = debian_sources(RELEASE)
-    say(f"making a root of Debian 13 in {root} (minutes, once)")
+    release = RELEASES[number]
+    sources = debian_sources(release)
+    say(f"making a root of Debian {number} in {root} (minutes, once)")
     subprocess.run(["rm", "-rf", "--one-file-system", root], check=True)
     making = root.with_name("making")
     subprocess.run(["rm", "-rf", "--one-file-system", making], check=True)
@@ -121,7 +175,7 @@ def _bootstrap(root: Path) -> None:
         "debootstrap",
         "--variant=minbase",
         "--include=ca-certificates",
-        RELEASE,
+        release,
         os.fspath(making),
         mirror,
     ]

@@ -47,10 +47,10 @@ def service(registry: str, tmp_path: Path) -> Iterator[None]:
     files = f'registries_conf = "{tmp_path}/registries.conf"\npolicy = "{tmp_path}/policy.json"'
     config.write_text(f"{CONFIG}[images]\n{files}\n")
     for name in ("orlop", "orlopd"):
-        link = Path("/usr/local/bin") / name
+        link = Path("/usr/bin") / name
         link.unlink(missing_ok=True)
         link.symlink_to(BIN / name)
-    UNIT.write_bytes(Path("packaging/orlopd.service").read_bytes())
+    UNIT.write_bytes(Path("src/orlop/cli/node/files/orlopd.service").read_bytes())
     sh("systemctl", "daemon-reload")
     sh("systemctl", "start", "orlopd")
     try:

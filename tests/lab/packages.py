@@ -1,0 +1,70 @@
+"""The Debian package: built in a root of Debian 13, installed in bare roots of Debian 12 and 13."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.conformance.tools import ToolError
+from tests.lab import root
+from tests.lab.root import say
+
+BUILDER = "13"
+BUILD = ("debhelper", "lintian", "fakeroot", "python3", "python3-pip")
+RESULT = Path("build/deb")
+
+
+def build() -> Path:
+    """Build the package of this checkout; its path. Raises ToolError, for what lintian finds as well."""
+    with root.builder(BUILDER, BUILD) as place:
+        say("building the Debian package")
+        made = place / root.INSIDE / RESULT
+        root.enter(place, ["packaging/debian/build.sh", RESULT])
+        shutil.rmtree(RESULT, ignore_errors=True)
+        shutil.copytree(made, RESULT)
+    found = sorted(RESULT.glob("*.deb"))
+    if len(found) != 1:
+        raise ToolError(f"one package was to be built, and there are {len(found)} in {RESULT}")
+    say(f"{found[0]}: {found[0].stat().st_size >> 20} MiB")
+    return found[0]
+
+
+_INSTALL = """
+set -eu
+apt-get -qq update
+DEBIAN_FRONTEND=noninteractive apt-get -y -qq --no-install-recommends install /root/*.deb >/root/apt.log || {
+    tail -40 /root/apt.log
+    exit 1
+}
+orlop --help >/dev/null
+orlop guest build
+"""
+_USE = """
+set -eu
+orlop doctor
+orlop demo
+"""
+_REMOVE = """
+set -eu
+orlopd --version
+apt-get -y -qq remove orlop
+test -e /etc/orlop/config.toml
+test ! -e /usr/lib/orlop
+DEBIAN_FRONTEND=noninteractive apt-get -y -qq purge orlop
+test ! -e /etc/orlop
+test ! -e /var/lib/orlop
+"""
+
+
+def install(package: Path) -> None:
+    """Install the package where nothing else is, run a pod, and remove it. Raises ToolError."""
+    for number in root.RELEASES:
+        with root.bare(number) as place:
+            shutil.copy(package, place / "root")
+            say(f"installing {package.name} in Debian {number}")
+            root.enter(place, ["sh", "-c", _INSTALL], inside="/")
+            say(f"running a pod in Debian {number}")
+            # Nothing that it leaves in the network can outlive a namespace of its own.
+            root.enter(place, ["sh", "-c", _USE], inside="/", network=False)
+            say(f"removing {package.name} from Debian {number}")
+            root.enter(place, ["sh", "-c", _REMOVE], inside="/", network=False)
