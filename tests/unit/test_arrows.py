@@ -319,6 +319,9 @@ BACKEND_WORDS = re.compile(r"\b(qemu|vmdk|luns?|scsi|bays?|9p\w*|virtio\w*)\b", 
 
 KNOWN_PATHS = re.compile(r"/proc/scsi")
 
+OF_A_RELEASE = "sandbox/vm/former.py"
+"""Says what version 0.1 said, which had one hypervisor and its words everywhere."""
+
 
 def test_nobody_but_the_back_end_knows_which_hypervisor_it_is() -> None:
     """Another one is a folder below ``hypervisor`` and a line in the daemon's table.
@@ -327,7 +330,7 @@ def test_nobody_but_the_back_end_knows_which_hypervisor_it_is() -> None:
     wrong = []
     for path in sorted(SOURCE.rglob("*.py")):
         name = str(path.relative_to(SOURCE))
-        if name.endswith(GENERATED) or name.startswith("hypervisor/qemu/"):
+        if name.endswith(GENERATED) or name.startswith("hypervisor/qemu/") or name == OF_A_RELEASE:
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if name == "daemon.py" and line.startswith("HYPERVISORS = "):

@@ -15,6 +15,7 @@ from orlop.sandbox.vm.agent import AgentClient
 from orlop.wire.flow import WINDOW
 from orlop.wire.framing import Frame, Kind, data_frames, frame
 from orlop.wire.messages import (
+    VERSION,
     Done,
     Dump,
     Event,
@@ -130,7 +131,7 @@ async def test_an_event_that_cannot_be_handled_ends_the_connection(tmp_path: Pat
 
 async def test_streams_both_ways(tmp_path: Path) -> None:
     async with Peer(tmp_path / "s", answer) as peer:
-        peer.hello = Hello(next_stream=7)
+        peer.hello = Hello(version=VERSION, next_stream=7)
         client = await client_of(peer)
         number = client.new_stream()
         assert number == 7

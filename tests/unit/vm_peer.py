@@ -10,6 +10,7 @@ from typing import Any
 
 from orlop.wire.framing import Frame, Kind, Parser, frame, preamble
 from orlop.wire.messages import (
+    VERSION,
     Event,
     Hello,
     Refused,
@@ -30,7 +31,7 @@ class Peer:
     def __init__(self, path: Path, handler: Handler) -> None:
         self.path = path
         self.handler = handler
-        self.hello = Hello()
+        self.hello = Hello(version=VERSION)
         self.frames: list[Frame] = []
         self.requests: list[Request[Any]] = []
         self.news = asyncio.Event()

@@ -44,7 +44,9 @@ class Dispatcher:
     def _greet(self, received: Frame) -> bytes:
         messages.unpack_hello(received.payload)
         self._on_lost()
-        return messages.pack_hello(messages.Hello(next_stream=self._streaming.next_stream))
+        return messages.pack_hello(
+            messages.Hello(version=messages.VERSION, next_stream=self._streaming.next_stream)
+        )
 
     def _on_lost(self) -> None:
         self._streaming.pause()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from orlop.linux.usage import Usage
-from orlop.wire.codec import Length, ProtocolError, Range, decode, dumps, encode, loads
+from orlop.wire.codec import Length, Range, decode, dumps, encode, loads
 from orlop.wire.statistics import ContainerUsage
 from orlop.wire.values import (
     NO_STREAMS,
@@ -57,12 +57,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Hello:
-    """The first frame either side sends after the preamble. A version that differs ends the talk.
+    """The first frame either side sends after the preamble. Who names no version speaks the first.
 
     ``next_stream`` of the guest is the lowest stream that was never used.
     """
 
-    version: Annotated[int, Range(1, 1000)] = VERSION
+    version: Annotated[int, Range(1, 1000)] = 1
     next_stream: StreamId = 1
 
 
@@ -345,11 +345,8 @@ def pack_hello(hello: Hello) -> bytes:
 
 
 def unpack_hello(payload: bytes) -> Hello:
-    """The peer's hello; :class:`ProtocolError` when it speaks another version."""
-    hello = decode(Hello, loads(payload))
-    if hello.version != VERSION:
-        raise ProtocolError(f"the peer speaks version {hello.version}, not {VERSION}")
-    return hello
+    """The peer's hello. It is the host that decides whether it can speak the guest's version."""
+    return decode(Hello, loads(payload))
 
 
 def pack_request(request: Request[Any]) -> bytes:

@@ -28,10 +28,12 @@ from orlop.errors import (
     Unimplemented,
 )
 from orlop.host.tasks import Tasks
+from orlop.sandbox.vm import former
 from orlop.sandbox.vm.budget import Budget
 from orlop.sandbox.vm.streams import Incoming, Outgoing
 from orlop.wire.framing import MAX_STREAM, NONCE_SIZE, Frame, Kind, Parser, ProtocolError, frame, preamble
 from orlop.wire.messages import (
+    VERSION,
     Event,
     Hello,
     Refused,
@@ -81,7 +83,7 @@ class AgentClient:
         self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, nonce: bytes
     ) -> None:
         self.name = name
-        self.hello = Hello()
+        self.hello = Hello(version=VERSION)
         self.on_event: Callable[[Event], None] = lambda event: None
         self.heard = asyncio.get_running_loop().time()
         """When it said something last, by the loop's clock."""
@@ -132,6 +134,7 @@ class AgentClient:
         nonce = secrets.token_hex(NONCE_SIZE // 2).encode()
         client = cls(name, reader, writer, nonce)
         try:
+            # No version: an agent of version 1 does not answer a host that names another.
             writer.write(preamble(nonce) + frame(Kind.HELLO, payload=pack_hello(Hello())))
             await client._greet()
         except BaseException:
@@ -162,6 +165,8 @@ class AgentClient:
         number = self._request_number()
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         payload = pack_request(request)
+        if self.hello.version == former.VERSION:
+            payload = former.to_agent(payload)
         try:
             encoded = frame(Kind.REQUEST, number, payload)
         except ValueError as error:
@@ -229,6 +234,11 @@ class AgentClient:
             for index, received in enumerate(frames):
                 if received.kind is Kind.HELLO:
                     self.hello = unpack_hello(received.payload)
+                    if self.hello.version not in (VERSION, former.VERSION):
+                        spoken = f"version {self.hello.version} of the protocol"
+                        raise ProtocolError(
+                            f"it speaks {spoken}, and this daemon {VERSION} and {former.VERSION}"
+                        )
                     self._next_stream = max(1, self.hello.next_stream)
                     self._early = frames[index + 1 :]
                     return
@@ -300,7 +310,10 @@ class AgentClient:
         if not future.done():
             # Decoded while it still counts as open: a reply that is none fails its own caller, too.
             try:
-                future.set_result(unpack_reply(request, received.payload))
+                payload = received.payload
+                if self.hello.version == former.VERSION:
+                    payload = former.from_agent(request.op, payload)
+                future.set_result(unpack_reply(request, payload))
             except Refused as refused:
                 future.set_exception(refused)
         del self._requests[received.stream]

@@ -18,6 +18,7 @@ from orlop.errors import DataLoss, InvalidArgument
 from orlop.host import files
 from orlop.sandbox.crilog import LogPosition
 from orlop.sandbox.rawoutput import FileMark
+from orlop.sandbox.vm import former
 from orlop.value import UNREADABLE, Value
 from orlop.wire.values import Disks
 
@@ -140,7 +141,10 @@ def _check(name: str) -> None:
 
 def _read(path: Path, kind: type[T]) -> T | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        document = msgspec.json.decode(path.read_bytes())
+        if isinstance(document, dict) and isinstance(held := document.get("disks"), list):
+            document["disks"] = former.disks(held)
+        return msgspec.convert(document, kind)
     except FileNotFoundError:
         return None
     except (OSError, *UNREADABLE) as error:
