@@ -14,7 +14,7 @@ COMMAND ?=
 GUEST ?=
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short debian13 kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short debian13 deb bare wheel upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -63,6 +63,19 @@ node-e2e-short: $(PYTHON) ## The part of it that CI runs, under both handlers (r
 
 debian13: $(PYTHON) ## Set-up and the fast end-to-end tests in a root of Debian 13 (root)
 	$(PYTHON) -m tests.lab debian13 $(COMMAND)
+
+deb: $(PYTHON) ## The Debian package, in build/deb, looked at by lintian, built in a root of Debian 13 (root)
+	$(PYTHON) -m tests.lab deb
+
+bare: $(PYTHON) ## The Debian package installed in bare roots of Debian 12 and 13, where it runs a pod (root)
+	$(PYTHON) -m tests.lab bare
+
+wheel: $(PYTHON) ## The wheel, in build/wheel
+	rm -rf build/wheel build/lib
+	$(PYTHON) -m pip wheel -q --no-deps --no-build-isolation -w build/wheel .
+
+upgrade: $(PYTHON) ## Pods of the last release under this version, forwards and back (root)
+	$(PYTHON) -m pytest tests/upgrade -q
 
 kvm-lab: $(PYTHON) ## The handler vm in an emulated computer whose KVM works (root)
 	$(PYTHON) -m tests.lab kvm $(COMMAND)

@@ -152,7 +152,7 @@ fi
 if ! ls /etc/cni/net.d/*.conflist /etc/cni/net.d/*.conf /etc/cni/net.d/*.json >/dev/null 2>&1; then
     say "Writing /etc/cni/net.d/10-orlop.conflist (bridge orlop0, 10.88.64.0/20)"
     mkdir -p /etc/cni/net.d
-    cp src/orlop/cli/node/files/10-orlop.conflist /etc/cni/net.d/10-orlop.conflist
+    cp src/orlop/cli/node/data/10-orlop.conflist /etc/cni/net.d/10-orlop.conflist
 fi
 
 # --- the guest image, the checks, the demo --------------------------------------------------------

@@ -41,6 +41,10 @@ orlop guest build
 """
 _USE = """
 set -eu
+# On a bare machine only the network of pods is missing, and doctor says how to get one.
+orlop doctor >/root/doctor.log && exit 1
+mkdir -p /etc/cni/net.d
+eval "$(sed -n "s/.* -> without one of your cluster's: //p" /root/doctor.log)"
 orlop doctor
 orlop demo
 """

@@ -75,7 +75,7 @@ def bare(number: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def builder(number: str, packages: Sequence[str]) -> Iterator[Path]:
-    """A root of that Debian with this checkout and the packages to build something in it. Raises ToolError."""
+    """A root of that Debian with this checkout and packages to build something in it. Raises ToolError."""
     with alone(f"builder{number}") as place:
         root, stamp = place / "root", place / "packages"
         if _pristine(root, number):

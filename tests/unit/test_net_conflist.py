@@ -80,7 +80,7 @@ def test_first_file_by_name_wins(tmp_path: Path) -> None:
 
 
 def test_the_default_is_what_is_packaged(tmp_path: Path) -> None:
-    packaged = Path(__file__).parents[2] / "src/orlop/cli/node/files/10-orlop.conflist"
+    packaged = Path(__file__).parents[2] / "src/orlop/cli/node/data/10-orlop.conflist"
     assert packaged.read_text() == conflist.default_conflist()
     (tmp_path / packaged.name).write_text(packaged.read_text())
     network = conflist.load(tmp_path)

@@ -19,6 +19,7 @@ import msgspec
 
 from orlop.cli import output
 from orlop.cli.guest import cache_of
+from orlop.cli.node import files
 from orlop.cli.units import show_size
 from orlop.config import Config, load
 from orlop.errors import OrlopError
@@ -154,7 +155,7 @@ async def _cni_configuration(area: str, config: Config) -> Check:
     name = "CNI network"
     reason = await PodNetwork(config.network, config.root_dir / "network").ready()
     if reason:
-        remedy = f"put a .conflist into {config.network.conf_dir}, for example packaging/10-orlop.conflist"
+        remedy = f"without one of your cluster's: cp {files.path(files.NETWORK)} {config.network.conf_dir}/"
         return _bad(area, name, reason, remedy)
     return _good(area, name, f"configured in {config.network.conf_dir}")
 

@@ -50,7 +50,7 @@ def service(registry: str, tmp_path: Path) -> Iterator[None]:
         link = Path("/usr/bin") / name
         link.unlink(missing_ok=True)
         link.symlink_to(BIN / name)
-    UNIT.write_bytes(Path("src/orlop/cli/node/files/orlopd.service").read_bytes())
+    UNIT.write_bytes(Path("src/orlop/cli/node/data/orlopd.service").read_bytes())
     sh("systemctl", "daemon-reload")
     sh("systemctl", "start", "orlopd")
     try:

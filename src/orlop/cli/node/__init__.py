@@ -1,0 +1,1 @@
+"""``orlop node``: what makes a machine a node, and undoes it."""
