@@ -17,6 +17,8 @@ from tests.node_e2e.images import PAUSE
 
 CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
 START_TIMEOUT = 60.0
+SOCKET = Path("/run/containerd/containerd.sock")
+"""The kubelet's own statistics ask containerd there and nowhere else; an enclosure has its own."""
 
 
 def _hosts(directory: Path, registry: str) -> Path:
@@ -53,7 +55,7 @@ def _config(directory: Path, registry: str) -> Path:
     path = directory / "config.toml"
     path.write_text(
         f'version = 3\nroot = "{directory}/root"\nstate = "{directory}/state"\n'
-        f'[grpc]\naddress = "{directory}/cri.sock"\n[ttrpc]\naddress = "{directory}/ttrpc.sock"\n'
+        f'[grpc]\naddress = "{SOCKET}"\n[ttrpc]\naddress = "{SOCKET}.ttrpc"\n'
         f'[{image}]\nsnapshotter = "overlayfs"\n[{image}.pinned_images]\nsandbox = "{PAUSE}"\n'
         f'[{image}.registry]\nconfig_path = "{_hosts(directory, registry)}"\n'
         # Root without CAP_SYS_RESOURCE may not lower an OOM score.
@@ -81,11 +83,11 @@ def running(directory: Path, registry: str, log: Path) -> Iterator[str]:
         )
     try:
         limit = time.monotonic() + START_TIMEOUT
-        while not (directory / "cri.sock").exists():
+        while not SOCKET.exists():
             if process.poll() is not None or time.monotonic() > limit:
                 raise tools.ToolError(f"containerd does not serve: see {log}")
             time.sleep(0.1)
-        yield f"unix://{directory}/cri.sock"
+        yield f"unix://{SOCKET}"
     finally:
         process.terminate()
         process.wait(30)

@@ -21,14 +21,18 @@ PAUSE = "registry.k8s.io/pause:3.10.2"
 SHELL = {"Env": [PATH], "Cmd": ["sh"]}
 
 
-def curl_layer() -> LayerContent:
-    """Debian's curl, with which agnhost's specs look at what its servers answer."""
+def shell_layer() -> LayerContent:
+    """Debian's curl and bash, which specs run in agnhost's image."""
     options = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
-    said = tools.run(["apt-cache", "depends", "--recurse", *(f"--no-{option}" for option in options), "curl"])
+    said = tools.run(
+        ["apt-cache", "depends", "--recurse", *(f"--no-{option}" for option in options), "curl", "bash"]
+    )
     root = tools.debian_packages(set(re.findall(r"^[a-z0-9]\S*$", said, re.M)))
+    bash = "bin/bash" if (root / "bin/bash").exists() else "usr/bin/bash"
     layer = LayerWriter()
     layer.tree(root, ["usr/bin/curl"])
-    images.libraries(layer, root, "usr/bin/curl")
+    layer.file("bin/bash", (root / bash).read_bytes(), 0o755)
+    images.libraries(layer, root, "usr/bin/curl", bash)
     return layer.finish()
 
 
@@ -102,7 +106,7 @@ def fill(programs: Programs, address: str) -> None:
     for tag in ("1.15-4", "1.27-0"):
         layers = (base, images.nginx_layer(80), images.marker_layer(f"nginx-{tag}"))
         push(f"{E2E}/nginx", [tag], WrittenImage(layers, web))
-    layers = (base, curl_layer(), agnhost_layer(programs, pause))
+    layers = (base, shell_layer(), agnhost_layer(programs, pause))
     settings = {"Env": [PATH], "Entrypoint": ["/agnhost"], "Cmd": ["pause"]}
     push(f"{E2E}/agnhost", ["2.63.0"], WrittenImage(layers, settings))
     push(f"{E2E}/agnhost", ["2.55"], WrittenImage((*layers, images.marker_layer("previous")), settings))

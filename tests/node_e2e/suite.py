@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,6 @@ KUBELET: dict[str, Any] = {
     "cgroupDriver": "cgroupfs",
     "cgroupRoot": "/",
     "failCgroupV1": False,
-    # Lets it live without the right to set limits and OOM scores, which not every root has.
-    "featureGates": {"KubeletInUserNamespace": True},
     "oomScoreAdj": 0,
     # No process is moved, and no limit set, outside of pods. An empty list would mean the default.
     "enforceNodeAllocatable": ["none"],
@@ -44,6 +42,9 @@ KUBELET: dict[str, Any] = {
     "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%"},
     "imageGCHighThresholdPercent": 100,
 }
+
+GATES = {"KubeletInUserNamespace": True}
+"""Lets the kubelet live without the right to set limits and OOM scores, which not every root has."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,12 @@ def _pull(endpoint: str) -> None:
         tools.run([crictl, *options, "pull", image])
 
 
-def _arguments(endpoint: str, programs: Programs, work: Path, reports: Path) -> Sequence[str]:
+def _arguments(
+    endpoint: str, programs: Programs, work: Path, reports: Path, gates: Mapping[str, bool]
+) -> Sequence[str]:
     config = work / "kubelet.yaml"
     # JSON is YAML.
-    config.write_text(json.dumps(KUBELET, indent=1))
+    config.write_text(json.dumps(KUBELET | {"featureGates": {**GATES, **gates}}, indent=1))
     return [
         f"--k8s-bin-dir={programs.directory}",
         f"--bearer-token={secrets.token_hex(16)}",
@@ -81,8 +84,11 @@ def _arguments(endpoint: str, programs: Programs, work: Path, reports: Path) -> 
     ]
 
 
-def run(endpoint: str, programs: Programs, order: Order, reports: Path) -> Path:
-    """Run the specs; the path of the JUnit report. Raises ToolError when there is none."""
+def run(endpoint: str, programs: Programs, order: Order, reports: Path, gates: Mapping[str, bool]) -> Path:
+    """Run the specs; the path of the JUnit report. Raises ToolError when there is none.
+
+    ``gates`` are the feature gates that the kubelet of this runtime has beside :data:`GATES`.
+    """
     _pull(endpoint)
     # The suite writes into the directory of its program.
     work = reports / "work"
@@ -101,7 +107,7 @@ def run(endpoint: str, programs: Programs, order: Order, reports: Path) -> Path:
         f"--junit-report={report.name}",
         os.fspath(work / "e2e_node.test"),
         "--",
-        *_arguments(endpoint, programs, work, reports),
+        *_arguments(endpoint, programs, work, reports, gates),
     ]
     with (reports / "suite.log").open("wb") as log:
         done = subprocess.run(
