@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, inspect
@@ -48,6 +48,9 @@ BackendName = Annotated[str, Meta(pattern=r"\A[a-z]*\Z", description="a name, or
 Address = Annotated[str, Meta(pattern=r"\A[\w.:%-]+\Z", description="an IP address or a host name")]
 OptionalUrl = Annotated[
     str, Meta(pattern=r"\A\Z|\Ahttps?://\S+\Z", description="an http or https URL, or empty")
+]
+HandlerName = Annotated[
+    str, Meta(pattern=r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z", description="the handler of a RuntimeClass")
 ]
 ImagePattern = Annotated[str, Meta(pattern=r"\A\S+\Z", description="a pattern")]
 
@@ -90,9 +93,11 @@ class VmConfig(Section, frozen=True):
     a container's writable layer when nothing else limits it; a pod that takes more than ``pod_disk_mib`` with
     all of its layers and logs is ended, 0 is no bound. With several ``templates`` VMs start from each
     in turn; ``template_lifetime`` is how long one serves, 0 for ever. ``hypervisor`` picks a back end, "" the
-    usual one; ``others`` are the keys that only a back end knows, see :func:`backend_section`.
+    usual one; ``others`` are the keys that only a back end knows, see :func:`backend_section`. ``names`` are
+    further names by which a RuntimeClass may ask for the handler.
     """
 
+    names: tuple[HandlerName, ...] = ()
     hypervisor: BackendName = ""
     template: bool = True
     templates: Annotated[int, Meta(ge=1, le=16)] = 1
@@ -126,8 +131,10 @@ class VmConfig(Section, frozen=True):
 
 
 class ProcessConfig(Section, frozen=True):
-    """Pods of the handler ``process``. ``runtime`` is "auto", or a runc-compatible command."""
+    """Pods of the handler ``process``. ``runtime`` is "auto", or a runc-compatible command. ``names`` are
+    as in :class:`VmConfig`."""
 
+    names: tuple[HandlerName, ...] = ()
     runtime: Command = "auto"
     conmon: Command = "conmon"
 
@@ -193,6 +200,19 @@ class Config(Section, frozen=True):
     network: NetworkConfig = NetworkConfig()
     streaming: StreamingConfig = StreamingConfig()
     metrics: MetricsConfig = MetricsConfig()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when a name could mean two handlers."""
+        names = [*get_args(DefaultHandler), *self.vm.names, *self.process.names]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"the handler's name {twice[0]} is taken: names in [vm] and [process] are one list"
+            )
+
+    @property
+    def handler_names(self) -> dict[str, str]:
+        """The further names of handlers, and the handler that each means."""
+        return dict.fromkeys(self.vm.names, "vm") | dict.fromkeys(self.process.names, "process")
 
     def document(self) -> dict[str, Any]:
         """What a file would have to say to come to this."""

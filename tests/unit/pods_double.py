@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from orlop.config import Config
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
@@ -320,8 +321,10 @@ class MortalJournal(Journal):
         self._world.step(f"after {what}")
 
 
-def make_service(root: Path, world: World, default: str = "auto") -> tuple[PodService, DoubleImages]:
-    config = Config(root=str(root), state=str(root), default_handler=default)  # type: ignore[arg-type]
+def make_service(
+    root: Path, world: World, default: str = "auto", **sections: Any
+) -> tuple[PodService, DoubleImages]:
+    config = Config(root=str(root), state=str(root), default_handler=default, **sections)  # type: ignore[arg-type]
     images = world.images
     drivers = {"vm": DoubleDriver(world, "vm"), "process": DoubleDriver(world, "process")}
     service = PodService(config, images, drivers)  # type: ignore[arg-type]

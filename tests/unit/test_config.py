@@ -115,6 +115,14 @@ def test_nonsense_is_named(tmp_path: Path, key: str) -> None:
             "[vm] default_memory_mib is 512, above max_memory_mib (256)",
         ),
         ("[vm.guest]\nkernel = '/k'", "[vm.guest] kernel, initrd and image go together: name all or none"),
+        (
+            "[vm]\nnames = ['kata', 'Kata']",
+            'vm.names[1] is "Kata", and must be the handler of a RuntimeClass',
+        ),
+        (
+            "[vm]\nnames = ['kata']\n[process]\nnames = ['kata']",
+            "the handler's name kata is taken: names in [vm] and [process] are one list",
+        ),
         ("[streaming]\ntls_key = '/k'", "[streaming] tls_key needs tls_cert: name both, or none"),
     ],
 )

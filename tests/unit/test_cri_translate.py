@@ -123,6 +123,11 @@ def test_a_bad_pod_is_refused_by_field(field: str, fields: dict[str, Any]) -> No
         pod.pod_spec(pod_config(**fields), "")
 
 
+@pytest.mark.parametrize("name", ["web-0", "web-0.db.shop.svc.", "x" * 64, ""])
+def test_a_host_name_may_be_a_full_one(name: str) -> None:
+    assert pod.pod_spec(pod_config(hostname=name), "").hostname == name
+
+
 BAD_CONTAINERS: list[tuple[str, dict[str, Any]]] = [
     ("config.args[0]", {"args": ["a\0"]}),
     ("config.command[1]", {"command": ["sh", "x" * (1 << 17)]}),

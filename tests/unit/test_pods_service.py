@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from orlop.config import VmConfig
 from orlop.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -277,6 +278,15 @@ async def test_which_handler(tmp_path: Path, service: PodService) -> None:
         await service.run_pod(pod_spec("unknown", handler="runc"))
     assert [handler.name for handler in await service.handlers()] == ["process", "vm"]
     assert await service.runtime_reason() == ""
+
+
+async def test_a_handler_is_asked_for_by_its_further_names_too(tmp_path: Path, world: World) -> None:
+    service, _ = make_service(tmp_path, world, vm=VmConfig(names=("kata",)))
+    await service.open()
+    pod_id = await service.run_pod(pod_spec("web", handler="kata"))
+    assert (service.pod(pod_id).handler, service.pod(pod_id).runtime_handler) == ("vm", "kata")
+    assert [handler.name for handler in await service.handlers()] == ["kata", "process", "vm"]
+    await service.close()
 
 
 async def test_resources(service: PodService) -> None:

@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.host.tasks import Undo, together
 from orlop.pods.records import Handler
@@ -54,12 +56,20 @@ def _wish_for_the_host(spec: PodSpec) -> str:
 
 
 class Handlers:
-    """The drivers of this node. One that could not be set up is kept as the reason why."""
+    """The drivers of this node. One that could not be set up is kept as the reason why.
+
+    ``names`` are further names of handlers, with the handler that each means.
+    """
 
     def __init__(
-        self, drivers: Mapping[str, SandboxDriver], default: str, absent: Mapping[str, str] | None = None
+        self,
+        drivers: Mapping[str, SandboxDriver],
+        default: str,
+        absent: Mapping[str, str] | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self._drivers = dict(drivers)
+        self._names = dict(names or {})
         self._absent = dict(absent or {})
         self._default = default
 
@@ -71,8 +81,10 @@ class Handlers:
     def choose(self, spec: PodSpec) -> Choice:
         """The handler for ``spec``. Raises InvalidArgument for a name that does not exist."""
         choice = choose(spec, self._default)
+        if choice.handler in self._names:
+            choice = choice._replace(handler=self._names[choice.handler])
         if choice.handler not in self._drivers and choice.handler not in self._absent:
-            known = ", ".join(sorted({*self._drivers, *self._absent}))
+            known = ", ".join(sorted({*self._drivers, *self._absent, *self._names}))
             raise InvalidArgument(
                 f"pod {spec.namespace}/{spec.name}: runtime handler {choice.handler!r} does not exist; "
                 f"there are {known}"
@@ -110,7 +122,7 @@ class Handlers:
         undo.finish()
 
     async def all(self) -> list[Handler]:
-        """Every handler, with what it can do and why it cannot be used now."""
+        """Every handler, under each of its names, with what it can do and why it cannot be used now."""
         result = [Handler(name=name, reason=reason) for name, reason in self._absent.items()]
         for name, driver in self._drivers.items():
             features = driver.features
@@ -123,7 +135,13 @@ class Handlers:
                     user_namespaces_host_network=features.user_namespaces_host_network,
                 )
             )
-        return sorted(result, key=lambda handler: handler.name)
+        further = [
+            msgspec.structs.replace(handler, name=name)
+            for name, meant in self._names.items()
+            for handler in result
+            if handler.name == meant
+        ]
+        return sorted(result + further, key=lambda handler: handler.name)
 
     async def default_reason(self) -> str:
         """Why a pod that names no handler could not be run now, or ""."""

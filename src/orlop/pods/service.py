@@ -74,7 +74,7 @@ class PodService:
     ) -> None:
         self.ledger = Ledger(Journal(config.root_dir / "journal.db"))
         events = Events(self.ledger)
-        self._handlers = Handlers(drivers, config.default_handler, absent)
+        self._handlers = Handlers(drivers, config.default_handler, absent, config.handler_names)
         self._node = Node(ledger=self.ledger, events=events, handlers=self._handlers, images=images)
         self._network = network
         self._containers = Containers(self._node)

@@ -12,7 +12,8 @@ from orlop.errors import InvalidArgument
 from orlop.pods.records import PodFilter
 from orlop.sandbox.spec import Dns, PodSpec, PortMapping
 
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9.])?")
+"""A full name may end in a dot: so does a pod's where the cluster has no domain."""
 _PROTOCOLS = {pb.TCP: "tcp", pb.UDP: "udp", pb.SCTP: "sctp"}
 _STATES = {pb.SANDBOX_READY: True, pb.SANDBOX_NOTREADY: False}
 
