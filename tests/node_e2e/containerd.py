@@ -14,6 +14,7 @@ from bench import peers
 
 from tests.conformance import images, tools
 from tests.node_e2e.images import PAUSE
+from tests.node_e2e.suite import HANDLER
 
 CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
 START_TIMEOUT = 60.0
@@ -62,6 +63,7 @@ def _config(directory: Path, registry: str) -> Path:
         f"[{runtime}]\nrestrict_oom_score_adj = true\n"
         f'[{runtime}.containerd]\ndefault_runtime_name = "runc"\n'
         f'[{runtime}.containerd.runtimes.runc]\nruntime_type = "io.containerd.runc.v2"\n'
+        f'[{runtime}.containerd.runtimes.{HANDLER}]\nruntime_type = "io.containerd.runc.v2"\n'
         f'[{runtime}.cni]\nbin_dirs = {json.dumps(CNI_BIN)}\nconf_dir = "{_network(directory)}"\n'
     )
     return path

@@ -29,7 +29,8 @@ def main() -> int:
             with containerd.running(directory / "containerd", registry, log) as endpoint:
                 suite.run(endpoint, built, wanted, reports, {})
             return 0
-        with node(registry, handler=runtime, prefix=f"{directory.name}/n") as one:
+        named = {"process" if runtime == "process" else "vm": {"names": [suite.HANDLER]}}
+        with node(registry, handler=runtime, extra=named, prefix=f"{directory.name}/n") as one:
             one.wait_ready()
             try:
                 suite.run(f"unix://{one.socket}", built, wanted, reports, GATES)

@@ -43,6 +43,8 @@ KUBELET: dict[str, Any] = {
     "imageGCHighThresholdPercent": 100,
 }
 
+HANDLER = "test-handler"
+"""The handler of the RuntimeClass that specs make: the runtime has to know it."""
 GATES = {"KubeletInUserNamespace": True}
 """Lets the kubelet live without the right to set limits and OOM scores, which not every root has."""
 
