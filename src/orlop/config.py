@@ -184,6 +184,18 @@ class MetricsConfig(Section, frozen=True):
     otlp_endpoint: OptionalUrl = ""
 
 
+class NriConfig(Section, frozen=True):
+    """Plug-ins of the node (NRI): those in ``plugin_dir``, which are started, and those that connect to
+    ``socket``. Times are for a plug-in to register, and to answer."""
+
+    enabled: bool = False
+    socket: SocketPath = "/var/run/nri/nri.sock"
+    plugin_dir: AbsolutePath = "/opt/nri/plugins"
+    config_dir: AbsolutePath = "/etc/nri/conf.d"
+    registration_timeout: Timeout = 5.0
+    request_timeout: Timeout = 2.0
+
+
 class Config(Section, frozen=True):
     """The whole file. ``root`` survives a reboot, ``state`` does not."""
 
@@ -200,6 +212,7 @@ class Config(Section, frozen=True):
     network: NetworkConfig = NetworkConfig()
     streaming: StreamingConfig = StreamingConfig()
     metrics: MetricsConfig = MetricsConfig()
+    nri: NriConfig = NriConfig()
 
     def __post_init__(self) -> None:
         """Raises ValueError when a name could mean two handlers."""

@@ -212,6 +212,13 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         metrics = MetricsServer(config.metrics, rpcs, pods.ledger, lambda: _gauges(drivers))
         await metrics.start()
         stack.push_async_callback(metrics.stop)
+        if config.nri.enabled:
+            # Imported here: a node without plug-ins need not have it in memory.
+            from orlop.nri.server import NriServer
+
+            nri = NriServer(config.nri, pods)
+            stack.push_async_callback(nri.stop)
+            await nri.start()
         streaming = StreamingServer(config.streaming, pods)
         await streaming.start()
         stack.push_async_callback(streaming.stop)

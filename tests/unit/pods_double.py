@@ -150,6 +150,10 @@ class DoubleSandbox:
         await self.pod.ended.wait()
         return self.pod.died
 
+    async def check(self, spec: ContainerSpec) -> None:
+        if "impossible" in spec.args:
+            raise FailedPrecondition("the double cannot make an impossible container")
+
     async def create(self, spec: ContainerSpec) -> None:
         await self.world.effect("create")
         if spec.id in self.pod.containers:

@@ -34,6 +34,7 @@ from orlop.host.tasks import uncancelled
 from orlop.pods import cdi, resolve
 from orlop.pods import ledger as ledgers
 from orlop.pods.node import Node, now, reason_of
+from orlop.pods.observer import NO_UPDATES, WantedLimits
 from orlop.pods.records import (
     CODE_KILLED,
     CODE_START_FAILED,
@@ -96,9 +97,12 @@ class Containers:
                     return member.id
                 raise clash
         container_id = secrets.token_hex(32)
+        told: ContainerRecord | None = None
         try:
             with tracing.span("pods.resolve", container=container_id):
                 record = await self._resolve(pod, request, container_id, digest)
+            told = record
+            record = await self._adjust(pod, record, sandbox)
             with tracing.span("pods.record", container=container_id):
                 await node.ledger.put_container(record)
             with tracing.span("sandbox.create", container=container_id):
@@ -108,12 +112,26 @@ class Containers:
                     f"pod {pod.spec.namespace}/{pod.spec.name} was stopped while container {request.name} "
                     "was being made"
                 )
-            await node.ledger.put_container(msgspec.structs.replace(record, phase=ContainerPhase.CREATED))
+            record = msgspec.structs.replace(record, phase=ContainerPhase.CREATED)
+            await node.ledger.put_container(record)
         except BaseException:
             await uncancelled(self._undo(container_id, sandbox))
+            if told is not None:
+                await node.tell(node.observer.stopped(pod, told), NO_UPDATES)
+                await node.tell(node.observer.removed(pod, told), None)
             raise
         node.events.publish(EventKind.CREATED, container_id, pod.id)
+        await node.tell(node.observer.created(pod, record), None)
         return container_id
+
+    async def _adjust(self, pod: PodRecord, record: ContainerRecord, sandbox: Sandbox) -> ContainerRecord:
+        """The container as the node's observer wants it; others that it wants changed are changed first."""
+        adjusted = await self._node.observer.create(pod, record, sandbox.check)
+        spec = adjusted.spec
+        if adjusted.cdi_devices:
+            spec = await threads.call(cdi.apply, spec, adjusted.cdi_devices)
+        await self.change_others(adjusted.updates)
+        return record if spec is record.spec else msgspec.structs.replace(record, spec=spec)
 
     async def _resolve(
         self, pod: PodRecord, request: ContainerRequest, container_id: str, digest: str
@@ -162,12 +180,14 @@ class Containers:
 
     async def _undo(self, container_id: str, sandbox: Sandbox) -> None:
         """Remove what a failed create left, even while being cancelled."""
+        node = self._node
+        record = node.ledger.find_container(container_id)
         try:
-            if (record := self._node.ledger.find_container(container_id)) is not None:
+            if record is not None:
                 await sandbox.delete(container_id)
                 await threads.call(_drop_empty_log, record.log_path)
-                await self._node.ledger.drop_container(container_id)
-            await self._node.images.release(container_id)
+                await node.ledger.drop_container(container_id)
+            await node.images.release(container_id)
         except Exception as error:
             log.warning(
                 "container %s cannot be removed, it goes with its pod: %s",
@@ -191,6 +211,8 @@ class Containers:
                     f"container {record.name} ({container_id[:12]}) cannot be started, it is {record.phase}"
                 )
             sandbox = self._node.sandbox(record.pod_id)
+            pod = self._node.pod(record.pod_id)
+            await self._node.observer.start(pod, record)
             await ledger.change_container(container_id, start_requested=True)
             try:
                 started_at = await self.begin(record, sandbox)
@@ -230,6 +252,9 @@ class Containers:
             container_id, phase=ContainerPhase.RUNNING, started_at=started_at
         )
         self._node.events.publish(EventKind.STARTED, container_id, record.pod_id)
+        if (pod := self._node.ledger.find_pod(record.pod_id)) is not None:
+            # Before it is watched: nobody is to hear of its end first.
+            await self._node.tell(self._node.observer.started(pod, record), None)
         self.watch(container_id, sandbox)
 
     def watch(self, container_id: str, sandbox: Sandbox) -> None:
@@ -267,7 +292,7 @@ class Containers:
             return
         if not reason:
             reason = REASON_COMPLETED if status.code == 0 else REASON_ERROR
-        await self._node.ledger.note_container(
+        record = await self._node.ledger.note_container(
             container_id,
             phase=ContainerPhase.EXITED,
             # A clock that was set back in between must not end what had not begun.
@@ -277,6 +302,11 @@ class Containers:
             message=status.message,
         )
         self._node.events.publish(EventKind.STOPPED, container_id, record.pod_id)
+        if (pod := self._node.ledger.find_pod(record.pod_id)) is not None:
+            updates = await self._node.tell(self._node.observer.stopped(pod, record), NO_UPDATES)
+            if updates:
+                # Not here: whoever waits for this exit may hold what another container's update waits for.
+                self._node.tasks.spawn(self.change_others(updates), "what plug-ins change after an exit")
 
     async def conclude(self, container_id: str, grace: float, reason: str) -> None:
         """Record the exit of a container whose pod runs no more: its own if known within ``grace``."""
@@ -358,11 +388,33 @@ class Containers:
             await node.images.release(container_id)
             await node.ledger.drop_container(container_id)
         node.events.publish(EventKind.DELETED, container_id, record.pod_id)
+        if (pod := node.ledger.find_pod(record.pod_id)) is not None:
+            await node.tell(node.observer.removed(pod, record), None)
 
     # Update
 
     async def update(self, ref: str, resources: Resources) -> None:
         """Change a container's limits; what is not set stays as it is."""
+        record, observer = self._node.container(ref), self._node.observer
+        pod = self._node.pod(record.pod_id)
+        # Without the lock: others may be changed as well, whose own changes may want this one.
+        wanted = await observer.update(pod, record, resources)
+        await self.change_others(wanted.updates)
+        record = await self.change(record.id, wanted.resources)
+        await self._node.tell(observer.updated(pod, record), None)
+
+    async def change_others(self, updates: tuple[WantedLimits, ...]) -> None:
+        """Change containers as an observer wants it, which is not asked about that again."""
+        for one in updates:
+            try:
+                await self.change(one.container_id, one.resources)
+            except OrlopError as error:
+                if not one.optional:
+                    raise
+                log.info("container %s is not updated: %s", one.container_id[:12], error)
+
+    async def change(self, ref: str, resources: Resources) -> ContainerRecord:
+        """The same as :meth:`update`, of which no observer hears; the container as it is then."""
         record = self._node.container(ref)
         if record.phase not in (ContainerPhase.CREATED, ContainerPhase.RUNNING):
             raise FailedPrecondition(
@@ -372,7 +424,7 @@ class Containers:
             await self._node.sandbox(record.pod_id).update(record.id, resources)
             spec = self._node.container(record.id).spec
             new = msgspec.structs.replace(spec, resources=merged(spec.resources, resources))
-            await self._node.ledger.change_container(record.id, spec=new)
+            return await self._node.ledger.change_container(record.id, spec=new)
 
     async def reopen_log(self, ref: str) -> None:
         """Close and reopen a running container's log file."""

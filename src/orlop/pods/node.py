@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
-from orlop.host.tasks import Tasks, Undo, end
+from orlop.host.tasks import Tasks, Undo, end, uncancelled
 from orlop.pods.events import Events
 from orlop.pods.handlers import Handlers
 from orlop.pods.joint import JointCalls
 from orlop.pods.ledger import Ledger
+from orlop.pods.observer import Observer
 from orlop.pods.ports import Images
 from orlop.pods.records import (
     SHOWN_CONTAINERS,
@@ -27,6 +30,8 @@ from orlop.sandbox.base import Sandbox
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 @dataclass
 class Node:
@@ -39,6 +44,7 @@ class Node:
     tasks: Tasks = field(default_factory=Tasks)
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
     watchers: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    observer: Observer = field(default_factory=Observer)
     recovering: dict[str, asyncio.Event] = field(default_factory=dict)
     """Pods of an earlier daemon whose state is not known yet, with what is set when it is."""
 
@@ -117,6 +123,17 @@ class Node:
             await undo.step(f"container {member.id[:12]}", self.forget(member.id))
         undo.finish()
         await self.ledger.drop_pod(pod_id)
+
+    async def tell(self, news: Coroutine[Any, Any, T], default: T) -> T:
+        """The observer's answer to news: to its end, though the caller be cancelled. It refuses nothing."""
+        if not self.observer.listens:
+            news.close()
+            return default
+        try:
+            return await uncancelled(news)
+        except Exception as error:
+            log.warning("an observer: %s", reason_of(error))
+            return default
 
     async def forget(self, container_id: str) -> None:
         """Drop the record of a container that is gone, and its hold on images."""

@@ -91,22 +91,23 @@ class Pods:
         )
         with tracing.span("pods.record", pod=wanted.id):
             await node.ledger.put_pod(record)
+        told = False
         try:
             await _make_directory(spec.log_directory)
             with tracing.span("sandbox.run", pod=wanted.id, handler=choice.handler):
                 sandbox = await driver.run(wanted)
             # The state of an earlier record, so that it is shown only when all of it is known.
             node.sandboxes[wanted.id] = sandbox
-            await node.ledger.put_pod(
-                msgspec.structs.replace(
-                    record,
-                    phase=PodPhase.READY,
-                    addresses=tuple(sandbox.addresses),
-                    netns=sandbox.netns,
-                )
+            ready = msgspec.structs.replace(
+                record, phase=PodPhase.READY, addresses=tuple(sandbox.addresses), netns=sandbox.netns
             )
+            told = True
+            await node.observer.run_pod(ready)
+            await node.ledger.put_pod(ready)
         except BaseException:
             await uncancelled(self._undo(wanted))
+            if told:
+                await node.tell(node.observer.pod_removed(record), None)
             raise
         self.watch(wanted.id, sandbox)
         node.events.publish(EventKind.CREATED, wanted.id, wanted.id)
@@ -146,9 +147,11 @@ class Pods:
             log.warning(
                 "pod %s/%s (%s) died: %s", record.spec.namespace, record.spec.name, pod_id[:12], reason
             )
-            await ledger.note_pod(pod_id, phase=PodPhase.NOTREADY, reason=reason or "the sandbox ended")
+            ended = reason or "the sandbox ended"
+            record = await ledger.note_pod(pod_id, phase=PodPhase.NOTREADY, reason=ended)
         await self._conclude_members(pod_id, reason or "the sandbox ended", DEAD_GRACE)
         self._node.events.publish(EventKind.STOPPED, pod_id, pod_id)
+        await self._node.tell(self._node.observer.pod_stopped(record), None)
 
     # Stop
 
@@ -183,8 +186,9 @@ class Pods:
         node.sandboxes.pop(pod_id, None)
         await node.end_watch(pod_id)
         if record.phase is PodPhase.READY:
-            await ledger.note_pod(pod_id, phase=PodPhase.NOTREADY)
+            record = await ledger.note_pod(pod_id, phase=PodPhase.NOTREADY)
             node.events.publish(EventKind.STOPPED, pod_id, pod_id)
+            await node.tell(node.observer.pod_stopped(record), None)
 
     async def _conclude_members(self, pod_id: str, reason: str, grace: float) -> None:
         """Record the exits of all containers of a pod that runs no more."""
@@ -223,7 +227,9 @@ class Pods:
         for member in members:
             await node.end_watch(member.id)
             node.events.publish(EventKind.DELETED, member.id, record)
+            await node.tell(node.observer.removed(record, member), None)
         node.events.publish(EventKind.DELETED, pod_id, record)
+        await node.tell(node.observer.pod_removed(record), None)
 
     # Update
 
@@ -236,9 +242,11 @@ class Pods:
             new = msgspec.structs.replace(
                 spec, overhead=merged(spec.overhead, overhead), resources=merged(spec.resources, resources)
             )
+            await self._node.observer.update_pod(self._node.pod(record.id), overhead, resources)
             with tracing.span("sandbox.resize", pod=record.id):
                 await sandbox.resize(new.overhead, new.resources)
-            await self._node.ledger.change_pod(record.id, spec=new)
+            record = await self._node.ledger.change_pod(record.id, spec=new)
+        await self._node.tell(self._node.observer.pod_updated(record), None)
 
 
 async def _make_directory(path: str) -> None:

@@ -24,6 +24,7 @@ from orlop.pods.journal import Journal
 from orlop.pods.ledger import Ledger
 from orlop.pods.meter import Meter
 from orlop.pods.node import Node
+from orlop.pods.observer import Observer
 from orlop.pods.ports import Images
 from orlop.pods.records import (
     ContainerFilter,
@@ -108,6 +109,14 @@ class PodService:
             undo.finish()
         except NotUndone as error:
             log.error("%s", error)
+
+    def observe(self, observer: Observer) -> None:
+        """Have ``observer`` hear of each step from now on."""
+        self._node.observer = observer
+
+    def known(self) -> tuple[list[PodRecord], list[ContainerRecord]]:
+        """All pods and containers that callers may see."""
+        return self.pods(), self.containers()
 
     # Pods
 
@@ -206,6 +215,10 @@ class PodService:
         """Change the container's limits."""
         await self._node.known_of(container_id)
         await self._containers.update(container_id, resources)
+
+    async def change_container(self, container_id: str, resources: Resources) -> None:
+        """The same for the observer itself, which is not asked."""
+        await self._containers.change(container_id, resources)
 
     async def reopen_log(self, container_id: str) -> None:
         """Close and reopen the container's log file."""

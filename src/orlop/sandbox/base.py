@@ -112,6 +112,10 @@ class Sandbox(Protocol):
         """Return when the sandbox is no more, with the reason ("" if it was asked to stop)."""
         ...
 
+    async def check(self, spec: ContainerSpec) -> None:
+        """Raise what :meth:`create` would raise for a container that can never be made here as asked for."""
+        ...
+
     async def create(self, spec: ContainerSpec) -> UserIds | None:
         """Make the container ready to start. Checks what can be checked before: an unknown user
         or an unreadable volume fail here or in :meth:`start`, and so does a missing executable,

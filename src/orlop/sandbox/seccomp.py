@@ -98,7 +98,7 @@ def compile_bpf(choice: Seccomp, *, capabilities: Collection[str]) -> Filter:
 @lru_cache(maxsize=32)
 def _compiled(choice: Seccomp, capabilities: frozenset[str], _stamp: tuple[int, int]) -> Filter:
     profile = _resolve(choice, capabilities)
-    return Filter() if profile is None else seccomp.compile_profile(profile, choice.path or "RuntimeDefault")
+    return Filter() if profile is None else seccomp.compile_profile(profile, choice.path or choice.mode)
 
 
 def _stamp(choice: Seccomp) -> tuple[int, int]:
@@ -119,6 +119,8 @@ def _resolve(choice: Seccomp, capabilities: frozenset[str]) -> Profile | None:
             return _default_profile(capabilities)
         case SeccompMode.LOCALHOST:
             return _load(choice.path, capabilities)
+        case SeccompMode.GIVEN:
+            return parse(choice.profile.encode(), "given for the container", capabilities)
 
 
 def _default_profile(capabilities: frozenset[str]) -> Profile:

@@ -38,13 +38,15 @@ class SeccompMode(StrEnum):
     UNCONFINED = "unconfined"
     RUNTIME_DEFAULT = "runtime-default"
     LOCALHOST = "localhost"
+    GIVEN = "given"
 
 
 class Seccomp(Value, frozen=True):
-    """A seccomp choice; ``path`` is the host's profile file for LOCALHOST."""
+    """A seccomp choice; ``path`` is the host's profile file for LOCALHOST, ``profile`` the text for GIVEN."""
 
     mode: SeccompMode = SeccompMode.UNCONFINED
     path: str = ""
+    profile: str = ""
 
 
 class IdMapping(Value, frozen=True):
@@ -174,11 +176,50 @@ class Mount(Value, frozen=True):
 
 
 class Device(Value, frozen=True):
-    """A device node of the host to show in the container; ``permissions`` of ``rwm``."""
+    """A device node of the host to show in the container; ``permissions`` of ``rwm``.
+
+    ``mode``, ``uid`` and ``gid`` are those of the host's node unless they are given.
+    """
 
     host_path: str
     container_path: str
     permissions: str = "rwm"
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+
+
+class Hook(Value, frozen=True):
+    """A program of the host that an OCI runtime runs at ``moment`` of a container's life.
+
+    ``moment`` is the name that ``hooks`` of the OCI runtime specification has for it, ``timeout`` in seconds
+    (0: none).
+    """
+
+    moment: str
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: int = 0
+
+
+class Namespace(Value, frozen=True):
+    """One of a container's namespaces as somebody else wants it: ``kind`` as OCI calls it, the one at
+    ``path``, a new one for "", or with ``of_host`` the host's."""
+
+    kind: str
+    path: str = ""
+    of_host: bool = False
+
+
+class OnHost(Value, frozen=True):
+    """What only a container whose processes are the host's can have. ``cgroup`` is the absolute path of
+    its control group, "" for one below its pod's; ``sysctls`` are those of its namespaces."""
+
+    hooks: tuple[Hook, ...] = ()
+    namespaces: tuple[Namespace, ...] = ()
+    cgroup: str = ""
+    sysctls: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Security(Value, frozen=True):
@@ -272,6 +313,7 @@ class ContainerSpec(Value, frozen=True):
     namespaces: Namespaces = Namespaces()
     stop_signal: int = 15
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
+    on_host: OnHost = OnHost()
 
 
 class UserIds(Value, frozen=True):

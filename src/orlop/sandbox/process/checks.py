@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.sandbox import rules
 from orlop.sandbox.process import podns
@@ -43,6 +45,7 @@ def check_container(spec: ContainerSpec, pod: PodSpec, runtime: Runtime) -> None
     rules.check_container(spec)
     if spec.namespaces.pid is NamespaceMode.POD and pod.namespaces.pid is not NamespaceMode.POD:
         raise InvalidArgument(f"{container}: its pod was made without a PID namespace to share")
+    _check_cgroup(container, spec.on_host.cgroup, runtime)
     for mount in spec.mounts:
         if not mount.recursive_read_only:
             continue
@@ -53,3 +56,14 @@ def check_container(spec: ContainerSpec, pod: PodSpec, runtime: Runtime) -> None
             raise FailedPrecondition(
                 f"{where}: {runtime.name} {runtime.version} cannot mount recursively read-only"
             )
+
+
+def _check_cgroup(container: str, path: str, runtime: Runtime) -> None:
+    if not path:
+        return
+    if runtime.systemd:
+        raise FailedPrecondition(
+            f"{container}: its control group {path} cannot be chosen: systemd makes those of this node"
+        )
+    if not posixpath.isabs(path) or posixpath.normpath(path) != path or path == "/":
+        raise InvalidArgument(f"{container}: {path!r} is not the absolute path of a control group")

@@ -111,7 +111,7 @@ class ProcessContainer:
                 rootfs=root,
                 identity=who,
                 mounts=mounted,
-                cgroup=self._cgroups_path(cgroup),
+                cgroup=spec.on_host.cgroup or self._cgroups_path(cgroup),
                 target_pid=target_pid,
                 apparmor=profile,
             )
@@ -136,7 +136,9 @@ class ProcessContainer:
                 await output.close()
             raise
         state = ContainerProcesses(
-            init=started.init, monitor=started.monitor, cgroup=self._cgroup_of(cgroup, started.init.pid)
+            init=started.init,
+            monitor=started.monitor,
+            cgroup=spec.on_host.cgroup or self._cgroup_of(cgroup, started.init.pid),
         )
         self._record(state)
         self._watch(state)

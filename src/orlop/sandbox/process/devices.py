@@ -56,14 +56,19 @@ def _asked(device: Device) -> Iterator[tuple[dict[str, Any], str]]:
             for path in _below(source):
                 target = Path(device.container_path) / path.relative_to(source)
                 if (node := _node(path, os.fspath(target))) is not None:
-                    yield node, permissions
+                    yield node | _changed(device), permissions
             return
         node = _node(source, device.container_path)
     except OSError as error:
         raise NotFound(f"device {device.host_path}: {error.strerror}") from error
     if node is None:
         raise InvalidArgument(f"{device.host_path} is not a device")
-    yield node, permissions
+    yield node | _changed(device), permissions
+
+
+def _changed(device: Device) -> dict[str, Any]:
+    found = {"fileMode": device.mode, "uid": device.uid, "gid": device.gid}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _all_of_host() -> Iterator[dict[str, Any]]:

@@ -70,14 +70,28 @@ def document(inputs: Inputs) -> dict[str, Any]:
         profile = seccomp.oci_seccomp(security.seccomp, capabilities=security.capabilities)
         if profile is not None:
             linux["seccomp"] = profile
+    if spec.on_host.sysctls:
+        linux["sysctl"] = dict(spec.on_host.sysctls)
     return {
         "ociVersion": VERSION,
+        **hooks(spec),
         "process": process(inputs),
         "root": {"path": os.fspath(inputs.rootfs), "readonly": security.read_only_root},
         "mounts": [*volumes.system_mounts(pod, spec, inputs.paths), *inputs.mounts],
         "annotations": dict(spec.annotations),
         "linux": linux,
     }
+
+
+def hooks(spec: ContainerSpec) -> dict[str, Any]:
+    """``hooks`` of the document, if there are any."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for hook in spec.on_host.hooks:
+        entry: dict[str, Any] = {"path": hook.path, "args": list(hook.args), "env": list(hook.env)}
+        if hook.timeout:
+            entry["timeout"] = hook.timeout
+        found.setdefault(hook.moment, []).append(entry)
+    return {"hooks": found} if found else {}
 
 
 def process(inputs: Inputs) -> dict[str, Any]:
@@ -186,7 +200,17 @@ def namespaces(inputs: Inputs) -> list[dict[str, Any]]:
         found.append({"type": "user", "path": os.fspath(paths.namespace("user"))})
     if volumes.private_cgroups() and not spec.security.privileged:
         found.append({"type": "cgroup"})
-    return found
+    return _changed(found, spec)
+
+
+def _changed(found: list[dict[str, Any]], spec: ContainerSpec) -> list[dict[str, Any]]:
+    """The namespaces with those replaced or left out that somebody else wants otherwise."""
+    wanted = {one.kind: one for one in spec.on_host.namespaces}
+    kept = [entry for entry in found if entry["type"] not in wanted]
+    for one in wanted.values():
+        if not one.of_host:
+            kept.append({"type": one.kind, "path": one.path} if one.path else {"type": one.kind})
+    return kept
 
 
 def resources(wanted: Resources) -> dict[str, Any]:

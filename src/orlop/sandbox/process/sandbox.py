@@ -125,13 +125,17 @@ class ProcessSandbox:
         except KeyError as error:
             raise NotFound(f"container {container_id[:12]} is not in pod {self.pod_id[:12]}") from error
 
+    async def check(self, spec: ContainerSpec) -> None:
+        """See ``Sandbox``."""
+        checks.check_container(spec, self._spec, self._tools.runtime)
+
     async def create(self, spec: ContainerSpec) -> UserIds:
         """See ``Sandbox``."""
         if self._closing:
             raise FailedPrecondition(f"pod {self.pod_id[:12]} is stopped or being stopped")
         if spec.id in self._containers:
             raise AlreadyExists(f"container {spec.id[:12]} exists in pod {self.pod_id[:12]}")
-        checks.check_container(spec, self._spec, self._tools.runtime)
+        await self.check(spec)
         target = self._target(spec)
         container = self._add(spec.id, spec)
         try:

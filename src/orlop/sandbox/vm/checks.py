@@ -18,6 +18,7 @@ from orlop.sandbox.spec import (
     Device,
     NamespaceMode,
     Namespaces,
+    OnHost,
     PodSpec,
     Propagation,
 )
@@ -75,11 +76,23 @@ def check_container(spec: ContainerSpec, known: Collection[str]) -> None:
             )
     for device in spec.devices:
         _check_device(container, device)
+    _check_on_host(container, spec.on_host)
     for size, limit in spec.resources.hugepage_limits:
         if limit > 0:
             raise FailedPrecondition(
                 f"{container} asks for huge pages of {size}, which a VM does not have; {_REMEDY}"
             )
+
+
+def _check_on_host(container: str, asked: OnHost) -> None:
+    for wanted, what in (
+        (bool(asked.hooks), "hooks that run on the host"),
+        (bool(asked.namespaces), "other namespaces than its pod's"),
+        (bool(asked.cgroup), f"the host's control group {asked.cgroup}"),
+        (bool(asked.sysctls), "kernel parameters of its own"),
+    ):
+        if wanted:
+            raise FailedPrecondition(f"{container} asks for {what}, which a VM cannot have; {_REMEDY}")
 
 
 def check_volumes(spec: ContainerSpec) -> None:
@@ -116,6 +129,11 @@ def _check_apparmor(who: str, profile: str) -> None:
 
 
 def _check_device(container: str, device: Device) -> None:
+    if not (device.mode is device.uid is device.gid is None):
+        raise FailedPrecondition(
+            f"{container} asks for {device.container_path} with a mode or owner of its own, "
+            f"but a VM has the devices of its guest as they are; {_REMEDY}"
+        )
     if device.host_path not in GUEST_DEVICES:
         raise FailedPrecondition(
             f"{container} asks for the host's device {device.host_path}, which is not in the VM; {_REMEDY}"

@@ -156,11 +156,15 @@ class VmSandbox:
         """See ``Sandbox``."""
         return await asyncio.shield(self._gone)
 
-    async def create(self, spec: ContainerSpec) -> UserIds:
+    async def check(self, spec: ContainerSpec) -> None:
         """See ``Sandbox``."""
         check_container(spec, self._containers)
         if any(mount.host_path for mount in spec.mounts):
             await threads.call(check_volumes, spec)
+
+    async def create(self, spec: ContainerSpec) -> UserIds:
+        """See ``Sandbox``."""
+        await self.check(spec)
         await self.check_disk()
         self._check_alive()
         async with self._gate.place(self.number):
