@@ -259,7 +259,7 @@ def load(path: Path | None = None) -> Config:
         raise InvalidArgument(f"configuration file {path} cannot be read: {error}") from error
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # some of what it does not take has no error of its own
         raise InvalidArgument(f"configuration file {path}: {error}") from error
     vm = document.get("vm")
     if isinstance(vm, dict):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from orlop.errors import DeadlineExceeded, NotUndone, ResourceExhausted
+from orlop.errors import DeadlineExceeded, Internal, NotUndone, OrlopError, ResourceExhausted
 from orlop.pods.journal import Journal
 from orlop.pods.records import ContainerPhase, PodPhase
 from orlop.pods.requests import ContainerRequest
@@ -143,3 +145,21 @@ async def test_a_start_whose_answer_is_lost_leaves_nothing_running(
         await service.start_container(container_id)
     assert service.container(container_id).phase is ContainerPhase.EXITED
     assert world.pods[pod_id].containers[container_id].state == "exited"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, ResourceExhausted), (errno.ENOMEM, ResourceExhausted), (errno.EIO, Internal)],
+)
+@pytest.mark.parametrize("step", ["run", "create", "start"])
+async def test_an_error_of_the_system_names_what_it_is_about(
+    service: PodService, world: World, step: str, number: int, kind: type[OrlopError]
+) -> None:
+    world.failures[step] = OSError(number, os.strerror(number))
+    with pytest.raises(
+        kind, match=f"(pod default/web|container c) .*cannot be (made|started): .*{os.strerror(number)}"
+    ):
+        await running(service)
+    world.failures.clear()
+    if step == "run":
+        await running(service)

@@ -33,7 +33,7 @@ from orlop.host import threads
 from orlop.host.tasks import uncancelled
 from orlop.pods import cdi, resolve
 from orlop.pods import ledger as ledgers
-from orlop.pods.node import Node, now, reason_of
+from orlop.pods.node import Node, in_words, now, reason_of
 from orlop.pods.observer import NO_UPDATES, WantedLimits
 from orlop.pods.records import (
     CODE_KILLED,
@@ -172,7 +172,8 @@ class Containers:
         one whose start fails has a container with an exit code.
         """
         try:
-            user = await sandbox.create(record.spec)
+            with in_words(f"container {record.name} cannot be made"):
+                user = await sandbox.create(record.spec)
         except CannotRun as error:
             await sandbox.delete(record.id)
             return msgspec.structs.replace(record, cannot_start=str(error))
@@ -226,7 +227,8 @@ class Containers:
         """Run the process of a created container; when (ns). Raises CannotRun and what sandboxes raise."""
         if record.cannot_start:
             raise CannotRun(record.cannot_start)
-        with tracing.span("sandbox.start", container=record.id):
+        failed = f"container {record.name} ({record.id[:12]}) cannot be started"
+        with tracing.span("sandbox.start", container=record.id), in_words(failed):
             return await sandbox.start(record.id)
 
     async def end_failed(self, container_id: str, sandbox: Sandbox, error: Exception) -> None:
@@ -421,7 +423,8 @@ class Containers:
                 f"container {record.name} ({record.id[:12]}) cannot be updated, it is {record.phase}"
             )
         async with self._node.ledger.locked(record.id):
-            await self._node.sandbox(record.pod_id).update(record.id, resources)
+            with in_words(f"container {record.name} ({record.id[:12]}) cannot be updated"):
+                await self._node.sandbox(record.pod_id).update(record.id, resources)
             spec = self._node.container(record.id).spec
             new = msgspec.structs.replace(spec, resources=merged(spec.resources, resources))
             return await self._node.ledger.change_container(record.id, spec=new)
@@ -429,7 +432,8 @@ class Containers:
     async def reopen_log(self, ref: str) -> None:
         """Close and reopen a running container's log file."""
         record, sandbox = self._node.running(ref)
-        await sandbox.reopen_log(record.id)
+        with in_words(f"the log of container {record.name} ({record.id[:12]})"):
+            await sandbox.reopen_log(record.id)
 
 
 def merged(old: Resources, new: Resources) -> Resources:

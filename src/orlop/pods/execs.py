@@ -6,7 +6,7 @@ import asyncio
 
 from orlop import tracing
 from orlop.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
-from orlop.pods.node import Node
+from orlop.pods.node import Node, in_words
 from orlop.sandbox.base import Connection, ProcessIO
 from orlop.sandbox.spec import ExecSpec
 from orlop.value import Value
@@ -35,7 +35,8 @@ class Execs:
             raise InvalidArgument(f"exec in container {ref}: no command")
         await self._node.known_of(ref)
         record, sandbox = self._node.running(ref)
-        with tracing.span("sandbox.exec", container=record.id):
+        failed = f"a command cannot be run in container {record.name} ({record.id[:12]})"
+        with tracing.span("sandbox.exec", container=record.id), in_words(failed):
             return await sandbox.exec(record.id, spec)
 
     async def attach(self, ref: str, *, stdin: bool) -> ProcessIO:

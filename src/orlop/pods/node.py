@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.errors import FailedPrecondition, Internal, NotFound, OrlopError, ResourceExhausted
 from orlop.host.tasks import Tasks, Undo, end, uncancelled
 from orlop.pods.events import Events
 from orlop.pods.handlers import Handlers
@@ -145,6 +146,19 @@ class Node:
         watcher = self.watchers.pop(object_id, None)
         if watcher is not None and watcher is not asyncio.current_task():
             await end(watcher)
+
+
+_SHORT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN})
+
+
+@contextmanager
+def in_words(what: str) -> Iterator[None]:
+    """Name the object that an error of the system is about: ResourceExhausted where something ran out."""
+    try:
+        yield
+    except OSError as error:
+        kind = ResourceExhausted if error.errno in _SHORT else Internal
+        raise kind(f"{what}: {error}") from error
 
 
 def now() -> int:

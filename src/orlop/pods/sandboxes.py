@@ -20,7 +20,7 @@ from orlop.host import threads
 from orlop.host.tasks import Undo, together, uncancelled
 from orlop.pods import ledger as ledgers
 from orlop.pods.containers import Containers, merged
-from orlop.pods.node import Node, now, reason_of
+from orlop.pods.node import Node, in_words, now, reason_of
 from orlop.pods.records import SHOWN_PODS, EventKind, PodPhase, PodRecord
 from orlop.sandbox.base import Sandbox
 from orlop.sandbox.spec import PodSpec, Resources
@@ -94,7 +94,10 @@ class Pods:
         told = False
         try:
             await _make_directory(spec.log_directory)
-            with tracing.span("sandbox.run", pod=wanted.id, handler=choice.handler):
+            with (
+                tracing.span("sandbox.run", pod=wanted.id, handler=choice.handler),
+                in_words(f"pod {spec.namespace}/{spec.name} cannot be made"),
+            ):
                 sandbox = await driver.run(wanted)
             # The state of an earlier record, so that it is shown only when all of it is known.
             node.sandboxes[wanted.id] = sandbox
@@ -243,7 +246,7 @@ class Pods:
                 spec, overhead=merged(spec.overhead, overhead), resources=merged(spec.resources, resources)
             )
             await self._node.observer.update_pod(self._node.pod(record.id), overhead, resources)
-            with tracing.span("sandbox.resize", pod=record.id):
+            with tracing.span("sandbox.resize", pod=record.id), in_words(f"pod {record.id[:12]}"):
                 await sandbox.resize(new.overhead, new.resources)
             record = await self._node.ledger.change_pod(record.id, spec=new)
         await self._node.tell(self._node.observer.pod_updated(record), None)
