@@ -15,7 +15,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from tests.fuzz import kit
+from tests.fuzz import growth, kit
 
 PLACE = Path(os.environ.get("ORLOP_FUZZ_CORPUS", Path.home() / ".cache/orlop/fuzz"))
 
@@ -27,10 +27,15 @@ def main() -> int:
     parser.add_argument("--target", choices=sorted(targets), action="append")
     parser.add_argument("--seconds", type=int, default=300, help="for all targets together")
     parser.add_argument("--repeat", action="store_true", help="feed again what broke a target before")
+    parser.add_argument(
+        "--grow", action="store_true", help="look for inputs that take time out of proportion"
+    )
     options = parser.parse_args()
     names = options.target or sorted(targets)
     if options.repeat:
         return _repeat(names)
+    if options.grow:
+        return _grow(names)
     try:
         import atheris  # noqa: F401
     except ImportError:
@@ -69,6 +74,19 @@ def _repeat(names: list[str]) -> int:
                 path.unlink()
                 path.with_name(path.name + ".txt").unlink(missing_ok=True)
     return _tell(names)
+
+
+def _grow(names: list[str]) -> int:
+    """Grow inputs of the targets."""
+    found = 0
+    for name in names:
+        for data, before, later in growth.slow(kit.TARGETS[name], seed=1):
+            found += 1
+            part = data[len(data) // 2 :][:60]
+            print(
+                f"SLOW: {name}: {before:.2f} s, {growth.LARGER} times as long {later:.2f} s: ...{part!r}..."
+            )
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
