@@ -94,10 +94,8 @@ class Pods:
         told = False
         try:
             await _make_directory(spec.log_directory)
-            with (
-                tracing.span("sandbox.run", pod=wanted.id, handler=choice.handler),
-                in_words(f"pod {spec.namespace}/{spec.name} cannot be made"),
-            ):
+            failed = f"pod {spec.namespace}/{spec.name} cannot be made"
+            with tracing.span("sandbox.run", pod=wanted.id, handler=choice.handler), in_words(failed):
                 sandbox = await driver.run(wanted)
             # The state of an earlier record, so that it is shown only when all of it is known.
             node.sandboxes[wanted.id] = sandbox
