@@ -42,6 +42,14 @@ async def test_two_builds_are_the_same_byte_for_byte(cache: Path) -> None:
     assert any(one.digest[:12] in line for line in lines)
 
 
+async def test_builds_at_the_same_time_make_one(cache: Path) -> None:
+    lines: list[str] = []
+    one, two = await asyncio.gather(*(build(cache, progress=lines.append) for _ in range(2)))
+    assert one == two
+    assert lines.count("compiling the agent") == 1
+    assert find(GuestConfig(), cache) == one
+
+
 async def test_a_change_of_the_agent_makes_another_build(cache: Path, tmp_path: Path) -> None:
     package = tmp_path / "orlop"
     for name, path in pythontree.agent_sources().items():

@@ -3,17 +3,20 @@
 A build ends in ``CACHE/<digest>/`` with the kernel, the initial RAM disk and the root image; the digest
 is over all that went in: package versions, the agent's source, this recipe. ``CACHE/current`` names the
 newest. What does not depend on the agent is kept in ``CACHE/base-<digest>/``, so that a change of the agent
-costs two seconds and no download. Everything is made aside and renamed.
+costs two seconds and no download. Everything is made aside and renamed, by one build of a cache at a time:
+another's base must not go while this one copies it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -30,6 +33,7 @@ from orlop.value import UNREADABLE
 Progress = Callable[[str], None]
 
 _KEPT = 2
+_POLL = 0.1
 _REMEDY = "run `orlop guest build`"
 
 
@@ -66,12 +70,34 @@ async def build(
     say = progress or (lambda line: None)
     sources = pythontree.agent_sources(package)
     chosen = await packages.resolve(say)
+    await threads.call(cache.mkdir, parents=True, exist_ok=True)
+    async with _alone(cache, say):
+        try:
+            return await _build(cache, sources, chosen, say)
+        except download.DownloadFailed:
+            # The index is older than what the mirror still has.
+            await download.refresh(say)
+            return await _build(cache, sources, await packages.resolve(say), say)
+
+
+@asynccontextmanager
+async def _alone(cache: Path, say: Progress) -> AsyncIterator[None]:
+    """Hold the cache's lock, which ends with the process; wait for a build that has it."""
+    fd = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        return await _build(cache, sources, chosen, say)
-    except download.DownloadFailed:
-        # The index is older than what the mirror still has.
-        await download.refresh(say)
-        return await _build(cache, sources, await packages.resolve(say), say)
+        waited = False
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waited:
+                    say("another build is at work: waiting for it")
+                waited = True
+                await asyncio.sleep(_POLL)
+        yield
+    finally:
+        os.close(fd)
 
 
 async def _build(
@@ -88,7 +114,6 @@ async def _build(
     digest = _digest(manifest)
     target = cache / digest
     if not _complete(target):
-        await threads.call(cache.mkdir, parents=True, exist_ok=True)
         base = await _base(cache, recipe, chosen, say)
         say("compiling the agent")
         await _assemble(base, sources, manifest, target)
