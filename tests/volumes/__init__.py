@@ -1,0 +1,1 @@
+"""What a program asks of a volume, and the volumes that a kubelet makes."""
