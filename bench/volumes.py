@@ -2,7 +2,7 @@
 
 One pod of each system has every kind of volume that a kubelet makes, and one program tries in it all that a
 file system is asked for. The table has a line for each trial that is not the same everywhere. Then changes on
-the host are timed until the container sees them.
+the host are timed until the container sees them, and starts of containers without and with small volumes.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ PLACES = {
     "hostPath": "/host",
 }
 CHANGES = 10
+STARTS = 7
+SMALL = 8
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Place:
 
     system: systems.System
     client: Client
+    pod: str
+    config: pb.PodSandboxConfig
     container: str
     directory: PodDirectory
 
@@ -86,7 +90,7 @@ def start(stack: ExitStack, system: systems.System, number: int, scratch: Path) 
     create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=pod)
     container_id = client.call("CreateContainer", create).container_id
     client.call("StartContainer", pb.StartContainerRequest(container_id=container_id))
-    return Place(system, client, container_id, directory)
+    return Place(system, client, pod_id, pod, container_id, directory)
 
 
 def seen_after(place: Place, number: int) -> float:
@@ -99,6 +103,26 @@ def seen_after(place: Place, number: int) -> float:
     if done.exit_code != 0:
         raise RuntimeError(f"{place.system.name}: the change was not seen: {done.stderr!r}")
     return (time.perf_counter() - begin) * 1000
+
+
+def started_in(place: Place, number: int, volumes: int) -> float:
+    """Milliseconds of CreateContainer and StartContainer with so many small volumes of three files."""
+    container = container_config(f"small-{number}", *lifecycle.SLEEP)
+    for index in range(volumes):
+        files = {key: os.urandom(200) for key in ("ca.crt", "namespace", "token")}
+        path = place.directory.atomic("configmap", f"small-{number}-{index}", files)
+        target = f"/small/{index}"
+        container.mounts.append(pb.Mount(container_path=target, host_path=os.fspath(path), readonly=True))
+    create = pb.CreateContainerRequest(
+        pod_sandbox_id=place.pod, config=container, sandbox_config=place.config
+    )
+    begin = time.perf_counter()
+    made = place.client.call("CreateContainer", create).container_id
+    place.client.call("StartContainer", pb.StartContainerRequest(container_id=made))
+    spent = (time.perf_counter() - begin) * 1000
+    place.client.call("StopContainer", pb.StopContainerRequest(container_id=made, timeout=0))
+    place.client.call("RemoveContainer", pb.RemoveContainerRequest(container_id=made))
+    return spent
 
 
 def table(found: dict[tuple[str, str], dict[str, str]], names: list[str]) -> None:
@@ -125,6 +149,7 @@ def main() -> int:
     scratch = Path(tempfile.mkdtemp(prefix="orlop-bench-", dir="/var/tmp"))
     found: dict[tuple[str, str], dict[str, str]] = {}
     changes: dict[str, list[float]] = {}
+    starts: dict[str, dict[int, list[float]]] = {}
     try:
         with images.serve(images.storage(), REGISTRY), ExitStack() as stack:
             for number, name in enumerate(options.systems.split(",")):
@@ -137,11 +162,19 @@ def main() -> int:
                     found[kind, name] = verdicts(place.run("/judge", "try", PLACES[kind]))
                     say(f"{name}: {kind}")
                 changes[name] = [seen_after(place, number) for number in range(1, CHANGES + 1)]
+                starts[name] = {0: [], SMALL: []}
+                for turn in range(STARTS * 2):
+                    volumes = SMALL * (turn % 2)
+                    starts[name][volumes].append(started_in(place, turn, volumes))
         table(found, list(changes))
         for name, times in changes.items():
             print(
                 f"{name}: a change is seen after {statistics.median(times):.0f} ms, {max(times):.0f} at most"
             )
+        for name, found_in in starts.items():
+            without, with_them = (statistics.median(found_in[volumes]) for volumes in (0, SMALL))
+            text = f"{name}: a container starts in {without:.0f} ms"
+            print(f"{text}, with {SMALL} small volumes in {with_them:.0f}")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return 0

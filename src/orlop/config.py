@@ -85,6 +85,18 @@ class PoolConfig(Section, frozen=True):
     max_memory_mib: Annotated[int, Meta(ge=0, le=4 << 20)] = 2048
 
 
+class VolumeConfig(Section, frozen=True):
+    """Where a kubelet's volumes are for pods in VMs: in the guest, or shared from the host.
+
+    An emptyDir on a "disk" is a sparse file of ``empty_dir_mib`` in its directory. Small volumes that only
+    the host changes are copied into the guest, and kept in step, up to ``copy_kib``; 0 shares them all.
+    """
+
+    empty_dir: Literal["disk", "share"] = "disk"
+    empty_dir_mib: FileSize = 65536
+    copy_kib: Annotated[int, Meta(ge=0, le=16384)] = 4096
+
+
 class VmConfig(Section, frozen=True):
     """Pods of the handler ``vm``.
 
@@ -113,6 +125,7 @@ class VmConfig(Section, frozen=True):
     unmapped_volumes: Literal["allow", "refuse"] = "allow"
     guest: GuestConfig = GuestConfig()
     pool: PoolConfig = PoolConfig()
+    volumes: VolumeConfig = VolumeConfig()
     others: dict[str, Any] = {}
 
     def document(self) -> dict[str, Any]:

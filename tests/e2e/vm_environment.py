@@ -132,6 +132,7 @@ class Environment:
         for sandbox in driver._sandboxes.values():
             sandbox._watch.cancel()
             await sandbox._plugs.close()
+            await sandbox._volumes.close()
             for container in sandbox._containers.values():
                 await container.close()
             sandbox._agent._writer.transport.abort()
@@ -193,9 +194,7 @@ async def environment(
         root=str(scratch / "root"),
         state=str(scratch / "state"),
         network=NetworkConfig(conf_dir=str(scratch / "net.d")),
-        vm=msgspec.structs.replace(
-            vm_config(accelerator=ACCELERATOR), pool=PoolConfig(size=pool, max_size=0), **vm
-        ),
+        vm=msgspec.structs.replace(vm_config(accelerator=ACCELERATOR), pool=PoolConfig(size=pool), **vm),
     )
     artifacts = await guest()
     # One template serves all tests with the same guest.

@@ -152,7 +152,9 @@ def test_a_configuration_can_be_written_down_again(tmp_path: Path) -> None:
     path.write_text(
         "[vm]\n"
         + "".join(
-            f"{key} = {json.dumps(value)}\n" for key, value in own.items() if key not in ("guest", "pool")
+            f"{key} = {json.dumps(value)}\n"
+            for key, value in own.items()
+            if key not in ("guest", "pool", "volumes")
         )
         + "[vm.qemu]\nmachine = 'q35'\n[vm.pool]\nsize = 7\n"
     )

@@ -8,7 +8,7 @@ from orlop.hypervisor.base import MachineShape, Stacking
 from orlop.hypervisor.qemu import bays, record
 from orlop.hypervisor.qemu.machine import QemuMachine
 
-EVERY = bays.bays(64)
+EVERY = bays.bays(64, 96)
 IMAGES = [bay for bay in EVERY if bay.read_only]
 SCRATCHES = [bay for bay in EVERY if not bay.read_only]
 
@@ -26,6 +26,8 @@ def test_a_bay_is_chosen_once() -> None:
 def test_a_writable_bay_takes_disks_of_its_very_size() -> None:
     assert bays.choose(EVERY, (), 64 << 20, read_only=False) == SCRATCHES[0]
     assert bays.choose(EVERY, (), 65 << 20, read_only=False) is None
+    volume = bays.choose(EVERY, (), 96 << 20, read_only=False)
+    assert volume is not None and volume.size == 96 << 20
 
 
 async def test_layers_stand_apart_as_long_as_there_is_a_bay_for_each(tmp_path: Path) -> None:

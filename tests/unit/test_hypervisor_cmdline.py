@@ -105,7 +105,7 @@ def test_what_lies_behind_the_devices_does_not_change_the_key() -> None:
         {"memory": Memory(size_mib=256, max_mib=1024)},
         {"memory": Memory(size_mib=192, max_mib=2048)},
         {"program": "/opt/qemu"},
-        {"bays": bays(64)},
+        {"bays": bays(64, 64)},
     ],
 )
 def test_what_the_machine_is_changes_the_key(fields: dict[str, object]) -> None:

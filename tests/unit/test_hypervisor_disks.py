@@ -16,7 +16,7 @@ from orlop.hypervisor.qemu import bays, cmdline, record
 from orlop.hypervisor.qemu.machine import QemuMachine
 
 MIB = 1 << 20
-EVERY = bays.bays(8)
+EVERY = bays.bays(8, 16)
 IMAGES = tuple(bay.lun for bay in EVERY if bay.read_only)
 SCRATCHES = tuple(bay.lun for bay in EVERY if not bay.read_only)
 
@@ -24,7 +24,7 @@ SCRATCHES = tuple(bay.lun for bay in EVERY if not bay.read_only)
 def test_every_bay_has_a_unit_of_its_own_beside_the_root() -> None:
     units = [bay.lun for bay in EVERY]
     assert len(set(units)) == len(units) and 0 not in units
-    assert {bay.size for bay in EVERY if not bay.read_only} == {8 * MIB}
+    assert {bay.size for bay in EVERY if not bay.read_only} == {8 * MIB, 16 * MIB}
 
 
 def test_a_bay_is_chosen_once_and_only_for_what_fits() -> None:

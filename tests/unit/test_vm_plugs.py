@@ -13,6 +13,7 @@ from orlop.hypervisor.base import Disk, Machine, Stacking
 from orlop.sandbox.spec import ContainerSpec, ImageVolume, Mount, Root
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.plugs import Plugs
+from orlop.sandbox.vm.volumes import Volumes
 
 
 class FakeMachine:
@@ -40,6 +41,16 @@ class FakeMachine:
         self.plugged.pop(disk_id, None)
 
 
+class NoVolumes:
+    """A guest that holds no volume."""
+
+    async def place(self, spec: ContainerSpec) -> dict[str, tuple[str, str]]:
+        return {}
+
+    async def release(self, container_id: str) -> None:
+        return None
+
+
 @pytest.fixture
 def layers(tmp_path: Path) -> tuple[str, ...]:
     found = []
@@ -56,6 +67,7 @@ def plugs_of(machine: FakeMachine, place: Path) -> Plugs:
         place / "share",
         scratch_directory=place / "scratch",
         scratch_mib=8,
+        volumes=cast(Volumes, NoVolumes()),
     )
 
 

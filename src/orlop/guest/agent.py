@@ -11,6 +11,7 @@ from orlop.guest.answer import Answer
 from orlop.guest.containers.container import LiveContainer
 from orlop.guest.containers.execs import ExecTable
 from orlop.guest.containers.process import Process
+from orlop.guest.containers.volumes import PodVolumes
 from orlop.guest.devices.block import MountedDisks
 from orlop.guest.devices.share import HostShare
 from orlop.guest.launch import holder, spawn
@@ -43,12 +44,13 @@ class Agent:
         self.execs = ExecTable(streaming, self.adopt, self.emit)
         self.disks = MountedDisks(loop)
         self.id_maps = IdMaps()
+        self.volumes = PodVolumes(self.disks)
         self.identity = setup.PodIdentity()
         self.quiet = False
         self._emit = emit
         self._share = HostShare()
         self._oom = OomWatch(loop)
-        self._children: dict[int, Process] = {}
+        self._children: dict[int, Callable[[int], None]] = {}
         self._holder: spawn.Spawned | None = None
         loop.watch_children(self.reap)
 
@@ -61,7 +63,7 @@ class Agent:
     def adopt(self, process: Process) -> None:
         """Tell ``process`` when its child ends."""
         assert process.child is not None
-        self._children[process.child.pid] = process
+        self._children[process.child.pid] = process.ended
 
     def reap(self) -> None:
         """Collect all children that ended, also those that were left to process 1."""
@@ -72,10 +74,10 @@ class Agent:
                 return
             if pid == 0:
                 return
-            process = self._children.pop(pid, None)
-            if process is not None:
+            ended = self._children.pop(pid, None)
+            if ended is not None:
                 code = os.waitstatus_to_exitcode(status)
-                process.ended(code if code >= 0 else 128 - code)
+                ended(code if code >= 0 else 128 - code)
 
     # Requests: life
 
@@ -101,7 +103,7 @@ class Agent:
         spec = request.container
         if spec.id in self.containers:
             raise Refused("exists", f"container {spec.id} exists already")
-        entry = LiveContainer(spec, self.streaming, self.disks, self.id_maps)
+        entry = LiveContainer(spec, self.streaming, self.disks, self.id_maps, self.volumes)
         self.containers[spec.id] = entry
 
         def on_found(problem: Refused | None) -> None:
@@ -271,6 +273,50 @@ class Agent:
             answer.ok(Done())
 
         connect.dial(self.loop, request.port, on_connected, answer.refuse)
+
+    # Requests: volumes
+
+    def hold(self, request: messages.Hold, answer: Answer) -> None:
+        """Have a volume, once its disk is there."""
+
+        def on_found(problem: Refused | None) -> None:
+            try:
+                if problem is not None:
+                    raise problem
+                self.volumes.hold(request)
+            except Refused as refused:
+                answer.refuse(refused)
+                return
+            answer.ok(Done())
+
+        self.disks.find((request.disk,) if request.disk else (), on_found)
+
+    def fill(self, request: messages.Fill, answer: Answer) -> None:
+        """Bring a volume up to date."""
+        self.volumes.fill(request)
+        answer.ok(Done())
+
+    def fetch(self, request: messages.Fetch, answer: Answer) -> None:
+        """Read a file's end."""
+        answer.ok(self.volumes.fetch(request))
+
+    def drop(self, request: messages.Drop, answer: Answer) -> None:
+        """Forget a volume."""
+        self.volumes.drop(request)
+        answer.ok(Done())
+
+    def flush(self, request: messages.Flush, answer: Answer) -> None:
+        """Have volumes written, and answer then."""
+        child = self.volumes.flush()
+        if child is None:
+            answer.ok(Done())
+            return
+
+        def ended(code: int) -> None:
+            child.close()
+            answer.ok(Done())
+
+        self._children[child.pid] = ended
 
     # Requests: a daemon that comes back
 

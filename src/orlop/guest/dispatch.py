@@ -45,7 +45,11 @@ class Dispatcher:
         messages.unpack_hello(received.payload)
         self._on_lost()
         return messages.pack_hello(
-            messages.Hello(version=messages.VERSION, next_stream=self._streaming.next_stream)
+            messages.Hello(
+                version=messages.VERSION,
+                next_stream=self._streaming.next_stream,
+                features=messages.FEATURES,
+            )
         )
 
     def _on_lost(self) -> None:

@@ -15,7 +15,15 @@ from orlop.guest.answer import Answer
 from orlop.guest.containers.container import LiveContainer
 from orlop.guest.machine import cgroup, memory, stats
 from orlop.wire import messages
-from orlop.wire.values import Container, Disks, GuestLimits, GuestMount, GuestSecurity, PluggedDisk
+from orlop.wire.values import (
+    Container,
+    Disks,
+    GuestLimits,
+    GuestMount,
+    GuestSecurity,
+    PluggedDisk,
+    VolumeEntry,
+)
 
 _ID = "warm"
 _SLEEP = "import signal; signal.pause()"
@@ -56,14 +64,18 @@ def _walk(agent: Agent, then: Callable[[], None]) -> None:
     _talk()
     agent.quiet = True
     request = _create()
-    entry = _Rehearsed(request.container, agent.streaming, agent.disks, agent.id_maps)
+    entry = _Rehearsed(request.container, agent.streaming, agent.disks, agent.id_maps, agent.volumes)
     steps = iter(
         (
+            lambda step: agent.fill(_fill(), step),
+            lambda step: agent.fill(_fill("..after"), step),
             lambda step: agent.bring_up(entry, step),
             lambda step: agent.start(messages.Start(id=_ID), step),
             lambda step: agent.exec(_exec(), step),
             lambda step: agent.stats(messages.Stats(full=True), step),
+            lambda step: agent.fetch(messages.Fetch(id=_ID, path="key"), step),
             lambda step: agent.delete(messages.Delete(id=_ID), step),
+            lambda step: agent.drop(messages.Drop(id=_ID), step),
         )
     )
 
@@ -103,13 +115,25 @@ def _create() -> messages.Create:
         env=(("PATH", b"/usr/bin:/bin"),),
         hostname=_ID,
         mounts=(
-            GuestMount(target="/warm", kind="guest", source="run", read_only=True),
+            GuestMount(target="/warm", kind="volume", volume=_ID, read_only=True),
             GuestMount(target="/tmp", kind="tmpfs"),
         ),
         resources=GuestLimits(cpu_weight=100, memory_max=-1, pids_max=-1),
         security=security,
     )
     return messages.Create(container=container)
+
+
+def _fill(swapped: str = "..before") -> messages.Fill:
+    """A volume as kubelets make them."""
+    entries = (
+        VolumeEntry(mode=0o777),
+        VolumeEntry(path=swapped),
+        VolumeEntry(path=f"{swapped}/key", kind="file", data=b"value", mode=0o644),
+        VolumeEntry(path="..data", kind="link", target=swapped),
+        VolumeEntry(path="key", kind="link", target="..data/key"),
+    )
+    return messages.Fill(id=_ID, entries=entries)
 
 
 def _exec() -> messages.Exec:
@@ -119,8 +143,9 @@ def _exec() -> messages.Exec:
 def _talk() -> None:
     """Encode and decode what will come."""
     said: tuple[messages.Request[Any], ...] = (
-        _create(), _exec(), messages.Setup(hostname=_ID), messages.Start(id=_ID), messages.Delete(id=_ID),
-        messages.Signal(id=_ID, signal=15), messages.Resume(), messages.Dump(), messages.Stats(),
+        _create(), _exec(), _fill(), messages.Setup(hostname=_ID), messages.Start(id=_ID),
+        messages.Delete(id=_ID), messages.Signal(id=_ID, signal=15), messages.Resume(), messages.Dump(),
+        messages.Stats(),
     )  # fmt: skip
     for request in said:
         messages.unpack_request(messages.pack_request(request))

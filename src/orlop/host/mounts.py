@@ -220,22 +220,39 @@ def is_mapped(path: str | Path, mountinfo: Path = MOUNTINFO) -> bool | None:
     return found
 
 
+def kind_of(path: str | Path) -> str:
+    """The kind of file system that ``path`` is on, as in /proc/filesystems."""
+    return _covering(path)[2]
+
+
+def root_of(path: str | Path) -> tuple[str, str]:
+    """Which file system ``path`` is on ("8:1"), and its path within that, whatever is mounted over it."""
+    point, fields, _ = _covering(path)
+    root = Path(_unescape(fields[3])) / Path(path).resolve().relative_to(point)
+    return fields[2], os.fspath(root)
+
+
+def _covering(path: str | Path) -> tuple[Path, list[str], str]:
+    """The mount that ``path`` is on: where, its fields before the " - ", and its kind of file system."""
+    wanted = Path(path).resolve()
+    best: tuple[Path, list[str], str] | None = None
+    with MOUNTINFO.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            before, _, after = line.partition(" - ")
+            fields = before.split(" ")
+            point = Path(_unescape(fields[4]))
+            if wanted.is_relative_to(point) and (best is None or len(point.parts) >= len(best[0].parts)):
+                best = (point, fields, after.split(" ", 1)[0])
+    assert best is not None, "there is always a root"
+    return best
+
+
 def propagation_of(path: str | Path) -> tuple[Path, bool, bool]:
     """The mount that ``path`` is on, and whether that is shared and whether it is a slave."""
-    wanted = Path(path).resolve()
-    best = (Path("/"), False, False)
-    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            before = line.partition(" - ")[0].split(" ")
-            point = Path(_unescape(before[4]))
-            if wanted.is_relative_to(point) and len(point.parts) >= len(best[0].parts):
-                tags = before[6:]
-                best = (
-                    point,
-                    any(tag.startswith("shared:") for tag in tags),
-                    any(tag.startswith("master:") for tag in tags),
-                )
-    return best
+    point, fields, _ = _covering(path)
+    tags = fields[6:]
+    shared, slave = (any(tag.startswith(kind) for tag in tags) for kind in ("shared:", "master:"))
+    return point, shared, slave
 
 
 def unmount_below(path: str | Path) -> None:

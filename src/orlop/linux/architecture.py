@@ -64,7 +64,7 @@ X86_64 = Architecture(
         "read": 0, "write": 1, "close": 3, "rt_sigaction": 13, "ioctl": 16, "execve": 59, "chdir": 80,
         "fchown": 93, "umask": 95, "setsid": 112, "setgroups": 116, "setresuid": 117, "setresgid": 119,
         "capset": 126, "pivot_root": 155, "prctl": 157, "mount": 165, "umount2": 166, "exit_group": 231,
-        "keyctl": 250, "openat": 257, "mkdirat": 258, "mknodat": 259, "symlinkat": 266,
+        "keyctl": 250, "openat": 257, "mkdirat": 258, "mknodat": 259, "symlinkat": 266, "syncfs": 306,
         "ppoll": 271, "unshare": 272, "dup3": 292, "prlimit64": 302, "setns": 308, "seccomp": 317,
         "bpf": 321, "move_mount": 429, "close_range": 436, "mount_setattr": 442,
     },
@@ -92,7 +92,7 @@ ARM64 = Architecture(
         "write": 64, "ppoll": 73, "capset": 91, "exit_group": 94, "unshare": 97, "rt_sigaction": 134,
         "setresuid": 147, "setresgid": 149, "setsid": 157, "setgroups": 159, "umask": 166, "prctl": 167,
         "keyctl": 219, "execve": 221, "prlimit64": 261, "setns": 268, "seccomp": 277, "bpf": 280,
-        "move_mount": 429, "close_range": 436, "mount_setattr": 442,
+        "syncfs": 267, "move_mount": 429, "close_range": 436, "mount_setattr": 442,
     },
     walker=b"",
 )

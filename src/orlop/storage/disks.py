@@ -43,7 +43,7 @@ def _check_layers(layers: Sequence[str]) -> None:
 
 
 # The parts of freshly made file systems that are not zero, by size in MiB: some hundred kilobytes each.
-_templates: dict[int, tuple[tuple[int, bytes], ...]] = {}
+_templates: dict[tuple[int, bool], tuple[tuple[int, bytes], ...]] = {}
 _TEMPLATES_KEPT = 8
 
 
@@ -58,23 +58,44 @@ async def scratch_disk(path: Path, size_mib: int) -> Path:
         raise InvalidArgument(
             f"a writable layer of {size_mib} MiB is too small; {MIN_SCRATCH_MIB} is the least"
         )
-    parts = _templates.get(size_mib)
-    try:
-        if parts is None:
-            parts = await _format(path, size_mib)
-        await threads.call(_fill, path, size_mib << 20, parts)
-    except OSError as error:
-        raise ResourceExhausted(f"the writable layer {path} cannot be made: {error.strerror}") from error
+    await _make(path, size_mib, workplace=path.parent, lasting=False)
     return path
 
 
-async def _format(path: Path, size_mib: int) -> tuple[tuple[int, bytes], ...]:
+async def volume_disk(path: Path, size_mib: int, *, workplace: Path) -> None:
+    """As :func:`scratch_disk`, for a volume, which outlives a VM that is ended in the middle of a write.
+
+    It has a small journal and no directories. It appears at ``path`` as a whole; a format that is not known
+    yet is tried in ``workplace``.
+    """
+    aside = path.with_name(f"{path.name}.new")
+    await _make(aside, size_mib, workplace=workplace, lasting=True)
+    await threads.call(aside.rename, path)
+
+
+async def _make(path: Path, size_mib: int, *, workplace: Path, lasting: bool) -> None:
+    parts = _templates.get((size_mib, lasting))
+    try:
+        if parts is None:
+            parts = await _format(workplace / path.name, size_mib, lasting=lasting)
+        await threads.call(_fill, path, size_mib << 20, parts)
+    except OSError as error:
+        raise ResourceExhausted(f"the disk {path} cannot be made: {error.strerror}") from error
+
+
+# The journal's blocks count as used once they were written, so it is as small as it can be.
+_LASTING = ("-O", "has_journal,^resize_inode,^metadata_csum,uninit_bg", "-J", "size=4")
+_ENDING = ("-O", "^has_journal,^resize_inode,^metadata_csum,uninit_bg")
+
+
+async def _format(path: Path, size_mib: int, *, lasting: bool) -> tuple[tuple[int, bytes], ...]:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     content = aside.with_suffix(".content")
     try:
         await threads.call(_fill, aside, size_mib << 20, ())
-        for name in ("upper", "work"):
-            (content / name).mkdir(mode=0o755, parents=True)
+        content.mkdir(mode=0o755, parents=True)
+        for name in () if lasting else ("upper", "work"):
+            (content / name).mkdir(mode=0o755)
         await process.run(
             [
                 "mke2fs",
@@ -82,7 +103,7 @@ async def _format(path: Path, size_mib: int) -> tuple[tuple[int, bytes], ...]:
                 "-F",
                 "-t", "ext4",
                 "-m", "0",
-                "-O", "^has_journal,^resize_inode,^metadata_csum,uninit_bg",
+                *(_LASTING if lasting else _ENDING),
                 "-E", "packed_meta_blocks=1,root_owner=0:0",
                 "-d", content,
                 aside,
@@ -95,7 +116,7 @@ async def _format(path: Path, size_mib: int) -> tuple[tuple[int, bytes], ...]:
             remove_tree(content)
     while len(_templates) >= _TEMPLATES_KEPT:
         _templates.pop(next(iter(_templates)))
-    _templates[size_mib] = parts
+    _templates[size_mib, lasting] = parts
     return parts
 
 

@@ -15,6 +15,7 @@ from orlop.wire.statistics import ContainerUsage
 from orlop.wire.values import (
     NO_STREAMS,
     Arguments,
+    Below,
     Cells,
     Container,
     ContainerState,
@@ -23,15 +24,22 @@ from orlop.wire.values import (
     Id,
     Interface,
     Name,
+    PluggedDisk,
     SignalNumber,
     StreamId,
     StreamOffsets,
     Streams,
     Text,
     UserId,
+    VolumeEntry,
 )
 
 VERSION = 2
+FEATURES = ("volumes",)
+"""What a guest can do that one of the same version before it could not: see :class:`Hello`."""
+
+MAX_FETCH = 64 << 10
+"""Bytes that one :class:`Fetch` brings."""
 
 R = TypeVar("R")
 
@@ -59,11 +67,12 @@ class Refused(Exception):
 class Hello:
     """The first frame either side sends after the preamble. Who names no version speaks the first.
 
-    ``next_stream`` of the guest is the lowest stream that was never used.
+    ``next_stream`` of the guest is the lowest stream that was never used, ``features`` what it can do.
     """
 
     version: Annotated[int, Range(1, 1000)] = 1
     next_stream: StreamId = 1
+    features: Annotated[tuple[Name, ...], Length(0, 64)] = ()
 
 
 class Request(Generic[R]):
@@ -258,6 +267,68 @@ class Resume(Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hold(Request[Done]):
+    """Have a volume that containers of the pod can mount, until the VM ends. Idempotent.
+
+    It is on ``disk``, which holds ext4 and outlives the VM, or in memory, of ``size`` bytes (0: the kernel's
+    default). ``directories`` are made where they are missing; the first is the volume's root.
+    """
+
+    op: ClassVar[str] = "hold"
+    id: Id
+    disk: PluggedDisk | None = None
+    size: Annotated[int, Range(0, 1 << 50)] = 0
+    directories: Annotated[tuple[VolumeEntry, ...], Length(1, 1024)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fill(Request[Done]):
+    """Bring a small volume to this content, and none else; it is made if it is new.
+
+    ``entries`` come with those above them first; with ``more`` others follow in a further request, and
+    nothing is done before the last. Links change at once, after all that they may lead to is there and
+    before anything goes. A file that changes is another file then, or with ``in_place`` the same.
+    """
+
+    op: ClassVar[str] = "fill"
+    id: Id
+    entries: Annotated[tuple[VolumeEntry, ...], Length(0, 4096)] = ()
+    more: bool = False
+    in_place: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchReply:
+    """The end of a file."""
+
+    data: Annotated[bytes, Length(0, MAX_FETCH)] = b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch(Request[FetchReply]):
+    """The last bytes of a file in a volume that was filled."""
+
+    op: ClassVar[str] = "fetch"
+    id: Id
+    path: Below
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop(Request[Done]):
+    """Forget a volume that was filled and that no container mounts any more. Idempotent."""
+
+    op: ClassVar[str] = "drop"
+    id: Id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flush(Request[Done]):
+    """Have all that was written to volumes on disks in their files on the host."""
+
+    op: ClassVar[str] = "flush"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quiesce(Request[Done]):
     """Get ready to be saved as a template: warm up, freeze the heap, drop caches."""
 
@@ -318,7 +389,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     kind.op: kind
     for kind in (
         Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
-        Dump, Resume, Quiesce, Online,
+        Dump, Resume, Quiesce, Online, Hold, Fill, Fetch, Drop, Flush,
     )
 }  # fmt: skip
 

@@ -87,12 +87,13 @@ class GuestMount:
 
     ``share``: ``source`` is relative to the host's share. ``image``: ``volume`` is the id of the disk with
     the image's layers, ``source`` is the sub-path, always read-only. ``tmpfs``: ``size`` bytes (0: the
-    kernel's default), ``mode`` as octal digits. ``guest``: ``source`` is a path in the guest, relative to /.
+    kernel's default), ``mode`` as octal digits. ``volume``: ``volume`` is the id of one that the pod holds,
+    ``source`` the sub-path.
     ``options`` are further flags: noexec, nosuid, nodev.
     """
 
     target: Path
-    kind: Literal["share", "image", "tmpfs", "guest"]
+    kind: Literal["share", "image", "tmpfs", "volume"]
     source: Below = ""
     volume: Annotated[str, Length(0, 128)] = ""
     read_only: bool = False
@@ -101,6 +102,22 @@ class GuestMount:
     size: Annotated[int, Range(0, 1 << 50)] = 0
     mode: Annotated[int, Range(0, 0o7777)] = 0o1777
     options: Annotated[tuple[Literal["noexec", "nosuid", "nodev"], ...], Length(0, 8)] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeEntry:
+    """What is in a volume: ``path`` is below its root, "" the root itself; ``data`` is a file's content, and
+    ``target`` where a link leads. ``modified`` is the time of its last change, 0 for now.
+    """
+
+    path: Below = ""
+    kind: Literal["directory", "file", "link"] = "directory"
+    mode: Annotated[int, Range(0, 0o7777)] = 0o755
+    uid: UserId = 0
+    gid: UserId = 0
+    modified: int = 0
+    data: Annotated[bytes, Length(0, 3 << 20)] = b""
+    target: Annotated[str, Length(0, 4096)] = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from orlop.guest import paths
 from orlop.guest.containers import devicefilter
 from orlop.guest.containers.mounts import Builder, View, VolumeSource
 from orlop.guest.containers.process import Process
+from orlop.guest.containers.volumes import PodVolumes
 from orlop.guest.devices.block import MountedDisks
 from orlop.guest.launch import spawn
 from orlop.guest.launch.lookup import RootDirectory
@@ -35,7 +36,14 @@ class LiveContainer:
     ``status`` only goes forward: creating, created, starting, running, stopped, deleting.
     """
 
-    def __init__(self, spec: Container, streaming: Streaming, disks: MountedDisks, id_maps: IdMaps) -> None:
+    def __init__(
+        self,
+        spec: Container,
+        streaming: Streaming,
+        disks: MountedDisks,
+        id_maps: IdMaps,
+        volumes: PodVolumes,
+    ) -> None:
         self.spec = spec
         self.status = "creating"
         self.process = Process(streaming, spec.streams, tty=spec.tty)
@@ -52,6 +60,7 @@ class LiveContainer:
         self._streaming = streaming
         self._disks = disks
         self._id_maps = id_maps
+        self._volumes = volumes
         self._directory = f"{paths.CONTAINERS}/{spec.id}"
         self._mounted: list[str] = []
 
@@ -280,10 +289,10 @@ class LiveContainer:
     def _source(self, number: int, mount: GuestMount, share: Callable[[], str]) -> VolumeSource:
         if mount.kind == "share":
             return VolumeSource(mount, share(), mount.source)
-        if mount.kind == "guest":
-            return VolumeSource(mount, "/", mount.source)
         if mount.kind == "tmpfs":
             return VolumeSource(mount, "", "")
+        if mount.kind == "volume":
+            return VolumeSource(mount, self._volumes.place(mount.volume), mount.source)
         volume = next(disk for disk in self.spec.disks.volumes if disk.id == mount.volume)
         layers = self._disks.mount(volume, self.spec.id).directories
         if len(layers) == 1:

@@ -32,6 +32,8 @@ PATIENCE = 10.0
 
 # What a container wrote ends with it, so nothing has to be safe on the disk: no barriers.
 _SCRATCH_OPTIONS = "noinit_itable,nobarrier"
+# The host's cache outlives the machine, so the order of writes is enough here, too. What is freed goes back.
+_LASTING_OPTIONS = "noinit_itable,nobarrier,discard"
 _NETLINK_KOBJECT_UEVENT = 15
 _BLKRRPART = 0x125F  # linux/fs.h
 _SYS_DEVICES = "/sys/class/scsi_device"
@@ -200,18 +202,20 @@ class MountedDisks:
         else:
             then(None)
 
-    def mount(self, disk: PluggedDisk, user: str, *, writable: bool = False) -> Mounted:
+    def mount(
+        self, disk: PluggedDisk, user: str, *, writable: bool = False, lasting: bool = False
+    ) -> Mounted:
         """Mount ``disk`` (EROFS, or ext4 when ``writable``) unless it is, and note its user.
 
-        Raises Refused ``unavailable`` when it is not there, ``failed_precondition`` when it holds no
-        file system of that kind.
+        ``lasting`` says that what is on it outlives the machine. Raises Refused ``unavailable`` when it is
+        not there, ``failed_precondition`` when it holds no file system of that kind.
         """
         mounted = self._mounted.get(disk.id)
         if mounted is None:
             mounted = Mounted()
             try:
                 for address in disk.at:
-                    self._mount_one(mounted, address, writable=writable)
+                    self._mount_one(mounted, address, *_how(writable=writable, lasting=lasting))
             except BaseException:
                 self._unmount(mounted)
                 self.forget_devices()
@@ -257,7 +261,7 @@ class MountedDisks:
         # What the guest has known since it was saved can be opened.
         return node is not None and ((place.kept and not place.partition) or can_be_opened(node))
 
-    def _mount_one(self, mounted: Mounted, address: str, *, writable: bool) -> None:
+    def _mount_one(self, mounted: Mounted, address: str, kind: str, flags: int, options: str) -> None:
         place = parse(address)
         name, node = self._adapter.name(place.unit), self._adapter.node(place)
         if name is None or node is None:
@@ -267,9 +271,6 @@ class MountedDisks:
         self._made += 1
         directory = f"{paths.DISKS}/{self._made}"
         os.makedirs(directory, exist_ok=True)
-        kind, flags, options = "erofs", syscalls.MS_RDONLY, ""
-        if writable:
-            kind, flags, options = "ext4", syscalls.MS_NOATIME, _SCRATCH_OPTIONS
         try:
             syscalls.mount(node, directory, kind, flags, options)
         except OSError as error:
@@ -295,6 +296,13 @@ class MountedDisks:
                 path = f"/sys/block/{name}/device/delete"
                 self._leaving.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
         return problems
+
+
+def _how(*, writable: bool, lasting: bool) -> tuple[str, int, str]:
+    """The kind of file system of a disk, and the flags and options to mount it with."""
+    if not writable:
+        return "erofs", syscalls.MS_RDONLY, ""
+    return ("ext4", 0, _LASTING_OPTIONS) if lasting else ("ext4", syscalls.MS_NOATIME, _SCRATCH_OPTIONS)
 
 
 def can_be_opened(node: str | None) -> bool:

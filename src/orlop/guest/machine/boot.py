@@ -49,7 +49,7 @@ def mount_all() -> None:
     if paths.PROC not in present:
         os.makedirs(paths.PROC, exist_ok=True)
         syscalls.mount("proc", paths.PROC, "proc", _SECURE)
-    for directory in (paths.DISKS, paths.CONTAINERS, paths.SHARE, paths.SHM, paths.ETC):
+    for directory in (paths.DISKS, paths.CONTAINERS, paths.SHARE, paths.VOLUMES, paths.SHM, paths.ETC):
         os.makedirs(directory, 0o755, exist_ok=True)
 
 

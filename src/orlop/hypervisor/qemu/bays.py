@@ -24,6 +24,7 @@ SCSI_BUS = "scsi0.0"
 _FIRST_LUN = 1
 _IMAGES = 12
 _SCRATCHES = 5
+_VOLUMES = 3
 # More than any image has: the guest is not told how large the one is that comes.
 _IMAGE_BYTES = 8 << 40
 
@@ -36,9 +37,11 @@ class Bay(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool
 
 
-def bays(scratch_mib: int) -> tuple[Bay, ...]:
-    """The bays of every machine: some for images, some for writable layers of ``scratch_mib``."""
+def bays(scratch_mib: int, volume_mib: int) -> tuple[Bay, ...]:
+    """The bays of every machine: some for images, some for writable layers of ``scratch_mib``, and some for
+    volumes of ``volume_mib``."""
     sizes = [(_IMAGE_BYTES, True)] * _IMAGES + [(scratch_mib * MIB, False)] * _SCRATCHES
+    sizes += [(volume_mib * MIB, False)] * _VOLUMES
     return tuple(
         Bay(lun=lun, size=size, read_only=read_only)
         for lun, (size, read_only) in enumerate(sizes, _FIRST_LUN)

@@ -303,7 +303,7 @@ class QemuHypervisor(QemuMachines):
                 shape=launch.shape,
                 base_memory_mib=launch.memory.size_mib,
                 max_memory_mib=launch.memory.max_mib,
-                bays=bays.bays(self._config.scratch_mib),
+                bays=self._bays(),
                 owner=owner,
             )
             machine = QemuMachine(directory, known, child, log)
@@ -327,6 +327,9 @@ class QemuHypervisor(QemuMachines):
         kind = launch.finding.accelerator.kind
         return confinement.jail(self._tree, owner, launch.share, kind, self._settings.seccomp)
 
+    def _bays(self) -> tuple[bays.Bay, ...]:
+        return bays.bays(self._config.scratch_mib, self._config.volumes.empty_dir_mib)
+
     def _arguments(self, launch: Launch, image: int, sockets: Sockets, network: Network) -> Arguments:
         kind, vcpus = launch.finding.accelerator.kind, launch.shape.vcpus
         return Arguments(
@@ -342,7 +345,7 @@ class QemuHypervisor(QemuMachines):
             image=image,
             sockets=sockets,
             network=network,
-            bays=bays.bays(self._config.scratch_mib),
+            bays=self._bays(),
             boot=launch.boot,
             code_mib=_CODE_MIB if launch.boot is None else _BOOT_CODE_MIB,
             own_filter=self._settings.seccomp != "enforce",

@@ -27,6 +27,7 @@ from orlop.config import Config
 from orlop.errors import DataLoss, NotFound, OrlopError, Unavailable
 from orlop.host import tasks, threads
 from orlop.host.tasks import Undo, together
+from orlop.host.watching import Watcher
 from orlop.hypervisor.base import GuestFiles, Hypervisor, Machines, MachineShape
 from orlop.linux import space
 from orlop.net.network import PodNetwork
@@ -44,6 +45,7 @@ from orlop.sandbox.vm.pool import Pool
 from orlop.sandbox.vm.sandbox import VmSandbox
 from orlop.sandbox.vm.sizing import shape_of
 from orlop.sandbox.vm.states import Absent, Preparing, Ready, State
+from orlop.sandbox.vm.volumes import Volumes
 from orlop.wire.messages import Setup, SetupReply
 from orlop.wire.values import Interface
 
@@ -93,6 +95,7 @@ class VmDriver:
         self._scratch = config.root_dir / "vm-scratch"
         self._clones = Clones(machines, state=config.state_dir, scratch=self._scratch)
         self._gate = Gate()
+        self._watcher = Watcher()
         self._state: State = Absent("the handler vm is not open")
         self._sandboxes: dict[str, VmSandbox] = {}
         self._turns = Turns()
@@ -143,6 +146,7 @@ class VmDriver:
         for sandbox in list(self._sandboxes.values()):
             await undo.step(f"pod {sandbox.pod_id}", sandbox.release(self._clones))
         self._sandboxes.clear()
+        self._watcher.close()
         if not isinstance(self._state, Absent):
             await undo.step("its template", self._state.cloner.close())
         self._state = Absent("the handler vm is closed")
@@ -359,12 +363,23 @@ class VmDriver:
         )
 
     def _sandbox(self, spec: PodSpec, clone: Clone, files: PodFiles, pod: PodFile) -> VmSandbox:
+        scratch = self._clones.scratch_of(clone.id)
+        volumes = Volumes(
+            clone.machine,
+            clone.agent,
+            files,
+            self._watcher,
+            uid=spec.uid,
+            config=self._config.vm.volumes,
+            workplace=scratch,
+        )
         plugs = Plugs(
             clone.machine,
             clone.share,
-            scratch_directory=self._clones.scratch_of(clone.id),
+            scratch_directory=scratch,
             scratch_mib=self._config.vm.scratch_mib,
             only_mapped=self._config.vm.unmapped_volumes == "refuse",
+            volumes=volumes,
         )
         return VmSandbox(
             spec,
@@ -373,6 +388,7 @@ class VmDriver:
             files,
             pod,
             plugs=plugs,
+            volumes=volumes,
             teardown=_Teardown(pod, clone, self._clones, self._network),
             gate=self._gate,
         )

@@ -8,6 +8,7 @@ container. Files are written aside and renamed.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -18,14 +19,17 @@ from orlop.errors import DataLoss, InvalidArgument
 from orlop.host import files
 from orlop.sandbox.crilog import LogPosition
 from orlop.sandbox.rawoutput import FileMark
+from orlop.sandbox.spec import IdMapping
 from orlop.sandbox.vm import former
+from orlop.storage.kubelet import Kind
 from orlop.value import UNREADABLE, Value
-from orlop.wire.values import Disks
+from orlop.wire.values import Disks, PluggedDisk
 
-T = TypeVar("T", bound=Value)
+T = TypeVar("T")
 
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
 _POD = "pod.json"
+_VOLUMES = "volumes"
 
 
 class PodFile(Value, frozen=True):
@@ -62,6 +66,28 @@ class ContainerFile(Value, frozen=True):
     raw: tuple[FileMark, ...] = ()
 
 
+class HeldVolume(Value, frozen=True):
+    """A volume that the guest holds for its pod, or with ``shared`` an emptyDir that it cannot.
+
+    ``kind`` and ``path`` are those of a ``KubeletVolume``, ``file`` the name of what is a single file. For
+    those that are copied, ``users`` are the containers that mount it, ``sent`` is the digest of what the
+    guest has, and ``root`` the device and the number of what it was copied from. The mappings are those of
+    the pod's user namespace.
+    """
+
+    id: str
+    kind: Kind
+    path: str
+    file: str = ""
+    disk: PluggedDisk | None = None
+    users: tuple[str, ...] = ()
+    sent: str = ""
+    root: tuple[int, int] | None = None
+    shared: bool = False
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+
+
 class PodFiles:
     """The files of one pod. Reading and writing take tens of microseconds on the tmpfs they are on."""
 
@@ -82,6 +108,14 @@ class PodFiles:
         """Replace the pod's file."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         files.save(self.directory / _POD, msgspec.json.encode(pod))
+
+    def volumes(self) -> list[HeldVolume]:
+        """The volumes that the guest holds. Raises DataLoss when their file is damaged."""
+        return list(_read(self.directory / _VOLUMES, tuple[HeldVolume, ...]) or ())
+
+    def write_volumes(self, volumes: Iterable[HeldVolume]) -> None:
+        """Replace the file of the volumes."""
+        files.save(self.directory / _VOLUMES, msgspec.json.encode(tuple(volumes)))
 
     def containers(self) -> list[ContainerFile]:
         """The files of all containers; a damaged one is left out."""

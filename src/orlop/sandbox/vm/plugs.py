@@ -23,6 +23,7 @@ from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.idmaps import user_namespace
 from orlop.sandbox.vm.translate import Plugged
+from orlop.sandbox.vm.volumes import Volumes
 from orlop.storage import rootfs
 from orlop.storage.disks import check_layers, scratch_disk
 from orlop.storage.share import Share
@@ -48,6 +49,7 @@ class Plugs:
         *,
         scratch_directory: Path,
         scratch_mib: int,
+        volumes: Volumes,
         only_mapped: bool = False,
     ) -> None:
         self._machine = machine
@@ -57,6 +59,7 @@ class Plugs:
         self._share = Share(share, process=machine.pid, inside=inside, only_mapped=only_mapped)
         self._scratch_directory = scratch_directory
         self._scratch_mib = scratch_mib
+        self._volumes = volumes
         scratch_directory.mkdir(parents=True, exist_ok=True)
         self._images: dict[str, _Shared] = {}
 
@@ -98,10 +101,10 @@ class Plugs:
         stacks = {image_disk_id(layers): layers for layers in (spec.root.layers, *_volumes(spec))}
         stacks |= {image_disk_id((layer,)): (layer,) for layer in spec.root.layers}
         wanted = dict.fromkeys(disk.id for disk in (*plan.disks.root, *plan.disks.volumes))
-        images, scratch, (shares, loose, root) = await together(
+        images, scratch, ((held, shares, loose), root) = await together(
             together(*(self._image(spec.id, disk_id, stacks[disk_id]) for disk_id in wanted)),
             self._scratch(spec.id, plan.scratch),
-            together(self._shares(spec), _with_mounts_below(spec.mounts), self._root(spec)),
+            together(self._mounts(spec), self._root(spec)),
         )
         attached = dict(zip(wanted, images, strict=True))
         return Plugged(
@@ -113,6 +116,7 @@ class Plugs:
             shares=shares,
             root=root,
             loose=loose,
+            held=held,
             volumes={
                 mount.container_path: image_disk_id(mount.image.layers)
                 for mount in spec.mounts
@@ -147,6 +151,7 @@ class Plugs:
         )
         for key in held.shares:
             await undo.step(f"volume {key}", self._share.remove(key))
+        await undo.step("its small volumes", self._volumes.release(held.id))
         if held.scratch:
             await undo.step("its writable layer", threads.call(Path(held.scratch).unlink, missing_ok=True))
         undo.finish()
@@ -198,12 +203,20 @@ class Plugs:
         at = await self._machine.attach_disk(Disk(id=disk_id, files=(path,), read_only=False))
         return wire.PluggedDisk(id=disk_id, at=at)
 
-    async def _shares(self, spec: ContainerSpec) -> dict[str, str]:
+    async def _mounts(
+        self, spec: ContainerSpec
+    ) -> tuple[dict[str, tuple[str, str]], dict[str, str], frozenset[str]]:
+        """Volumes that the guest holds, those that are shared instead, and those of them that are loose."""
+        held = await self._volumes.place(spec)
+        shared = tuple(mount for mount in spec.mounts if mount.host_path and mount.container_path not in held)
+        return held, *await together(self._shares(spec, shared), _with_mounts_below(shared))
+
+    async def _shares(self, spec: ContainerSpec, shared: tuple[Mount, ...]) -> dict[str, str]:
         shares = {}
         async with AsyncExitStack() as stack:
             namespaces: dict[tuple[tuple[IdMapping, ...], ...], Path] = {}
             for index, mount in enumerate(spec.mounts):
-                if not mount.host_path:
+                if mount not in shared:
                     continue
                 maps = (mount.uid_mappings, mount.gid_mappings)
                 if any(maps) and maps not in namespaces:
@@ -246,11 +259,7 @@ class Plugs:
 
 async def _with_mounts_below(volumes: tuple[Mount, ...]) -> frozenset[str]:
     """Read-only volumes with writable mounts below them: only the host can tell the two apart."""
-    wanted = [
-        volume
-        for volume in volumes
-        if volume.read_only and not volume.recursive_read_only and volume.host_path
-    ]
+    wanted = [volume for volume in volumes if volume.read_only and not volume.recursive_read_only]
 
     def look() -> frozenset[str]:
         found = set()

@@ -43,6 +43,7 @@ from orlop.sandbox.vm.meter import VmMeter
 from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.process import SIGKILL, GuestAttachment, GuestExec, PortConnection
 from orlop.sandbox.vm.sizing import size
+from orlop.sandbox.vm.volumes import Volumes
 from orlop.wire import values as wire
 from orlop.wire.messages import (
     Connect,
@@ -92,6 +93,7 @@ class VmSandbox:
         pod: PodFile,
         *,
         plugs: Plugs,
+        volumes: Volumes,
         teardown: Teardown,
         gate: Gate,
     ) -> None:
@@ -102,6 +104,7 @@ class VmSandbox:
         self._files = files
         self._pod = pod
         self._plugs = plugs
+        self._volumes = volumes
         self._teardown = teardown
         self._gate = gate
         self._containers: dict[str, VmContainer] = {}
@@ -343,6 +346,8 @@ class VmSandbox:
         # Its processes first, then the plug is pulled, and while its memory is given back the plug-ins
         # work: nothing of the pod is to run on if its network cannot be taken down.
         await undo.step("its processes", self._kill_all())
+        # What they wrote to an emptyDir is there for the pod's next sandbox.
+        await undo.step("what it wrote", self._write_out())
         _, detached = await together(self._power_off(undo), undo.step("its network", self._teardown.detach()))
         await undo.step("what its VM had", self._teardown.discard(attached=not detached))
         await self._tasks.close()
@@ -359,7 +364,14 @@ class VmSandbox:
                     container.lost("its pod was stopped")
                 await undo.step(f"container {container.spec.id}", container.close())
         self._execs.lost("the pod was stopped")
+        await undo.step("what is kept in step", self._volumes.close())
         await undo.step("its volumes", self._plugs.release())
+
+    async def _write_out(self) -> None:
+        try:
+            await self._volumes.flush()
+        except OrlopError as error:
+            log.warning("pod %s: what its volumes hold may not be complete: %s", self.pod_id, error)
 
     async def release(self, clones: Clones) -> None:
         """Let the pod run on without this daemon; its output waits in the guest. Raises NotUndone."""
@@ -367,6 +379,7 @@ class VmSandbox:
         self._agent.on_event = lambda event: None  # the next daemon asks for what happens from now on
         await undo.step("its watch", self._tasks.close())
         await undo.step("its meter", self._meter.close())
+        await undo.step("what is kept in step", self._volumes.close())
         await undo.step("its volumes", self._plugs.close())
         for container in self._containers.values():
             await undo.step(f"container {container.spec.id}", container.close())
@@ -397,10 +410,11 @@ class VmSandbox:
                 self._lost_container(spec, held.get(spec.id))
         resumed = tuple(pair for container, _ in found for pair in container.offsets)
         await self._agent.call(Resume(streams=resumed))
+        self._volumes.adopt()
         for container, entry in found:
             await self._pump_again(container)
             if entry.exit is not None:
-                self._spawn(container.finish(entry.exit, _when(entry.exit, state)))
+                self._spawn(self._finish(container, entry.exit, _when(entry.exit, state)))
         await self._delete_strangers(state, known, held)
 
     def _lost_container(self, spec: ContainerSpec, held: ContainerFile | None) -> None:
@@ -502,7 +516,12 @@ class VmSandbox:
             # Said once: each would be a task that waits for the output's end.
             container.ending = True
             # All of a pod's times are the host's: a guest's clock need not agree with it.
-            self._spawn(container.finish(event.exit, time.time_ns()))
+            self._spawn(self._finish(container, event.exit, time.time_ns()))
+
+    async def _finish(self, container: VmContainer, exit_status: wire.Exit, at: int) -> None:
+        # Whoever hears of the end reads what was said about it.
+        await self._volumes.write_back(container.spec.id)
+        await container.finish(exit_status, at)
 
     def _weigh(self) -> None:
         """The VM is as dear to the host as the dearest of its containers."""

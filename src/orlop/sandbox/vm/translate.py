@@ -26,8 +26,8 @@ _WEIGHTS = (1, 10000)
 
 @dataclass(frozen=True)
 class Plugged:
-    """What was attached for a container: disks, paths on the share and ids of image volumes, the latter two
-    by the container's path.
+    """What was attached for a container: disks, and by the container's path those on the share, ids of image
+    volumes, and volumes that the guest holds, with the sub-path.
 
     ``loose`` are volumes that are read-only at the top, with a mount below them that may be written: the host
     has made the top read-only, and the guest, to which all of it is one file system, must not.
@@ -37,6 +37,7 @@ class Plugged:
     shares: dict[str, str] = field(default_factory=dict)
     root: str = ""
     volumes: dict[str, str] = field(default_factory=dict)
+    held: dict[str, tuple[str, str]] = field(default_factory=dict)
     loose: frozenset[str] = frozenset()
 
 
@@ -146,6 +147,16 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.GuestMount:
             mode=mount.tmpfs.mode,
             read_only=mount.read_only,
             options=tuple(sorted({"nosuid", "nodev", *mount.options})),
+        )
+    if mount.container_path in plugged.held:
+        volume, below = plugged.held[mount.container_path]
+        return wire.GuestMount(
+            target=mount.container_path,
+            kind="volume",
+            volume=volume,
+            source=below,
+            read_only=mount.read_only,
+            recursive_read_only=mount.recursive_read_only,
         )
     return wire.GuestMount(
         target=mount.container_path,

@@ -1,0 +1,105 @@
+"""Which of a kubelet's volumes a host path is.
+
+A kubelet keeps a pod's volumes below ``<kubelet>/pods/<uid>``, each plug-in's in a directory of its name, and
+hands a subPath as a bind mount of its own. CRI says nothing of all that but the path, so the path is what
+is looked at: it must name the very pod that asks. What is not recognised is a directory of the host like any
+other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Literal
+
+from orlop.host import mounts
+from orlop.storage.share import HostMount
+from orlop.value import Value
+
+Kind = Literal["copy", "file", "log", "disk", "memory"]
+
+_EMPTY_DIR = "kubernetes.io~empty-dir"
+_SMALL = (
+    "kubernetes.io~configmap",
+    "kubernetes.io~secret",
+    "kubernetes.io~projected",
+    "kubernetes.io~downward-api",
+)
+_NAME = r"[^/]+"
+_VOLUME = re.compile(rf"volumes/({_NAME})/({_NAME})")
+_SUB_PATH = re.compile(rf"volume-subpaths/({_NAME})/{_NAME}/[0-9]+")
+_LOG = re.compile(rf"containers/{_NAME}/[0-9a-f]+")
+
+
+class KubeletVolume(Value, frozen=True):
+    """A volume and what a mount shows of it: ``below`` its root.
+
+    ``copy``: a small volume that the host alone changes. ``file``: a single file that a container may change
+    for itself and its pod. ``log``: one that the kubelet reads after the container's end. ``disk`` and
+    ``memory``: an emptyDir. ``path`` is where the host has it.
+    """
+
+    kind: Kind
+    path: str
+    below: str = ""
+
+
+def recognise(mount: HostMount, uid: str) -> KubeletVolume | None:
+    """The volume of the pod ``uid`` that a mount shows, None for any other path of the host.
+
+    Looks at the host; a path that is not there is not recognised.
+    """
+    if mount.propagation != "private" or not uid or "/" in uid:
+        return None
+    pod, found, inside = mount.host_path.rpartition(f"/pods/{uid}/")
+    if not found:
+        return None
+    pod += found.rstrip("/")
+    try:
+        mode = Path(mount.host_path).stat().st_mode
+        if match := _VOLUME.fullmatch(inside):
+            return _volume(mount, match[1], directory=stat.S_ISDIR(mode))
+        if match := _SUB_PATH.fullmatch(inside):
+            return _sub_path(mount, Path(pod), match[1])
+    except OSError:
+        return None
+    if stat.S_ISREG(mode) and not mount.read_only:
+        if inside == "etc-hosts":
+            return KubeletVolume(kind="file", path=mount.host_path)
+        if _LOG.fullmatch(inside):
+            return KubeletVolume(kind="log", path=mount.host_path)
+    return None
+
+
+def _volume(mount: HostMount, plugin: str, *, directory: bool) -> KubeletVolume | None:
+    if not directory:
+        return None
+    if plugin == _EMPTY_DIR:
+        return _empty_dir(mount.host_path)
+    if plugin in _SMALL and mount.read_only:
+        return KubeletVolume(kind="copy", path=mount.host_path)
+    return None
+
+
+def _empty_dir(path: str) -> KubeletVolume | None:
+    """Of the default medium a directory, of medium Memory a tmpfs; others (huge pages) stay on the host."""
+    if not mounts.is_mounted(path):
+        return KubeletVolume(kind="disk", path=path)
+    return KubeletVolume(kind="memory", path=path) if mounts.kind_of(path) == "tmpfs" else None
+
+
+def _sub_path(mount: HostMount, pod: Path, name: str) -> KubeletVolume | None:
+    for plugin in _SMALL:
+        if (pod / "volumes" / plugin / name).is_dir():
+            # As on a host: it shows what was there when the container was made.
+            return KubeletVolume(kind="copy", path=mount.host_path) if mount.read_only else None
+    volume = pod / "volumes" / _EMPTY_DIR / name
+    if not volume.is_dir():
+        return None
+    whole = _empty_dir(os.fspath(volume))
+    here, there = mounts.root_of(mount.host_path), mounts.root_of(volume)
+    if whole is None or here[0] != there[0] or not (here[1] + "/").startswith(there[1].rstrip("/") + "/"):
+        return None
+    return KubeletVolume(kind=whole.kind, path=whole.path, below=os.path.relpath(here[1], there[1]))

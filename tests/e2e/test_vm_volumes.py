@@ -1,0 +1,326 @@
+"""A kubelet's volumes in a VM: what lives in the guest, and how it stays what the host has."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orlop.errors import FailedPrecondition
+from orlop.sandbox.spec import (
+    ContainerSpec,
+    ExecSpec,
+    IdMapping,
+    Mount,
+    NamespaceMode,
+    Namespaces,
+    PodSpec,
+    Security,
+)
+from orlop.sandbox.vm.sandbox import VmSandbox
+from orlop.storage.snapshot import DISK
+from tests.e2e.vm_environment import (
+    Environment,
+    container_spec,
+    environment,
+    execute,
+    pod_spec,
+    until,
+)
+from tests.patience import PATIENCE
+from tests.volumes.kubelet import PodDirectory, judge, pod_directory, verdicts
+
+SLEEP = ("sleep", "100000")
+
+
+@pytest.fixture
+async def env() -> AsyncIterator[Environment]:
+    async with environment() as one:
+        yield one
+
+
+@pytest.fixture
+def pod() -> PodSpec:
+    return pod_spec()
+
+
+@pytest.fixture
+def directory(tmp_path: Path, pod: PodSpec) -> Iterator[PodDirectory]:
+    with pod_directory(tmp_path / "kubelet", pod.uid) as one:
+        yield one
+
+
+def mount(target: str, path: Path, **more: Any) -> Mount:
+    return Mount(container_path=target, host_path=os.fspath(path), **more)
+
+
+async def started(sandbox: VmSandbox, pod: PodSpec, *mounts: Mount, **more: Any) -> ContainerSpec:
+    """A container that sleeps."""
+    spec = container_spec(pod, *more.pop("args", SLEEP), mounts=mounts, **more)
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    return spec
+
+
+async def said(sandbox: VmSandbox, spec: ContainerSpec, script: str) -> str:
+    """What a script in a container says; it succeeds."""
+    out, err, code = await execute(sandbox, spec.id, "sh", "-c", script)
+    assert code == 0, (script, out, err)
+    return out.decode().strip()
+
+
+async def test_a_typical_pod_shares_nothing_with_the_host(
+    env: Environment, pod: PodSpec, directory: PodDirectory
+) -> None:
+    empty = directory.empty_dir("scratch", mode=0o2777, group=2000)
+    memory = directory.empty_dir("memory", memory=8 << 20)
+    config = directory.atomic("configmap", "config", {"key": b"value", "deep/er": b"down"}, group=2000)
+    token = directory.atomic("projected", "token", {"token": b"secret"}, mode=0o640, group=2000)
+    log = directory.termination_log("main")
+    sandbox = await env.run(pod)
+    main = await started(
+        sandbox,
+        pod,
+        mount("/empty", empty),
+        mount("/sub", directory.sub_path(empty, "main", 0, "below/it")),
+        mount("/memory", memory),
+        mount("/config", config, read_only=True),
+        mount("/token", token, read_only=True),
+        mount("/one", directory.sub_path(config, "main", 1, "key"), read_only=True),
+        mount("/etc/hosts", directory.etc_hosts("127.0.0.1\tlocalhost # of the kubelet\n")),
+        mount("/dev/termination-log", log),
+        args=("sh", "-c", "while [ ! -e /empty/end ]; do sleep 0.1; done; echo done > /dev/termination-log"),
+    )
+    other = await started(sandbox, pod, mount("/other", empty))
+    assert await said(sandbox, main, "grep -c 9p /proc/self/mountinfo || true") == "0"
+    assert (
+        await said(sandbox, main, "cat /config/key /config/deep/er /token/token /one")
+        == "valuedownsecretvalue"
+    )
+    assert "of the kubelet" in await said(sandbox, main, "cat /etc/hosts")
+    stat = "stat -c '%a %u %g' /empty /config/..data/key /token/..data/token"
+    assert await said(sandbox, main, stat) == "2777 0 2000\n644 0 2000\n640 0 2000"
+    assert int(await said(sandbox, main, "df -P -k /memory | tail -1 | awk '{print $2}'")) == 8 << 10
+    assert await said(sandbox, main, "touch /config/no 2>&1 || true") != ""
+    # What one container writes the others see, and the sub-path is of the same volume.
+    await said(sandbox, main, "echo shared > /empty/file; echo deep > /sub/file")
+    assert await said(sandbox, other, "cat /other/file /other/below/it/file") == "shared\ndeep"
+    assert sorted(path.name for path in empty.iterdir()) == [DISK, "below"]
+    await said(sandbox, main, "touch /empty/end")
+    assert (await sandbox.wait_container(main.id)).code == 0
+    assert log.read_text() == "done\n"
+
+
+async def test_the_judge_finds_no_fault_with_an_empty_dir(
+    env: Environment, pod: PodSpec, directory: PodDirectory
+) -> None:
+    sandbox = await env.run(pod)
+    mounts = (
+        mount("/empty", directory.empty_dir("scratch")),
+        mount("/memory", directory.empty_dir("memory", memory=64 << 20)),
+        mount("/judge", judge(), read_only=True),
+    )
+    usual = Security(capabilities=("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETFCAP"))
+    main = await started(sandbox, pod, *mounts, security=usual)
+    for place in ("/empty", "/memory"):
+        out, err, _ = await execute(sandbox, main.id, "/judge", "try", place)
+        found = verdicts(out.decode())
+        wrong = {trial for trial, verdict in found.items() if verdict != "ok"}
+        # The tmpfs of a kernel before 6.6 has neither.
+        wrong -= {"user xattr", "O_DIRECT"} if place == "/memory" else set()
+        assert len(found) > 30 and not wrong, (place, wrong, err)
+
+
+async def test_watchers_inside_see_a_swap_as_on_a_host(
+    env: Environment, pod: PodSpec, directory: PodDirectory
+) -> None:
+    config = directory.atomic("configmap", "config", {"kept": b"old", "gone": b"old"})
+    outside = directory.path / "outside"
+    outside.write_text("the host's own")
+    (config / "..out").symlink_to(outside)
+    old, sandbox = os.fspath((config / "..data").readlink()), await env.run(pod)
+    mounts = (mount("/config", config, read_only=True), mount("/judge", judge(), read_only=True))
+    main = await started(sandbox, pod, *mounts)
+    watching = await sandbox.exec(main.id, ExecSpec(args=("/judge", "watch", "/config", "6", "60")))
+    output = watching.output()
+    assert (await anext(output))[1] == b"watching\n"
+    directory.atomic("configmap", "config", {"kept": b"new", "come": b"new"})
+    text = b""
+    async for _, data in output:
+        text += data
+    await watching.close()
+    new = os.fspath((config / "..data").readlink())
+    # Word for word what a watcher on the host hears.
+    assert text.decode().splitlines() == [
+        f"create\t{new}",
+        "create\t..data_tmp",
+        "moved\t..data",
+        "create\tcome",
+        "delete\tgone",
+        f"delete\t{old}",
+    ]
+    assert await said(sandbox, main, "cat /config/kept /config/come") == "newnew"
+    # The link leads nowhere in the container, whatever the host has there.
+    assert await said(sandbox, main, "readlink /config/..out") == os.fspath(outside)
+    assert await said(sandbox, main, "cat /config/..out 2>/dev/null || echo nothing") == "nothing"
+
+
+async def test_a_large_volume_that_changes_every_second_is_never_seen_half(
+    env: Environment, pod: PodSpec, directory: PodDirectory
+) -> None:
+    def content(number: int) -> dict[str, bytes]:
+        return {name: bytes([65 + number]) * (512 << 10) for name in ("first", "second")}
+
+    config = directory.atomic("configmap", "config", content(0))
+    sandbox = await env.run(pod)
+    main = await started(sandbox, pod, mount("/config", config, read_only=True))
+    for number in range(1, 6):
+        directory.atomic("configmap", "config", content(number))
+        letter = chr(65 + number)
+        # Both files are looked at through the directory that ..data leads to at one moment.
+        script = "cd -P /config/..data && head -c 1 first && tail -c 1 second && cat first second | wc -c"
+        await until_said(sandbox, main, script, f"{letter}{letter}{1 << 20}")
+
+
+async def test_what_changed_while_no_daemon_ran_is_there_afterwards(
+    env: Environment, pod: PodSpec, directory: PodDirectory
+) -> None:
+    config = directory.atomic("secret", "config", {"key": b"old"})
+    hosts, log = directory.etc_hosts("# first\n"), directory.termination_log("main")
+    empty, memory = directory.empty_dir("empty"), directory.empty_dir("memory", memory=1 << 20)
+    sandbox = await env.run(pod)
+    mounts = (
+        mount("/config", config, read_only=True),
+        mount("/etc/hosts", hosts),
+        mount("/log", log),
+        mount("/empty", empty),
+        mount("/memory", memory),
+    )
+    args = (
+        "sh",
+        "-c",
+        "echo before > /log; while [ ! -e /empty/end ]; do sleep 0.1; done; echo after >> /log",
+    )
+    main = await started(sandbox, pod, *mounts, args=args)
+    await said(sandbox, main, "echo mine >> /etc/hosts; echo 1 > /empty/x; echo 2 > /memory/x")
+    await env.crash()
+    directory.atomic("secret", "config", {"key": b"new", "more": b"1"})
+    await env.again()
+    sandbox = await env.recover(pod, main)
+    await until_said(sandbox, main, "cat /config/key /config/more", "new1")
+    # What the container wrote is not taken back by a file that the host did not change.
+    assert "mine" in await said(sandbox, main, "cat /etc/hosts")
+    hosts.write_text("# second\n")
+    await until_said(sandbox, main, "cat /etc/hosts", "# second")
+    other = await started(
+        sandbox, pod, mount("/e", empty), mount("/m", memory), mount("/c", config, read_only=True)
+    )
+    assert await said(sandbox, other, "cat /e/x /m/x /c/key") == "1\n2\nnew"
+    await said(sandbox, other, "touch /e/end")
+    assert (await sandbox.wait_container(main.id)).code == 0
+    assert log.read_text() == "before\nafter\n"
+    await sandbox.delete(main.id)
+    assert log.read_text() == "before\nafter\n"
+
+
+async def test_an_empty_dir_outlives_the_sandbox_and_its_use_is_the_hosts(
+    env: Environment, pod: PodSpec, directory: PodDirectory
+) -> None:
+    empty = directory.empty_dir("empty")
+    sandbox = await env.run(pod)
+    main = await started(sandbox, pod, mount("/empty", empty))
+    await said(sandbox, main, "dd if=/dev/zero of=/empty/big bs=1M count=16 2>&1; echo kept > /empty/file")
+    # The guest writes in its own time; what is on the host is what the kubelet counts.
+    await until(lambda: used(empty) >= 16 << 20, 60)
+    await said(sandbox, main, "rm /empty/big; sync")
+    await until(lambda: used(empty) < 8 << 20, 60)
+    await said(sandbox, main, "mkdir /empty/sub; echo last > /empty/sub/file")
+    await env.driver.discard(pod.id)
+    again = pod_spec(uid=pod.uid, attempt=1)
+    sandbox = await env.run(again)
+    main = await started(
+        sandbox,
+        again,
+        mount("/empty", empty),
+        mount("/sub", directory.sub_path(empty, "main", 0, "sub"), read_only=True),
+    )
+    assert await said(sandbox, main, "cat /empty/file /sub/file") == "kept\nlast"
+    # Nobody else gets a disk that is in use.
+    third = pod_spec(uid=pod.uid, attempt=2)
+    rival = await env.run(third)
+    with pytest.raises(FailedPrecondition, match="in use by another VM"):
+        await rival.create(container_spec(third, *SLEEP, mounts=(mount("/empty", empty),)))
+    await rival.stop()
+    # Neither does it matter how the machine ends.
+    await said(sandbox, main, "echo journaled > /empty/file; sync")
+    os.kill(sandbox._clone.machine.pid, signal.SIGKILL)
+    await sandbox.wait()
+    await env.driver.discard(again.id)
+    fourth = pod_spec(uid=pod.uid, attempt=3)
+    sandbox = await env.run(fourth)
+    main = await started(sandbox, fourth, mount("/empty", empty))
+    assert await said(sandbox, main, "cat /empty/file") == "journaled"
+
+
+async def test_what_the_guest_cannot_hold_is_shared(
+    env: Environment, pod: PodSpec, directory: PodDirectory
+) -> None:
+    empty = directory.empty_dir("empty")
+    (empty / "of another").write_text("there before")
+    large = directory.atomic("configmap", "large", {str(n): bytes(1 << 20) for n in range(5)})
+    sandbox = await env.run(pod)
+    mounts = (mount("/empty", empty), mount("/large", large, read_only=True))
+    main = await started(sandbox, pod, *mounts)
+    assert (
+        await said(sandbox, main, "cat '/empty/of another'; cat /large/? | wc -c") == f"there before{5 << 20}"
+    )
+    await said(sandbox, main, "rm '/empty/of another'; echo here > /empty/file")
+    (empty / "file").unlink()
+    # It is plain now, and stays what it is for this pod.
+    other = await started(sandbox, pod, mount("/e", empty))
+    await said(sandbox, other, "echo seen > /e/both")
+    assert await said(sandbox, main, "cat /empty/both") == "seen"
+    assert (empty / "both").read_text() == "seen\n"
+
+
+async def test_users_of_the_pod_own_what_they_own_on_the_host(
+    env: Environment, directory: PodDirectory, pod: PodSpec
+) -> None:
+    maps = (IdMapping(container_id=0, host_id=65536, length=65536),)
+    own = Namespaces(user=NamespaceMode.POD, uid_mappings=maps, gid_mappings=maps)
+    mapped: dict[str, Any] = {"uid_mappings": maps, "gid_mappings": maps}
+    pod = pod_spec(uid=pod.uid, namespaces=own)
+    empty = directory.empty_dir("empty", mode=0o2770, group=3000)
+    config = directory.atomic("configmap", "config", {"key": b"value"}, mode=0o640, group=3000)
+    sandbox = await env.run(pod)
+    mounts = (
+        mount("/empty", empty, **mapped),
+        mount("/config", config, read_only=True, **mapped),
+        mount("/memory", directory.empty_dir("memory", memory=1 << 20), **mapped),
+    )
+    main = await started(sandbox, pod, *mounts, namespaces=own)
+    await said(sandbox, main, "touch /empty/file /memory/file")
+    stat = "stat -c '%a %u %g' /empty /empty/file /memory /config/..data/key"
+    assert await said(sandbox, main, stat) == "2770 0 3000\n644 0 3000\n777 0 0\n640 0 3000"
+
+
+def used(path: Path) -> int:
+    """What a kubelet counts: the blocks of all that is in there."""
+    return sum(one.lstat().st_blocks * 512 for one in (path, *path.rglob("*")))
+
+
+async def until_said(sandbox: VmSandbox, spec: ContainerSpec, script: str, expected: str) -> None:
+    """Run a script until it says what is expected."""
+    text = ""
+    try:
+        async with asyncio.timeout(30 * PATIENCE):
+            while text != expected:
+                out, _, _ = await execute(sandbox, spec.id, "sh", "-c", script)
+                text = out.decode().strip()
+    except TimeoutError:
+        pytest.fail(f"{script!r} says {text!r}, not {expected!r}")

@@ -1,0 +1,216 @@
+"""Which volumes a guest is to hold, and what a later daemon makes of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from orlop.config import VolumeConfig
+from orlop.errors import FailedPrecondition, Unavailable
+from orlop.host.watching import Watcher
+from orlop.hypervisor.base import Machine
+from orlop.sandbox.spec import ContainerSpec, Mount
+from orlop.sandbox.vm.agent import AgentClient
+from orlop.sandbox.vm.files import PodFile, PodFiles
+from orlop.sandbox.vm.volumes import Volumes
+from orlop.storage.snapshot import DISK
+from orlop.wire import messages
+from orlop.wire.messages import FEATURES, Drop, Fetch, Fill, Hello, Hold
+from tests.unit.test_vm_plugs import FakeMachine
+from tests.volumes.kubelet import PodDirectory
+
+
+@dataclass
+class Agent:
+    """Agrees to everything, and says what it was asked."""
+
+    hello: Hello = field(default_factory=lambda: Hello(features=FEATURES))
+    asked: list[Any] = field(default_factory=list)
+    closed: bool = False
+    fails: bool = False
+
+    async def call(self, request: Any, timeout: float = 0) -> Any:
+        if self.fails:
+            raise Unavailable("the agent is gone")
+        self.asked.append(request)
+        return messages.FetchReply(data=b"said") if isinstance(request, Fetch) else messages.Done()
+
+
+@dataclass
+class Bed:
+    """A pod's volumes, and all around them."""
+
+    place: Path
+    agent: Agent = field(default_factory=Agent)
+    machine: FakeMachine = field(default_factory=lambda: FakeMachine(9))
+    watcher: Watcher = field(default_factory=Watcher)
+
+    def __post_init__(self) -> None:
+        self.kubelet = PodDirectory(self.place / "kubelet", "uid-1")
+        self.files = PodFiles(self.place / "state", "pod")
+        self.files.write(PodFile(pod_id="pod"))
+
+    def daemon(self, **config: Any) -> Volumes:
+        """The volumes as a daemon begins with them."""
+        return Volumes(
+            cast(Machine, self.machine),
+            cast(AgentClient, self.agent),
+            self.files,
+            self.watcher,
+            uid="uid-1",
+            config=VolumeConfig(empty_dir_mib=16, **config),
+            workplace=self.place,
+        )
+
+
+def spec(name: str, *paths: Path, read_only: bool = False) -> ContainerSpec:
+    mounts = tuple(
+        Mount(container_path=f"/{number}", host_path=os.fspath(path), read_only=read_only)
+        for number, path in enumerate(paths)
+    )
+    return ContainerSpec(id=name, pod_id="pod", name=name, mounts=mounts)
+
+
+@pytest.fixture
+def bed(tmp_path: Path) -> Iterator[Bed]:
+    one = Bed(tmp_path)
+    yield one
+    assert not one.watcher._calls, "nothing is watched for a pod that is gone"
+
+
+async def test_an_agent_of_before_gets_its_volumes_shared(bed: Bed) -> None:
+    bed.agent.hello = Hello()
+    volumes = bed.daemon()
+    assert await volumes.place(spec("c", bed.kubelet.empty_dir("empty"))) == {}
+    assert not bed.agent.asked and not bed.machine.plugged
+    await volumes.close()
+
+
+async def test_an_empty_dir_is_one_disk_for_all_containers_and_daemons(bed: Bed) -> None:
+    empty = bed.kubelet.empty_dir("empty", mode=0o2775)
+    volumes = bed.daemon()
+    (first,) = (await volumes.place(spec("one", empty))).values()
+    assert (await volumes.place(spec("two", empty)))["/0"] == first
+    assert bed.machine.attached == 1
+    hold = bed.agent.asked[0]
+    assert isinstance(hold, Hold) and hold.disk is not None and hold.disk.at
+    assert hold.directories[0].mode == 0o2775
+    await volumes.release("one")
+    await volumes.release("two")
+    assert bed.machine.plugged, "it lasts as long as the pod"
+    await volumes.close()
+    later = bed.daemon(empty_dir="share")
+    later.adopt()
+    assert (await later.place(spec("three", empty)))["/0"] == first
+    assert bed.machine.attached == 1
+    await later.close()
+
+
+async def test_a_disk_that_a_killed_daemon_was_attaching_is_attached_anew(bed: Bed) -> None:
+    empty = bed.kubelet.empty_dir("empty")
+    volumes = bed.daemon()
+    await volumes.place(spec("one", empty))
+    (held,) = bed.files.volumes()
+    assert held.disk is not None
+    bed.files.write_volumes(
+        [type(held)(id=held.id, kind="disk", path=held.path, disk=type(held.disk)(id=held.id))]
+    )
+    await volumes.close()
+    later = bed.daemon()
+    later.adopt()
+    assert await later.place(spec("two", empty))
+    assert bed.machine.attached == 2 and len(bed.machine.plugged) == 1
+    await later.close()
+
+
+async def test_what_was_shared_once_stays_shared(bed: Bed) -> None:
+    empty = bed.kubelet.empty_dir("empty")
+    (empty / "file").touch()
+    volumes = bed.daemon()
+    assert await volumes.place(spec("one", empty)) == {}
+    (empty / "file").unlink()
+    assert await volumes.place(spec("two", empty)) == {}
+    await volumes.close()
+    later = bed.daemon()
+    later.adopt()
+    assert await later.place(spec("three", empty)) == {}
+    assert not bed.machine.plugged and not (empty / DISK).exists()
+    await later.close()
+
+
+async def test_a_disk_that_is_a_link_is_refused(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that shared the directory before has put it there; QEMU is not given what it leads to."""
+    empty = bed.kubelet.empty_dir("empty")
+    (empty / DISK).symlink_to("/dev/null")
+
+    async def attach(disk: object, **more: object) -> tuple[str, ...]:
+        os.close(os.open(empty / DISK, os.O_RDWR | os.O_NOFOLLOW))
+        return ()
+
+    monkeypatch.setattr(bed.machine, "attach_disk", attach)
+    volumes = bed.daemon()
+    with pytest.raises(FailedPrecondition, match=f"its disk {DISK}"):
+        await volumes.place(spec("one", empty))
+    await volumes.close()
+
+
+async def test_a_copy_lasts_as_long_as_its_containers(bed: Bed) -> None:
+    config = bed.kubelet.atomic("configmap", "config", {"key": b"value"})
+    volumes = bed.daemon()
+    placed = await volumes.place(spec("one", config, read_only=True))
+    assert placed == await volumes.place(spec("two", config, read_only=True))
+    assert [type(request) for request in bed.agent.asked] == [Fill], "the second has what the first has"
+    await volumes.release("one")
+    assert len(bed.agent.asked) == 1
+    await volumes.release("two")
+    await volumes.release("two")
+    assert [type(request) for request in bed.agent.asked] == [Fill, Drop]
+    assert bed.files.volumes() == []
+    await volumes.close()
+
+
+async def test_a_large_volume_goes_in_parts_and_a_too_large_one_not_at_all(bed: Bed) -> None:
+    large = bed.kubelet.atomic("secret", "large", {str(n): bytes(1 << 20) for n in range(3)})
+    volumes = bed.daemon()
+    await volumes.place(spec("one", large, read_only=True))
+    fills = [request for request in bed.agent.asked if isinstance(request, Fill)]
+    assert [fill.more for fill in fills] == [True] * (len(fills) - 1) + [False]
+    assert len(fills) > 1
+    for fill in fills:
+        assert len(messages.pack_request(fill)) < 4 << 20
+    small = bed.daemon(copy_kib=1024)
+    bed.agent.asked.clear()
+    other = bed.kubelet.atomic("secret", "other", {str(n): bytes(1 << 20) for n in range(2)})
+    assert await small.place(spec("two", other, read_only=True)) == {}
+    assert not bed.agent.asked
+    await volumes.release("one")
+    await volumes.close()
+    await small.close()
+
+
+async def test_a_termination_log_is_written_over_the_kubelets_file_and_no_other(
+    bed: Bed, tmp_path: Path
+) -> None:
+    log = bed.kubelet.termination_log("main")
+    volumes = bed.daemon()
+    assert (await volumes.place(spec("one", log)))["/0"][1] == log.name
+    await volumes.write_back("another")
+    assert log.read_bytes() == b""
+    await volumes.write_back("one")
+    assert log.read_bytes() == b"said"
+    outside = tmp_path / "outside"
+    outside.write_text("of the host")
+    log.unlink()
+    log.symlink_to(outside)
+    await volumes.write_back("one")
+    assert outside.read_text() == "of the host"
+    bed.agent.fails = True
+    await volumes.write_back("one")
+    bed.agent.fails = False
+    await volumes.release("one")
+    await volumes.close()
