@@ -26,7 +26,7 @@ from tests.node import Node, node
 from tests.patience import PATIENCE
 
 HANDLERS = pytest.mark.parametrize("handler", ["vm", "process"])
-REQUEST_TIMEOUT = 3.0 * PATIENCE
+REQUEST_TIMEOUT = 6.0 * PATIENCE
 
 
 class NriNode:

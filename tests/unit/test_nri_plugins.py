@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -147,11 +147,22 @@ async def service(tmp_path: Path, world: World) -> AsyncIterator[PodService]:
 
 
 @pytest.fixture
-async def nri(tmp_path: Path, service: PodService) -> AsyncIterator[NriServer]:
+def patience() -> float:
+    """Seconds for a plug-in to register and to answer: long, but where the test is about that."""
+    return 60.0
+
+
+IMPATIENT = pytest.mark.parametrize("patience", [2.0])
+
+
+@pytest.fixture
+async def nri(tmp_path: Path, service: PodService, patience: float) -> AsyncIterator[NriServer]:
     config = NriConfig(
-        socket=str(tmp_path / "nri.sock"), plugin_dir=str(tmp_path / "plugins"), request_timeout=1.0,
-        registration_timeout=1.0,
-    )  # fmt: skip
+        socket=str(tmp_path / "nri.sock"),
+        plugin_dir=str(tmp_path / "plugins"),
+        request_timeout=patience,
+        registration_timeout=patience,
+    )
     one = NriServer(config, service)
     await one.start()
     yield one
@@ -199,6 +210,7 @@ async def test_a_container_that_cannot_be_is_the_plugins_fault(
         assert "10-it" not in str(refused.value)
 
 
+@IMPATIENT
 async def test_one_that_hangs_is_dropped_and_holds_nobody(
     service: PodService, nri: NriServer, path: Path
 ) -> None:
@@ -216,6 +228,7 @@ async def test_one_that_hangs_is_dropped_and_holds_nobody(
         await gone(nri, "10-slow")
 
 
+@IMPATIENT
 @pytest.mark.parametrize(
     ("policy", "kept"), [({"fail_request": True}, False), ({"keep_connected": True}, True)]
 )
@@ -235,6 +248,7 @@ async def test_its_policy(
         assert ("10-strict" in nri.adaptation.plugins) == kept
 
 
+@IMPATIENT
 @pytest.mark.parametrize(
     ("name", "index", "answers"),
     [
@@ -258,6 +272,7 @@ async def test_one_that_does_not_behave_is_not_admitted(
     await service.run_pod(pod_spec())
 
 
+@IMPATIENT
 async def test_one_that_never_registers_is_dropped(nri: NriServer, path: Path) -> None:
     link = await connect(path)
     async with asyncio.timeout(60):
@@ -286,6 +301,50 @@ async def test_a_list_of_any_length_is_told(service: PodService, path: Path) -> 
         async with asyncio.timeout(60):
             await finished.wait()
     assert sorted(told) == sorted(f"c{number}" for number in range(20))
+
+
+async def test_one_that_comes_while_things_are_made_misses_nothing(
+    service: PodService, world: World, path: Path
+) -> None:
+    """It is told of each pod and container in the list or by an event, and of what is gone by neither."""
+    world.delays["create"] = 0.01
+    first, late = Double("first"), Double("late")
+    known: set[str] = set()
+
+    def synchronize(message: pb.SynchronizeRequest) -> pb.SynchronizeResponse:
+        known.update(one.id for one in (*message.pods, *message.containers))
+        return pb.SynchronizeResponse()
+
+    def create(message: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
+        assert message.pod.id in known
+        known.add(message.container.id)
+        return pb.CreateContainerResponse()
+
+    def run(message: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
+        known.add(message.pod.id)
+        return pb.RunPodSandboxResponse()
+
+    late.answers |= {"Synchronize": synchronize, "CreateContainer": create, "RunPodSandbox": run}
+
+    async def pods(start: int) -> None:
+        for number in range(start, start + 10):
+            pod = await service.run_pod(pod_spec(f"p{number}"))
+            container = await service.create_container(request(pod))
+            if number % 3 == 0:
+                await service.remove_container(container)
+                await service.remove_pod(pod)
+
+    async with first.connected(path), beside(_all(*(pods(start) for start in (0, 10, 20)))) as making:
+        await first.wait_for("PostCreateContainer")
+        async with late.connected(path):
+            await making
+    there = {one.id for one in (*service.pods(), *service.containers())}
+    assert len(there) == 40
+    assert there <= known
+
+
+async def _all(*work: Coroutine[Any, Any, None]) -> None:
+    await asyncio.gather(*work)
 
 
 async def test_older_ones_hear_of_the_state(service: PodService, path: Path) -> None:

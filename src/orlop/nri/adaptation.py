@@ -35,8 +35,8 @@ class Adaptation(Observer):
 
     @property
     def listens(self) -> bool:
-        """See ``Observer``."""
-        return bool(self._plugins)
+        """See ``Observer``. One that comes later must be told of what is being made now."""
+        return True
 
     @property
     def plugins(self) -> list[str]:
@@ -77,13 +77,12 @@ class Adaptation(Observer):
         return pb.UpdateContainersResponse(failed=await self._change(plugin, request.update))
 
     def _known(self) -> tuple[list[pb.PodSandbox], list[pb.Container]]:
-        pods, containers = self._pods.known()
-        for shown, new in ((pods, self._new_pods), (containers, self._new_containers)):
-            for record in shown:
-                new.pop(record.id, None)
+        shown_pods, shown_containers = self._pods.known()
+        pods = self._new_pods | {record.id: record for record in shown_pods}
+        containers = self._new_containers | {record.id: record for record in shown_containers}
         return (
-            [describe.pod(record) for record in (*pods, *self._new_pods.values())],
-            [describe.container(record) for record in (*containers, *self._new_containers.values())],
+            [describe.pod(record) for record in pods.values()],
+            [describe.container(record) for record in containers.values()],
         )
 
     async def _each(self, event: pb.Event.ValueType) -> AsyncIterator[Plugin]:
@@ -113,6 +112,10 @@ class Adaptation(Observer):
         request = pb.RunPodSandboxRequest(pod=describe.pod(pod))
         await self._ask(pb.RUN_POD_SANDBOX, request, pb.RunPodSandboxResponse)
         self._new_pods[pod.id] = pod
+
+    async def pod_ready(self, pod: PodRecord) -> None:
+        """See ``Observer``."""
+        self._new_pods.pop(pod.id, None)
 
     async def update_pod(self, pod: PodRecord, overhead: Resources, resources: Resources) -> None:
         """See ``Observer``."""
@@ -161,16 +164,18 @@ class Adaptation(Observer):
                 record = msgspec.structs.replace(container, spec=adjuster.spec)
             asked_for += answer.update
             updates.take(answer.update, plugin.name, creating=container.id)
-        judged = pb.ValidateContainerAdjustmentRequest(
-            pod=describe.pod(pod),
-            container=describe.container(container),
-            adjust=whole,
-            update=asked_for,
-            owners=adjuster.claims.message(),
-            plugins=consulted,
-        )
-        await self._judge(judged)
+        # Before anything is awaited: a plug-in that comes from here on was not asked, and is told.
         self._new_containers[container.id] = record
+        if any(plugin.wants(pb.VALIDATE_CONTAINER_ADJUSTMENT) for plugin in self._plugins):
+            judged = pb.ValidateContainerAdjustmentRequest(
+                pod=describe.pod(pod),
+                container=describe.container(container),
+                adjust=whole,
+                update=asked_for,
+                owners=adjuster.claims.message(),
+                plugins=consulted,
+            )
+            await self._judge(judged)
         return Adjusted(spec=record.spec, cdi_devices=adjuster.cdi_devices, updates=updates.all())
 
     async def _judge(self, request: pb.ValidateContainerAdjustmentRequest) -> None:

@@ -398,6 +398,7 @@ class Containers:
     async def update(self, ref: str, resources: Resources) -> None:
         """Change a container's limits; what is not set stays as it is."""
         record, observer = self._node.container(ref), self._node.observer
+        _check_updatable(record)
         pod = self._node.pod(record.pod_id)
         # Without the lock: others may be changed as well, whose own changes may want this one.
         wanted = await observer.update(pod, record, resources)
@@ -418,10 +419,7 @@ class Containers:
     async def change(self, ref: str, resources: Resources) -> ContainerRecord:
         """The same as :meth:`update`, of which no observer hears; the container as it is then."""
         record = self._node.container(ref)
-        if record.phase not in (ContainerPhase.CREATED, ContainerPhase.RUNNING):
-            raise FailedPrecondition(
-                f"container {record.name} ({record.id[:12]}) cannot be updated, it is {record.phase}"
-            )
+        _check_updatable(record)
         async with self._node.ledger.locked(record.id):
             with in_words(f"container {record.name} ({record.id[:12]}) cannot be updated"):
                 await self._node.sandbox(record.pod_id).update(record.id, resources)
@@ -434,6 +432,13 @@ class Containers:
         record, sandbox = self._node.running(ref)
         with in_words(f"the log of container {record.name} ({record.id[:12]})"):
             await sandbox.reopen_log(record.id)
+
+
+def _check_updatable(record: ContainerRecord) -> None:
+    if record.phase not in (ContainerPhase.CREATED, ContainerPhase.RUNNING):
+        raise FailedPrecondition(
+            f"container {record.name} ({record.id[:12]}) cannot be updated, it is {record.phase}"
+        )
 
 
 def merged(old: Resources, new: Resources) -> Resources:

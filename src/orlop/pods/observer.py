@@ -57,6 +57,9 @@ class Observer:
     async def run_pod(self, pod: PodRecord) -> None:
         """A pod has its sandbox and its addresses, and is about to be shown as ready."""
 
+    async def pod_ready(self, pod: PodRecord) -> None:
+        """It is shown as ready."""
+
     async def update_pod(self, pod: PodRecord, overhead: Resources, resources: Resources) -> None:
         """The limits of a pod are about to change."""
 

@@ -113,6 +113,7 @@ class Pods:
         self.watch(wanted.id, sandbox)
         node.events.publish(EventKind.CREATED, wanted.id, wanted.id)
         node.events.publish(EventKind.STARTED, wanted.id, wanted.id)
+        await node.tell(node.observer.pod_ready(ready), None)
         return wanted.id
 
     def _same(self, spec: PodSpec) -> PodRecord | None:

@@ -89,7 +89,9 @@ class Listener:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if path.is_socket():
                 if await _answers(path):
-                    raise FailedPrecondition(f"somebody listens on {path} already")
+                    raise FailedPrecondition(
+                        f"somebody listens on {path} already: stop it, or listen elsewhere"
+                    )
                 path.unlink()
             mask = os.umask(0o777 & ~mode)
             try:
