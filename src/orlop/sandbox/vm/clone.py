@@ -271,7 +271,7 @@ class Cloner(Clones):
 
     async def add_template(self) -> None:
         """Find or make one more, while clones come from the others."""
-        self._templates.append(await self._hypervisor.another(self._settle))
+        self._take(await self._hypervisor.another(self._settle))
 
     async def retire_template(self, template: Template) -> None:
         """Make no more clones of one. Idempotent."""
@@ -287,7 +287,10 @@ class Cloner(Clones):
             self._building = self._tasks.spawn(
                 self._hypervisor.template(self._settle, progress=self._say), "VM template", awaited=True
             )
-        template = await asyncio.shield(self._building)
+        self._take(await asyncio.shield(self._building))
+
+    def _take(self, template: Template) -> None:
+        # Two callers may have waited for the same one.
         if template not in self._templates:
             self._templates.append(template)
 
