@@ -95,6 +95,7 @@ async def test_it_sees_no_file_of_the_host(attack: Attack) -> None:
         "$b mount -o remount,rw /",
         "$b mknod /dev/sda b 8 0",
         "echo x >/usr/bin/other",
+        "echo x >/share/other",
         "$b nsenter -t 1 -m true",
         "$b unshare -Ur $b true",
         "$b chroot /share $b true",

@@ -59,7 +59,6 @@ class Host:
         self.place = place
         self.machines: dict[Path, DoubleMachine] = {}
         self.spaces: set[Path] = set()
-        self.shares: set[Path] = set()
         self.attached: set[str] = set()
         self.taps: set[int] = set()
         self.failing: set[str] = set()
@@ -80,7 +79,6 @@ class Host:
         found: dict[str, object] = {
             "machines": list(self.machines),
             "spaces": sorted(self.spaces),
-            "shares": sorted(self.shares),
             "attached": sorted(self.attached),
             "taps": sorted(self.taps),
             "files": [name for name in files if name not in ("vms", "vm-pods")],
@@ -268,7 +266,6 @@ def install(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def release_all(share: Share) -> None:
         await host.step("release the share")
-        host.shares.discard(share._directory)
 
     async def exercise(*args: object, **kwargs: object) -> None:
         await host.step("warm up")
@@ -288,7 +285,6 @@ def install(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netns, "delete", delete)
     monkeypatch.setattr(clones, "create_tap", create_tap)
     monkeypatch.setattr(networks, "join_tap", join_tap)
-    monkeypatch.setattr(Share, "protect", protect)
     monkeypatch.setattr(Share, "release_all", release_all)
     monkeypatch.setattr(warm, "rehearse", exercise)
     monkeypatch.setattr(warm, "exercise", exercise)

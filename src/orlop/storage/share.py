@@ -1,8 +1,8 @@
 """Volumes from the host, as bind mounts below the one directory that a VM shares with the host.
 
-The guest may write wherever that directory is writable, so nothing in it is believed: mount points are
-made here and nothing there is followed. Names come from the caller alone. :meth:`Share.protect` makes
-the directory itself read-only, so that a guest can fill its volumes but not the host's /run.
+Whoever has taken a hypervisor over may write wherever that directory is writable to it, so nothing in it is
+believed: mount points are made here and nothing there is followed. Names come from the caller alone. A jail
+shows the directory read-only, so that a guest can fill its volumes but not the host's /run.
 """
 
 from __future__ import annotations
@@ -67,20 +67,11 @@ class Share:
         self._following = Following(process, self._inside) if inside else None
         self._namespace = Path(f"/proc/{process}/ns/mnt") if process else None
         self._mountinfo = Path(f"/proc/{process}/mountinfo") if process else mounts.MOUNTINFO
-        # Where the mount points are made, if ``directory`` is only a read-only view of them.
-        self._points = directory.with_name(f"{directory.name}.points")
-
-    async def protect(self) -> None:
-        """Make the directory, and make it read-only but for the volumes. Before the VM opens it. Idempotent.
-
-        :meth:`release_all` takes the mount away again.
-        """
-        await threads.call(self._protect)
 
     def make_point(self, name: str) -> Path:
         """An empty directory ``name`` in the share that is no volume; returns where it is. Idempotent."""
         _check_key(name)
-        (self._place() / name).mkdir(mode=0o755, exist_ok=True)
+        (self._directory / name).mkdir(mode=0o755, exist_ok=True)
         return self._directory / name
 
     async def add(self, mount: HostMount, key: str, *, userns: Path | None = None) -> str:
@@ -135,15 +126,6 @@ class Share:
         await self.close()
         await threads.call(self._release_all)
 
-    def _protect(self) -> None:
-        self._points.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._directory.mkdir(mode=0o755, exist_ok=True)
-        if not mounts.is_mounted(self._directory):
-            mounts.bind(self._points, self._directory, read_only=True)
-
-    def _place(self) -> Path:
-        return self._points if self._points.is_dir() else self._directory
-
     def _add(self, mount: HostMount, key: str, userns: Path | None) -> None:
         source, target = mount.host_path, self._inside / key
         propagation = _PROPAGATION.get(str(mount.propagation))
@@ -161,7 +143,7 @@ class Share:
         self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._remove(key)
         try:
-            _make_point(self._place() / key, directory=directory)
+            _make_point(self._directory / key, directory=directory)
             if not self._bind(mount, target, propagation, userns):
                 self._unmapped[key] = source
         except OSError as error:
@@ -219,16 +201,14 @@ class Share:
         if self._is_mounted(target):
             with suppress(FileNotFoundError):  # the process has just ended, and its mounts with it
                 mounts.inside(self._namespace, lambda: mounts.unmount(target))
-        _remove_point(self._place() / key)
+        _remove_point(self._directory / key)
 
     def _release_all(self) -> None:
         mounts.unmount_below(self._directory)
         with suppress(FileNotFoundError):
             # Only empty mount points go. Were a mount still there, rmdir and unlink would refuse.
-            for path in list(self._place().iterdir()):
+            for path in list(self._directory.iterdir()):
                 _remove_point(path)
-        with suppress(OSError):
-            self._points.rmdir()
 
 
 def _make_point(target: Path, *, directory: bool) -> None:

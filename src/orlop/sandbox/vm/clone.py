@@ -299,7 +299,7 @@ class Cloner(Clones):
         directory = self.directory / secrets.token_hex(6)
         directory.mkdir(parents=True, mode=0o700)
         try:
-            await Share(directory / "share").protect()
+            (directory / "share").mkdir(mode=0o755)
             await netns.create(netns_of(directory))
         except BaseException:
             await tasks.roll_back(f"VM {directory.name}", self.discard(directory))
