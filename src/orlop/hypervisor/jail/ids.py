@@ -6,11 +6,12 @@ no id that counts on the host is within reach: not root, not a person's, not ano
 
 A range is taken by a symbolic link with its number as the name, which leads to the machine's directory. When
 that is removed, after the machine's end, the link leads nowhere and the range is free: nobody has to give it
-back, and a daemon that is killed forgets none.
+back, and a daemon that is killed forgets none. Links that lead nowhere are looked for now and then.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 
@@ -20,6 +21,7 @@ FIRST = 1 << 31
 """No distribution gives ids from here on to anybody."""
 LENGTH = 1 << 16
 _RANGES = (1 << 15) - 1
+_SWEEP = 64
 _claiming = threading.Lock()
 
 
@@ -28,14 +30,25 @@ def claim(directory: Path, machine: Path) -> int:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Two at once could each take away what they see as free, and the other has just taken.
     with _claiming:
-        for number in range(_RANGES):
-            link = directory / str(number)
-            if link.exists():
-                continue
-            link.unlink(missing_ok=True)
-            link.symlink_to(machine)
-            return FIRST + number * LENGTH
-    raise ResourceExhausted(f"all {_RANGES} ranges of user ids for VMs are taken: see {directory}")
+        number = _lowest(directory)
+        if number % _SWEEP == 0 or number >= _RANGES:
+            _forget_ended(directory)
+            number = _lowest(directory)
+        if number >= _RANGES:
+            raise ResourceExhausted(f"all {_RANGES} ranges of user ids for VMs are taken: see {directory}")
+        (directory / str(number)).symlink_to(machine)
+        return FIRST + number * LENGTH
+
+
+def _lowest(directory: Path) -> int:
+    taken = {path.name for path in directory.iterdir()}
+    return next(number for number in itertools.count() if str(number) not in taken)
+
+
+def _forget_ended(directory: Path) -> None:
+    for link in list(directory.iterdir()):
+        if not link.exists():
+            link.unlink()
 
 
 def id_map(owner: int) -> str:
