@@ -25,6 +25,7 @@ DefaultHandler = Literal["vm", "process", "auto"]
 
 Memory = Annotated[int, Meta(ge=64, le=4 << 20)]
 """MiB, up to 4 TiB."""
+Throughput = Annotated[int, Meta(ge=0, le=1 << 20)]
 FileSize = Annotated[int, Meta(ge=16, le=16 << 20)]
 """MiB; ext4 ends at 16 TiB."""
 Vcpus = Annotated[int, Meta(ge=1, le=255)]
@@ -97,6 +98,15 @@ class VolumeConfig(Section, frozen=True):
     copy_kib: Annotated[int, Meta(ge=0, le=16384)] = 4096
 
 
+class IoConfig(Section, frozen=True):
+    """How fast a pod's VM may use each disk of the host; 0 is no limit."""
+
+    read_mib_per_second: Throughput = 0
+    write_mib_per_second: Throughput = 0
+    reads_per_second: Throughput = 0
+    writes_per_second: Throughput = 0
+
+
 class VmConfig(Section, frozen=True):
     """Pods of the handler ``vm``.
 
@@ -126,6 +136,7 @@ class VmConfig(Section, frozen=True):
     guest: GuestConfig = GuestConfig()
     pool: PoolConfig = PoolConfig()
     volumes: VolumeConfig = VolumeConfig()
+    io: IoConfig = IoConfig()
     others: dict[str, Any] = {}
 
     def document(self) -> dict[str, Any]:

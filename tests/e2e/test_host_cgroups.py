@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
+from orlop.config import IoConfig
 from orlop.host import cgroups, cgroupstats, process
 from orlop.host.cgroups import Cgroup, Limits
+from orlop.sandbox.vm import hostgroup
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -59,3 +64,25 @@ async def test_a_kill_for_memory_is_seen(group: Cgroup) -> None:
     group.add(child.pid)
     assert await child.wait() == -signal.SIGKILL
     assert cgroupstats.oom_kills(group) == 1
+
+
+@pytest.mark.skipif(not {"io", "blkio"} & cgroups.hierarchy().controllers.keys(), reason="no such controller")
+async def test_a_vm_reads_no_faster_than_it_may(group: Cgroup, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    await process.run(["dd", "if=/dev/zero", f"of={file}", "bs=256K", "count=16", "conv=fsync"])
+    if not os.major(file.stat().st_dev):
+        pytest.skip("temporary files are on no disk")
+    script = f"read go; exec dd if={file} of=/dev/null bs=256K count=16 iflag=direct"
+
+    async def seconds(io: IoConfig) -> float:
+        child = await process.spawn(["sh", "-c", script], stdin=PIPE)
+        assert child.stdin is not None
+        await hostgroup.enter(group.path, child.pid, io)
+        began = time.monotonic()
+        child.stdin.write(b"go\n")
+        child.stdin.close()
+        assert await child.wait() == 0
+        return time.monotonic() - began
+
+    free = min([await seconds(IoConfig()) for _ in range(3)])
+    assert await seconds(IoConfig(read_mib_per_second=1)) > max(2.5, 2 * free)

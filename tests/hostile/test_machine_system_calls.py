@@ -6,6 +6,7 @@ import asyncio
 import errno
 import platform
 import re
+import resource
 import signal
 import socket
 import struct
@@ -21,7 +22,7 @@ import pytest
 from orlop.guestos.build import GuestArtifacts, build
 from orlop.host import process
 from orlop.hypervisor.base import MachineShape
-from orlop.hypervisor.jail.spawn import ENTRANCE
+from orlop.hypervisor.jail.spawn import ENTRANCE, LIMITS
 from orlop.hypervisor.qemu import QemuBackend, systemcalls
 from orlop.hypervisor.qemu.machine import QemuMachine
 from tests.e2e.vm_environment import CACHE
@@ -137,6 +138,18 @@ async def test_the_one_exec_that_passes_has_passed(guest: GuestArtifacts) -> Non
         ]
         found = await inject(machine.pid, *calls)
     assert found == [-errno.EBADF, -errno.EBADF, -errno.EINVAL, -errno.EPERM, -errno.EPERM]
+
+
+async def test_its_limits_are_set_and_stay(guest: GuestArtifacts) -> None:
+    prlimit64, fcntl, most_files = 302, 72, LIMITS[resource.RLIMIT_NOFILE]
+    async with running(guest) as machine:
+        for kind, most in LIMITS.items():
+            assert resource.prlimit(machine.pid, kind) == (most, most)
+        raised = [[prlimit64, 0, kind, struct.pack("=2Q", 1 << 20, 1 << 20).hex(), 0] for kind in LIMITS]
+        lowered = [[prlimit64, 0, resource.RLIMIT_NOFILE, struct.pack("=2Q", 9, 9).hex(), 0]]
+        assert set(await inject(machine.pid, *raised, *lowered)) == {-errno.EPERM}
+        opened = await inject(machine.pid, *([fcntl, 2, 0, most_files - 2] for _ in range(3)))
+        assert opened == [most_files - 2, most_files - 1, -errno.EMFILE]
 
 
 async def test_its_error_log_does_not_grow(guest: GuestArtifacts) -> None:

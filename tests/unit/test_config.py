@@ -154,7 +154,7 @@ def test_a_configuration_can_be_written_down_again(tmp_path: Path) -> None:
         + "".join(
             f"{key} = {json.dumps(value)}\n"
             for key, value in own.items()
-            if key not in ("guest", "pool", "volumes")
+            if key not in ("guest", "pool", "volumes", "io")
         )
         + "[vm.qemu]\nmachine = 'q35'\n[vm.pool]\nsize = 7\n"
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.host import cgroups, cgroupstats
-from orlop.host.cgroups import Cgroup, Hierarchy, Limits
+from orlop.host.cgroups import Cgroup, DiskLimit, Hierarchy, Limits
 from orlop.linux.usage import Pressure
 
 
@@ -90,6 +90,7 @@ def test_limits_become_files_of_version_2() -> None:
         swap_limit=3 << 20,
         pids_limit=-1,
         hugepage_limits=(("2MB", 0),),
+        disks=(DiskLimit(device="8:0", read_bytes=5, write_operations=6),),
         unified=(("memory.high", "12"),),
     )
     assert cgroups.unified_files(limits) == [
@@ -99,6 +100,7 @@ def test_limits_become_files_of_version_2() -> None:
         ("memory.swap.max", str(2 << 20)),
         ("pids.max", "max"),
         ("hugetlb.2MB.max", "0"),
+        ("io.max", "8:0 rbps=5 wbps=max riops=max wiops=6"),
         ("memory.high", "12"),
     ]
     assert cgroups.unified_files(Limits()) == []
@@ -115,6 +117,36 @@ def test_limits_become_files_of_version_1() -> None:
         "memory.limit_in_bytes",
         "memory.memsw.limit_in_bytes",
     ]
+
+
+def test_limits_of_disks_become_files_of_version_1() -> None:
+    limit = DiskLimit(device="8:0", read_bytes=1, write_bytes=2, read_operations=3)
+    assert cgroups.legacy_files(Limits(disks=(limit,))) == [
+        ("blkio.throttle.read_bps_device", "8:0 1"),
+        ("blkio.throttle.write_bps_device", "8:0 2"),
+        ("blkio.throttle.read_iops_device", "8:0 3"),
+        ("blkio.throttle.write_iops_device", "8:0 0"),
+    ]
+
+
+def test_disks_are_those_that_hold_something(tmp_path: Path) -> None:
+    for name, device, size in (
+        ("sda", "8:0", 9),
+        ("sr0", "11:0", 0),
+        ("loop0", "7:0", 9),
+        ("zram0", "252:0", 9),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "size").write_text(f"{size}\n")
+        (tmp_path / name / "dev").write_text(f"{device}\n")
+    (tmp_path / "gone").mkdir()
+    assert cgroups.disks(tmp_path) == ["8:0"]
+
+
+def test_a_host_without_the_controller_of_disks_says_so(tmp_path: Path) -> None:
+    group = cgroups.Cgroup("/a", cgroups.Hierarchy(2, tmp_path, {"memory": tmp_path}))
+    with pytest.raises(FailedPrecondition, match="no controller of disks"):
+        group.set(Limits(disks=(DiskLimit(device="8:0", read_bytes=1),)))
 
 
 def test_counters_of_version_2(tmp_path: Path) -> None:

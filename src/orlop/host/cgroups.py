@@ -29,6 +29,16 @@ _WHOLE = 2048  # the kernel hands out its files by pages: what is shorter than h
 _DESTROY_TIME = 5.0
 
 
+class DiskLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast a group may use the disk ``device`` ("8:0"): bytes and operations a second, 0 for no limit."""
+
+    device: str
+    read_bytes: int = 0
+    write_bytes: int = 0
+    read_operations: int = 0
+    write_operations: int = 0
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of a group. 0 leaves one as it is, -1 (where it makes sense) takes it away.
 
@@ -45,6 +55,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     swap_limit: int = 0
     pids_limit: int = 0
     hugepage_limits: tuple[tuple[str, int], ...] = ()
+    disks: tuple[DiskLimit, ...] = ()
     unified: tuple[tuple[str, str], ...] = ()
 
 
@@ -201,7 +212,9 @@ class Cgroup:
         return sorted(found)
 
     def set(self, limits: Limits) -> None:
-        """Apply limits. Raises OSError with the file's name, FailedPrecondition for what v1 lacks."""
+        """Apply limits. Raises OSError with the file's name, FailedPrecondition for what the host lacks."""
+        if limits.disks and not {"io", "blkio"} & self.host.controllers.keys():
+            raise FailedPrecondition("the host's control groups have no controller of disks (io, blkio)")
         if self.host.version == 2:
             for name, value in unified_files(limits):
                 _write(self.directory() / name, value)
@@ -308,6 +321,17 @@ async def destroy(group: Cgroup) -> None:
         delay = min(delay * 2, 0.1)
 
 
+def disks(root: Path = Path("/sys/block")) -> list[str]:
+    """The host's disks as groups know them ("8:0"), without what lies in memory or files."""
+    found = []
+    for place in sorted(root.iterdir()):
+        if not place.name.startswith(("loop", "ram", "zram")):
+            with suppress(OSError):  # one that has just been taken out
+                if int((place / "size").read_text(encoding="ascii")):
+                    found.append((place / "dev").read_text(encoding="ascii").strip())
+    return found
+
+
 _V2_WANTED = ("cpu", "cpuset", "memory", "pids", "io", "hugetlb")
 
 
@@ -364,6 +388,10 @@ def unified_files(limits: Limits) -> list[tuple[str, str]]:
     if limits.pids_limit:
         found.append(("pids.max", _or_max(limits.pids_limit)))
     found += [(f"hugetlb.{size}.max", str(limit)) for size, limit in limits.hugepage_limits]
+    for disk in limits.disks:
+        values = (disk.read_bytes, disk.write_bytes, disk.read_operations, disk.write_operations)
+        words = zip(("rbps", "wbps", "riops", "wiops"), map(_or_max, values), strict=True)
+        found.append(("io.max", " ".join((disk.device, *(f"{name}={value}" for name, value in words)))))
     for name, value in limits.unified:
         if "/" in name or name.startswith((".", "cgroup.")):
             raise InvalidArgument(f"unified resource {name[:80]!r} is not a controller's file")
@@ -388,6 +416,14 @@ def legacy_files(limits: Limits) -> list[tuple[str, str]]:
     if limits.pids_limit:
         found.append(("pids.max", _or_max(limits.pids_limit)))
     found += [(f"hugetlb.{size}.limit_in_bytes", str(limit)) for size, limit in limits.hugepage_limits]
+    for disk in limits.disks:
+        # 0 is no limit there, too.
+        found += [
+            ("blkio.throttle.read_bps_device", f"{disk.device} {disk.read_bytes}"),
+            ("blkio.throttle.write_bps_device", f"{disk.device} {disk.write_bytes}"),
+            ("blkio.throttle.read_iops_device", f"{disk.device} {disk.read_operations}"),
+            ("blkio.throttle.write_iops_device", f"{disk.device} {disk.write_operations}"),
+        ]
     return found
 
 

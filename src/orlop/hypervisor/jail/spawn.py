@@ -47,6 +47,9 @@ LIMITS: Mapping[int, int] = {
     resource.RLIMIT_NPROC: 512,
     resource.RLIMIT_MEMLOCK: 64 << 10,
     resource.RLIMIT_MSGQUEUE: 0,
+    resource.RLIMIT_NICE: 0,
+    resource.RLIMIT_RTPRIO: 0,
+    resource.RLIMIT_SIGPENDING: 1024,
 }
 """Limits (getrlimit(2)) that suit a machine of any size; its user is its own, so NPROC counts its threads."""
 

@@ -51,6 +51,9 @@ from orlop.wire.values import Interface
 
 log = logging.getLogger(__name__)
 
+Enter = Callable[[int], Awaitable[None]]
+"""Moves a process into the pod's control group."""
+
 T = TypeVar("T")
 
 NAME = "vm"
@@ -313,11 +316,12 @@ class VmDriver:
             await tasks.roll_back(f"VM {directory.name}", cloner.discard(directory))
             raise
         step = "machine" if ready is None else "fit"
+        enter = partial(hostgroup.enter, cgroup, io=self._config.vm.io)
         held = [] if ready is None else [ready]
         try:
             await together(
                 _timed(timings, "network", partial(network.attach, self._network, spec, netns_of(directory))),
-                _timed(timings, step, partial(_obtain, held, cloner, directory, shape, cgroup)),
+                _timed(timings, step, partial(_obtain, held, cloner, directory, shape, enter)),
             )
             (clone,) = held
             interface = await _timed(timings, "join", partial(network.join, spec, clone, remember))
@@ -436,7 +440,7 @@ def _since(begun: float) -> float:
 
 
 async def _obtain(
-    held: list[Clone], cloner: Cloner, directory: Path, shape: MachineShape, cgroup: str
+    held: list[Clone], cloner: Cloner, directory: Path, shape: MachineShape, enter: Enter
 ) -> None:
     """Have a clone in ``held``, the one there or a new one, that is of the right size.
 
@@ -444,13 +448,12 @@ async def _obtain(
     """
     if not held:
         held.append(await cloner.finish(directory))
-    await _fit(held[0], shape, cgroup)
+    await _fit(held[0], shape, enter)
 
 
-async def _fit(clone: Clone, shape: MachineShape, cgroup: str) -> None:
+async def _fit(clone: Clone, shape: MachineShape, enter: Enter) -> None:
     """Bring the VM to its size, in the place where what it uses is the pod's."""
-    if cgroup:
-        await hostgroup.enter(cgroup, clone.machine.pid)
+    await enter(clone.machine.pid)
     got = await clone.resize(shape)
     if got.memory_mib < shape.memory_mib or got.vcpus < shape.vcpus:
         log.warning(

@@ -1,13 +1,15 @@
 """The control group of a VM's process, below the pod's own group that the kubelet made.
 
 What the pod is allowed is set there, by the kubelet; here the VM only has to be in it. Processor
-sets, which CRI gives per container, hold for the VM as a whole: the union of its containers' sets.
+sets, which CRI gives per container, hold for the VM as a whole: the union of its containers' sets. How fast
+it may use disks Kubernetes does not say; the configuration can.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from orlop.config import IoConfig
 from orlop.errors import FailedPrecondition
 from orlop.host import cgroups, threads
 
@@ -21,12 +23,19 @@ def path_of(parent: str, pod_id: str) -> str:
     return f"{cgroups.expand(parent).rstrip('/')}/{_PREFIX}{pod_id[:32]}"
 
 
-async def enter(path: str, pid: int) -> None:
-    """Make the group and move the VM into it. Raises FailedPrecondition: outside it the pod had no limits."""
+async def enter(path: str, pid: int, io: IoConfig) -> None:
+    """Make the group and move the VM into it, if it has any; ``io`` bounds how fast it may use disks.
+
+    Raises FailedPrecondition: outside its group the pod had no limits."""
+    if not path:
+        return
+    limits = cgroups.Limits(disks=_disks(io))
 
     def move() -> None:
         group = cgroups.Cgroup(path)
         group.create()
+        if limits.disks:
+            group.set(limits)
         group.add(pid)
 
     try:
@@ -35,6 +44,21 @@ async def enter(path: str, pid: int) -> None:
         raise FailedPrecondition(
             f"the VM cannot be moved to the control group {path}: {error.strerror}"
         ) from error
+
+
+def _disks(io: IoConfig) -> tuple[cgroups.DiskLimit, ...]:
+    if io == IoConfig():
+        return ()
+    return tuple(
+        cgroups.DiskLimit(
+            device=device,
+            read_bytes=io.read_mib_per_second << 20,
+            write_bytes=io.write_mib_per_second << 20,
+            read_operations=io.reads_per_second,
+            write_operations=io.writes_per_second,
+        )
+        for device in cgroups.disks()
+    )
 
 
 async def pin(path: str, sets: Iterable[str]) -> None:
