@@ -235,6 +235,11 @@ class Cgroup:
             for name, value in memory:
                 self._set_legacy(name, value)
 
+    def memory_limit(self) -> int:
+        """What the group may use in bytes; -1 when there is no bound, no such group or no such controller."""
+        text = self.read("memory.max" if self.host.version == 2 else "memory.limit_in_bytes", "memory")
+        return int(text) if text.strip().isdecimal() else -1
+
     def _set_legacy(self, name: str, value: str) -> None:
         controller = name.partition(".")[0]
         if controller not in self.host.controllers:

@@ -316,7 +316,7 @@ class VmDriver:
             await tasks.roll_back(f"VM {directory.name}", cloner.discard(directory))
             raise
         step = "machine" if ready is None else "fit"
-        enter = partial(hostgroup.enter, cgroup, io=self._config.vm.io)
+        enter = partial(hostgroup.enter, cgroup, memory_mib=shape.memory_mib, io=self._config.vm.io)
         held = [] if ready is None else [ready]
         try:
             await together(

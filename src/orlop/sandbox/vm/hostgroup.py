@@ -1,19 +1,27 @@
 """The control group of a VM's process, below the pod's own group that the kubelet made.
 
-What the pod is allowed is set there, by the kubelet; here the VM only has to be in it. Processor
-sets, which CRI gives per container, hold for the VM as a whole: the union of its containers' sets. How fast
-it may use disks Kubernetes does not say; the configuration can.
+What the pod is allowed is set there, by the kubelet; here the VM only has to be in it. Its memory is the
+exception: the kubelet counts containers, and the overhead of a RuntimeClass where one is declared. A guest
+fills what it has with its page cache, and would be killed as a whole. So the pod's group holds at least the
+VM; the guest keeps each container to its own limit. Processor sets, which CRI gives per container, hold for
+the VM as a whole: the union of its containers' sets. How fast it may use disks Kubernetes does not say; the
+configuration can.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 from orlop.config import IoConfig
 from orlop.errors import FailedPrecondition
 from orlop.host import cgroups, threads
 
 _PREFIX = "orlop-vm-"
+_MIB = 1 << 20
+_MONITOR_MIB = 96
+"""What the hypervisor's process takes beside the memory of its guest, and what the kernel counts with it."""
 
 
 def path_of(parent: str, pod_id: str) -> str:
@@ -23,15 +31,17 @@ def path_of(parent: str, pod_id: str) -> str:
     return f"{cgroups.expand(parent).rstrip('/')}/{_PREFIX}{pod_id[:32]}"
 
 
-async def enter(path: str, pid: int, io: IoConfig) -> None:
-    """Make the group and move the VM into it, if it has any; ``io`` bounds how fast it may use disks.
+async def enter(path: str, pid: int, memory_mib: int, io: IoConfig) -> None:
+    """Make the group, if there is to be one, and move a VM of that size into it.
 
-    Raises FailedPrecondition: outside its group the pod had no limits."""
+    ``io`` bounds how fast it may use disks. Raises FailedPrecondition: outside of it the pod had no limits.
+    """
     if not path:
         return
     limits = cgroups.Limits(disks=_disks(io))
 
     def move() -> None:
+        _hold(path, memory_mib)
         group = cgroups.Cgroup(path)
         group.create()
         if limits.disks:
@@ -59,6 +69,25 @@ def _disks(io: IoConfig) -> tuple[cgroups.DiskLimit, ...]:
         )
         for device in cgroups.disks()
     )
+
+
+async def hold(path: str, memory_mib: int) -> None:
+    """Let the pod's group hold a VM of that size. Raises FailedPrecondition when it cannot."""
+    if not path:
+        return
+    try:
+        await threads.call(_hold, path, memory_mib)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"the control group above {path} cannot hold a VM of {memory_mib} MiB: {error.strerror}"
+        ) from error
+
+
+def _hold(path: str, memory_mib: int) -> None:
+    pod = cgroups.Cgroup(os.fspath(PurePosixPath(path).parent))
+    needed = (memory_mib + _MONITOR_MIB) * _MIB
+    if 0 <= pod.memory_limit() < needed:
+        pod.set(cgroups.Limits(memory_limit=needed))
 
 
 async def pin(path: str, sets: Iterable[str]) -> None:

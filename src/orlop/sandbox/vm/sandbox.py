@@ -280,11 +280,10 @@ class VmSandbox:
         wanted = size(overhead, resources, self._config, who=f"pod {self.pod_id}")
         now = self._clone.machine.shape
         # A VM gives back what it does not use; only growth needs a change.
-        await self._clone.resize(
-            MachineShape(
-                memory_mib=max(wanted.memory_mib, now.memory_mib), vcpus=max(wanted.vcpus, now.vcpus)
-            )
-        )
+        memory = max(wanted.memory_mib, now.memory_mib)
+        # The kubelet has written the pod's limits anew before it called.
+        await hostgroup.hold(self._pod.cgroup, memory)
+        await self._clone.resize(MachineShape(memory_mib=memory, vcpus=max(wanted.vcpus, now.vcpus)))
 
     async def reopen_log(self, container_id: str) -> None:
         """See ``Sandbox``."""
