@@ -156,6 +156,8 @@ class DoubleSandbox:
 
     async def create(self, spec: ContainerSpec) -> None:
         await self.world.effect("create")
+        if not self.pod.running:
+            raise FailedPrecondition("its pod was stopped")
         if spec.id in self.pod.containers:
             raise AlreadyExists("it exists")
         self.pod.containers[spec.id] = WorldContainer(spec)
@@ -163,6 +165,8 @@ class DoubleSandbox:
 
     async def start(self, container_id: str) -> int:
         await self.world.effect("start")
+        if not self.pod.running:
+            raise FailedPrecondition("its pod was stopped")
         container = self._container(container_id)
         if container.state != "created":
             raise FailedPrecondition("it was started already")

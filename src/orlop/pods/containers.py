@@ -55,6 +55,7 @@ from orlop.sandbox.spec import ExitStatus, Resources
 
 log = logging.getLogger(__name__)
 
+KILL_AGAIN = 1.0
 KILL_GRACE = 30.0
 """Seconds within which a killed container must be dead."""
 
@@ -99,7 +100,8 @@ class Containers:
         container_id = secrets.token_hex(32)
         told: ContainerRecord | None = None
         try:
-            with tracing.span("pods.resolve", container=container_id):
+            failed = f"container {request.name} cannot be made"
+            with tracing.span("pods.resolve", container=container_id), in_words(failed):
                 record = await self._resolve(pod, request, container_id, digest)
             told = record
             record = await self._adjust(pod, record, sandbox)
@@ -218,7 +220,8 @@ class Containers:
             try:
                 started_at = await self.begin(record, sandbox)
             except Exception as error:
-                await self.end_failed(container_id, sandbox, error)
+                if not isinstance(error, CannotRun):
+                    await self.end_failed(container_id, sandbox)
                 await self.start_failed(container_id, error)
                 raise
             await self.started(container_id, started_at, sandbox)
@@ -231,11 +234,20 @@ class Containers:
         with tracing.span("sandbox.start", container=record.id), in_words(failed):
             return await sandbox.start(record.id)
 
-    async def end_failed(self, container_id: str, sandbox: Sandbox, error: Exception) -> None:
+    async def end_failed(self, container_id: str, sandbox: Sandbox) -> None:
         """See that a container whose start failed does not run: it may have, and its answer was lost."""
-        if not isinstance(error, CannotRun):
-            with suppress(OrlopError, OSError):
-                await _signal(sandbox, container_id, SIGKILL)
+        if not await _heard_kill(sandbox, container_id):
+            work = self._kill_at_last(container_id, sandbox)
+            self._node.tasks.spawn(work, f"the end of container {container_id[:12]}")
+
+    async def _kill_at_last(self, container_id: str, sandbox: Sandbox) -> None:
+        """Kill a container that may run though nobody watches it, for as long as it is there."""
+        while (record := self._node.ledger.find_container(container_id)) is not None:
+            if self._node.sandboxes.get(record.pod_id) is not sandbox:
+                return
+            await asyncio.sleep(WATCH_INTERVAL)
+            if await _heard_kill(sandbox, container_id):
+                return
 
     async def start_failed(self, container_id: str, error: Exception) -> None:
         """Record that a container's process could not be run."""
@@ -332,6 +344,17 @@ class Containers:
         record = self._node.ledger.find_container(ref)
         if record is None or record.phase is not ContainerPhase.RUNNING:
             return
+        if record.id not in self._node.watchers:
+            # It was started this moment, and is watched as soon as that is written down.
+            async with self._node.ledger.locked(record.id):
+                pass
+        await self._stop(record.id, timeout)
+
+    async def _stop(self, container_id: str, timeout: float) -> None:
+        """The same for a container that nobody is starting."""
+        record = self._node.ledger.find_container(container_id)
+        if record is None or record.phase is not ContainerPhase.RUNNING:
+            return
         sandbox = self._node.sandboxes.get(record.pod_id)
         watcher = self._node.watchers.get(record.id)
         if sandbox is None or watcher is None:
@@ -358,12 +381,16 @@ class Containers:
                 timeout,
                 record.stop_signal,
             )
-        await _signal(sandbox, record.id, SIGKILL)
-        done, _ = await asyncio.wait([watcher], timeout=KILL_GRACE)
-        if not done:
-            raise DeadlineExceeded(
-                f"container {record.name} ({record.id[:12]}) still runs {KILL_GRACE:g} s after KILL"
-            )
+        end = time.monotonic() + KILL_GRACE
+        while (left := end - time.monotonic()) > 0:
+            # One that did not get through is sent again: nobody waits long for what was not heard.
+            heard = await _signal(sandbox, record.id, SIGKILL)
+            done, _ = await asyncio.wait([watcher], timeout=left if heard else min(left, KILL_AGAIN))
+            if done:
+                return
+        raise DeadlineExceeded(
+            f"container {record.name} ({record.id[:12]}) still runs {KILL_GRACE:g} s after KILL"
+        )
 
     # Remove
 
@@ -377,7 +404,7 @@ class Containers:
     async def _remove(self, container_id: str) -> None:
         node = self._node
         async with node.ledger.locked(container_id):
-            await self.stop(container_id, 0)
+            await self._stop(container_id, 0)
             record = node.ledger.find_container(container_id)
             if record is None:
                 return
@@ -447,12 +474,24 @@ def merged(old: Resources, new: Resources) -> Resources:
     return msgspec.structs.replace(old, **fields)
 
 
-async def _signal(sandbox: Sandbox, container_id: str, number: int) -> None:
-    """Send a signal; that the process has just ended, or cannot be reached, is no failure: the exit tells."""
+async def _signal(sandbox: Sandbox, container_id: str, number: int) -> bool:
+    """Send a signal; False when it may not have been heard, which is no failure: the exit tells."""
     try:
         await sandbox.signal(container_id, number)
-    except (NotFound, FailedPrecondition, DeadlineExceeded, Unavailable) as error:
+    except (NotFound, FailedPrecondition) as error:  # it has just ended
         log.debug("signal %d to container %s: %s", number, container_id[:12], error)
+    except (DeadlineExceeded, Unavailable) as error:
+        log.debug("signal %d to container %s: %s", number, container_id[:12], error)
+        return False
+    return True
+
+
+async def _heard_kill(sandbox: Sandbox, container_id: str) -> bool:
+    try:
+        return await _signal(sandbox, container_id, SIGKILL)
+    except (OrlopError, OSError) as error:
+        log.warning("container %s cannot be killed: %s", container_id[:12], error)
+        return False
 
 
 def _drop_empty_log(path: str) -> None:

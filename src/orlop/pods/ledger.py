@@ -104,8 +104,13 @@ class Ledger:
 
     async def put_pod(self, record: PodRecord) -> PodRecord:
         """Record a pod; it is in the journal on return."""
-        self._by_key.setdefault(pod_key(record.spec), {})[record.id] = None
-        await _put(self._pods, record, self._journal.put_pod)
+        key = pod_key(record.spec)
+        self._by_key.setdefault(key, {})[record.id] = None
+        try:
+            await _put(self._pods, record, self._journal.put_pod)
+        finally:
+            if record.id not in self._pods:
+                _unlist(self._by_key, key, record.id)
         return record
 
     async def change_pod(self, pod_id: str, **changes: object) -> PodRecord:
@@ -168,7 +173,11 @@ class Ledger:
     async def put_container(self, record: ContainerRecord) -> ContainerRecord:
         """Record a container; it is in the journal on return."""
         self._by_pod.setdefault(record.pod_id, {})[record.id] = None
-        await _put(self._containers, record, self._journal.put_container)
+        try:
+            await _put(self._containers, record, self._journal.put_container)
+        finally:
+            if record.id not in self._containers:
+                _unlist(self._by_pod, record.pod_id, record.id)
         return record
 
     async def change_container(self, container_id: str, **changes: object) -> ContainerRecord:

@@ -124,6 +124,7 @@ class Node:
             await undo.step(f"container {member.id[:12]}", self.forget(member.id))
         undo.finish()
         await self.ledger.drop_pod(pod_id)
+        await self.end_watch(pod_id)
 
     async def tell(self, news: Coroutine[Any, Any, T], default: T) -> T:
         """The observer's answer to news: to its end, though the caller be cancelled. It refuses nothing."""
@@ -137,7 +138,8 @@ class Node:
             return default
 
     async def forget(self, container_id: str) -> None:
-        """Drop the record of a container that is gone, and its hold on images."""
+        """Drop the record of a container that is gone, its hold on images and its watcher."""
+        await self.end_watch(container_id)
         await self.images.release(container_id)
         await self.ledger.drop_container(container_id)
 

@@ -23,7 +23,14 @@ from orlop.errors import FailedPrecondition, NotFound, OrlopError
 from orlop.host.tasks import failures_of
 from orlop.pods.containers import Containers
 from orlop.pods.node import Node, now, reason_of
-from orlop.pods.records import ContainerPhase, ContainerRecord, EventKind, PodPhase, PodRecord
+from orlop.pods.records import (
+    REASON_START_FAILED,
+    ContainerPhase,
+    ContainerRecord,
+    EventKind,
+    PodPhase,
+    PodRecord,
+)
 from orlop.pods.sandboxes import Pods
 from orlop.sandbox.base import Sandbox
 
@@ -166,6 +173,8 @@ class Recovery:
             self._containers.watch(member.id, sandbox)
         elif member.phase is ContainerPhase.CREATED and member.start_requested:
             await self._start(member, sandbox)
+        elif member.reason == REASON_START_FAILED:
+            await self._containers.end_failed(member.id, sandbox)
 
     async def _start(self, member: ContainerRecord, sandbox: Sandbox) -> None:
         """Carry on a start that may or may not have reached the sandbox."""
@@ -174,7 +183,7 @@ class Recovery:
         except FailedPrecondition:
             started_at = now()
         except OrlopError as error:
-            await self._containers.end_failed(member.id, sandbox, error)
+            await self._containers.end_failed(member.id, sandbox)
             await self._containers.start_failed(member.id, error)
             return
         await self._containers.started(member.id, started_at, sandbox)
