@@ -223,7 +223,7 @@ def main() -> int:
         "--every", type=float, default=8.0 * PATIENCE, help="seconds between two kills; 0 for none"
     )
     parser.add_argument("--chaos", default="daemon,daemon,stop,machine,disk,clock")
-    parser.add_argument("--disk", type=int, default=1500, help="MiB of the node's disk")
+    parser.add_argument("--disk", type=int, default=2500, help="MiB of the node's disk")
     parser.add_argument("--handlers", default="process,vm")
     parser.add_argument("--keep", type=Path, help="where to keep logs when something is wrong")
     options = parser.parse_args()
@@ -236,6 +236,9 @@ def main() -> int:
     ):
         one.wait_ready()
         one.pull(BUSYBOX)
+        for handler in options.handlers.split(","):
+            # With the template of VMs there, which takes longer to make than a daemon lives here.
+            one.remove_pod(one.run_pod(handler=handler))
         one.stop()
         faults(one, options.seed, options.rate)
         one.start()
