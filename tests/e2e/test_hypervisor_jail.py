@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from orlop.errors import FailedPrecondition, ResourceExhausted
+from orlop.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from orlop.hypervisor.jail import ids
-from orlop.hypervisor.jail.spawn import LIMITS, Jail, spawn
+from orlop.hypervisor.jail.spawn import ENTRANCE, LIMITS, Jail, spawn
 from orlop.hypervisor.jail.tree import TreeContents, prepare
 
 BUSYBOX = Path("/bin/busybox")
@@ -129,6 +129,21 @@ async def test_limits_hold(place: Path) -> None:
 async def test_what_cannot_be_entered_says_why_and_leaves_nothing(place: Path) -> None:
     with pytest.raises(FailedPrecondition, match=r"cannot be entered.*missing"):
         await say(place, "true", binds=((place / "missing", "/image"),))
+
+
+async def test_a_descriptor_in_the_way_is_not_lost_in_silence(place: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    tree = await prepare(place / "trees", CONTENTS)
+    with (place / "log").open("wb") as output:
+        os.dup2(output.fileno(), ENTRANCE)
+        try:
+            with pytest.raises(Unavailable, match="in the way"):
+                jail = Jail(tree=tree, owner=OWNER)
+                await spawn(jail, ["/bin/busybox", "true"], log=output.fileno(), pass_fds=(ENTRANCE,))
+        finally:
+            os.close(ENTRANCE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_one_tree_serves_until_its_files_change(place: Path) -> None:

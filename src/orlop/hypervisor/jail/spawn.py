@@ -20,7 +20,7 @@ from typing import IO
 import msgspec
 
 import orlop
-from orlop.errors import DeadlineExceeded, FailedPrecondition
+from orlop.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from orlop.host import process, tasks
 from orlop.hypervisor.jail import ids
 from orlop.hypervisor.jail.enter import MAPPED, WAITING
@@ -79,9 +79,14 @@ async def spawn(
     """Start ``argv`` in the jail; it outlives the daemon. Its output goes to the descriptor ``log``.
 
     When this returns the program runs. Raises FailedPrecondition when the jail cannot be entered,
-    DeadlineExceeded, OSError. A failure or cancellation leaves no process behind.
+    DeadlineExceeded, Unavailable when another try may do, OSError. A failure or cancellation leaves no
+    process behind.
     """
     ours, theirs = socket.socketpair()
+    if ENTRANCE in (*pass_fds, theirs.fileno(), log):
+        ours.close()
+        theirs.close()
+        raise Unavailable(f"descriptor {ENTRANCE}, of all, is in the way: the jail needs it to be entered")
     with ours, theirs, _written(_orders(jail, argv, theirs.fileno())) as stdin:
         child = await process.spawn_detached(
             [sys.executable, "-I", "-S", "-c", _ENTER],
