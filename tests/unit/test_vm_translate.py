@@ -145,5 +145,7 @@ def test_host_names() -> None:
 
     assert named("web") == "web"
     assert named("web", "host-1") == "host-1"
+    # A full name in a cluster without a domain.
+    assert named("web", "web.db.shop.svc.") == "web.db.shop.svc."
     assert len(named("x" * 100)) == 64
     assert named("---") == "pod"

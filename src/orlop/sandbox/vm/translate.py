@@ -126,7 +126,7 @@ def hosts(hostname: str, addresses: tuple[str, ...]) -> str:
 
 def hostname_of(spec: PodSpec) -> str:
     """The pod's host name: what was asked for, or its name, within the kernel's 64 bytes."""
-    return (spec.hostname or spec.name)[:64].rstrip("-.") or "pod"
+    return spec.hostname or spec.name[:64].rstrip("-.") or "pod"
 
 
 def _mount(mount: Mount, plugged: Plugged) -> wire.GuestMount:
