@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -184,14 +184,6 @@ def _process(config: Config, network: PodNetwork) -> SandboxDriver:
     return ProcessDriver(config, network)
 
 
-def _gauges(drivers: Mapping[str, SandboxDriver]) -> dict[str, float]:
-    """What drivers count, for the metrics."""
-    values: dict[str, float] = {}
-    for driver in drivers.values():
-        values.update(getattr(driver, "gauges", dict)())
-    return values
-
-
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[PodService]:
     """The whole daemon, serving; leaving the block stops it, and no pod."""
@@ -209,7 +201,7 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         for name, reason in (await pods.open()).items():
             log.warning("runtime handler %s cannot be used: %s", name, reason)
         rpcs = RpcMetrics()
-        metrics = MetricsServer(config.metrics, rpcs, pods.ledger, lambda: _gauges(drivers))
+        metrics = MetricsServer(config.metrics, rpcs, pods.ledger, pods.gauges)
         await metrics.start()
         stack.push_async_callback(metrics.stop)
         if config.nri.enabled:

@@ -221,6 +221,9 @@ class MemoryPods:
     async def layers(self) -> Sequence[LayerUse]:
         return self.written
 
+    def gauges(self) -> dict[str, float]:
+        return {"orlop_vm_pool_ready": 2.0}
+
     async def list_pod_stats(self, filter: PodFilter, detail: Detail = Detail.POD) -> Sequence[PodUse]:  # noqa: A002
         return [await self.pod_stats(item.id) for item in self.pods(filter)]
 

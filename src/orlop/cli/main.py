@@ -25,6 +25,10 @@ guest_app = typer.Typer(
     rich_markup_mode=None, help="The guest image that VMs start from.", no_args_is_help=True
 )
 app.add_typer(guest_app, name="guest")
+node_app = typer.Typer(
+    rich_markup_mode=None, help="Make this machine a Kubernetes node.", no_args_is_help=True
+)
+app.add_typer(node_app, name="node")
 
 PASS_THROUGH = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
 
@@ -36,6 +40,13 @@ class NetworkChoice(StrEnum):
 
     pod = "pod"
     host = "host"
+
+
+class FormatChoice(StrEnum):
+    """What `--format` takes."""
+
+    text = "text"
+    json = "json"
 
 
 class PullChoice(StrEnum):
@@ -56,6 +67,11 @@ ConfigFile = Annotated[
     typer.Option("--config", help="The daemon's configuration file.", show_default=False),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only what a script needs.")]
+Format = Annotated[FormatChoice, typer.Option("--format", help="For people or for programs.")]
+Target = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads this at run time
+    typer.Option("--output", "-o", help="The file to write.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="The daemon's answer as JSON.")]
 
 
@@ -205,6 +221,65 @@ def stats(
 
 
 @app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="One table, then the end.")] = False,
+    interval: Annotated[float, typer.Option("--interval", help="Seconds to measure over.", min=0.1)] = 2.0,
+    format: Format = FormatChoice.text,  # noqa: A002 - the option's name
+    socket: Socket = "",
+) -> None:
+    """What pods use: processors, memory of their own and shared, disk, network; and the pool of VMs."""
+    from orlop.cli import session
+    from orlop.cli.observe.top import top_command
+
+    as_json = format is FormatChoice.json
+    session.run_async(lambda: top_command(socket, once=once, interval=interval, as_json=as_json))
+
+
+@app.command()
+def events(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens.")] = False,
+    format: Format = FormatChoice.text,  # noqa: A002 - the option's name
+    socket: Socket = "",
+) -> None:
+    """What happened to the pods and containers that are here."""
+    from orlop.cli import session
+    from orlop.cli.observe.events import events_command
+
+    as_json = format is FormatChoice.json
+    session.run_async(lambda: events_command(socket, follow=follow, as_json=as_json))
+
+
+@app.command()
+def debug(
+    pod: Name,
+    target: Target = None,
+    format: Format = FormatChoice.text,  # noqa: A002 - the option's name
+    socket: Socket = "",
+) -> None:
+    """All that is known of a pod in one archive: console, steps, logs, figures. It has its secrets in it."""
+    from orlop.cli import session
+    from orlop.cli.observe.bundle import debug_command
+
+    as_json = format is FormatChoice.json
+    session.run_async(lambda: debug_command(socket, pod, target, as_json=as_json))
+
+
+@app.command()
+def report(
+    pod: Name,
+    target: Target = None,
+    format: Format = FormatChoice.text,  # noqa: A002 - the option's name
+    socket: Socket = "",
+) -> None:
+    """A page that draws where the time of a pod's start went; as JSON, the steps themselves."""
+    from orlop.cli import session
+    from orlop.cli.observe.waterfall import report_command
+
+    as_json = format is FormatChoice.json
+    session.run_async(lambda: report_command(socket, pod, target, as_json=as_json))
+
+
+@app.command()
 def pull(
     image: Annotated[str, typer.Argument(help="The image, by tag or digest.")],
     credentials: Annotated[str, typer.Option("--credentials", help="USER:PASSWORD for its registry.")] = "",
@@ -292,6 +367,48 @@ def guest_list(config: ConfigFile = None) -> None:
     from orlop.cli.guest import list_command
 
     session.run_async(lambda: list_command(config))
+
+
+Root = Annotated[Path, typer.Option("--root", help="Where the machine's file system is.")]
+
+
+@node_app.command("install")
+def node_install(
+    root: Root = Path("/"),
+    package: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads this at run time
+        typer.Option("--package", help="Orlop's Debian package, to be installed there.", show_default=False),
+    ] = None,
+    kubelet: Annotated[
+        bool, typer.Option("--kubelet", help="Let the kubelet use Orlop; the other runtime's pods end.")
+    ] = False,
+) -> None:
+    """Install Orlop on a node: beside its runtime, or as it."""
+    from orlop.cli import session
+    from orlop.cli.node.host import NodeHost
+    from orlop.cli.node.install import install_command
+
+    session.run_async(lambda: install_command(NodeHost(root), package=package, as_runtime=kubelet))
+
+
+@node_app.command("rollback")
+def node_rollback(root: Root = Path("/")) -> None:
+    """Give the node its runtime back. Orlop's pods end; its files and images stay."""
+    from orlop.cli import session
+    from orlop.cli.node.host import NodeHost
+    from orlop.cli.node.install import rollback_command
+
+    session.run_async(lambda: rollback_command(NodeHost(root)))
+
+
+@node_app.command("switch")
+def node_switch() -> None:
+    """Exchange the kubelet's runtime for what it is told to use; orlop-switch.service runs this."""
+    from orlop.cli import session
+    from orlop.cli.node.host import NodeHost
+    from orlop.cli.node.switch import switch_command
+
+    session.run_async(lambda: switch_command(NodeHost(Path("/"))))
 
 
 def main() -> None:

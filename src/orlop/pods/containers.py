@@ -101,7 +101,7 @@ class Containers:
         told: ContainerRecord | None = None
         try:
             failed = f"container {request.name} cannot be made"
-            with tracing.span("pods.resolve", container=container_id), in_words(failed):
+            with tracing.span("pods.resolve", pod=pod.id, container=container_id), in_words(failed):
                 record = await self._resolve(pod, request, container_id, digest)
             told = record
             record = await self._adjust(pod, record, sandbox)
@@ -231,7 +231,7 @@ class Containers:
         if record.cannot_start:
             raise CannotRun(record.cannot_start)
         failed = f"container {record.name} ({record.id[:12]}) cannot be started"
-        with tracing.span("sandbox.start", container=record.id), in_words(failed):
+        with tracing.span("sandbox.start", pod=record.pod_id, container=record.id), in_words(failed):
             return await sandbox.start(record.id)
 
     async def end_failed(self, container_id: str, sandbox: Sandbox) -> None:
@@ -360,7 +360,7 @@ class Containers:
         if sandbox is None or watcher is None:
             await self.conclude(record.id, 0, "its pod runs no more")
             return
-        with tracing.span("sandbox.stop_container", container=record.id):
+        with tracing.span("sandbox.stop_container", pod=record.pod_id, container=record.id):
             await self._stop_ladder(record, sandbox, watcher, timeout)
 
     async def _stop_ladder(
@@ -411,7 +411,7 @@ class Containers:
             if record.phase is not ContainerPhase.REMOVING:
                 record = await node.ledger.note_container(container_id, phase=ContainerPhase.REMOVING)
             if (sandbox := node.sandboxes.get(record.pod_id)) is not None:
-                with tracing.span("sandbox.delete", container=container_id):
+                with tracing.span("sandbox.delete", pod=record.pod_id, container=container_id):
                     await sandbox.delete(container_id)
             await node.end_watch(container_id)
             await node.images.release(container_id)

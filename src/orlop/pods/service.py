@@ -277,6 +277,13 @@ class PodService:
         )
         return [one for one in found if isinstance(one, LayerUse)]
 
+    def gauges(self) -> dict[str, float]:
+        """What the handlers count, by the names of metrics."""
+        values: dict[str, float] = {}
+        for driver in self._handlers.drivers:
+            values.update(getattr(driver, "gauges", dict)())
+        return values
+
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on. ResourceExhausted for a reader that lags too far."""
         return self._node.events.subscribe()

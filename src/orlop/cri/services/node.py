@@ -67,6 +67,7 @@ class NodeCalls:
             response.info["handlers"] = verbose.text(
                 {item.name: {"ready": not item.reason, "reason": item.reason} for item in handlers}
             )
+            response.info["gauges"] = verbose.text(self._pods.gauges())
             response.info["pulls"] = verbose.text(self._pulls.shown())
         return response
 

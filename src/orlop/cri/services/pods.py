@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
 
+from orlop import tracing
 from orlop.cri import validate, verbose
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.cri.services.containers import image_tags
@@ -44,13 +46,17 @@ class PodCalls:
         """A pod's state, with that of its containers at the same moment."""
         record = self._pods.pod(validate.identifier(request.pod_sandbox_id, "pod_sandbox_id"))
         members = self._pods.containers(ContainerFilter(pod_id=record.id))
+        info = {}
+        if request.verbose:
+            calls = [dataclasses.asdict(call) for call in tracing.recent(record.id)]
+            info = verbose.info(self._pods.pod_info(record.id)) | {"calls": verbose.text({"calls": calls})}
         return pb.PodSandboxStatusResponse(
             status=status.pod_status(record),
             containers_statuses=[
                 status.container_status(item, image_tags(self._images, item)) for item in members
             ],
             timestamp=verbose.now(),
-            info=verbose.info(self._pods.pod_info(record.id)) if request.verbose else None,
+            info=info,
         )
 
     async def checkpoint_pod(self, request: pb.CheckpointPodRequest) -> pb.CheckpointPodResponse:

@@ -1,0 +1,1 @@
+"""What goes on on a node: ``top``, ``events``, ``debug``, ``report``."""

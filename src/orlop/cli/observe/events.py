@@ -1,0 +1,115 @@
+"""``orlop events``: what happened to pods and containers, and what happens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from orlop.client import session
+from orlop.client.calls import CriClient
+from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.errors import NotFound
+from orlop.host.tasks import beside
+
+_NAMES = {
+    pb.CONTAINER_CREATED_EVENT: "created",
+    pb.CONTAINER_STARTED_EVENT: "started",
+    pb.CONTAINER_STOPPED_EVENT: "stopped",
+    pb.CONTAINER_DELETED_EVENT: "deleted",
+}
+
+
+class Happening(NamedTuple):
+    """One event. ``container`` is "" for what happened to the pod itself; ``at`` is in nanoseconds."""
+
+    at: int
+    event: str
+    pod: str
+    container: str
+    id: str
+    exit_code: int | None = None
+    reason: str = ""
+
+    def show(self, *, as_json: bool) -> None:
+        """Print it as one line."""
+        when = datetime.fromtimestamp(self.at / 1e9, UTC).isoformat(timespec="milliseconds")
+        if as_json:
+            print(json.dumps(self._asdict() | {"time": when}), flush=True)
+            return
+        ending = "" if self.exit_code is None else f"  exit code {self.exit_code} {self.reason}".rstrip()
+        where = f"{self.pod} {self.container}".rstrip()
+        print(f"{when}  {self.event:<8} {self.id[:13]}  {where}{ending}", flush=True)
+
+
+async def events_command(socket: str, *, follow: bool, as_json: bool) -> None:
+    """``orlop events``: what is known of what exists; with ``follow``, what happens from then on as well."""
+    async with session.connect(socket) as client:
+        if not follow:
+            _tell(await _past(client), as_json=as_json)
+            return
+        stream = client.runtime.get_container_events(pb.GetEventsRequest())
+
+        async def one() -> pb.ContainerEventResponse:
+            return await anext(stream)
+
+        # Asked for before the past is: what happens in between may be there twice, but is never missed.
+        async with beside(one()) as first:
+            _tell(await _past(client), as_json=as_json)
+            _tell([_happening(await first)], as_json=as_json)
+        async for event in stream:
+            _tell([_happening(event)], as_json=as_json)
+
+
+def _tell(found: list[Happening], *, as_json: bool) -> None:
+    for one in sorted(found, key=lambda one: one.at):
+        one.show(as_json=as_json)
+
+
+async def _past(client: CriClient) -> list[Happening]:
+    pods = {one.id: one for one in (await client.runtime.list_pod_sandbox(pb.ListPodSandboxRequest())).items}
+    found = [
+        Happening(one.created_at, "created", _pod_name(one.metadata), "", one.id) for one in pods.values()
+    ]
+    containers = await client.runtime.list_containers(pb.ListContainersRequest())
+    for one in containers.containers:
+        if (pod := pods.get(one.pod_sandbox_id)) is None:
+            continue
+        try:
+            status = await session.container_status(client, one.id)
+        except NotFound:
+            continue
+        found += _of_container(_pod_name(pod.metadata), status)
+    return found
+
+
+def _of_container(pod: str, status: pb.ContainerStatus) -> Iterable[Happening]:
+    name, own = status.metadata.name, status.id
+    yield Happening(status.created_at, "created", pod, name, own)
+    if status.started_at:
+        yield Happening(status.started_at, "started", pod, name, own)
+    if status.finished_at:
+        yield Happening(status.finished_at, "stopped", pod, name, own, status.exit_code, status.reason)
+
+
+def _happening(event: pb.ContainerEventResponse) -> Happening:
+    pod = _pod_name(event.pod_sandbox_status.metadata)
+    kind = _NAMES.get(event.container_event_type, "unknown")
+    status = next((one for one in event.containers_statuses if one.id == event.container_id), None)
+    if status is None:
+        return Happening(event.created_at, kind, pod, "", event.container_id)
+    ended = kind == "stopped"
+    return Happening(
+        event.created_at,
+        kind,
+        pod,
+        status.metadata.name,
+        event.container_id,
+        status.exit_code if ended else None,
+        status.reason if ended else "",
+    )
+
+
+def _pod_name(metadata: pb.PodSandboxMetadata) -> str:
+    return f"{metadata.namespace}/{metadata.name}"
