@@ -14,7 +14,7 @@ COMMAND ?=
 GUEST ?=
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short debian13 deb bare wheel upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short debian13 deb bare wheel monitoring upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -73,6 +73,9 @@ bare: $(PYTHON) ## The Debian package installed in bare roots of Debian 12 and 1
 wheel: $(PYTHON) ## The wheel, in build/wheel
 	rm -rf build/wheel build/lib
 	$(PYTHON) -m pip wheel -q --no-deps --no-build-isolation -w build/wheel .
+
+monitoring: $(PYTHON) ## The dashboard and alert rules, read by Prometheus' own parsers, beside a real daemon (root)
+	$(PYTHON) -m pytest tests/monitoring -q --junitxml build/tests/monitoring.xml
 
 upgrade: $(PYTHON) ## Pods of the last release under this version, forwards and back (root)
 	$(PYTHON) -m pytest tests/upgrade -q
