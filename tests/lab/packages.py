@@ -48,6 +48,34 @@ eval "$(sed -n "s/.* -> without one of your cluster's: //p" /root/doctor.log)"
 orlop doctor
 orlop demo
 """
+# As the DaemonSet does it: the machine's file system below /host, and commands in a chroot of it.
+_NODE = """
+set -eu
+DEBIAN_FRONTEND=noninteractive apt-get -y -qq --no-install-recommends install systemd >/root/apt.log
+mkdir -p /host /var/lib/kubelet
+mount --rbind / /host
+echo 'KUBELET_EXTRA_ARGS="--node-ip=192.0.2.1"' >/etc/default/kubelet
+printf 'cgroupDriver: systemd\n' >/var/lib/kubelet/config.yaml
+systemctl disable orlopd
+find /etc /var/lib/kubelet -type f ! -path '/etc/orlop/config.toml' -exec sha256sum {} + | sort >/root/before
+for again in 1 2; do
+    orlop node install --root /host --package /root/*.deb --kubelet | tee /root/said
+    grep -q 'takes effect at the next boot' /root/said
+    test "$(systemctl is-enabled orlopd)" = enabled
+    grep -q '^cgroup_driver = "systemd"$' /etc/orlop/config.toml
+    grep -q -- '--node-ip=192.0.2.1 --container-runtime-endpoint=unix:///run/orlop/orlop.sock"' \\
+        /etc/orlop/kubelet.env
+    grep -q '^EnvironmentFile=/etc/orlop/kubelet.env$' /etc/systemd/system/kubelet.service.d/90-orlop.conf
+done
+systemd-analyze verify /usr/lib/systemd/system/orlop*.service
+for again in 1 2; do
+    orlop node rollback --root /host
+    test "$(systemctl is-enabled orlopd)" = disabled
+done
+find /etc /var/lib/kubelet -type f ! -path '/etc/orlop/config.toml' -exec sha256sum {} + | sort >/root/after
+diff /root/before /root/after
+umount -l /host
+"""
 _REMOVE = """
 set -eu
 orlopd --version
@@ -70,5 +98,7 @@ def install(package: Path) -> None:
             say(f"running a pod in Debian {number}")
             # Nothing that it leaves in the network can outlive a namespace of its own.
             root.enter(place, ["sh", "-c", _USE], inside="/", network=False)
+            say(f"making Debian {number} a node, and undoing it")
+            root.enter(place, ["sh", "-c", _NODE], inside="/")
             say(f"removing {package.name} from Debian {number}")
             root.enter(place, ["sh", "-c", _REMOVE], inside="/", network=False)

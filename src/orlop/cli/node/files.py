@@ -6,7 +6,7 @@ from pathlib import Path
 
 NETWORK = "10-orlop.conflist"
 CONFIGURATION = "config.toml"
-UNITS = ("orlopd.service", "orlop-guest.service")
+UNITS = ("orlopd.service", "orlop-guest.service", "orlop-switch.service")
 
 
 def path(name: str) -> Path:
