@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.conformance.tools import ToolError
 from tests.lab import root
 from tests.lab.root import say
+from tests.page import blocks
 
 BUILDER = "13"
 BUILD = ("debhelper", "lintian", "fakeroot", "python3", "python3-pip")
@@ -29,15 +30,17 @@ def build() -> Path:
     return found[0]
 
 
-_INSTALL = """
+# What the page says, word by word.
+_INSTALL = f"""
 set -eu
-apt-get -qq update
-DEBIAN_FRONTEND=noninteractive apt-get -y -qq --no-install-recommends install /root/*.deb >/root/apt.log || {
-    tail -40 /root/apt.log
+cd /root
+export DEBIAN_FRONTEND=noninteractive
+{{
+{blocks("kubernetes.md")["install"]}
+}} >install.log 2>&1 || {{
+    tail -40 install.log
     exit 1
-}
-orlop --help >/dev/null
-orlop guest build
+}}
 """
 _USE = """
 set -eu
