@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from orlop.linux.removal import remove_tree
 _PREFIX = "jail-"
 # Counts changes of what a tree is that its files do not show.
 _RECIPE = 1
+_MAKING = threading.Lock()
 _LIBRARY = re.compile(r"^\s*(?:\S+ => )?(/\S+) \(0x", re.MULTILINE)
 
 
@@ -65,8 +67,12 @@ async def _libraries(objects: Sequence[Path]) -> list[Path]:
 
 def _prepare(root: Path, contents: TreeContents, files: Sequence[Path]) -> Path:
     target = root / f"{_PREFIX}{_key(contents, files)[:24]}"
-    if target.is_dir():
-        return target
+    # Several VMs begin at once, and the first has to make it; each would take the other's for an older one.
+    with _MAKING:
+        return target if target.is_dir() else _make(root, target, contents, files)
+
+
+def _make(root: Path, target: Path, contents: TreeContents, files: Sequence[Path]) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     work = root / f"{_PREFIX}{secrets.token_hex(4)}.new"
     work.mkdir(mode=0o755)
