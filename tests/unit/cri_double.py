@@ -221,6 +221,9 @@ class MemoryPods:
     async def layers(self) -> Sequence[LayerUse]:
         return self.written
 
+    async def console(self, pod_id: str) -> str:
+        return ""
+
     def gauges(self) -> dict[str, float]:
         return {"orlop_vm_pool_ready": 2.0}
 

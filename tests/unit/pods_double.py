@@ -141,6 +141,9 @@ class DoubleSandbox:
     def info(self) -> dict[str, object]:
         return {"accelerator": "none"}
 
+    async def console(self) -> str:
+        return "kernel"
+
     def _container(self, container_id: str) -> WorldContainer:
         if (container := self.pod.containers.get(container_id)) is None:
             raise NotFound(f"container {container_id} does not exist")

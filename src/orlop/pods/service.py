@@ -277,6 +277,11 @@ class PodService:
         )
         return [one for one in found if isinstance(one, LayerUse)]
 
+    async def console(self, pod_id: str) -> str:
+        """The last words of the kernel in the pod's VM; "" for a pod without one, or one that is gone."""
+        sandbox = self._node.sandboxes.get(pod_id)
+        return "" if sandbox is None else await sandbox.console()
+
     def gauges(self) -> dict[str, float]:
         """What the handlers count, by the names of metrics."""
         values: dict[str, float] = {}

@@ -108,6 +108,10 @@ class Sandbox(Protocol):
         """For verbose status and for people: handler, accelerator, guest kernel, pids, timings."""
         ...
 
+    async def console(self) -> str:
+        """The last that the kernel of the pod's own machine said; "" for a pod without one."""
+        ...
+
     async def wait(self) -> str:
         """Return when the sandbox is no more, with the reason ("" if it was asked to stop)."""
         ...

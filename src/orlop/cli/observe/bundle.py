@@ -20,7 +20,6 @@ from orlop.cli import output
 from orlop.cli.observe import waterfall
 from orlop.client import session
 from orlop.client.calls import CriClient
-from orlop.config import Config
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import OrlopError
 from orlop.host import process
@@ -75,12 +74,8 @@ async def collect(client: CriClient, pod_id: str) -> dict[str, bytes]:
     # What the guest's kernel counts, and the host of its VM.
     await take("guest/stats.json", statistics)
     await take("guest/metrics.json", metrics)
-    config = runtime.get("info", {}).get("config", {})
-    vm = status.get("info", {}).get("info", {}).get("sandbox", {}).get("vm", "")
-    if vm:
-        place = Path(config.get("state", Config().state)) / "vms" / vm / "machine"
-        await take("guest/console.log", lambda: _tail(place / "console.log"))
-        await take("guest/machine.json", lambda: _tail(place / "machine.json"))
+    if console := status.get("info", {}).get("console", {}).get("tail", ""):
+        members["guest/console.log"] = console.encode()
     request = pb.ListContainersRequest()
     request.filter.pod_sandbox_id = pod_id
     for one in (await client.runtime.list_containers(request)).containers:

@@ -49,7 +49,10 @@ class PodCalls:
         info = {}
         if request.verbose:
             calls = [dataclasses.asdict(call) for call in tracing.recent(record.id)]
-            info = verbose.info(self._pods.pod_info(record.id)) | {"calls": verbose.text({"calls": calls})}
+            info = verbose.info(self._pods.pod_info(record.id)) | {
+                "calls": verbose.text({"calls": calls}),
+                "console": verbose.text({"tail": await self._pods.console(record.id)}),
+            }
         return pb.PodSandboxStatusResponse(
             status=status.pod_status(record),
             containers_statuses=[

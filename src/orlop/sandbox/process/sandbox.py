@@ -91,6 +91,10 @@ class ProcessSandbox:
             "pids": {key: item.state.init.pid for key, item in self._containers.items() if item.state},
         }
 
+    async def console(self) -> str:
+        """See ``Sandbox``."""
+        return ""
+
     async def wait(self) -> str:
         """See ``Sandbox``. Only a shared PID namespace can end by itself."""
         holder = self._state.holder

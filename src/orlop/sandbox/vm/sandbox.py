@@ -68,6 +68,9 @@ _STEP_TIMEOUT = 60.0
 _KILL_TIMEOUT = 5.0
 _SIGNAL_TIMEOUT = 30.0
 _GUEST_LINES = 1000
+_CONSOLE = 64 << 10
+"""Bytes of the console that are told."""
+
 _LONGEST_AGO = 365 * 86400 * 10**9
 
 
@@ -154,6 +157,10 @@ class VmSandbox:
             "unmappedVolumes": self._plugs.unmapped_volumes,
             "timingsMs": dict(self.timings),
         }
+
+    async def console(self) -> str:
+        """See ``Sandbox``."""
+        return await self._clone.machine.console_tail(_CONSOLE)
 
     async def wait(self) -> str:
         """See ``Sandbox``."""
