@@ -148,6 +148,7 @@ class Clones:
         self._machines = machines
         self.directory = state / "vms"
         self._scratch = scratch
+        self._left: set[Path] = set()
 
     def scratch_of(self, vm_id: str) -> Path:
         """Where the writable layers of a VM's containers are."""
@@ -198,7 +199,18 @@ class Clones:
         # The rest is found again by the directory, so that goes only when nothing else is left.
         if undo.complete and not attached:
             await undo.step("its files", threads.call(_remove, directory, self.scratch_of(directory.name)))
+        self._left.discard(directory)
+        if not undo.complete and not attached:
+            self._left.add(directory)
         undo.finish()
+
+    async def tidy(self) -> None:
+        """Try again to remove what could not be: of a clone that never was a pod's nobody else will ask."""
+        for directory in tuple(self._left):
+            try:
+                await self.discard(directory)
+            except NotUndone as error:
+                log.warning("%s", error)
 
     async def sweep(self, keep: Callable[[str], bool]) -> None:
         """Remove clones of an earlier daemon that no pod owns."""

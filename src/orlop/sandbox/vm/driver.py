@@ -60,6 +60,7 @@ NAME = "vm"
 _SETUP_TIMEOUT = 30.0
 _ENTROPY = 256
 _LOOK_AGAIN = 10.0
+_TIDY_EVERY = 30.0
 _SEARCHING = "the accelerator and the VM template are being looked for"
 _RESOLV_CONF = Path("/etc/resolv.conf")
 
@@ -137,6 +138,7 @@ class VmDriver:
         await self._clones.sweep(owned_vms(self._config.state_dir).__contains__)
         await self._look(_SEARCHING)
         self._tasks.spawn(self._prepare(), "VM driver")
+        self._tasks.spawn(self._tidy(), "remains of VMs")
         if self._config.vm.pod_disk_mib:
             self._tasks.spawn(diskbound.watch(self._sandboxes.values), "the disks of VMs")
 
@@ -150,6 +152,7 @@ class VmDriver:
             await undo.step(f"pod {sandbox.pod_id}", sandbox.release(self._clones))
         self._sandboxes.clear()
         self._watcher.close()
+        await self._tidy_once()
         if not isinstance(self._state, Absent):
             await undo.step("its template", self._state.cloner.close())
         self._state = Absent("the handler vm is closed")
@@ -283,6 +286,16 @@ class VmDriver:
         if rotation.wanted(cloner, vm):
             self._tasks.spawn(rotation.keep(cloner, vm, self._gate), "the VM templates")
         return pool
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(_TIDY_EVERY)
+            await self._tidy_once()
+
+    async def _tidy_once(self) -> None:
+        await self._clones.tidy()
+        if not isinstance(self._state, Absent):
+            await self._state.cloner.tidy()
 
     def _fail(self, error: OrlopError) -> None:
         if str(error) != self._state.reason:
