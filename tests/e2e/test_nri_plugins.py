@@ -118,6 +118,12 @@ async def caller(nri: NriNode, handler: str) -> AsyncIterator[Caller]:
                 await caller.remove(pod.id)
 
 
+OWN_PROCESSES = pb.LinuxContainerConfig(
+    security_context=pb.LinuxContainerSecurityContext(namespace_options=pb.NamespaceOption(pid=pb.CONTAINER))
+)
+"""With which process 1 is the container's, and not the pod's."""
+
+
 async def said(caller: Caller, container_id: str, *command: str) -> str:
     answer = await caller.exec(container_id, *command)
     return (answer.stdout + answer.stderr).decode()
@@ -194,7 +200,7 @@ async def test_what_a_plugin_adjusts(nri: NriNode, caller: Caller, tmp_path: Pat
     with nri.plugin("adjuster", adjust=adjust):
         pod = await caller.pod(f"adjusted-{caller.handler}")
         envs = [pb.KeyValue(key="GONE", value=b"1"), pb.KeyValue(key="KEPT", value=b"2")]
-        container_id = await caller.container(pod, "false", envs=envs)
+        container_id = await caller.container(pod, "false", envs=envs, linux=OWN_PROCESSES)
         await caller.start(container_id)
         variables = (await said(caller, container_id, "env")).splitlines()
         assert "ADDED=by a plug-in" in variables
@@ -235,7 +241,7 @@ async def test_what_only_the_host_has(nri: NriNode, caller: Caller, tmp_path: Pa
                 with pytest.raises(OrlopError, match=rf"plug-in 10-host{number}: .*{what}.*'process'"):
                     await caller.container(pod)
             else:
-                container_id = await caller.container(pod)
+                container_id = await caller.container(pod, linux=OWN_PROCESSES)
                 await caller.start(container_id)
                 if "chosen" in str(asked):
                     assert "chosen" in await said(caller, container_id, "cat", "/proc/1/cgroup")
