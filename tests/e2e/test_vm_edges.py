@@ -6,15 +6,21 @@ import asyncio
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
+from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.spec import ContainerSpec, Mount, PodSpec, Rlimit, Root, Security, Sink, Tmpfs
+from orlop.sandbox.vm.agent import AgentClient
+from orlop.sandbox.vm.clock import MILLISECOND, measure
 from orlop.sandbox.vm.sandbox import VmSandbox
+from orlop.wire.messages import Setup
 from tests.conformance.tools import busybox
 from tests.e2e.outside import Net, Reader, network, root_directory
 from tests.e2e.vm_environment import Environment, container_spec, environment, execute, pod_spec, until
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -196,6 +202,36 @@ async def test_servers_find_the_limits_that_they_expect() -> None:
         names = ("kernel/pid_max", "kernel/threads-max", "fs/inotify/max_user_instances", "vm/max_map_count")
         out, _, _ = await execute(sandbox, spec.id, "cat", *(f"/proc/sys/{name}" for name in names))
         assert [int(one) for one in out.split()] == [1 << 22, 1 << 22, 8192, 1 << 20]
+
+
+async def test_clocks_agree_after_late_starts_and_a_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call = AgentClient.call
+
+    async def late(self: AgentClient, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(request, Setup):
+            await asyncio.sleep(1)  # as on a busy host, between the time's being read and its being heard
+        return await call(self, request, *args, **kwargs)
+
+    monkeypatch.setattr(AgentClient, "call", late)
+    async with environment() as env:
+        pods = [pod_spec() for _ in range(4)]
+        sandboxes = await asyncio.gather(*(env.run(pod) for pod in pods))
+        specs = [container_spec(pod, "sleep", "600") for pod in pods]
+        for sandbox, spec in zip(sandboxes, specs, strict=True):
+            await sandbox.create(spec)
+        # What the answers' lateness leaves open is nobody's fault; what is certain is the clock's.
+        ahead = [await measure(sandbox._agent) for sandbox in sandboxes]
+        assert [one for one in ahead if abs(one.certain) > 100 * MILLISECOND] == []
+        machine = sandboxes[0]._clone.machine
+        assert isinstance(machine, QemuMachine)
+        await machine.monitor.execute("stop")
+        await asyncio.sleep(2)
+        await machine.monitor.execute("cont")
+        async with asyncio.timeout(30 * PATIENCE):
+            while abs((await measure(sandboxes[0]._agent)).certain) > 100 * MILLISECOND:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
 
 
 async def test_limits_and_memory_as_a_volume() -> None:

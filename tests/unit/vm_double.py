@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -38,13 +39,25 @@ from orlop.hypervisor.base import (
 )
 from orlop.net.model import NetworkResult
 from orlop.net.network import PodNetwork
+from orlop.sandbox.vm import clock as clocks
 from orlop.sandbox.vm import clone as clones
 from orlop.sandbox.vm import network as networks
 from orlop.sandbox.vm import plugs, warm
 from orlop.sandbox.vm.driver import VmDriver
 from orlop.sandbox.vm.states import Ready
 from orlop.storage.share import Share
-from orlop.wire.messages import Create, Created, Done, Online, OnlineReply, Request, Setup, SetupReply
+from orlop.wire.messages import (
+    Clock,
+    ClockReply,
+    Create,
+    Created,
+    Done,
+    Online,
+    OnlineReply,
+    Request,
+    Setup,
+    SetupReply,
+)
 from orlop.wire.values import Interface
 from tests.unit.vm_peer import Peer
 
@@ -107,6 +120,8 @@ class DoubleMachine:
             return SetupReply(kernel="6")
         if isinstance(request, Create):
             return Created(uid=0, gid=0, groups=())
+        if isinstance(request, Clock):
+            return ClockReply(time=time.time_ns())
         if isinstance(request, Online):
             return OnlineReply(cpus=self.shape.vcpus)
         return Done()
@@ -136,6 +151,9 @@ class DoubleMachine:
         await self.host.step("resize")
         self.shape = shape
         return shape
+
+    async def resumed(self) -> None:
+        await asyncio.Event().wait()
 
     async def memory(self) -> MemoryUse:
         await self.host.step("measure")
@@ -279,6 +297,9 @@ def install(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     async def check_layers(layers: object) -> None:
         await host.step("check the layers")
 
+    # A look at a clock would be one more turn at a moment of its own.
+    monkeypatch.setattr(clocks, "OFTEN", 3600.0)
+    monkeypatch.setattr(clocks, "SELDOM", 3600.0)
     # Threads would make the number of turns that a step takes a matter of luck.
     monkeypatch.setattr(threads, "call", call)
     monkeypatch.setattr(netns, "create", create)

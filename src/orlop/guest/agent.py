@@ -17,7 +17,7 @@ from orlop.guest.devices.share import HostShare
 from orlop.guest.launch import holder, spawn
 from orlop.guest.launch.userns import IdMaps
 from orlop.guest.loop import Loop
-from orlop.guest.machine import cgroup, memory, setup, stats
+from orlop.guest.machine import cgroup, clock, memory, setup, stats
 from orlop.guest.machine.oom import OomWatch
 from orlop.guest.streams import connect
 from orlop.guest.streams.table import Streaming
@@ -91,6 +91,10 @@ class Agent:
             raise Refused("failed_precondition", "this VM belongs to a pod with containers already")
         self._share.locate(request.share)
         answer.ok(self.identity.apply(request))
+
+    def clock(self, request: messages.Clock, answer: Answer) -> None:
+        """Tell the time, and correct it."""
+        answer.ok(messages.ClockReply(time=clock.correct(request.shift, step=request.step)))
 
     def online(self, request: messages.Online, answer: Answer) -> None:
         """Use what was hot-plugged."""

@@ -13,7 +13,7 @@ from typing import Any
 from orlop.guest.agent import Agent
 from orlop.guest.answer import Answer
 from orlop.guest.containers.container import LiveContainer
-from orlop.guest.machine import cgroup, memory, stats
+from orlop.guest.machine import cgroup, clock, memory, stats
 from orlop.wire import messages
 from orlop.wire.values import (
     Container,
@@ -145,9 +145,10 @@ def _talk() -> None:
     said: tuple[messages.Request[Any], ...] = (
         _create(), _exec(), _fill(), messages.Setup(hostname=_ID), messages.Start(id=_ID),
         messages.Delete(id=_ID), messages.Signal(id=_ID, signal=15), messages.Resume(), messages.Dump(),
-        messages.Stats(),
+        messages.Stats(), messages.Clock(),
     )  # fmt: skip
     for request in said:
         messages.unpack_request(messages.pack_request(request))
     stats.usage(cgroup.POD)
     memory.figures()
+    clock.correct(0, step=False)

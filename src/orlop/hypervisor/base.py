@@ -196,6 +196,10 @@ class Machine(Protocol):
         """Whether somebody has stopped it by hand: it is silent, and may go on."""
         ...
 
+    async def resumed(self) -> None:
+        """Return when it goes on after it was stopped by hand. Any number of callers."""
+        ...
+
     async def memory(self) -> MemoryUse:
         """What it costs the host now. Raises Unavailable when it has ended."""
         ...

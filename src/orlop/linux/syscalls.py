@@ -83,6 +83,11 @@ IN_Q_OVERFLOW = 0x4000
 _IN_NONBLOCK = 0o4000
 _IN_CLOEXEC = 0o2000000
 
+_ADJ_SETOFFSET = 0x0100
+_ADJ_NANO = 0x2000
+_ADJ_OFFSET_SINGLESHOT = 0x8001
+_TIMEX_SIZE = 208
+
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITY_NUMBERS = 64
@@ -283,6 +288,24 @@ def bpf(command: int, attributes: bytes) -> int:
     """bpf(2)."""
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
     return _call(_number("bpf"), command, buffer, len(attributes))
+
+
+def step_clock(shift: int) -> None:
+    """Set the wall clock on or back by ``shift`` nanoseconds, in one step; adjtimex(2)."""
+    seconds, rest = divmod(shift, 10**9)
+    _adjtimex(_ADJ_SETOFFSET | _ADJ_NANO, seconds=seconds, parts=rest)
+
+
+def slew_clock(shift: int) -> None:
+    """Let the wall clock go faster or slower until it has moved by ``shift`` nanoseconds; adjtimex(2)."""
+    _adjtimex(_ADJ_OFFSET_SINGLESHOT, offset=shift // 1000)
+
+
+def _adjtimex(modes: int, *, offset: int = 0, seconds: int = 0, parts: int = 0) -> None:
+    # struct timex: modes, offset, five more, three limits, then time.tv_sec and time.tv_usec.
+    words = struct.pack("=I4xq7q2q", modes, offset, *(0,) * 7, seconds, parts)
+    buffer = ctypes.create_string_buffer(words, _TIMEX_SIZE)
+    _checked(_libc.adjtimex(buffer))
 
 
 def inotify() -> int:

@@ -128,6 +128,23 @@ class Setup(Request[SetupReply]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClockReply:
+    """The guest's time, after the correction."""
+
+    time: Annotated[int, Range(0, (1 << 63) - 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock(Request[ClockReply]):
+    """What time is it? With ``shift`` (nanoseconds), move the wall clock first: at once with ``step``, else
+    so slowly that no program sees it jump."""
+
+    op: ClassVar[str] = "clock"
+    shift: Annotated[int, Range(-(1 << 62), 1 << 62)] = 0
+    step: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Created:
     """The container waits at its gate. ``uid``, ``gid`` and ``groups`` are who it will run as."""
 
@@ -389,7 +406,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     kind.op: kind
     for kind in (
         Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
-        Dump, Resume, Quiesce, Online, Hold, Fill, Fetch, Drop, Flush,
+        Dump, Resume, Quiesce, Online, Hold, Fill, Fetch, Drop, Flush, Clock,
     )
 }  # fmt: skip
 

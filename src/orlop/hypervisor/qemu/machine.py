@@ -85,6 +85,7 @@ class QemuMachine:
         self._down = asyncio.Event()
         self._why = ""
         self._port_open = asyncio.Event()
+        self._resumed = asyncio.Event()
         self._unplugged: dict[str, asyncio.Event] = {}
         self.migration: asyncio.Queue[str] = asyncio.Queue(_MIGRATION_STEPS)
 
@@ -347,6 +348,10 @@ class QemuMachine:
             )
             present += 1
         return present
+
+    async def resumed(self) -> None:
+        """Wait until it goes on; see :class:`orlop.hypervisor.base.Machine`."""
+        await self._resumed.wait()
 
     async def memory(self) -> MemoryUse:
         """What it costs the host; see :class:`orlop.hypervisor.base.Machine`."""

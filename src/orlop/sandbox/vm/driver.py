@@ -186,6 +186,7 @@ class VmDriver:
             await tasks.roll_back(f"the start of pod {spec.id}", self._clean_up(spec.id))
             raise
         sandbox.number = number
+        sandbox.keep_clock(fresh=True)
         sandbox.timings.update(waited=waited, total=_since(begun))
         self._sandboxes[spec.id] = sandbox
         return sandbox
@@ -207,6 +208,7 @@ class VmDriver:
         sandbox = self._sandbox(spec, clone, files, pod)
         try:
             await sandbox.adopt(containers)
+            sandbox.keep_clock(fresh=False)
         except BaseException:
             await tasks.roll_back(f"the recovery of pod {spec.id}", sandbox.release(self._clones))
             raise

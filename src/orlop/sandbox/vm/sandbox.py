@@ -35,6 +35,7 @@ from orlop.sandbox.spec import (
 )
 from orlop.sandbox.vm import diskbound, hostgroup, translate
 from orlop.sandbox.vm.checks import check_container, check_volumes
+from orlop.sandbox.vm.clock import ClockKeeper
 from orlop.sandbox.vm.clone import Clone, Clones
 from orlop.sandbox.vm.container import GuestExecs, VmContainer
 from orlop.sandbox.vm.files import ContainerFile, PodFile, PodFiles
@@ -112,6 +113,7 @@ class VmSandbox:
         self._gate = gate
         self._containers: dict[str, VmContainer] = {}
         self._execs = GuestExecs(clone.agent)
+        self._clock = ClockKeeper(clone.machine, clone.agent)
         self._meter = VmMeter(clone, cgroup=pod.cgroup, place=plugs.place, ledger=files.cpu_ledger)
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._stopping = False
@@ -162,6 +164,10 @@ class VmSandbox:
         """See ``Sandbox``."""
         return await self._clone.machine.console_tail(_CONSOLE)
 
+    def keep_clock(self, *, fresh: bool) -> None:
+        """Begin to keep the guest's clock; see :meth:`ClockKeeper.keep`."""
+        self._tasks.spawn(self._clock.keep(fresh=fresh), f"the clock of pod {self.pod_id}")
+
     async def wait(self) -> str:
         """See ``Sandbox``."""
         return await asyncio.shield(self._gone)
@@ -210,6 +216,7 @@ class VmSandbox:
             )
             container.held = msgspec.structs.replace(plan, disks=plugged.disks)
             self._files.write_container(await container.remember_log())
+            await self._clock.settled()
             with tracing.span("vm.agent.create"):
                 made = await self._agent.call(Create(container=message), _STEP_TIMEOUT)
             await self._pin(self._cpusets())

@@ -22,7 +22,7 @@ from orlop.sandbox.spec import Seccomp, SeccompMode
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.storage.disks import scratch_disk
 from orlop.wire import values as wire
-from orlop.wire.messages import Create, Delete, Exec, Setup, Signal, Start, Stats
+from orlop.wire.messages import Clock, Create, Delete, Exec, Setup, Signal, Start, Stats
 
 _TIMEOUT = 60.0
 _ID = "warm"
@@ -92,6 +92,7 @@ async def rehearse(machine: Machine, agent: AgentClient) -> None:
             ),
             _TIMEOUT,
         )
+        await agent.call(Clock(shift=1, step=True), _TIMEOUT)
 
 
 async def _run(agent: AgentClient, disks: wire.Disks, share: str, program: bytes) -> None:
