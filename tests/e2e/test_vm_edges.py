@@ -12,7 +12,7 @@ import pytest
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.hypervisor.qemu.machine import QemuMachine
-from orlop.sandbox.spec import ContainerSpec, Mount, PodSpec, Rlimit, Root, Security, Sink, Tmpfs
+from orlop.sandbox.spec import ContainerSpec, Mount, PodSpec, Resources, Rlimit, Root, Security, Sink, Tmpfs
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.clock import MILLISECOND, measure
 from orlop.sandbox.vm.sandbox import VmSandbox
@@ -202,6 +202,30 @@ async def test_servers_find_the_limits_that_they_expect() -> None:
         names = ("kernel/pid_max", "kernel/threads-max", "fs/inotify/max_user_instances", "vm/max_map_count")
         out, _, _ = await execute(sandbox, spec.id, "cat", *(f"/proc/sys/{name}" for name in names))
         assert [int(one) for one in out.split()] == [1 << 22, 1 << 22, 8192, 1 << 20]
+
+
+async def test_a_container_that_takes_too_much_is_killed_and_not_its_neighbour() -> None:
+    async with environment() as env:
+        limit = 400 << 20
+        pod = pod_spec(resources=Resources(memory_limit=limit))
+        sandbox = await env.run(pod)
+        script = "mkfifo /tmp/f; sleep 6000 < /tmp/f & exec dd if=/dev/zero bs=300M of=/tmp/f"
+        neighbour = container_spec(pod, "sh", "-c", script, resources=Resources(memory_limit=limit))
+        await started(env, sandbox, neighbour)
+        greedy = await started(env, sandbox, container_spec(pod, "tail", "/dev/zero"))
+        ended = asyncio.create_task(sandbox.wait_container(greedy.id))
+        while not ended.done():
+            # The agent answers all the time: a container short of memory keeps nobody else waiting.
+            async with asyncio.timeout(20 * PATIENCE):
+                assert (await execute(sandbox, neighbour.id, "true"))[2] == 0
+        status = await ended
+        assert status.oom_killed and status.code == 137
+        assert not sandbox._containers[neighbour.id].exited.done()
+        # Two without a limit share what is there, and find room for both.
+        before = sandbox._clone.machine.shape.memory_mib
+        for _ in range(2):
+            await started(env, sandbox, container_spec(pod, "sleep", "600"))
+        assert sandbox._clone.machine.shape.memory_mib > before
 
 
 async def test_clocks_agree_after_late_starts_and_a_stop(

@@ -25,7 +25,7 @@ from orlop.sandbox.spec import (
     Security,
 )
 from orlop.sandbox.vm.checks import check_container, check_pod, check_volumes
-from orlop.sandbox.vm.sizing import shape_of, size
+from orlop.sandbox.vm.sizing import shape_of, size, with_containers
 
 MIB = 1 << 20
 CONFIG = VmConfig()
@@ -138,6 +138,24 @@ def test_shape_is_bounded() -> None:
     assert size(Resources(), many, CONFIG, who="pod").vcpus == CONFIG.max_vcpus
     with pytest.raises(InvalidArgument, match="max_memory_mib is 16384"):
         check_pod(pod(resources=Resources(memory_limit=17 << 30)), CONFIG)
+
+
+def test_memory_grows_with_containers_of_which_the_pod_says_nothing() -> None:
+    def mib(pod_limit: int, *limits: int) -> int:
+        pod = Resources(memory_limit=pod_limit * MIB)
+        return with_containers(Resources(), pod, [one * MIB for one in limits], CONFIG, who="pod")
+
+    # One container without a limit has what the default leaves; each more has as much again.
+    assert (mib(0, 0), mib(0, 0, 0), mib(0, 0, 0, 0)) == (512, 896, 1280)
+    assert mib(200, 200) == 328 and mib(200, 200, 0) == 328 + 384
+    # A client that says nothing of the pod as a whole.
+    assert mib(0, 200, 100) == 428 and mib(0) == 128
+    # A large VM's own page descriptors are on top.
+    assert mib(6400, 6400) == 128 + 6400 + 94
+    # More than is allowed is refused where it was asked for by number, and bounded where it was not.
+    assert mib(16000, 16000, 0, 0) == CONFIG.max_memory_mib
+    with pytest.raises(InvalidArgument, match="limits need a VM of"):
+        mib(0, 9000, 9000)
 
 
 def test_huge_pages_are_refused_and_a_limit_of_none_is_not() -> None:

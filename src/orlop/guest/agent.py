@@ -19,6 +19,7 @@ from orlop.guest.launch.userns import IdMaps
 from orlop.guest.loop import Loop
 from orlop.guest.machine import cgroup, clock, memory, setup, stats
 from orlop.guest.machine.oom import OomWatch
+from orlop.guest.machine.reserve import MemoryDivision
 from orlop.guest.streams import connect
 from orlop.guest.streams.table import Streaming
 from orlop.linux import usage
@@ -50,6 +51,7 @@ class Agent:
         self._emit = emit
         self._share = HostShare()
         self._oom = OomWatch(loop)
+        self._memory = MemoryDivision()
         self._children: dict[int, Callable[[int], None]] = {}
         self._holder: spawn.Spawned | None = None
         loop.watch_children(self.reap)
@@ -90,7 +92,9 @@ class Agent:
         if self.containers:
             raise Refused("failed_precondition", "this VM belongs to a pod with containers already")
         self._share.locate(request.share)
-        answer.ok(self.identity.apply(request))
+        reply = self.identity.apply(request)
+        self._divide_memory(anew=True)
+        answer.ok(reply)
 
     def clock(self, request: messages.Clock, answer: Answer) -> None:
         """Tell the time, and correct it."""
@@ -98,7 +102,9 @@ class Agent:
 
     def online(self, request: messages.Online, answer: Answer) -> None:
         """Use what was hot-plugged."""
-        answer.ok(messages.OnlineReply(cpus=memory.online()))
+        cpus = memory.online()
+        self._divide_memory(anew=True)
+        answer.ok(messages.OnlineReply(cpus=cpus))
 
     # Requests: containers
 
@@ -154,6 +160,7 @@ class Agent:
         process.on_exit = lambda code: self._on_exit(entry, code)
         try:
             view = entry.prepare(self._share)
+            self._divide_memory()
             entry.spawn(view, self._namespace_owner(entry))
         except BaseException as error:
             self._abandon(entry, answer, error)
@@ -219,7 +226,11 @@ class Agent:
 
     def update(self, request: messages.Update, answer: Answer) -> None:
         """Change limits."""
-        self._container(request.id).cgroup.apply(request.resources)
+        entry = self._container(request.id)
+        entry.cgroup.apply(request.resources)
+        entry.portion.limit = request.resources.memory_max or entry.portion.limit
+        entry.portion.weight = request.resources.cpu_weight or entry.portion.weight
+        self._divide_memory()
         answer.ok(Done())
 
     def resize(self, request: messages.Resize, answer: Answer) -> None:
@@ -354,6 +365,13 @@ class Agent:
 
     # Helpers
 
+    def _divide_memory(self, *, anew: bool = False) -> None:
+        """Let the containers that live have what there is; ``anew`` after the guest's memory has changed."""
+        if anew:
+            self._memory.measure()
+        living = (*ALIVE, "creating")
+        self._memory.apply(one.portion for one in self.containers.values() if one.status in living)
+
     def _container(self, id_: str) -> LiveContainer:
         entry = self.containers.get(id_)
         if entry is None:
@@ -436,6 +454,7 @@ class Agent:
         if entry.status in ("running", "created"):
             entry.status = "stopped"
             self.emit(messages.ContainerExited(id=entry.spec.id, exit=process.exit))
+        self._divide_memory()
 
     def _on_memory_event(self, entry: LiveContainer) -> None:
         kills = entry.cgroup.pairs("memory.events").get("oom_kill", 0)

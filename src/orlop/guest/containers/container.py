@@ -21,6 +21,7 @@ from orlop.guest.launch.script import ANY, Script
 from orlop.guest.launch.userns import IdMaps, outer_id, write_maps
 from orlop.guest.machine import cgroup
 from orlop.guest.machine.cgroup import GuestCgroup
+from orlop.guest.machine.reserve import Portion
 from orlop.guest.streams.table import Streaming
 from orlop.linux import syscalls
 from orlop.linux.users import Identity
@@ -47,7 +48,9 @@ class LiveContainer:
         self.spec = spec
         self.status = "creating"
         self.process = Process(streaming, spec.streams, tty=spec.tty)
-        self.cgroup = GuestCgroup(f"{cgroup.POD.path}/{spec.id}")
+        self.portion = Portion(spec.resources.memory_max, spec.resources.cpu_weight)
+        parent = cgroup.OPEN if self.portion.open else cgroup.POD
+        self.cgroup = GuestCgroup(f"{parent.path}/{spec.id}")
         self.pid_namespace = -1
         self.oom_kills = 0
         self.watch = -1

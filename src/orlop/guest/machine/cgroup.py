@@ -1,4 +1,5 @@
-"""Control groups, version 2: one for the pod, below it one for each container.
+"""Control groups, version 2: one for the pod, below it one for each container, and one for all of those that
+have no memory limit.
 
 See the kernel's Documentation/admin-guide/cgroup-v2.rst.
 """
@@ -6,6 +7,7 @@ See the kernel's Documentation/admin-guide/cgroup-v2.rst.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from orlop.guest import paths
 from orlop.guest.paths import read_text, write_text
@@ -42,6 +44,11 @@ class GuestCgroup:
     def add(self, pid: int) -> None:
         """Move a process here."""
         write_text(f"{self.path}/cgroup.procs", str(pid))
+
+    def write(self, name: str, value: str) -> None:
+        """Write a file; nothing where the kernel does not have it, or does not take the value."""
+        with suppress(OSError):
+            write_text(f"{self.path}/{name}", value)
 
     def read(self, name: str) -> str:
         """A file's text, "" when the kernel does not have it."""
@@ -133,11 +140,15 @@ def settings(resources: GuestLimits, *, memory: bool = True) -> list[tuple[str, 
 
 
 POD = GuestCgroup(f"{paths.CGROUPS}/pod")
+OPEN = GuestCgroup(f"{POD.path}/orlop-open")
+"""Below it are the containers without a memory limit."""
 
 
 def prepare() -> None:
-    """At boot: controllers on, the pod's group made."""
+    """At boot: controllers on, the groups of the pod made."""
     root = GuestCgroup(paths.CGROUPS)
     root.delegate()
     POD.create()
     POD.delegate()
+    OPEN.create()
+    OPEN.delegate()

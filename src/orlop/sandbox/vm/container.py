@@ -38,6 +38,7 @@ class VmContainer:
         self.changing = asyncio.Lock()
         """Held while it is made, started or removed: what one step plugs, another must not pull out."""
         self.cpuset = spec.resources.cpuset_cpus
+        self.memory_limit = spec.resources.memory_limit
         self.exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._agent = agent
         self._wake = asyncio.Event()

@@ -43,7 +43,7 @@ from orlop.sandbox.vm.gate import Gate
 from orlop.sandbox.vm.meter import VmMeter
 from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.process import SIGKILL, GuestAttachment, GuestExec, PortConnection
-from orlop.sandbox.vm.sizing import size
+from orlop.sandbox.vm.sizing import size, with_containers
 from orlop.sandbox.vm.volumes import Volumes
 from orlop.wire import values as wire
 from orlop.wire.messages import (
@@ -119,6 +119,7 @@ class VmSandbox:
         self._stopping = False
         self._stopped = asyncio.Lock()
         self._torn_down = False
+        self._sizing = asyncio.Lock()
         self._guest_lines = 0
         self._failure = ""
         self._tasks = tasks.Tasks()
@@ -200,11 +201,14 @@ class VmSandbox:
             with tracing.span("vm.plug"):
                 # To its end even when cancelled: a thread that mounts a volume cannot be called back, and
                 # must have ended before anybody removes what it mounts below.
-                plugged, program, _ = await tasks.uncancelled(
+                (plugged, program, _), _ = await tasks.uncancelled(
                     together(
-                        self._plugs.plug(spec, plan),
-                        threads.call(_filter, spec.security),
-                        container.log.open(),
+                        together(
+                            self._plugs.plug(spec, plan),
+                            threads.call(_filter, spec.security),
+                            container.log.open(),
+                        ),
+                        self._grow(),
                     )
                 )
             message = translate.container(
@@ -287,17 +291,40 @@ class VmSandbox:
         if resources.cpuset_cpus:
             await self._pin({**self._cpusets(), container_id: resources.cpuset_cpus})
             container.cpuset = resources.cpuset_cpus
+        container.memory_limit = resources.memory_limit or container.memory_limit
+        await self._grow()
         await self._agent.call(Update(id=container_id, resources=translate.resources(resources)))
 
     async def resize(self, overhead: Resources, resources: Resources) -> None:
         """See ``Sandbox``."""
         wanted = size(overhead, resources, self._config, who=f"pod {self.pod_id}")
-        now = self._clone.machine.shape
-        # A VM gives back what it does not use; only growth needs a change.
-        memory = max(wanted.memory_mib, now.memory_mib)
-        # The kubelet has written the pod's limits anew before it called.
-        await hostgroup.hold(self._pod.cgroup, memory)
-        await self._clone.resize(MachineShape(memory_mib=memory, vcpus=max(wanted.vcpus, now.vcpus)))
+        self._spec = msgspec.structs.replace(self._spec, overhead=overhead, resources=resources)
+        await self._grow(wanted)
+
+    async def _grow(self, wanted: MachineShape | None = None) -> None:
+        """Have room for the containers that live, and for ``wanted``.
+
+        A VM gives back what it does not use; only growth needs a change."""
+        async with self._sizing:
+            limits = [one.memory_limit for one in self._containers.values() if not one.exited.done()]
+            pod = self._spec
+            memory = with_containers(
+                pod.overhead, pod.resources, limits, self._config, who=f"pod {self.pod_id}"
+            )
+            now = self._clone.machine.shape
+            shape = MachineShape(
+                memory_mib=max(memory, now.memory_mib, wanted.memory_mib if wanted else 0),
+                vcpus=max(now.vcpus, wanted.vcpus if wanted else 0),
+            )
+            if wanted is None and shape == now:
+                return
+            # With ``wanted`` the kubelet has written the pod's limits anew before it called.
+            await hostgroup.hold(self._pod.cgroup, shape.memory_mib)
+            got = await self._clone.resize(shape)
+            if got.memory_mib < shape.memory_mib:
+                log.warning(
+                    "pod %s: its VM has %d MiB instead of %d", self.pod_id, got.memory_mib, shape.memory_mib
+                )
 
     async def reopen_log(self, container_id: str) -> None:
         """See ``Sandbox``."""

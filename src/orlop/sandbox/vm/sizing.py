@@ -1,11 +1,14 @@
 """How big a pod's VM is.
 
-Memory: what the guest itself needs, plus the pod's limit, plus the RuntimeClass's overhead where
-one is declared (the overhead then replaces the guest's own need if it is larger). Without a limit:
-the configured default. Processors: the pod's CPU quota, rounded up.
+Memory: what the guest itself needs (or the RuntimeClass's overhead, if that is more), plus the pod's limit,
+plus what its kernel needs to keep count of that much. Without a limit: the configured default. A pod's limit
+does not speak of its containers that have none, and nobody tells of them before they are made: each of them
+adds what the default leaves to a pod's containers. Processors: the pod's CPU quota, rounded up.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from orlop.config import VmConfig
 from orlop.errors import InvalidArgument
@@ -14,6 +17,8 @@ from orlop.sandbox.spec import PodSpec, Resources
 
 MIB = 1 << 20
 _ALIGNMENT_MIB = 2
+_DESCRIPTORS = 64
+_LEAST_SHARE_MIB = 64
 
 
 def shape_of(spec: PodSpec, config: VmConfig) -> MachineShape:
@@ -25,9 +30,7 @@ def size(overhead: Resources, resources: Resources, config: VmConfig, *, who: st
     """As :func:`shape_of`, for changed resources. ``who`` starts the message of an error."""
     memory = config.default_memory_mib
     if resources.memory_limit > 0:
-        base = max(config.base_memory_mib, -(-overhead.memory_limit // MIB))
-        memory = base + -(-resources.memory_limit // MIB)
-    memory = -(-memory // _ALIGNMENT_MIB) * _ALIGNMENT_MIB
+        memory = _with_base(-(-resources.memory_limit // MIB), overhead, config)
     if memory > config.max_memory_mib:
         raise InvalidArgument(
             f"{who} needs a VM of {memory} MiB, but vm.max_memory_mib is {config.max_memory_mib}"
@@ -36,3 +39,34 @@ def size(overhead: Resources, resources: Resources, config: VmConfig, *, who: st
     if resources.cpu_quota > 0:
         vcpus = -(-resources.cpu_quota // (resources.cpu_period or 100_000))
     return MachineShape(memory_mib=memory, vcpus=max(1, min(vcpus, config.max_vcpus)))
+
+
+def with_containers(
+    overhead: Resources, pod: Resources, limits: Iterable[int], config: VmConfig, *, who: str
+) -> int:
+    """MiB for containers with these memory limits in bytes, 0 for one without; of a ``pod`` with such limits.
+
+    Raises InvalidArgument when the limits alone are more than the configuration allows.
+    """
+    present = list(limits)
+    limited = max(0, pod.memory_limit) or sum(limit for limit in present if limit > 0)
+    memory = _with_base(-(-limited // MIB), overhead, config) if limited else config.base_memory_mib
+    if memory > config.max_memory_mib:
+        raise InvalidArgument(
+            f"{who}: its containers' limits need a VM of {memory} MiB, "
+            f"but vm.max_memory_mib is {config.max_memory_mib}"
+        )
+    share = max(_LEAST_SHARE_MIB, config.default_memory_mib - config.base_memory_mib)
+    memory += share * sum(1 for limit in present if limit <= 0)
+    return min(_aligned(memory), config.max_memory_mib)
+
+
+def _with_base(limit_mib: int, overhead: Resources, config: VmConfig) -> int:
+    base = max(config.base_memory_mib, -(-overhead.memory_limit // MIB))
+    # Plugged memory keeps a part of itself for its page descriptors.
+    above = max(0, base + limit_mib - config.default_memory_mib)
+    return _aligned(base + limit_mib + -(-above // _DESCRIPTORS))
+
+
+def _aligned(memory_mib: int) -> int:
+    return -(-memory_mib // _ALIGNMENT_MIB) * _ALIGNMENT_MIB
