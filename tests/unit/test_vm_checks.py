@@ -25,7 +25,7 @@ from orlop.sandbox.spec import (
     Security,
 )
 from orlop.sandbox.vm.checks import check_container, check_pod, check_volumes
-from orlop.sandbox.vm.sizing import shape_of, size, with_containers
+from orlop.sandbox.vm.sizing import processors, shape_of, shortage, size, with_containers
 
 MIB = 1 << 20
 CONFIG = VmConfig()
@@ -138,6 +138,16 @@ def test_shape_is_bounded() -> None:
     assert size(Resources(), many, CONFIG, who="pod").vcpus == CONFIG.max_vcpus
     with pytest.raises(InvalidArgument, match="max_memory_mib is 16384"):
         check_pod(pod(resources=Resources(memory_limit=17 << 30)), CONFIG)
+
+
+def test_a_pod_is_told_of_processors_that_its_vm_does_not_have() -> None:
+    def said(milli: int, vcpus: int, accelerator: str) -> str:
+        return shortage(Resources(cpu_quota=milli * 100), vcpus, accelerator, CONFIG)
+
+    assert [processors(Resources(cpu_quota=quota)) for quota in (0, 1, 100_000, 100_001)] == [0, 1, 1, 2]
+    assert said(0, 1, "tcg") == said(1000, 1, "tcg") == said(2000, 2, "kvm") == ""
+    assert "worth 2 processors, and its VM has 1: a VM under emulation" in said(1500, 1, "tcg")
+    assert said(9000, 8, "kvm").endswith("has 8: vm.max_vcpus is 8")
 
 
 def test_memory_grows_with_containers_of_which_the_pod_says_nothing() -> None:

@@ -43,7 +43,7 @@ from orlop.sandbox.vm.gate import Gate
 from orlop.sandbox.vm.meter import VmMeter
 from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.process import SIGKILL, GuestAttachment, GuestExec, PortConnection
-from orlop.sandbox.vm.sizing import size, with_containers
+from orlop.sandbox.vm.sizing import processors, shortage, size, with_containers
 from orlop.sandbox.vm.volumes import Volumes
 from orlop.wire import values as wire
 from orlop.wire.messages import (
@@ -157,6 +157,8 @@ class VmSandbox:
             "guestKernel": self._pod.kernel,
             "memoryMiB": machine.shape.memory_mib,
             "vcpus": machine.shape.vcpus,
+            "vcpusAsked": processors(self._spec.resources),
+            "vcpusShort": self.shortage,
             "unmappedVolumes": self._plugs.unmapped_volumes,
             "timingsMs": dict(self.timings),
         }
@@ -164,6 +166,12 @@ class VmSandbox:
     async def console(self) -> str:
         """See ``Sandbox``."""
         return await self._clone.machine.console_tail(_CONSOLE)
+
+    @property
+    def shortage(self) -> str:
+        """Why its VM has fewer processors than the pod may use, or ""."""
+        vcpus = self._clone.machine.shape.vcpus
+        return shortage(self._spec.resources, vcpus, self._pod.accelerator, self._config)
 
     def keep_clock(self, *, fresh: bool) -> None:
         """Begin to keep the guest's clock; see :meth:`ClockKeeper.keep`."""

@@ -35,10 +35,26 @@ def size(overhead: Resources, resources: Resources, config: VmConfig, *, who: st
         raise InvalidArgument(
             f"{who} needs a VM of {memory} MiB, but vm.max_memory_mib is {config.max_memory_mib}"
         )
-    vcpus = config.default_vcpus
-    if resources.cpu_quota > 0:
-        vcpus = -(-resources.cpu_quota // (resources.cpu_period or 100_000))
-    return MachineShape(memory_mib=memory, vcpus=max(1, min(vcpus, config.max_vcpus)))
+    vcpus = min(processors(resources) or config.default_vcpus, config.max_vcpus)
+    return MachineShape(memory_mib=memory, vcpus=vcpus)
+
+
+def processors(resources: Resources) -> int:
+    """How many processors a quota keeps busy; 0 without a quota."""
+    if resources.cpu_quota <= 0:
+        return 0
+    return -(-resources.cpu_quota // (resources.cpu_period or 100_000))
+
+
+def shortage(resources: Resources, vcpus: int, accelerator: str, config: VmConfig) -> str:
+    """Why a VM has fewer processors (``vcpus``) than its pod may use, in one sentence; "" if it has not."""
+    wanted = processors(resources)
+    if wanted <= vcpus:
+        return ""
+    why = f"vm.max_vcpus is {config.max_vcpus}"
+    if accelerator == "tcg" and vcpus < config.max_vcpus:
+        why = "a VM under emulation has vm.default_vcpus, since QEMU's emulator cannot add more"
+    return f"the pod's limit is worth {wanted} processors, and its VM has {vcpus}: {why}"
 
 
 def with_containers(
