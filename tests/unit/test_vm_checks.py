@@ -162,6 +162,7 @@ def test_memory_grows_with_containers_of_which_the_pod_says_nothing() -> None:
     assert mib(0, 200, 100) == 428 and mib(0) == 128
     # A large VM's own page descriptors are on top.
     assert mib(6400, 6400) == 128 + 6400 + 94
+    assert mib(16256, 16256) == mib(16200, 16200) == CONFIG.max_memory_mib
     # More than is allowed is refused where it was asked for by number, and bounded where it was not.
     assert mib(16000, 16000, 0, 0) == CONFIG.max_memory_mib
     with pytest.raises(InvalidArgument, match="limits need a VM of"):

@@ -81,7 +81,8 @@ def _with_base(limit_mib: int, overhead: Resources, config: VmConfig) -> int:
     base = max(config.base_memory_mib, -(-overhead.memory_limit // MIB))
     # Plugged memory keeps a part of itself for its page descriptors.
     above = max(0, base + limit_mib - config.default_memory_mib)
-    return _aligned(base + limit_mib + -(-above // _DESCRIPTORS))
+    plain = _aligned(base + limit_mib)
+    return max(plain, min(_aligned(plain + -(-above // _DESCRIPTORS)), config.max_memory_mib))
 
 
 def _aligned(memory_mib: int) -> int:
