@@ -6,7 +6,10 @@ import asyncio
 
 import pytest
 
+from orlop.errors import FailedPrecondition
+from orlop.sandbox.spec import ContainerSpec, PodSpec, Root
 from orlop.sandbox.vm.gate import Gate
+from tests.unit.vm_double import driver_of, host_of
 
 
 async def test_the_pod_that_came_first_goes_first_with_each_step() -> None:
@@ -84,3 +87,45 @@ async def test_a_failure_gives_its_place_back() -> None:
         async with gate.place(gate.number()):
             raise ValueError("x")
     assert gate.free == 1
+
+
+async def test_pods_that_come_at_once_are_ready_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with host_of(monkeypatch) as host, driver_of(host) as driver:
+        driver._gate = Gate(1)
+        layer = host.place / "layer"
+        layer.write_bytes(bytes(4096))
+        ready: list[int] = []
+
+        async def pod(number: int) -> None:
+            spec = PodSpec(id=f"pod{number}", name=f"p{number}", uid="u", namespace="n")
+            root = Root(layers=(str(layer),))
+            container = ContainerSpec(id=f"c{number}", pod_id=spec.id, name="c", args=("true",), root=root)
+            sandbox = await driver.run(spec)
+            await sandbox.create(container)
+            ready.append(number)
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(pod(number) for number in range(8)))
+        # Between two of its calls the next pod may begin: it is one behind at most.
+        assert all(abs(number - place) <= 1 for place, number in enumerate(ready)), ready
+        assert driver.gauges()["orlop_vm_starts_waiting"] == 0
+        for number in range(8):
+            await driver.discard(f"pod{number}")
+    assert host.left == {}
+
+
+async def test_a_pod_stopped_while_its_container_waits_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with host_of(monkeypatch) as host, driver_of(host) as driver:
+        gate = Gate(1)
+        spec = PodSpec(id="p1", name="p", uid="u", namespace="n")
+        sandbox = await driver.run(spec)
+        sandbox._gate = gate
+        container = ContainerSpec(id="c", pod_id="p1", name="c", args=("true",), root=Root(layers=("/none",)))
+        async with gate.place(0):
+            creating = asyncio.create_task(sandbox.create(container))
+            await asyncio.sleep(0)
+            await driver.discard("p1")
+        with pytest.raises(FailedPrecondition, match="does not run any more"):
+            await creating
+        assert gate.free == 1
+    assert host.left == {}
