@@ -21,7 +21,6 @@ from orlop.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, No
 from orlop.host import process, tasks, threads
 from orlop.host.seccomp import Filter
 from orlop.host.tasks import Undo, together
-from orlop.hypervisor.base import MachineShape
 from orlop.sandbox import seccomp
 from orlop.sandbox.figures import Detail, PodStats
 from orlop.sandbox.spec import (
@@ -43,7 +42,7 @@ from orlop.sandbox.vm.gate import Gate
 from orlop.sandbox.vm.meter import VmMeter
 from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.process import SIGKILL, GuestAttachment, GuestExec, PortConnection
-from orlop.sandbox.vm.sizing import processors, shortage, size, with_containers
+from orlop.sandbox.vm.room import Room
 from orlop.sandbox.vm.volumes import Volumes
 from orlop.wire import values as wire
 from orlop.wire.messages import (
@@ -114,12 +113,13 @@ class VmSandbox:
         self._containers: dict[str, VmContainer] = {}
         self._execs = GuestExecs(clone.agent)
         self._clock = ClockKeeper(clone.machine, clone.agent)
+        self.room = Room(spec, config, clone, pod)
+        """The size of its VM."""
         self._meter = VmMeter(clone, cgroup=pod.cgroup, place=plugs.place, ledger=files.cpu_ledger)
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._stopped = asyncio.Lock()
         self._torn_down = False
-        self._sizing = asyncio.Lock()
         self._guest_lines = 0
         self._failure = ""
         self._tasks = tasks.Tasks()
@@ -155,10 +155,7 @@ class VmSandbox:
             "pid": machine.pid,
             "accelerator": self._pod.accelerator,
             "guestKernel": self._pod.kernel,
-            "memoryMiB": machine.shape.memory_mib,
-            "vcpus": machine.shape.vcpus,
-            "vcpusAsked": processors(self._spec.resources),
-            "vcpusShort": self.shortage,
+            **self.room.info,
             "unmappedVolumes": self._plugs.unmapped_volumes,
             "timingsMs": dict(self.timings),
         }
@@ -166,12 +163,6 @@ class VmSandbox:
     async def console(self) -> str:
         """See ``Sandbox``."""
         return await self._clone.machine.console_tail(_CONSOLE)
-
-    @property
-    def shortage(self) -> str:
-        """Why its VM has fewer processors than the pod may use, or ""."""
-        vcpus = self._clone.machine.shape.vcpus
-        return shortage(self._spec.resources, vcpus, self._pod.accelerator, self._config)
 
     def keep_clock(self, *, fresh: bool) -> None:
         """Begin to keep the guest's clock; see :meth:`ClockKeeper.keep`."""
@@ -216,7 +207,7 @@ class VmSandbox:
                             threads.call(_filter, spec.security),
                             container.log.open(),
                         ),
-                        self._grow(),
+                        self.room.fit(self._limits()),
                     )
                 )
             message = translate.container(
@@ -300,39 +291,12 @@ class VmSandbox:
             await self._pin({**self._cpusets(), container_id: resources.cpuset_cpus})
             container.cpuset = resources.cpuset_cpus
         container.memory_limit = resources.memory_limit or container.memory_limit
-        await self._grow()
+        await self.room.fit(self._limits())
         await self._agent.call(Update(id=container_id, resources=translate.resources(resources)))
 
     async def resize(self, overhead: Resources, resources: Resources) -> None:
         """See ``Sandbox``."""
-        wanted = size(overhead, resources, self._config, who=f"pod {self.pod_id}")
-        self._spec = msgspec.structs.replace(self._spec, overhead=overhead, resources=resources)
-        await self._grow(wanted)
-
-    async def _grow(self, wanted: MachineShape | None = None) -> None:
-        """Have room for the containers that live, and for ``wanted``.
-
-        A VM gives back what it does not use; only growth needs a change."""
-        async with self._sizing:
-            limits = [one.memory_limit for one in self._containers.values() if not one.exited.done()]
-            pod = self._spec
-            memory = with_containers(
-                pod.overhead, pod.resources, limits, self._config, who=f"pod {self.pod_id}"
-            )
-            now = self._clone.machine.shape
-            shape = MachineShape(
-                memory_mib=max(memory, now.memory_mib, wanted.memory_mib if wanted else 0),
-                vcpus=max(now.vcpus, wanted.vcpus if wanted else 0),
-            )
-            if wanted is None and shape == now:
-                return
-            # With ``wanted`` the kubelet has written the pod's limits anew before it called.
-            await hostgroup.hold(self._pod.cgroup, shape.memory_mib)
-            got = await self._clone.resize(shape)
-            if got.memory_mib < shape.memory_mib:
-                log.warning(
-                    "pod %s: its VM has %d MiB instead of %d", self.pod_id, got.memory_mib, shape.memory_mib
-                )
+        await self.room.change(overhead, resources, self._limits())
 
     async def reopen_log(self, container_id: str) -> None:
         """See ``Sandbox``."""
@@ -575,6 +539,9 @@ class VmSandbox:
         """The VM is as dear to the host as the dearest of its containers."""
         wanted = [container.spec.resources.oom_score_adj for container in self._containers.values()]
         process.set_oom_score(self._clone.machine.pid, min(wanted, default=0))
+
+    def _limits(self) -> list[int]:
+        return [one.memory_limit for one in self._containers.values() if not one.exited.done()]
 
     def _cpusets(self) -> dict[str, str]:
         return {container_id: container.cpuset for container_id, container in self._containers.items()}

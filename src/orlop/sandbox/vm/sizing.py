@@ -53,7 +53,7 @@ def shortage(resources: Resources, vcpus: int, accelerator: str, config: VmConfi
         return ""
     why = f"vm.max_vcpus is {config.max_vcpus}"
     if accelerator == "tcg" and vcpus < config.max_vcpus:
-        why = "a VM under emulation has vm.default_vcpus, since QEMU's emulator cannot add more"
+        why = "a VM under emulation has vm.default_vcpus, and cannot get more"
     return f"the pod's limit is worth {wanted} processors, and its VM has {vcpus}: {why}"
 
 
