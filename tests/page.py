@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
-_BLOCK = re.compile(r"^```\w+\n(.*?)^```\n\*test: (\w+)\*$", re.M | re.S)
+_BLOCK = re.compile(r"^```\w+\n((?:(?!```).*\n)*)```\n\*test: (\w+)\*$", re.M)
 
 
 def blocks(page: str) -> dict[str, str]:
