@@ -8,9 +8,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-Outcome = Literal["passed", "failed", "excused", "skipped"]
+Outcome = Literal["passed", "failed", "excused", "skipped", "unfinished"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 EXCEPTIONS = Path(__file__).with_name("exceptions.toml")
 PEER = "containerd"
 
@@ -88,6 +89,8 @@ def parse(report: Path, runtime: str, excused: Sequence[Excuse]) -> tuple[Spec, 
             # What the focus left out has no words of its own.
             if reason not in ("skipped", "pending", "no reason given"):
                 found.append(Spec(name, "skipped", reason.removeprefix("skipped - "), seconds))
+        elif status in ("timedout", "interrupted") and "timeout occurred" in reason.lower():
+            found.append(Spec(name, "unfinished", "the time for the whole run was over", seconds))
         else:
             why = next((one for one in excused if runtime in one.runtimes and one.spec.search(name)), None)
             outcome: Outcome = "excused" if why else "failed"
@@ -97,9 +100,7 @@ def parse(report: Path, runtime: str, excused: Sequence[Excuse]) -> tuple[Spec, 
 
 def lines(result: Result) -> Iterator[str]:
     """A run for people: counts, then every spec that did not pass with its reason."""
-    counts = ", ".join(
-        f"{len(result.of(outcome))} {outcome}" for outcome in ("passed", "failed", "excused", "skipped")
-    )
+    counts = ", ".join(f"{len(result.of(outcome))} {outcome}" for outcome in OUTCOMES)
     yield f"{result.runtime}: {counts} ({result.seconds:.0f} s)"
     for outcome in ("failed", "excused"):
         for spec in result.of(outcome):
@@ -118,6 +119,8 @@ def problems(results: Sequence[Result], least: int) -> list[str]:
         passed = len(result.of("passed"))
         if passed < least:
             found.append(f"{result.runtime}: only {passed} specs passed, at least {least} should")
+        if unfinished := len(result.of("unfinished")):
+            found.append(f"{result.runtime}: {unfinished} specs and those after them had no time")
         if result.runtime != PEER:
             found += [
                 f"{result.runtime}: {spec.name}" for spec in result.of("failed") if spec.name not in peers
@@ -127,10 +130,10 @@ def problems(results: Sequence[Result], least: int) -> list[str]:
 
 def table(results: Sequence[Result]) -> Iterator[str]:
     """The runs side by side, then each spec that some passed and others did not (Markdown)."""
-    yield "| runtime | passed | failed | excused | skipped | time |"
-    yield "|---|---|---|---|---|---|"
+    yield f"| runtime | {' | '.join(OUTCOMES)} | time |"
+    yield "|---|" + "---|" * (len(OUTCOMES) + 1)
     for one in results:
-        counts = (len(one.of(outcome)) for outcome in ("passed", "failed", "excused", "skipped"))
+        counts = (len(one.of(outcome)) for outcome in OUTCOMES)
         yield f"| `{one.runtime}` | {' | '.join(map(str, counts))} | {one.seconds:.0f} s |"
     outcomes: dict[str, dict[str, Outcome]] = {}
     for one in results:

@@ -19,6 +19,7 @@ REPORT = """<?xml version="1.0"?>
 <testcase name="[It] host network" status="failed" time="2"><failure message="refused"/></testcase>
 <testcase name="[It] left out" status="skipped" time="0"><skipped message="skipped"/></testcase>
 <testcase name="[It] no swap" status="skipped" time="0"><skipped message="skipped - no swap here"/></testcase>
+<testcase name="[It] late" status="timedout" time="9"><failure message="A suite timeout occurred"/></testcase>
 <testcase name="[SynchronizedBeforeSuite]" status="passed" time="3"></testcase>
 <testcase name="[SynchronizedAfterSuite]" status="failed" time="3"><failure message="left"/></testcase>
 </testsuite></testsuites>
@@ -51,6 +52,7 @@ def test_a_report_is_read_with_its_reasons(report: Path, excuses: list[judgement
         Spec("two", "failed", "timed out", 2.0),
         Spec("host network", "excused", "a VM does not share it", 2.0),
         Spec("no swap", "skipped", "no swap here", 0.0),
+        Spec("late", "unfinished", "the time for the whole run was over", 9.0),
         Spec("[SynchronizedAfterSuite]", "failed", "left", 0.0),
     )
 
@@ -89,13 +91,19 @@ def test_a_run_in_which_nothing_ran_is_a_problem() -> None:
     ]
 
 
+def test_a_run_that_had_no_time_is_not_whole() -> None:
+    assert judgement.problems([_result("vm", a="passed", b="unfinished")], 1) == [
+        "vm: 1 specs and those after them had no time"
+    ]
+
+
 def test_the_table_names_each_spec_that_did_not_pass_everywhere() -> None:
     lines = list(judgement.table([_result("vm", a="passed", b="excused"), _result("containerd", b="passed")]))
     assert lines == [
-        "| runtime | passed | failed | excused | skipped | time |",
-        "|---|---|---|---|---|---|",
-        "| `vm` | 1 | 0 | 1 | 0 | 9 s |",
-        "| `containerd` | 1 | 0 | 0 | 0 | 9 s |",
+        "| runtime | passed | failed | excused | skipped | unfinished | time |",
+        "|---|---|---|---|---|---|---|",
+        "| `vm` | 1 | 0 | 1 | 0 | 0 | 9 s |",
+        "| `containerd` | 1 | 0 | 0 | 0 | 0 | 9 s |",
         "",
         "| spec | `vm` | `containerd` |",
         "|---|---|---|",
