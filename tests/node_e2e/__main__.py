@@ -46,7 +46,7 @@ def selection(options: argparse.Namespace) -> tuple[str, str]:
     """``(focus, skip)``."""
     if options.short:
         names = [line for line in SHORT.read_text().splitlines() if line and not line.startswith("#")]
-        return "|".join(names), options.skip
+        return "|".join(names), "|".join(part for part in (options.skip, LONG) if part)
     focus = options.focus or ("" if options.all else CONFORMANCE)
     return focus, "|".join(part for part in (options.skip, "" if options.all else LONG) if part)
 
