@@ -70,7 +70,7 @@ for again in 1 2; do
         /etc/orlop/kubelet.env
     grep -q '^EnvironmentFile=/etc/orlop/kubelet.env$' /etc/systemd/system/kubelet.service.d/90-orlop.conf
 done
-systemd-analyze verify /usr/lib/systemd/system/orlop*.service
+systemd-analyze verify --man=no /usr/lib/systemd/system/orlop*.service
 for again in 1 2; do
     orlop node rollback --root /host
     test "$(systemctl is-enabled orlopd)" = disabled
