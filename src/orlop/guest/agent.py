@@ -427,6 +427,8 @@ class Agent:
         if problem is None:
             del self.containers[entry.spec.id]
             self._oom.remove(entry.watch)
+            if not any(other.shares for other in self.containers.values()):
+                self._share.leave()
         if entry.stuck:
             text = f"container {entry.spec.id}: could not unmount {'; '.join(entry.stuck)}"
             self.emit(messages.Log(level="warning", text=text[:8192]))

@@ -35,7 +35,8 @@ from orlop.wire.values import (
 )
 
 VERSION = 2
-FEATURES = ("volumes",)
+VOLUMES = "volumes"
+FEATURES = (VOLUMES,)
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
 MAX_FETCH = 64 << 10

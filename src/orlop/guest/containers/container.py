@@ -68,6 +68,11 @@ class LiveContainer:
         self._mounted: list[str] = []
 
     @property
+    def shares(self) -> bool:
+        """Whether it uses the host's share."""
+        return bool(self.spec.root) or any(mount.kind == "share" for mount in self.spec.mounts)
+
+    @property
     def upper(self) -> str:
         """The directory that holds what the container wrote; "" before it is prepared."""
         return self._upper

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from orlop.guest import paths
 from orlop.linux import syscalls
 from orlop.wire.messages import Refused
@@ -10,7 +12,7 @@ _OPTIONS = "trans=virtio,version=9p2000.L,msize=262144,cache=mmap,access=user"
 
 
 class HostShare:
-    """The share, mounted when it is first needed: a mounted one cannot be saved."""
+    """The share, mounted only while it is needed: a machine with a mounted one cannot be saved."""
 
     def __init__(self) -> None:
         self._address = ""
@@ -31,3 +33,10 @@ class HostShare:
             syscalls.mount("", paths.SHARE, "", syscalls.MS_SHARED)
             self._mounted = True
         return paths.SHARE
+
+    def leave(self) -> None:
+        """No container uses it any more: unmount it, unless somebody still holds something of it."""
+        if self._mounted:
+            with suppress(OSError):
+                syscalls.umount(paths.SHARE)
+                self._mounted = False

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.config import VolumeConfig
-from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.errors import DataLoss, FailedPrecondition, NotFound, OrlopError
 from orlop.host import threads
 from orlop.host.tasks import Tasks, together
 from orlop.host.watching import Watcher
@@ -34,11 +34,10 @@ from orlop.storage.disks import volume_disk
 from orlop.storage.kubelet import KubeletVolume
 from orlop.storage.snapshot import DISK, InMotion, NotCopied, directories_of, read_volume
 from orlop.wire import values as wire
-from orlop.wire.messages import Drop, Fetch, Fill, Flush, Hold
+from orlop.wire.messages import VOLUMES, Drop, Fetch, Fill, Flush, Hold
 
 log = logging.getLogger(__name__)
 
-_FEATURE = "volumes"
 _COPIED = ("copy", "file", "log")
 _TIMEOUT = 60.0
 _FLUSH_TIME = 5.0
@@ -94,8 +93,10 @@ class Volumes:
     async def place(self, spec: ContainerSpec) -> dict[str, tuple[str, str]]:
         """Have the guest hold what it can of a container's volumes: by the container's path, the volume's id
         and the sub-path. A failure leaves volumes behind, which serve the next try."""
-        if _FEATURE not in self._agent.hello.features:
+        if VOLUMES not in self._agent.hello.features:
             return {}  # an agent that came with an earlier daemon
+        if not any(mount.host_path for mount in spec.mounts):
+            return {}
         wanted = await threads.call(self._recognise, spec.mounts)
         if not wanted:
             return {}
@@ -141,8 +142,13 @@ class Volumes:
             await self._agent.call(Flush(), _FLUSH_TIME)
 
     def adopt(self) -> None:
-        """Take over what an earlier daemon had the guest hold. Raises DataLoss."""
-        for held in self._files.volumes():
+        """Take over what an earlier daemon had the guest hold."""
+        try:
+            known = self._files.volumes()
+        except DataLoss as error:
+            log.error("the volumes of pod %s are not updated any more: %s", self._uid, error)
+            return
+        for held in known:
             self._held[held.id] = held
             if held.kind in _COPIED:
                 try:

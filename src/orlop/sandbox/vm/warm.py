@@ -22,7 +22,19 @@ from orlop.sandbox.spec import Seccomp, SeccompMode
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.storage.disks import scratch_disk
 from orlop.wire import values as wire
-from orlop.wire.messages import Clock, Create, Delete, Exec, Setup, Signal, Start, Stats
+from orlop.wire.messages import (
+    VOLUMES,
+    Clock,
+    Create,
+    Delete,
+    Drop,
+    Exec,
+    Fill,
+    Setup,
+    Signal,
+    Start,
+    Stats,
+)
 
 _TIMEOUT = 60.0
 _ID = "warm"
@@ -45,7 +57,7 @@ async def exercise(
 ) -> None:
     """Run a container of the guest's root image ``image``; ``scratch`` becomes its writable layer.
 
-    With ``share``, a directory of the machine's share, the share is mounted as well, for good. What
+    With ``share``, a directory of the machine's share, it has that mounted as well, and a small volume. What
     ``reversible`` means is said at :meth:`orlop.hypervisor.base.Machine.attach_disk`.
     """
     filters = await threads.call(
@@ -97,11 +109,19 @@ async def rehearse(machine: Machine, agent: AgentClient) -> None:
 
 async def _run(agent: AgentClient, disks: wire.Disks, share: str, program: bytes) -> None:
     streams = [agent.incoming(agent.new_stream()) for _ in range(2)]
+    mounts: tuple[wire.GuestMount, ...] = ()
+    if share:
+        mounts = (wire.GuestMount(target="/mnt", kind="share", source=share),)
+    small = bool(share) and VOLUMES in agent.hello.features
+    if small:
+        file = wire.VolumeEntry(path="key", kind="file", data=b"value")
+        await agent.call(Fill(id=_ID, entries=(wire.VolumeEntry(), file)), _TIMEOUT)
+        mounts = (*mounts, wire.GuestMount(target="/srv", kind="volume", volume=_ID, read_only=True))
     container = wire.Container(
         id=_ID,
         disks=disks,
         args=_SLEEP,
-        mounts=(wire.GuestMount(target="/mnt", kind="share", source=share),) if share else (),
+        mounts=mounts,
         streams=wire.Streams(stdout=streams[0].stream, stderr=streams[1].stream),
         security=wire.GuestSecurity(
             bounding=_CAPABILITIES,
@@ -122,6 +142,8 @@ async def _run(agent: AgentClient, disks: wire.Disks, share: str, program: bytes
             pass
         stream.end_consumed()
     await agent.call(Delete(id=_ID), _TIMEOUT)
+    if small:
+        await agent.call(Drop(id=_ID), _TIMEOUT)
 
 
 async def _exec(agent: AgentClient, exec_id: str) -> None:
