@@ -26,8 +26,12 @@ def test_a_bay_is_chosen_once() -> None:
 def test_a_writable_bay_takes_disks_of_its_very_size() -> None:
     assert bays.choose(EVERY, (), 64 << 20, read_only=False) == SCRATCHES[0]
     assert bays.choose(EVERY, (), 65 << 20, read_only=False) is None
-    volume = bays.choose(EVERY, (), 96 << 20, read_only=False)
+    assert bays.choose(EVERY, (), 96 << 20, read_only=False) is None
+    volume = bays.choose(EVERY, (), 96 << 20, read_only=False, durable=True)
     assert volume is not None and volume.size == 96 << 20
+    assert bays.choose(bays.bays(64, 64), (), 64 << 20, read_only=False, durable=True) not in SCRATCHES
+    assert "no-flush" not in " ".join(bays.arguments([volume]))
+    assert "no-flush" in " ".join(bays.arguments(SCRATCHES[:1]))
 
 
 async def test_layers_stand_apart_as_long_as_there_is_a_bay_for_each(tmp_path: Path) -> None:

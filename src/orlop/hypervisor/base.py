@@ -38,12 +38,14 @@ class Accelerator(Value, frozen=True, kw_only=True):
 class Disk(Value, frozen=True, kw_only=True):
     """A disk to attach. ``id`` is unique within its machine: letters, digits, ``-``, ``_`` and ``.``.
 
-    Each of ``files`` is one file system, bottom first. A writable disk has one file.
+    Each of ``files`` is one file system, bottom first. A writable disk has one file. With ``durable`` what
+    the guest flushes is on the host's disk then; else it ends with the machine, and nothing has to be safe.
     """
 
     id: str
     files: tuple[str, ...]
     read_only: bool = True
+    durable: bool = False
 
 
 class Stacking(StrEnum):

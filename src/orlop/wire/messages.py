@@ -341,7 +341,7 @@ class Drop(Request[Done]):
 
 @dataclass(frozen=True, kw_only=True)
 class Flush(Request[Done]):
-    """Have all that was written to volumes on disks in their files on the host."""
+    """Have all that was written to volumes on disks in their files on the host. Before the machine's end."""
 
     op: ClassVar[str] = "flush"
 

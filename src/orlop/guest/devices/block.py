@@ -32,8 +32,8 @@ PATIENCE = 10.0
 
 # What a container wrote ends with it, so nothing has to be safe on the disk: no barriers.
 _SCRATCH_OPTIONS = "noinit_itable,nobarrier"
-# The host's cache outlives the machine, so the order of writes is enough here, too. What is freed goes back.
-_LASTING_OPTIONS = "noinit_itable,nobarrier,discard"
+# What is freed goes back.
+_LASTING_OPTIONS = "noinit_itable,discard"
 _NETLINK_KOBJECT_UEVENT = 15
 _BLKRRPART = 0x125F  # linux/fs.h
 _SYS_DEVICES = "/sys/class/scsi_device"

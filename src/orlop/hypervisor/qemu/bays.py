@@ -35,16 +35,17 @@ class Bay(msgspec.Struct, frozen=True, kw_only=True):
     lun: int
     size: int
     read_only: bool
+    durable: bool = False
 
 
 def bays(scratch_mib: int, volume_mib: int) -> tuple[Bay, ...]:
     """The bays of every machine: some for images, some for writable layers of ``scratch_mib``, and some for
     volumes of ``volume_mib``."""
-    sizes = [(_IMAGE_BYTES, True)] * _IMAGES + [(scratch_mib * MIB, False)] * _SCRATCHES
-    sizes += [(volume_mib * MIB, False)] * _VOLUMES
+    kinds = [(_IMAGE_BYTES, True, False)] * _IMAGES + [(scratch_mib * MIB, False, False)] * _SCRATCHES
+    kinds += [(volume_mib * MIB, False, True)] * _VOLUMES
     return tuple(
-        Bay(lun=lun, size=size, read_only=read_only)
-        for lun, (size, read_only) in enumerate(sizes, _FIRST_LUN)
+        Bay(lun=lun, size=size, read_only=read_only, durable=durable)
+        for lun, (size, read_only, durable) in enumerate(kinds, _FIRST_LUN)
     )
 
 
@@ -52,7 +53,9 @@ def arguments(every: Iterable[Bay]) -> Sequence[str]:
     """The bays on QEMU's command line."""
     words: list[str] = []
     for bay in every:
-        kind = "read-only=on" if bay.read_only else "discard=unmap,cache.no-flush=on"
+        kind = "read-only=on" if bay.read_only else "discard=unmap"
+        if not bay.read_only and not bay.durable:
+            kind += ",cache.no-flush=on"
         nothing = f"file.driver=null-co,file.size={bay.size},file.read-zeroes=on"
         words += ("-blockdev", f"driver=raw,node-name={_node(bay)},{kind},{nothing}")
         device = (
@@ -67,10 +70,12 @@ def left(every: Iterable[Bay], spent: Iterable[int], *, read_only: bool) -> int:
     return sum(bay.read_only == read_only and bay.lun not in spent for bay in every)
 
 
-def choose(every: Iterable[Bay], spent: Iterable[int], size: int, *, read_only: bool) -> Bay | None:
+def choose(
+    every: Iterable[Bay], spent: Iterable[int], size: int, *, read_only: bool, durable: bool = False
+) -> Bay | None:
     """A bay that was never used and fits a disk of ``size`` bytes."""
     for bay in every:
-        if bay.lun in spent or bay.read_only != read_only:
+        if bay.lun in spent or bay.read_only != read_only or bay.durable != durable:
             continue
         if bay.read_only or size == bay.size:
             return bay
@@ -110,7 +115,7 @@ async def _fill(monitor: Monitor, bay: Bay, content: str) -> None:
         "node-name": _node(bay),
         "read-only": bay.read_only,
         "file": content,
-        **blocks.policy(read_only=bay.read_only),
+        **blocks.policy(read_only=bay.read_only, durable=bay.durable),
     }
     await monitor.execute("blockdev-reopen", {"options": [node]})
 

@@ -16,6 +16,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     read_only: bool
     stacked: bool = False
+    durable: bool = False
 
     @property
     def node(self) -> dict[str, object]:
@@ -24,7 +25,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
             "driver": "file",
             "filename": self.name,
             "read-only": self.read_only,
-            **policy(read_only=self.read_only),
+            **policy(read_only=self.read_only, durable=self.durable),
         }
         return {"driver": "vmdk", "read-only": True, "file": file} if self.stacked else file
 
@@ -33,13 +34,13 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
         """Its node without a name, to be used by a device."""
         if self.stacked:
             return self.node
-        own = policy(read_only=self.read_only)
+        own = policy(read_only=self.read_only, durable=self.durable)
         return {"driver": "raw", "read-only": self.read_only, "file": self.node, **own}
 
 
-def policy(*, read_only: bool) -> dict[str, object]:
-    """What a writable layer holds ends with its VM: freed space goes back, and nothing is synced."""
-    return {} if read_only else {"discard": "unmap", "cache": {"no-flush": True}}
+def policy(*, read_only: bool, durable: bool) -> dict[str, object]:
+    """Freed space goes back; and nothing is synced of what ends with its VM, as a writable layer does."""
+    return {} if read_only else {"discard": "unmap", "cache": {"no-flush": not durable}}
 
 
 async def remove(monitor: Monitor, node: str) -> None:

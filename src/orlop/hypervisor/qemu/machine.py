@@ -221,13 +221,25 @@ class QemuMachine:
             )
             files = [stack.description, stack.table, *stack.files]
         await descriptors.give(self.monitor, lun, files, read_only=disk.read_only)
-        return Content(name=descriptors.name(lun, 0), size=size, read_only=disk.read_only, stacked=stacked)
+        return Content(
+            name=descriptors.name(lun, 0),
+            size=size,
+            read_only=disk.read_only,
+            stacked=stacked,
+            durable=disk.durable,
+        )
 
     def _assign(self, disk: Disk, size: int, *, reversible: bool) -> tuple[int, Bay | None]:
         used = dict(self._record.disks)
         bay = None
         if not reversible:
-            bay = bays.choose(self._record.bays, self._record.spent, size, read_only=disk.read_only)
+            bay = bays.choose(
+                self._record.bays,
+                self._record.spent,
+                size,
+                read_only=disk.read_only,
+                durable=disk.durable,
+            )
         lun, next_lun, spent = self._record.next_lun, self._record.next_lun, self._record.spent
         if bay is not None:
             lun, spent = bay.lun, (*spent, bay.lun)

@@ -221,7 +221,7 @@ class Volumes:
             with suppress(NotFound):
                 await self._machine.detach_disk(held.id)
         held = self._remember(msgspec.structs.replace(held, disk=wire.PluggedDisk(id=held.id)))
-        disk = Disk(id=held.id, files=(os.fspath(image),), read_only=False)
+        disk = Disk(id=held.id, files=(os.fspath(image),), read_only=False, durable=True)
         try:
             at = await self._machine.attach_disk(disk)
         except OSError as error:  # a link, say: the directory was shared with a pod before
