@@ -1,8 +1,8 @@
 """Root file system, volumes and logs: ``python -m bench.disk``. Needs root; takes minutes.
 
 Each system runs one pod with the same container and does the same work with the same busybox, in the
-root file system and in a volume from the host; the rounds are interleaved. Then a container writes
-500 MB to its log while the daemon's memory is watched.
+root file system, in an emptyDir and in a volume from the host; the rounds are interleaved. Then a container
+writes 500 MB to its log while the daemon's memory is watched.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import grpc
 from tests.conformance import images, tools
+from tests.volumes.kubelet import pod_directory
 
 from bench import lifecycle, systems, usage
 from bench.client import Client, container_config, pod_config
@@ -67,7 +68,9 @@ def start(stack: ExitStack, system: systems.System, number: int, scratch: Path) 
     pod_id = client.call("RunPodSandbox", request).pod_sandbox_id
     stack.callback(lifecycle.end_pod, client, pod_id, {})
     container = container_config("main", *lifecycle.SLEEP)
-    container.mounts.append(pb.Mount(container_path="/volume", host_path=os.fspath(volume)))
+    kubelet = stack.enter_context(pod_directory(scratch / f"kubelet-{system.name}", pod.metadata.uid))
+    for target, path in (("/volume", volume), ("/empty", kubelet.empty_dir("empty"))):
+        container.mounts.append(pb.Mount(container_path=target, host_path=os.fspath(path)))
     create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=pod)
     container_id = client.call("CreateContainer", create).container_id
     client.call("StartContainer", pb.StartContainerRequest(container_id=container_id))
@@ -85,9 +88,10 @@ def run(place: Place, script: str) -> float:
 
 
 def one_round(place: Place, results: dict[str, dict[str, list[float]]]) -> None:
-    """All the work, in the root file system and in the volume."""
+    """All the work, in the root file system and in the volumes."""
     empty = min(run(place, ":") for _ in range(3))
-    for where, directory in (("root", "/bench"), ("volume", "/volume/bench")):
+    places = (("root", "/bench"), ("emptyDir", "/empty/bench"), ("volume", "/volume/bench"))
+    for where, directory in places:
         run(place, f"mkdir {directory}")
         for name, script in WORK.items():
             spent = run(place, script.format(d=directory)) - empty
