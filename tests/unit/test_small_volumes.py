@@ -13,10 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.guest.containers.entries import bring_to
+from orlop.guest.containers.volumes import PodVolumes
+from orlop.guest.devices.block import MountedDisks
+from orlop.guest.loop import Loop
 from orlop.host.watching import Watcher
 from orlop.storage import snapshot
 from orlop.storage.kubelet import recognise
 from orlop.storage.snapshot import DISK, InMotion, NotCopied, directories_of, read_volume
+from orlop.wire.messages import Drop, Fill, Refused
 from orlop.wire.values import VolumeEntry
 from tests.volumes.kubelet import PodDirectory
 
@@ -169,6 +173,27 @@ def test_a_file_in_place_stays_the_same_file(tmp_path: Path) -> None:
         file.seek(0)
         assert file.read() == b"2nd"
     assert content(tmp_path) == {"hosts": (0o100644, b"another")}
+
+
+def test_parts_of_a_daemon_that_is_gone_are_not_mixed_with_the_next_ones(tmp_path: Path) -> None:
+    loop = Loop(pytest.fail)
+    volumes = PodVolumes(MountedDisks(loop))
+    volumes._small = os.fspath(tmp_path)  # else a tmpfs
+
+    def part(name: str) -> tuple[VolumeEntry, ...]:
+        return VolumeEntry(), VolumeEntry(path=name, kind="file", data=name.encode())
+
+    volumes.fill(Fill(id="v", entries=part("old"), more=True))
+    volumes.forget_parts()
+    volumes.fill(Fill(id="v", entries=part("first"), more=True))
+    assert not (tmp_path / "v").exists(), "nothing is done before all is there"
+    volumes.fill(Fill(id="v", entries=part("second")))
+    assert set(content(tmp_path / "v")) == {"first", "second"}
+    with pytest.raises(Refused, match="does not hold"):
+        volumes.place("another")
+    volumes.drop(Drop(id="v"))
+    volumes.drop(Drop(id="v"))
+    assert not (tmp_path / "v").exists()
 
 
 def test_what_is_right_is_not_touched(kubelet: PodDirectory, tmp_path: Path) -> None:

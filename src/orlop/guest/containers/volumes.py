@@ -89,6 +89,10 @@ class PodVolumes:
         self._places[request.id] = place
         self._filled.add(request.id)
 
+    def forget_parts(self) -> None:
+        """The daemon that was sending something in parts is gone: another one begins anew."""
+        self._parts.clear()
+
     def fetch(self, request: messages.Fetch) -> messages.FetchReply:
         """The end of a file, b"" when there is none."""
         try:
