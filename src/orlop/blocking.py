@@ -18,6 +18,7 @@ from typing import Self, Unpack
 
 from orlop import client
 from orlop.client.background import BackgroundLoop
+from orlop.client.container import MAX_FETCHED
 from orlop.client.facts import ContainerFacts, ContainerUse, Event, ImageFacts, PodFacts, Result
 from orlop.client.forward import PortStream as AsyncPortStream
 from orlop.client.launch import RunOptions
@@ -166,9 +167,9 @@ class Container:
         """What a file holds."""
         return self._loop.call(self._container.get(path))
 
-    def get_tree(self, path: str, target: Path) -> None:
-        """Copy a directory out of the container into ``target``."""
-        self._loop.call(self._container.get_tree(path, target))
+    def fetch(self, path: str, directory: Path, *, limit: int = MAX_FETCHED) -> Path:
+        """Copy a file or a directory out of the container into ``directory``; its place there."""
+        return self._loop.call(self._container.fetch(path, directory, limit=limit))
 
     def stop(self, grace: float = 10.0) -> None:
         """Ask it to end, and kill it ``grace`` seconds later."""

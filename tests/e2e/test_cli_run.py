@@ -19,6 +19,7 @@ import pytest
 
 from tests.conformance.tools import free_port
 from tests.node import BUSYBOX, NGINX, Done, Node
+from tests.patience import PATIENCE
 
 COMMAND = [sys.executable, "-m", "orlop.cli.main"]
 
@@ -236,3 +237,57 @@ def test_no_daemon() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("orlop: no daemon listens on /nowhere/orlop.sock")
+
+
+def test_files_go_in_and_out(cli: Cli, tmp_path: Path) -> None:
+    cli("run", "-d", "--name", "files", BUSYBOX, "sleep", "600")
+    (tmp_path / "tree/below").mkdir(parents=True)
+    (tmp_path / "tree/below/file").write_bytes(bytes(range(256)) * 2000)
+    cli("cp", os.fspath(tmp_path / "tree"), "files:/srv/copy")
+    cli("cp", os.fspath(tmp_path / "tree/below/file"), "files:/tmp")
+    assert cli("exec", "files", "sh", "-c", "cmp /tmp/file /srv/copy/below/file && echo same").out == "same\n"
+    cli("cp", "files:/srv/copy", os.fspath(tmp_path))
+    assert (tmp_path / "copy/below/file").read_bytes() == bytes(range(256)) * 2000
+    cli("cp", "files:/tmp/file", os.fspath(tmp_path / "renamed"))
+    assert (tmp_path / "renamed").read_bytes() == bytes(range(256)) * 2000
+    assert "there already" in cli("cp", "files:/srv/copy", os.fspath(tmp_path), check=False).err
+    missing = cli("cp", "files:/nothing", os.fspath(tmp_path / "x"), check=False)
+    assert missing.code == 1 and "nothing" in missing.err
+    assert cli("cp", "files:/tmp", "files:/srv", check=False).code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "renamed", "tree"]
+
+
+def test_ports_lead_into_a_pod(cli: Cli) -> None:
+    cli.node.pull(NGINX)
+    cli("run", "-d", "--name", "site", NGINX)
+    forwarding = cli.start("port-forward", "site", "0:80")
+    try:
+        assert forwarding.stdout is not None
+        said = forwarding.stdout.readline().decode()
+        match = re.match(r"127\.0\.0\.1:(\d+) leads to port 80 of site", said)
+        assert match, said
+        limit = time.monotonic() + 60 * PATIENCE
+        while True:
+            connection = http.client.HTTPConnection("127.0.0.1", int(match[1]), timeout=30)
+            try:
+                connection.request("GET", "/")
+                assert "Welcome" in connection.getresponse().read().decode()
+                break
+            except (OSError, http.client.HTTPException):
+                # The server inside may not listen yet.
+                assert time.monotonic() < limit
+                time.sleep(0.2)
+            finally:
+                connection.close()
+    finally:
+        forwarding.send_signal(signal.SIGINT)
+        assert forwarding.wait(30 * PATIENCE) == 130
+
+
+def test_attach_shows_what_comes_and_wait_tells_the_end(cli: Cli) -> None:
+    script = "while read line; do echo heard $line; [ $line = end ] && exit 6; done"
+    cli("run", "-d", "-i", "--name", "ears", BUSYBOX, "sh", "-c", script)
+    waiting = cli.start("wait", "ears")
+    done = cli("attach", "-i", "ears", stdin=b"one\nend\n", check=False)
+    assert (done.out, done.code) == ("heard one\nheard end\n", 6)
+    assert waiting.communicate(timeout=60 * PATIENCE)[0] == b"6\n"

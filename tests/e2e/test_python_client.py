@@ -81,10 +81,13 @@ async def test_files_of_all_kinds_come_back_as_they_went(tmp_path: Path) -> None
     (source / "link").symlink_to("below/bytes")
     async with started("vm") as container:
         await container.put("/deep/down/tree", source)
-        await container.get_tree("/deep/down/tree", tmp_path / "back")
-        assert (tmp_path / "back/below/bytes").read_bytes() == bytes(range(256)) * 1000
-        assert (tmp_path / "back/name with spaces").read_text() == "x"
-        assert (tmp_path / "back/link").readlink() == Path("below/bytes")
+        back = await container.fetch("/deep/down/tree", tmp_path / "back")
+        assert back == tmp_path / "back/tree"
+        assert (back / "below/bytes").read_bytes() == bytes(range(256)) * 1000
+        assert (back / "name with spaces").read_text() == "x"
+        assert (back / "link").readlink() == Path("below/bytes")
+        with pytest.raises(errors.ResourceExhausted):
+            await container.fetch("/deep", tmp_path / "bounded", limit=100_000)
         with pytest.raises(orlop.CommandFailed):
             await container.get("/nothing/there")
         with pytest.raises(errors.InvalidArgument):
@@ -92,8 +95,8 @@ async def test_files_of_all_kinds_come_back_as_they_went(tmp_path: Path) -> None
         # What wants out of the target is not unpacked.
         await container.exec("sh", "-c", "mkdir /evil; ln -s /etc /evil/out; ln -s ../../up /evil/up")
         with pytest.raises(errors.InvalidArgument, match="cannot be unpacked"):
-            await container.get_tree("/evil", tmp_path / "target")
-        assert not (tmp_path / "target/out").exists()
+            await container.fetch("/evil", tmp_path / "target")
+        assert not (tmp_path / "target/evil/out").exists()
 
 
 @pytest.mark.parametrize("handler", ["vm", "process"])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import subprocess
 import sys
 
 import pytest
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, BytesMessage, CloseConnection
 
 import orlop
 import orlop.blocking
 from orlop import errors
+from orlop.client.channels import PROTOCOL, Channels
 
 PUBLIC = {
     "CommandFailed",
@@ -65,3 +69,23 @@ def test_results_are_judged_when_asked() -> None:
     with pytest.raises(orlop.CommandFailed, match="exit code 3: sorry"):
         orlop.Result(3, b"", b"sorry\n").check()
     assert issubclass(orlop.CommandFailed, errors.OrlopError)
+
+
+async def test_what_comes_with_the_answer_to_the_handshake_is_not_lost() -> None:
+    status = b'\x03{"status":"Success"}'
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = WSConnection(ConnectionType.SERVER)
+        connection.receive_data(await reader.readuntil(b"\r\n\r\n"))
+        parts = (AcceptConnection(subprotocol=PROTOCOL), BytesMessage(b"\x01out"), BytesMessage(status))
+        writer.write(b"".join(connection.send(part) for part in (*parts, CloseConnection(1000))))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        channels = await Channels.open(f"http://127.0.0.1:{port}/exec/token")
+        seen: list[tuple[int, bytes]] = []
+        assert await channels.receive(lambda channel, data: seen.append((channel, data))) == 0
+        assert seen == [(1, b"out")]
+        await channels.close()

@@ -1,8 +1,9 @@
-"""``ps``, ``exec``, ``attach``, ``logs``, ``stop``, ``rm``, ``inspect``, ``stats``."""
+"""What looks at containers, runs commands in them and ends them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from orlop.cli import output, streams, terminal
 from orlop.cli.problems import CliError
 from orlop.cli.units import show_age, show_size
-from orlop.client import logs, session
+from orlop.client import forward, logs, options, session
 from orlop.client.calls import CriClient
 from orlop.client.container import STATES, Container
 from orlop.client.pod import remove_pod
@@ -84,8 +85,7 @@ async def exec_command(
     if tty and interactive and not terminal.is_terminal():
         raise CliError("-it needs a terminal, and stdin is none: leave out -t", exit_code=2)
     async with session.connect(socket) as client:
-        found = await session.find_container(client, name)
-        container = Container(client, found.id, found.pod_sandbox_id)
+        container = await _container(client, name)
         async with await container.process(*command, stdin=interactive, tty=tty) as process:
             code = await streams.interact(process, stdin=interactive, tty=tty)
     if code is None:
@@ -120,6 +120,39 @@ async def logs_command(socket: str, name: str, *, follow: bool, timestamps: bool
                 skip -= 1
                 continue
             streams.show(line, timestamps=timestamps)
+
+
+async def attach_command(socket: str, name: str, *, interactive: bool, tty: bool) -> int:
+    """``orlop attach``: the exit code of the container."""
+    async with session.connect(socket) as client:
+        container = await _container(client, name)
+        async with await container.attach(stdin=interactive, tty=tty) as process:
+            await streams.interact(process, stdin=interactive, tty=tty)
+        return await container.wait()
+
+
+async def wait_command(socket: str, names: list[str]) -> None:
+    """``orlop wait``."""
+    async with session.connect(socket) as client:
+        for container in [await _container(client, name) for name in names]:
+            print(await container.wait(), flush=True)
+
+
+async def port_forward_command(socket: str, name: str, ports: list[str]) -> None:
+    """``orlop port-forward``, until it is interrupted."""
+    wanted = [options.parse_forward(text) for text in ports]
+    async with session.connect(socket) as client, contextlib.AsyncExitStack() as stack:
+        pod_id = await session.find_pod_id(client, name)
+        pod_id = pod_id or (await session.find_container(client, name)).pod_sandbox_id
+        for local, inside in wanted:
+            opened = await stack.enter_async_context(forward.listen(client, pod_id, inside, local))
+            print(f"127.0.0.1:{opened} leads to port {inside} of {name}", flush=True)
+        await asyncio.Event().wait()
+
+
+async def _container(client: CriClient, name: str) -> Container:
+    found = await session.find_container(client, name)
+    return Container(client, found.id, found.pod_sandbox_id)
 
 
 async def _run_pod(client: CriClient, container: pb.Container) -> str:

@@ -162,6 +162,52 @@ def exec_(
 
 
 @app.command()
+def attach(
+    name: Name,
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Hand stdin through.")] = False,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="It was given a terminal.")] = False,
+    socket: Socket = "",
+) -> None:
+    """Show what a container writes from now on, until it ends. Its exit code becomes ours."""
+    from orlop.cli import containers, session
+
+    job = partial(containers.attach_command, socket, name, interactive=interactive, tty=tty)
+    raise typer.Exit(session.run_async(job))
+
+
+@app.command()
+def cp(
+    source: Annotated[str, typer.Argument(help="CONTAINER:/PATH, or a path here.", show_default=False)],
+    target: Annotated[str, typer.Argument(help="A path here, or CONTAINER:/PATH.", show_default=False)],
+    socket: Socket = "",
+) -> None:
+    """Copy files into a container, or out of it. Its image must have tar."""
+    from orlop.cli import copying, session
+
+    session.run_async(lambda: copying.cp_command(socket, source, target))
+
+
+@app.command("port-forward")
+def port_forward(
+    name: Name,
+    ports: Annotated[list[str], typer.Argument(help="[LOCAL:]PORT, 0 for any free one.", show_default=False)],
+    socket: Socket = "",
+) -> None:
+    """Let ports of this machine's loopback lead into a pod, until interrupted."""
+    from orlop.cli import containers, session
+
+    session.run_async(lambda: containers.port_forward_command(socket, name, ports))
+
+
+@app.command()
+def wait(names: Names, socket: Socket = "") -> None:
+    """Wait until containers have ended, and print their exit codes."""
+    from orlop.cli import containers, session
+
+    session.run_async(lambda: containers.wait_command(socket, names))
+
+
+@app.command()
 def logs(
     name: Name,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,

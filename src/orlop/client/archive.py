@@ -6,6 +6,7 @@ import io
 import posixpath
 import tarfile
 from pathlib import Path
+from typing import IO
 
 from orlop.errors import InvalidArgument
 
@@ -17,27 +18,31 @@ def parent(path: str) -> str:
     return posixpath.dirname(path.rstrip("/"))
 
 
-def pack(source: bytes | Path, path: str) -> bytes:
-    """An archive that makes ``source`` when it is unpacked in the directory that ``path`` lies in."""
+def name(path: str) -> str:
+    """The last part of a path inside. Raises InvalidArgument for one that is not absolute."""
     parent(path)
-    name = posixpath.basename(path.rstrip("/"))
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
+    return posixpath.basename(path.rstrip("/"))
+
+
+def pack(source: bytes | Path, path: str, file: IO[bytes]) -> None:
+    """Write an archive to ``file`` that makes ``source`` when it is unpacked in the directory of ``path``."""
+    with tarfile.open(fileobj=file, mode="w") as tar:
         if isinstance(source, Path):
-            tar.add(source, arcname=name)
+            tar.add(source, arcname=name(path))
         else:
-            entry = tarfile.TarInfo(name)
+            entry = tarfile.TarInfo(name(path))
             entry.size = len(source)
             entry.mode = 0o644
             tar.addfile(entry, io.BytesIO(source))
-    return buffer.getvalue()
+    file.seek(0)
 
 
-def unpack(packed: bytes, target: Path) -> None:
+def unpack(file: IO[bytes], target: Path) -> None:
     """Unpack below ``target``. Raises InvalidArgument for an archive that is none or wants out of there."""
     target.mkdir(parents=True, exist_ok=True)
+    file.seek(0)
     try:
-        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             tar.extractall(target, filter="data")
     except tarfile.TarError as error:
         raise InvalidArgument(f"what the container sent cannot be unpacked: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from orlop.client.calls import CriClient
 from orlop.client.channels import STDOUT, Channels, Read
 from orlop.client.facts import ContainerFacts, Result
 from orlop.client.session import container_status
+from orlop.client.websocket import CHUNK
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from orlop.host import tasks
@@ -26,6 +28,9 @@ STATES = {
 }
 MAX_OUTPUT = 64 << 20
 """Bytes of output that a command whose result is waited for may write."""
+MAX_FETCHED = 4 << 30
+MAX_IN_MEMORY = 8 << 20
+MAX_WORDS = 4096
 
 
 class Process:
@@ -195,23 +200,45 @@ class Container:
 
         The image must have ``tar``; the directory that ``path`` lies in is made.
         """
-        packed = await asyncio.to_thread(archive.pack, source, path)
         script = 'mkdir -p -- "$1" && exec tar -x -f - -C "$1"'
-        done = await self.exec("sh", "-c", script, "put", archive.parent(path), stdin=packed)
-        done.check()
+        with tempfile.SpooledTemporaryFile(MAX_IN_MEMORY) as file:
+            await asyncio.to_thread(archive.pack, source, path, file)
+
+            async def read() -> bytes:
+                return await asyncio.to_thread(file.read, CHUNK)
+
+            async with (
+                await self.process("sh", "-c", script, "put", archive.parent(path), stdin=True) as process,
+                tasks.beside(process.feed(read)),
+            ):
+                (await self._result(process)).check()
 
     async def get(self, path: str) -> bytes:
         """What a file holds, up to 64 MiB."""
         return (await self.exec("cat", "--", path)).check().stdout
 
-    async def get_tree(self, path: str, target: Path) -> None:
-        """Copy a directory out of the container into ``target``, which is made.
+    async def fetch(self, path: str, directory: Path, *, limit: int = MAX_FETCHED) -> Path:
+        """Copy a file or a directory out of the container into ``directory``, which is made; its place there.
 
-        The image must have ``tar``. Nothing is written outside ``target``, whatever the container sends;
-        devices and set-user-id bits are not taken over (PEP 706's ``data`` filter).
+        The image must have ``tar``. Nothing is written outside of ``directory``, whatever the container
+        sends; devices and set-user-id bits are not taken over (PEP 706's ``data`` filter). More than
+        ``limit`` bytes raise ResourceExhausted.
         """
-        packed = (await self.exec("tar", "-c", "-f", "-", "-C", path, ".")).check().stdout
-        await asyncio.to_thread(archive.unpack, packed, target)
+        name = archive.name(path)
+        command = ("tar", "-c", "-f", "-", "-C", archive.parent(path), "--", name)
+        with tempfile.SpooledTemporaryFile(MAX_IN_MEMORY) as file:
+            words = bytearray()
+            async with await self.process(*command) as process:
+                async for stream, data in process.output():
+                    if stream == "stderr":
+                        words += data[: MAX_WORDS - len(words)]
+                        continue
+                    await asyncio.to_thread(file.write, data)
+                    if file.tell() > limit:
+                        raise ResourceExhausted(f"{path} is more than {limit >> 20} MiB: give a larger limit")
+                Result(await process.wait(), stderr=bytes(words)).check()
+            await asyncio.to_thread(archive.unpack, file, directory)
+        return directory / name
 
     async def stop(self, grace: float = 10.0) -> None:
         """Ask it to end, and kill it ``grace`` seconds later."""

@@ -130,6 +130,13 @@ def parse_port(text: str) -> pb.PortMapping:
     )
 
 
+def parse_forward(text: str) -> tuple[int, int]:
+    """``[LOCAL:]PORT``: the port here, 0 for any free one, and the pod's."""
+    left, colon, inside = text.rpartition(":")
+    port = _port(inside, text, 1)
+    return (_port(left, text, 0) if colon else port), port
+
+
 def parse_volume(text: str) -> pb.Mount:
     """``HOST:CONTAINER[:ro|rw]``; a relative host path counts from here."""
     parts = text.split(":")

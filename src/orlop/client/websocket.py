@@ -90,13 +90,14 @@ class StreamingSocket:
     async def messages(self) -> AsyncIterator[tuple[int, bytes]]:
         """Channels and what came on them, until the other side is done or gone."""
         with contextlib.suppress(ConnectionError):
-            while data := await self._reader.read(CHUNK * 4):
-                self._ws.receive_data(data)
+            # What came together with the answer to the handshake has been received already.
+            while True:
                 found, closed = self._take()
                 for message in found:
                     yield message[0], message[1:]
-                if closed:
+                if closed or not (data := await self._reader.read(CHUNK * 4)):
                     return
+                self._ws.receive_data(data)
 
     def _take(self) -> tuple[list[bytes], bool]:
         found: list[bytes] = []
