@@ -22,7 +22,9 @@ from orlop.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from orlop.linux.usage import Usage
 from orlop.pods.execs import OUTPUT_LIMIT
+from orlop.pods.meter import SECOND, Meter
 from orlop.pods.records import ContainerFilter, ContainerPhase, EventKind, PodFilter, PodPhase
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.pods.service import PodService
@@ -295,6 +297,14 @@ async def test_resources(service: PodService) -> None:
     assert service.container(container_id).resources == Resources(cpu_shares=2, memory_limit=200)
     await service.update_pod_resources(pod_id, Resources(), Resources(memory_limit=300))
     assert service.pod(pod_id).spec.resources.memory_limit == 300
+
+
+def test_a_rate_is_not_of_the_moment_between_two_questions() -> None:
+    meter = Meter(None)  # type: ignore[arg-type]
+    assert meter._rate("c", Usage(timestamp=0, cpu_ns=0)) is None
+    assert meter._rate("c", Usage(timestamp=SECOND, cpu_ns=SECOND // 4)) == SECOND // 4
+    assert meter._rate("c", Usage(timestamp=SECOND * 6 // 5, cpu_ns=SECOND // 4)) == SECOND // 4
+    assert meter._rate("c", Usage(timestamp=2 * SECOND, cpu_ns=SECOND // 2)) == SECOND // 4
 
 
 async def test_statistics(service: PodService, world: World) -> None:
