@@ -166,6 +166,7 @@ async def quiet(soak: Soak, number: int, chaos: Chaos) -> None:
     for pod in list(soak.pods.values()):
         await soak.leave(pod, random.Random(0))
     await asyncio.to_thread(one.wait_ready)
+    await soak.collect()
     grown = invariants.descriptors(one.pid), invariants.memory(one.pid)
     await chaos.restart(signal.SIGTERM)
     await asyncio.to_thread(one.wait_ready)

@@ -310,6 +310,21 @@ class Soak:
                 return
             await asyncio.sleep(chance.uniform(0.05, 0.5))
 
+    async def collect(self) -> None:
+        """Remove every pod there is, as a kubelet does with those that it does not want.
+
+        A call that was given up goes on for the retry that may come: a pod may be made that nobody expects.
+        """
+        limit = time.monotonic() + PATIENT
+        chance = random.Random(0)
+        while time.monotonic() < limit:
+            answer = await self.call("list_pod_sandbox", pb.ListPodSandboxRequest())
+            if not answer.items:
+                return
+            for one in answer.items:
+                with contextlib.suppress(OrlopError, TimeoutError):
+                    await self._remove(one.id, chance)
+
     async def _remove(self, pod_id: str, chance: random.Random) -> None:
         stop = pb.StopPodSandboxRequest(pod_sandbox_id=pod_id)
         remove = pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id)
