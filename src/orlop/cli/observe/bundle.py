@@ -74,8 +74,10 @@ async def collect(client: CriClient, pod_id: str) -> dict[str, bytes]:
     # What the guest's kernel counts, and the host of its VM.
     await take("guest/stats.json", statistics)
     await take("guest/metrics.json", metrics)
-    if console := status.get("info", {}).get("console", {}).get("tail", ""):
-        members["guest/console.log"] = console.encode()
+    info = status.get("info", {})
+    if info.get("info", {}).get("sandbox", {}).get("vm"):
+        # A guest that was cloned has said nothing yet: its kernel had begun before.
+        members["guest/console.log"] = info.get("console", {}).get("tail", "").encode()
     request = pb.ListContainersRequest()
     request.filter.pod_sandbox_id = pod_id
     for one in (await client.runtime.list_containers(request)).containers:
