@@ -16,7 +16,7 @@ from orlop.pods.records import ContainerPhase, PodPhase
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
 from tests.patience import PATIENCE
-from tests.unit.pods_double import DoubleSandbox, World, make_service, pod_spec
+from tests.unit.pods_double import DoubleIO, DoubleSandbox, World, make_service, pod_spec
 
 
 class Disk:
@@ -145,6 +145,19 @@ async def test_a_start_whose_answer_is_lost_leaves_nothing_running(
         await service.start_container(container_id)
     assert service.container(container_id).phase is ContainerPhase.EXITED
     assert world.pods[pod_id].containers[container_id].state == "exited"
+
+
+async def test_an_error_of_the_system_in_an_exec_names_the_command(
+    service: PodService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, container_id = await running(service)
+
+    async def lost(self: DoubleIO) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(DoubleIO, "wait", lost)
+    with pytest.raises(Internal, match=f"command 'true' in container {container_id[:12]}: .*Input/output"):
+        await service.exec_sync(container_id, ("true",), 5)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ class Execs:
             work.cancel()
         if not work.done():
             raise DeadlineExceeded(f"{what} did not end within {timeout:g} s and was killed")
-        return work.result()
+        with in_words(what):
+            return work.result()
 
     async def _exec_sync(self, ref: str, args: tuple[str, ...]) -> ExecResult:
         process = await self.exec(ref, ExecSpec(args=args))
