@@ -207,7 +207,7 @@ def test_a_full_disk_stops_what_is_new_and_nothing_else(
             refused = one.crictl("pull", NGINX, check=False)
             assert refused.code != 0 and "no space left" in refused.err.lower(), refused
             pod = one.try_pod(one.pod_config(), "process")
-            assert pod.code != 0 and "space" in pod.err.lower(), pod
+            assert pod.code != 0 and "disk is full" in pod.err.lower(), pod
             one.kill()
             one.start()
             assert one.status(container)["state"] == "CONTAINER_RUNNING"
