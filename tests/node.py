@@ -406,7 +406,8 @@ def settings_for(
     """
     mirrors = {host: f"{registry}/{host}" for host in images.HOSTS}
     more = {name: dict(values) for name, values in (extra or {}).items()}
-    more["vm"] = vm_section() | more.get("vm", {})
+    # A pool that grows with what the tests before asked for would look like what a test has left.
+    more["vm"] = vm_section() | {"pool": {"max_size": 2}} | more.get("vm", {})
     return privatedaemon.Settings(
         scratch=scratch, mirrors=mirrors, handler=handler, base=base_config(), extra=more
     )
