@@ -77,7 +77,7 @@ async def test_a_vm_reads_no_faster_than_it_may(group: Cgroup, tmp_path: Path) -
     async def seconds(io: IoConfig) -> float:
         child = await process.spawn(["sh", "-c", script], stdin=PIPE)
         assert child.stdin is not None
-        await hostgroup.enter(group.path, child.pid, io)
+        await hostgroup.enter(group.path, child.pid, 64, io)
         began = time.monotonic()
         child.stdin.write(b"go\n")
         child.stdin.close()
