@@ -10,8 +10,12 @@ where there is one, the remedy, in one sentence.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 from typing import ClassVar
+
+SHORT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN})
+"""Numbers (errno(3)) with which the system says that something of it ran out."""
 
 
 class Code(IntEnum):
@@ -119,3 +123,8 @@ class Internal(OrlopError):
     """An invariant of ours is broken; the message says which."""
 
     code = Code.INTERNAL
+
+
+def of_system(error: OSError, message: str) -> OrlopError:
+    """What to raise for an error of the system: ResourceExhausted where something of it ran out."""
+    return (ResourceExhausted if error.errno in SHORT else FailedPrecondition)(message)

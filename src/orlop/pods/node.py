@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import time
 from collections.abc import Coroutine, Iterator
@@ -11,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from orlop.errors import FailedPrecondition, Internal, NotFound, OrlopError, ResourceExhausted
+from orlop.errors import SHORT, FailedPrecondition, Internal, NotFound, OrlopError, ResourceExhausted
 from orlop.host.tasks import Tasks, Undo, end, uncancelled
 from orlop.pods.events import Events
 from orlop.pods.handlers import Handlers
@@ -150,16 +149,13 @@ class Node:
             await end(watcher)
 
 
-_SHORT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN})
-
-
 @contextmanager
 def in_words(what: str) -> Iterator[None]:
     """Name the object that an error of the system is about: ResourceExhausted where something ran out."""
     try:
         yield
     except OSError as error:
-        kind = ResourceExhausted if error.errno in _SHORT else Internal
+        kind = ResourceExhausted if error.errno in SHORT else Internal
         raise kind(f"{what}: {error}") from error
 
 

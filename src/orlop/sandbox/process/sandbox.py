@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from orlop.errors import AlreadyExists, FailedPrecondition, NotFound
+from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, of_system
 from orlop.host import cgroups, process, tasks, threads
 from orlop.host.cgroups import Cgroup
 from orlop.host.tasks import Undo, beside, together
@@ -147,7 +147,7 @@ class ProcessSandbox:
                 self._spec, spec, self._paths, cgroup=self._state.cgroup, target_pid=target
             )
         except OSError as error:
-            raise FailedPrecondition(f"container {spec.name}: {error}") from error
+            raise of_system(error, f"container {spec.name}: {error}") from error
 
     def _target(self, spec: ContainerSpec) -> int:
         if spec.namespaces.pid is not NamespaceMode.TARGET:
@@ -369,7 +369,7 @@ async def prepare(
             # It is a child of ours, which the rest of the undo, by the record, cannot reap.
             await tasks.roll_back(f"the first process of pod {spec.id[:12]}", podns.end(holder.child))
         if isinstance(error, OSError):
-            raise FailedPrecondition(f"pod {spec.namespace}/{spec.name} cannot be made: {error}") from error
+            raise of_system(error, f"pod {spec.namespace}/{spec.name} cannot be made: {error}") from error
         raise
     return state, holder
 
