@@ -21,9 +21,9 @@ from orlop.client.background import BackgroundLoop
 from orlop.client.container import MAX_FETCHED
 from orlop.client.facts import ContainerFacts, ContainerUse, Event, ImageFacts, PodFacts, Result
 from orlop.client.forward import PortStream as AsyncPortStream
+from orlop.client.images import Progress
 from orlop.client.launch import RunOptions
 from orlop.client.logs import Line
-from orlop.client.node import Progress
 from orlop.client.options import ContainerKeywords, PodKeywords, RunKeywords
 
 __all__ = ["Container", "Node", "Pod", "PortStream", "Process", "connect"]

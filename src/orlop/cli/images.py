@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
 import sys
 
 from orlop.cli import output
@@ -25,41 +22,23 @@ def split_credentials(text: str) -> pb.AuthConfig | None:
     return pb.AuthConfig(username=user, password=password)
 
 
-async def _progress(client: CriClient, reference: str) -> tuple[int, int] | None:
-    """Bytes done and bytes in all of a pull under way, as the verbose status tells it."""
-    status = await client.runtime.status(pb.StatusRequest(verbose=True))
-    one = json.loads(status.info.get("pulls", "{}")).get(reference, {})
-    return (int(one["done"]), int(one["total"])) if one.get("total") else None
-
-
-async def _watch(client: CriClient, reference: str) -> None:
+async def pull(client: CriClient, reference: str, *, credentials: str = "", quiet: bool = False) -> str:
+    """Pull an image and return its id. Shows a bar when stderr is a terminal."""
+    auth = split_credentials(credentials)
+    if quiet or not sys.stderr.isatty():
+        if not quiet:
+            print(f"Pulling {reference}", file=sys.stderr, flush=True)
+        return await images.pull(client, reference, auth)
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=output.errors(), transient=True) as bar:
         task = bar.add_task(f"Pulling {reference}", total=None)
-        while True:
-            found = await _progress(client, reference)
-            if found:
-                bar.update(task, completed=found[0], total=found[1])
-            await asyncio.sleep(0.15)
 
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
 
-async def pull(client: CriClient, reference: str, *, credentials: str = "", quiet: bool = False) -> str:
-    """Pull an image and return its id. Shows a bar when stderr is a terminal."""
-    auth = split_credentials(credentials)
-    watching = None
-    if not quiet and sys.stderr.isatty():
-        watching = asyncio.ensure_future(_watch(client, reference))
-    elif not quiet:
-        print(f"Pulling {reference}", file=sys.stderr, flush=True)
-    try:
-        return await images.pull(client, reference, auth)
-    finally:
-        if watching is not None:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await watching
+        return await images.pull(client, reference, auth, progress=show)
 
 
 async def pull_command(socket: str, reference: str, credentials: str, quiet: bool) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import Callable
+
 from orlop.client.calls import CriClient
 from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.host import tasks
+
+Progress = Callable[[int, int], None]
+"""Is told the bytes that are here and the bytes that there are in all."""
 
 PULL_TIMEOUT = 3600.0
+_LOOK_EVERY = 0.15
 
 
 async def present(client: CriClient, reference: str) -> str:
@@ -14,8 +23,27 @@ async def present(client: CriClient, reference: str) -> str:
     return str(answer.image.id) if answer.HasField("image") else ""
 
 
-async def pull(client: CriClient, reference: str, auth: pb.AuthConfig | None = None) -> str:
+async def pull(
+    client: CriClient,
+    reference: str,
+    auth: pb.AuthConfig | None = None,
+    *,
+    progress: Progress | None = None,
+) -> str:
     """Fetch an image from its registry; its id."""
+    if progress is not None:
+        async with tasks.beside(_watch(client, reference, progress)):
+            return await pull(client, reference, auth)
     request = pb.PullImageRequest(image=pb.ImageSpec(image=reference), auth=auth)
     answer = await client.images.pull_image(request, timeout=PULL_TIMEOUT)
     return str(answer.image_ref)
+
+
+async def _watch(client: CriClient, reference: str, progress: Progress) -> None:
+    """Tell of a pull under way what the verbose status tells of it."""
+    while True:
+        status = await client.runtime.status(pb.StatusRequest(verbose=True))
+        one = json.loads(status.info.get("pulls", "{}")).get(reference, {})
+        if one.get("total"):
+            progress(int(one["done"]), int(one["total"]))
+        await asyncio.sleep(_LOOK_EVERY)

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Unpack, cast
 
 from orlop.client import images, session
 from orlop.client.calls import CriClient
 from orlop.client.container import STATES, Container
 from orlop.client.facts import ContainerFacts, ContainerUse, Event, ImageFacts, PodFacts, Result
+from orlop.client.images import Progress
 from orlop.client.options import PodKeywords, RunKeywords, launch
 from orlop.client.pod import Pod
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import ResourceExhausted
 from orlop.host import tasks
 
-Progress = Callable[[int, int], None]
-"""Is told the bytes that are here and the bytes that there are in all."""
-
 MAX_OUTPUT = 64 << 20
-PROGRESS_EVERY = 0.2
 EVENTS = {
     pb.CONTAINER_CREATED_EVENT: "created",
     pb.CONTAINER_STARTED_EVENT: "started",
@@ -110,18 +106,7 @@ class Node:
     ) -> str:
         """Fetch an image from its registry; its id."""
         auth = pb.AuthConfig(username=username, password=password) if username or password else None
-        if progress is None:
-            return await images.pull(self._client, image, auth)
-        async with tasks.beside(self._watch(image, progress)):
-            return await images.pull(self._client, image, auth)
-
-    async def _watch(self, image: str, progress: Progress) -> None:
-        while True:
-            status = await self._client.runtime.status(pb.StatusRequest(verbose=True))
-            one = json.loads(status.info.get("pulls", "{}")).get(image, {})
-            if one.get("total"):
-                progress(int(one["done"]), int(one["total"]))
-            await asyncio.sleep(PROGRESS_EVERY)
+        return await images.pull(self._client, image, auth, progress=progress)
 
     async def images(self) -> list[ImageFacts]:
         """The images that are here."""
