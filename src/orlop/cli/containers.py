@@ -13,7 +13,7 @@ from orlop.cli.problems import CliError
 from orlop.cli.units import show_age, show_size
 from orlop.client import forward, logs, options, session
 from orlop.client.calls import CriClient
-from orlop.client.container import STATES, Container
+from orlop.client.node import Node
 from orlop.client.pod import remove_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import NotFound
@@ -35,7 +35,7 @@ async def _pod_facts(client: CriClient, pod_id: str) -> tuple[str, str, str]:
 
 
 async def _state(client: CriClient, one: pb.Container) -> str:
-    text = STATES.get(one.state, "unknown")
+    text = session.STATES.get(one.state, "unknown")
     if one.state != pb.CONTAINER_EXITED:
         return text
     status = await session.container_status(client, one.id)
@@ -85,7 +85,7 @@ async def exec_command(
     if tty and interactive and not terminal.is_terminal():
         raise CliError("-it needs a terminal, and stdin is none: leave out -t", exit_code=2)
     async with session.connect(socket) as client:
-        container = await _container(client, name)
+        container = await Node(client).container(name)
         async with await container.process(*command, stdin=interactive, tty=tty) as process:
             code = await streams.interact(process, stdin=interactive, tty=tty)
     if code is None:
@@ -125,7 +125,7 @@ async def logs_command(socket: str, name: str, *, follow: bool, timestamps: bool
 async def attach_command(socket: str, name: str, *, interactive: bool, tty: bool) -> int:
     """``orlop attach``: the exit code of the container."""
     async with session.connect(socket) as client:
-        container = await _container(client, name)
+        container = await Node(client).container(name)
         async with await container.attach(stdin=interactive, tty=tty) as process:
             await streams.interact(process, stdin=interactive, tty=tty)
         return await container.wait()
@@ -134,7 +134,7 @@ async def attach_command(socket: str, name: str, *, interactive: bool, tty: bool
 async def wait_command(socket: str, names: list[str]) -> None:
     """``orlop wait``."""
     async with session.connect(socket) as client:
-        for container in [await _container(client, name) for name in names]:
+        for container in [await Node(client).container(name) for name in names]:
             print(await container.wait(), flush=True)
 
 
@@ -148,11 +148,6 @@ async def port_forward_command(socket: str, name: str, ports: list[str]) -> None
             opened = await stack.enter_async_context(forward.listen(client, pod_id, inside, local))
             print(f"127.0.0.1:{opened} leads to port {inside} of {name}", flush=True)
         await asyncio.Event().wait()
-
-
-async def _container(client: CriClient, name: str) -> Container:
-    found = await session.find_container(client, name)
-    return Container(client, found.id, found.pod_sandbox_id)
 
 
 async def _run_pod(client: CriClient, container: pb.Container) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from orlop.cli.problems import CliError
 from orlop.client import archive, session
 from orlop.client.container import Container
+from orlop.client.node import Node
 
 
 def _place(text: str) -> tuple[str, str] | None:
@@ -25,8 +26,7 @@ async def cp_command(socket: str, source: str, target: str) -> None:
         raise CliError("write one of both as CONTAINER:/PATH, the other as a path here", exit_code=2)
     async with session.connect(socket) as client:
         name, path = inside or outside or ("", "")
-        found = await session.find_container(client, name)
-        container = Container(client, found.id, found.pod_sandbox_id)
+        container = await Node(client).container(name)
         if inside is not None:
             await _out(container, path, Path(target))
         else:

@@ -14,23 +14,27 @@ from orlop.client import archive, logs
 from orlop.client.calls import CriClient
 from orlop.client.channels import STDOUT, Channels, Read
 from orlop.client.facts import ContainerFacts, Result
-from orlop.client.session import container_status
+from orlop.client.session import STATES, container_status
 from orlop.client.websocket import CHUNK
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from orlop.host import tasks
 
-STATES = {
-    pb.CONTAINER_CREATED: "created",
-    pb.CONTAINER_RUNNING: "running",
-    pb.CONTAINER_EXITED: "exited",
-    pb.CONTAINER_UNKNOWN: "unknown",
-}
 MAX_OUTPUT = 64 << 20
 """Bytes of output that a command whose result is waited for may write."""
 MAX_FETCHED = 4 << 30
 MAX_IN_MEMORY = 8 << 20
 MAX_WORDS = 4096
+
+
+async def collected(output: AsyncIterator[tuple[str, bytes]], remedy: str) -> tuple[bytes, bytes]:
+    """All of stdout and of stderr. Beyond 64 MiB of both ResourceExhausted is raised, with ``remedy``."""
+    written = {"stdout": bytearray(), "stderr": bytearray()}
+    async for stream, data in output:
+        written[stream] += data
+        if len(written["stdout"]) + len(written["stderr"]) > MAX_OUTPUT:
+            raise ResourceExhausted(f"the command wrote more than {MAX_OUTPUT >> 20} MiB: {remedy}")
+    return bytes(written["stdout"]), bytes(written["stderr"])
 
 
 class Process:
@@ -153,14 +157,8 @@ class Container:
                 await process.end_input()
 
     async def _result(self, process: Process) -> Result:
-        written: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-        async for stream, data in process.output():
-            written[stream] += data
-            if len(written["stdout"]) + len(written["stderr"]) > MAX_OUTPUT:
-                raise ResourceExhausted(
-                    f"the command wrote more than {MAX_OUTPUT >> 20} MiB: read it as it comes, with process()"
-                )
-        return Result(await process.wait(), bytes(written["stdout"]), bytes(written["stderr"]))
+        written = await collected(process.output(), "read it as it comes, with process()")
+        return Result(await process.wait(), *written)
 
     async def process(self, *command: str, stdin: bool = False, tty: bool = False) -> Process:
         """Start a command in it, whose streams are ours."""

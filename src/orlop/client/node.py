@@ -9,22 +9,13 @@ from typing import Unpack, cast
 
 from orlop.client import images, session
 from orlop.client.calls import CriClient
-from orlop.client.container import STATES, Container
+from orlop.client.container import Container, collected
 from orlop.client.facts import ContainerFacts, ContainerUse, Event, ImageFacts, PodFacts, Result
 from orlop.client.images import Progress
 from orlop.client.options import PodKeywords, RunKeywords, launch
 from orlop.client.pod import Pod
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.errors import ResourceExhausted
 from orlop.host import tasks
-
-MAX_OUTPUT = 64 << 20
-EVENTS = {
-    pb.CONTAINER_CREATED_EVENT: "created",
-    pb.CONTAINER_STARTED_EVENT: "started",
-    pb.CONTAINER_STOPPED_EVENT: "stopped",
-    pb.CONTAINER_DELETED_EVENT: "deleted",
-}
 
 
 @contextlib.asynccontextmanager
@@ -82,7 +73,7 @@ class Node:
                 name=one.metadata.name,
                 pod_id=one.pod_sandbox_id,
                 image=one.image.user_specified_image or one.image.image,
-                state=STATES.get(one.state, "unknown"),
+                state=session.STATES.get(one.state, "unknown"),
             )
             for one in answer.containers
         ]
@@ -122,7 +113,7 @@ class Node:
         async for one in self._client.runtime.get_container_events(pb.GetEventsRequest()):
             yield Event(
                 time=one.created_at / 1e9,
-                kind=EVENTS.get(one.container_event_type, "unknown"),
+                kind=session.EVENTS.get(one.container_event_type, "unknown"),
                 container_id=one.container_id,
                 pod_id=one.pod_sandbox_status.id,
             )
@@ -158,9 +149,5 @@ async def _feed(container: Container, stdin: bytes) -> None:
 
 async def _output(container: Container) -> tuple[bytes, bytes]:
     """What it writes until it has ended, from its log, which has all of it from the first byte on."""
-    written = {"stdout": bytearray(), "stderr": bytearray()}
-    async for line in container.logs(follow=True):
-        written[line.stream] += line.content
-        if len(written["stdout"]) + len(written["stderr"]) > MAX_OUTPUT:
-            raise ResourceExhausted(f"the container wrote more than {MAX_OUTPUT >> 20} MiB: read its logs()")
-    return bytes(written["stdout"]), bytes(written["stderr"])
+    lines = container.logs(follow=True)
+    return await collected(((line.stream, line.content) async for line in lines), "read its logs()")

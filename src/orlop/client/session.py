@@ -17,6 +17,22 @@ RUN_LABEL = "io.orlop.cli"
 
 NAMESPACE = "orlop"
 
+STATES = {
+    pb.CONTAINER_CREATED: "created",
+    pb.CONTAINER_RUNNING: "running",
+    pb.CONTAINER_EXITED: "exited",
+    pb.CONTAINER_UNKNOWN: "unknown",
+}
+"""What states of containers are called."""
+
+EVENTS = {
+    pb.CONTAINER_CREATED_EVENT: "created",
+    pb.CONTAINER_STARTED_EVENT: "started",
+    pb.CONTAINER_STOPPED_EVENT: "stopped",
+    pb.CONTAINER_DELETED_EVENT: "deleted",
+}
+"""What kinds of events are called."""
+
 
 def socket_path(given: str = "") -> str:
     """The daemon's socket: the option, ``$ORLOP_SOCKET``, or the one in the configuration file.

@@ -13,13 +13,6 @@ from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import NotFound
 from orlop.host.tasks import beside
 
-_NAMES = {
-    pb.CONTAINER_CREATED_EVENT: "created",
-    pb.CONTAINER_STARTED_EVENT: "started",
-    pb.CONTAINER_STOPPED_EVENT: "stopped",
-    pb.CONTAINER_DELETED_EVENT: "deleted",
-}
-
 
 class Happening(NamedTuple):
     """One event. ``container`` is "" for what happened to the pod itself; ``at`` is in nanoseconds."""
@@ -95,7 +88,7 @@ def _of_container(pod: str, status: pb.ContainerStatus) -> Iterable[Happening]:
 
 def _happening(event: pb.ContainerEventResponse) -> Happening:
     pod = _pod_name(event.pod_sandbox_status.metadata)
-    kind = _NAMES.get(event.container_event_type, "unknown")
+    kind = session.EVENTS.get(event.container_event_type, "unknown")
     status = next((one for one in event.containers_statuses if one.id == event.container_id), None)
     if status is None:
         return Happening(event.created_at, kind, pod, "", event.container_id)
