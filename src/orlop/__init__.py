@@ -27,27 +27,28 @@ __all__ = [
 # The name tells type checkers: importing typing would cost every guest a while.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from orlop.client import (
+    from orlop.client.container import Container, Process
+    from orlop.client.facts import (
         CommandFailed,
-        Container,
         ContainerFacts,
         ContainerUse,
         Event,
         ImageFacts,
-        Node,
-        Pod,
         PodFacts,
-        PortStream,
-        Process,
         Result,
-        connect,
     )
+    from orlop.client.forward import PortStream
+    from orlop.client.node import Node, connect
+    from orlop.client.pod import Pod
 
 
 def __getattr__(name: str) -> object:
     # Imported when it is asked for: the daemon and the guest have no use for a client.
     if name not in __all__:
         raise AttributeError(f"module orlop has no attribute {name!r}")
-    from orlop import client
+    from importlib import import_module
 
-    return getattr(client, name)
+    rooms = (
+        import_module(f"orlop.client.{room}") for room in ("container", "facts", "forward", "node", "pod")
+    )
+    return next(vars(room)[name] for room in rooms if name in vars(room))

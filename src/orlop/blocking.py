@@ -16,11 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
-from orlop import client
+from orlop.client import container as containers
+from orlop.client import forward as forwards
+from orlop.client import node as nodes
+from orlop.client import pod as pods
 from orlop.client.background import BackgroundLoop
 from orlop.client.container import MAX_FETCHED
 from orlop.client.facts import ContainerFacts, ContainerUse, Event, ImageFacts, PodFacts, Result
-from orlop.client.forward import PortStream as AsyncPortStream
 from orlop.client.images import Progress
 from orlop.client.launch import RunOptions
 from orlop.client.logs import Line
@@ -34,7 +36,7 @@ def connect(socket: str = "") -> Iterator[Node]:
     """See :func:`orlop.connect`."""
     loop = BackgroundLoop()
     try:
-        with loop.entered(client.connect(socket)) as node:
+        with loop.entered(nodes.connect(socket)) as node:
             yield Node(loop, node)
     finally:
         loop.close()
@@ -43,7 +45,7 @@ def connect(socket: str = "") -> Iterator[Node]:
 class Process:
     """See :class:`orlop.Process`."""
 
-    def __init__(self, loop: BackgroundLoop, process: client.Process) -> None:
+    def __init__(self, loop: BackgroundLoop, process: containers.Process) -> None:
         self._loop = loop
         self._process = process
 
@@ -88,7 +90,7 @@ class Process:
 class PortStream:
     """See :class:`orlop.PortStream`."""
 
-    def __init__(self, loop: BackgroundLoop, stream: AsyncPortStream) -> None:
+    def __init__(self, loop: BackgroundLoop, stream: forwards.PortStream) -> None:
         self._loop = loop
         self._stream = stream
 
@@ -120,7 +122,7 @@ class PortStream:
 class Container:
     """See :class:`orlop.Container`."""
 
-    def __init__(self, loop: BackgroundLoop, container: client.Container) -> None:
+    def __init__(self, loop: BackgroundLoop, container: containers.Container) -> None:
         self._loop = loop
         self._container = container
         self.id = container.id
@@ -183,7 +185,7 @@ class Container:
 class Pod:
     """See :class:`orlop.Pod`."""
 
-    def __init__(self, loop: BackgroundLoop, pod: client.Pod) -> None:
+    def __init__(self, loop: BackgroundLoop, pod: pods.Pod) -> None:
         self._loop = loop
         self._pod = pod
         self.name = pod.name
@@ -246,7 +248,7 @@ class Pod:
 class Node:
     """See :class:`orlop.Node`."""
 
-    def __init__(self, loop: BackgroundLoop, node: client.Node) -> None:
+    def __init__(self, loop: BackgroundLoop, node: nodes.Node) -> None:
         self._loop = loop
         self._node = node
 

@@ -276,12 +276,6 @@ def install(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         mac = "02:00:00:00:00:01"
         return Interface(at=at, name=interface, mac=mac, mtu=1500, addresses=("10.0.0.2/24",))
 
-    async def protect(share: Share) -> None:
-        await host.step("protect the share")
-        host.shares.add(share._directory)
-        share._directory.mkdir()
-        await asyncio.sleep(0)
-
     async def release_all(share: Share) -> None:
         await host.step("release the share")
 
