@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 from pathlib import Path
 
 from grpc import aio
@@ -21,6 +20,7 @@ from orlop.cri.services.statistics import StatisticsCalls
 from orlop.cri.services.streams import StreamCalls
 from orlop.cri.streaming.server import StreamingServer
 from orlop.errors import FailedPrecondition
+from orlop.host import sockets
 from orlop.host.tasks import beside
 from orlop.images.store import ImageStore
 from orlop.pods.metrics import RpcMetrics
@@ -80,18 +80,14 @@ class CriServer:
         path = self._path
         if len(str(path).encode()) > MAX_SOCKET_PATH:
             raise FailedPrecondition(f"socket {path}: the path is longer than {MAX_SOCKET_PATH} bytes")
-        # Bound aside and renamed: nobody ever sees the socket with the wrong permissions, and a
-        # stale one is replaced without a moment in which there is none.
-        aside = path.with_name(f"{path.name}.new")
         try:
-            await asyncio.to_thread(_prepare, path, aside)
+            aside = await asyncio.to_thread(sockets.prepare, path)
             server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
             server.add_generic_rpc_handlers(self._handlers)
             server.add_insecure_port(f"unix:{aside}")
             await server.start()
             self._server = server
-            aside.chmod(SOCKET_MODE)
-            aside.rename(path)
+            sockets.publish(aside, path, SOCKET_MODE)
         except (OSError, RuntimeError) as error:
             await self.stop(0)
             raise FailedPrecondition(f"socket {path} cannot be served: {error}") from error
@@ -108,21 +104,3 @@ class CriServer:
             await asyncio.sleep(0)  # it takes no more calls before those that wait for ever are told to end
             self._router.close()
             await stopping
-
-
-def _prepare(path: Path, aside: Path) -> None:
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    aside.unlink(missing_ok=True)
-    if not path.exists():
-        return
-    if not path.is_socket():
-        raise FailedPrecondition(f"socket {path}: something else is there; move it away")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(2)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return
-        except TimeoutError:
-            pass
-    raise FailedPrecondition(f"socket {path}: another daemon is listening on it; stop that one first")

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orlop.errors import FailedPrecondition
+from orlop.host import sockets, threads
 from orlop.host.tasks import Tasks
 from orlop.ttrpc.frames import LinkLost
 
@@ -86,18 +87,9 @@ class Listener:
         """Listen; a socket that nobody serves is replaced. Raises FailedPrecondition."""
         path = self._path
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if path.is_socket():
-                if await _answers(path):
-                    raise FailedPrecondition(
-                        f"somebody listens on {path} already: stop it, or listen elsewhere"
-                    )
-                path.unlink()
-            mask = os.umask(0o777 & ~mode)
-            try:
-                self._server = await asyncio.start_unix_server(self._accept, os.fspath(path))
-            finally:
-                os.umask(mask)
+            aside = await threads.call(sockets.prepare, path, directory_mode=0o700)
+            self._server = await asyncio.start_unix_server(self._accept, os.fspath(aside))
+            sockets.publish(aside, path, mode)
         except OSError as error:
             raise FailedPrecondition(f"cannot listen on {path}: {error.strerror or error}") from error
 
@@ -124,12 +116,3 @@ class Listener:
             await self._serve(link)
         finally:
             await link.close()
-
-
-async def _answers(path: Path) -> bool:
-    try:
-        link = await connect(path)
-    except LinkLost:
-        return False
-    await link.close()
-    return True
