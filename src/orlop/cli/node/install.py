@@ -33,8 +33,8 @@ async def install_command(host: NodeHost, *, package: Path | None, as_runtime: b
     if package is not None:
         await host.install(package)
     _programs(host)
-    if not host.read(f"{DEFAULT_PATH}") or host.read(f"{DEFAULT_PATH}") == _packaged_configuration():
-        host.write(f"{DEFAULT_PATH}", _CONFIGURATION.format(driver=kubelet.cgroup_driver(host)))
+    if host.read(str(DEFAULT_PATH)) in ("", _packaged_configuration()):
+        host.write(str(DEFAULT_PATH), _CONFIGURATION.format(driver=kubelet.cgroup_driver(host)))
     if as_runtime:
         kubelet.use(host)
     await host.run("systemctl", "enable", DAEMON)

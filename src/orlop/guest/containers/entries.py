@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
+from orlop.linux.removal import remove_tree
 from orlop.wire.messages import Refused
 from orlop.wire.values import VolumeEntry
 
@@ -154,11 +155,7 @@ def _remove(path: str) -> None:
         return
     except (IsADirectoryError, PermissionError):
         pass
-    with os.scandir(path) as listing:
-        inside = [entry.path for entry in listing]
-    for one in inside:
-        _remove(one)
-    os.rmdir(path)
+    remove_tree(path)
 
 
 def _place(root: str, path: str) -> str:
