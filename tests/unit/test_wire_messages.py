@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orlop.wire import messages
 from orlop.wire.codec import AbsolutePath, Length, ProtocolError, Range, RelativePath, decode, loads
-from orlop.wire.values import Container, Disks, GuestMount, PluggedDisk
+from orlop.wire.values import Container, Disks, GuestDevice, GuestMount, PluggedDisk
 
 
 def strategy(kind: Any, extras: tuple[Any, ...] = ()) -> st.SearchStrategy[Any]:
@@ -55,7 +55,14 @@ MOUNT = st.sampled_from(
     [GuestMount(target="/a", kind="share", source="x"), GuestMount(target="/b", kind="tmpfs")]
 )
 st.register_type_strategy(GuestMount, MOUNT)
-DISKS = st.builds(Disks, root=st.just((PluggedDisk(id="r", at=("scsi:1", "scsi:2/3")),)))
+DEVICE = st.sampled_from(
+    [GuestDevice(path="/dev/a", source="/dev/fuse"), GuestDevice(path="/dev/b", disk="d", mode=0o640, gid=6)]
+)
+DISKS = st.builds(
+    Disks,
+    root=st.just((PluggedDisk(id="r", at=("scsi:1", "scsi:2/3")),)),
+    devices=st.just((PluggedDisk(id="d", at=("scsi:4",)),)),
+)
 _plain = strategy
 
 
@@ -72,11 +79,11 @@ def create() -> st.SearchStrategy[Any]:
     fields = {
         f.name: strategy(hints[f.name])
         for f in dataclasses.fields(Container)
-        if f.name not in ("mounts", "disks", "root")
+        if f.name not in ("mounts", "disks", "devices", "root")
     }
     return st.builds(
         lambda c: messages.Create(container=c),
-        st.builds(Container, mounts=st.tuples(MOUNT), disks=DISKS, **fields),
+        st.builds(Container, mounts=st.tuples(MOUNT), devices=st.tuples(DEVICE), disks=DISKS, **fields),
     )
 
 
@@ -176,6 +183,8 @@ def test_a_container_has_a_root_and_its_image_volumes() -> None:
     mount = {"target": "/x", "kind": "image", "volume": "v"}
     with pytest.raises(ProtocolError, match="names no volume"):
         decode(Container, container | {"mounts": [mount]})
+    with pytest.raises(ProtocolError, match="names no disk"):
+        decode(Container, container | {"devices": [{"path": "/dev/x", "disk": "d"}]})
 
 
 def test_a_greeting_says_its_version_and_without_one_is_the_first() -> None:

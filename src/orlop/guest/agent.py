@@ -126,7 +126,8 @@ class Agent:
 
         scratch = (spec.disks.scratch,) if spec.disks.scratch else ()
         try:
-            self.disks.find((*spec.disks.root, *scratch, *spec.disks.volumes), on_found)
+            disks = spec.disks
+            self.disks.find((*disks.root, *scratch, *disks.volumes, *disks.devices), on_found)
         except Exception as error:
             self._abandon(entry, answer, error)
 

@@ -40,12 +40,14 @@ class Disk(Value, frozen=True, kw_only=True):
 
     Each of ``files`` is one file system, bottom first. A writable disk has one file. With ``durable`` what
     the guest flushes is on the host's disk then; else it ends with the machine, and nothing has to be safe.
+    With ``device`` its one file is a block device of the host: the guest sees its size and its sectors.
     """
 
     id: str
     files: tuple[str, ...]
     read_only: bool = True
     durable: bool = False
+    device: bool = False
 
 
 class Stacking(StrEnum):
@@ -162,7 +164,14 @@ class Machine(Protocol):
         bounded number of is used up. A machine that is going to be a template wants that.
 
         Raises AlreadyExists for a used id, NotFound for a missing file, ResourceExhausted when there is
-        no place left, Unavailable when the machine has ended."""
+        no place left, FailedPrecondition for a disk to write to that somebody else uses, Unavailable when
+        the machine has ended."""
+        ...
+
+    async def resize_disk(self, disk_id: str, size: int) -> None:
+        """Have the guest see that the device behind a disk has ``size`` bytes now.
+
+        Raises NotFound for a disk that is not attached."""
         ...
 
     async def detach_disk(self, disk_id: str) -> None:

@@ -64,9 +64,9 @@ X86_64 = Architecture(
         "read": 0, "write": 1, "close": 3, "rt_sigaction": 13, "ioctl": 16, "execve": 59, "chdir": 80,
         "fchown": 93, "umask": 95, "setsid": 112, "setgroups": 116, "setresuid": 117, "setresgid": 119,
         "capset": 126, "pivot_root": 155, "prctl": 157, "mount": 165, "umount2": 166, "exit_group": 231,
-        "keyctl": 250, "openat": 257, "mkdirat": 258, "mknodat": 259, "symlinkat": 266, "syncfs": 306,
-        "ppoll": 271, "unshare": 272, "dup3": 292, "prlimit64": 302, "setns": 308, "seccomp": 317,
-        "bpf": 321, "move_mount": 429, "close_range": 436, "mount_setattr": 442,
+        "keyctl": 250, "openat": 257, "mkdirat": 258, "mknodat": 259, "fchownat": 260, "symlinkat": 266,
+        "ppoll": 271, "unshare": 272, "dup3": 292, "prlimit64": 302, "syncfs": 306, "setns": 308,
+        "seccomp": 317, "bpf": 321, "move_mount": 429, "close_range": 436, "mount_setattr": 442,
     },
     walker=bytes.fromhex(
         "b8b30100000f054885c07401c34889d3488b03488b7b08488b7310488b53184c8b53204c8b43284c8b4b300f"
@@ -88,7 +88,7 @@ ARM64 = Architecture(
     seccomp=("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
     calls={
         "dup3": 24, "ioctl": 29, "mknodat": 33, "mkdirat": 34, "symlinkat": 36, "umount2": 39, "mount": 40,
-        "pivot_root": 41, "chdir": 49, "fchown": 55, "openat": 56, "close": 57, "read": 63,
+        "pivot_root": 41, "chdir": 49, "fchownat": 54, "fchown": 55, "openat": 56, "close": 57, "read": 63,
         "write": 64, "ppoll": 73, "capset": 91, "exit_group": 94, "unshare": 97, "rt_sigaction": 134,
         "setresuid": 147, "setresgid": 149, "setsid": 157, "setgroups": 159, "umask": 166, "prctl": 167,
         "keyctl": 219, "execve": 221, "prlimit64": 261, "setns": 268, "seccomp": 277, "bpf": 280,

@@ -36,7 +36,8 @@ from orlop.wire.values import (
 
 VERSION = 2
 VOLUMES = "volumes"
-FEATURES = (VOLUMES,)
+BLOCKS = "blocks"
+FEATURES = (VOLUMES, BLOCKS)
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
 MAX_FETCH = 64 << 10

@@ -71,14 +71,16 @@ class PluggedDisk:
 
 @dataclass(frozen=True, kw_only=True)
 class Disks:
-    """A container's disks: those of its root, bottom first, the one it writes to, and its image volumes'.
+    """A container's disks: those of its root, bottom first, the one it writes to, its image volumes', and
+    those that it gets as devices.
 
-    The one it writes to holds an ext4 file system, all others EROFS. Without one a tmpfs is used.
+    The one it writes to holds an ext4 file system, those of images EROFS. Without one a tmpfs is used.
     """
 
     root: Annotated[tuple[PluggedDisk, ...], Length(0, 128)] = ()
     scratch: PluggedDisk | None = None
     volumes: Annotated[tuple[PluggedDisk, ...], Length(0, 1024)] = ()
+    devices: Annotated[tuple[PluggedDisk, ...], Length(0, 256)] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +124,16 @@ class VolumeEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class GuestDevice:
-    """A device node to show in a container: the guest's node ``source``, with cgroup ``access`` of rwm."""
+    """A device node to show in a container: the guest's node ``source``, or that of the disk with the id
+    ``disk``, then with this mode and owner; with cgroup ``access`` of rwm."""
 
     path: Path
-    source: Path
+    source: Path = "/dev/null"
+    disk: Annotated[str, Length(0, 128)] = ""
     access: Annotated[str, Length(1, 3)] = "rwm"
+    mode: Annotated[int, Range(0, 0o777)] = 0o600
+    uid: UserId = 0
+    gid: UserId = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +255,10 @@ class Container:
         if bool(self.disks.root) == bool(self.root):
             raise ValueError(f"container {self.id} has no root, or two")
         volumes = {disk.id for disk in self.disks.volumes}
+        devices = {disk.id for disk in self.disks.devices}
+        for device in self.devices:
+            if device.disk and device.disk not in devices:
+                raise ValueError(f"the device at {device.path} names no disk")
         for mount in self.mounts:
             if mount.kind == "image" and mount.volume not in volumes:
                 raise ValueError(f"the image mount at {mount.target} names no volume")

@@ -7,6 +7,7 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 
 from orlop.guest import paths
 from orlop.guest.containers import devicefilter
@@ -26,7 +27,7 @@ from orlop.guest.streams.table import Streaming
 from orlop.linux import syscalls
 from orlop.linux.users import Identity
 from orlop.wire.messages import Refused
-from orlop.wire.values import Container, ContainerState, GuestLimits, GuestMount, PluggedDisk
+from orlop.wire.values import Container, ContainerState, GuestDevice, GuestLimits, GuestMount, PluggedDisk
 
 _JOIN_SESSION_KEYRING = 1
 
@@ -57,6 +58,8 @@ class LiveContainer:
         self.stuck: list[str] = []
         """What of its disks could not be unmounted when it was released, and why."""
         self.leaving: list[Callable[[Refused | None], None]] = []
+        self.devices: tuple[GuestDevice, ...] = ()
+        """Those it gets, each with its node."""
         self.env: dict[bytes, bytes] = {}
         self.root: RootDirectory | None = None
         self._maps_due = False
@@ -87,11 +90,13 @@ class LiveContainer:
         self.cgroup.create()
         small = 0 < spec.resources.memory_max < cgroup.SMALL_MEMORY
         self.cgroup.apply(spec.resources, memory=not small)
+        self.devices = tuple(self._device(device) for device in spec.devices)
         sources = tuple(self._source(number, mount, share) for number, mount in enumerate(spec.mounts))
         return View(
             spec=spec,
             root=f"{self._directory}/root",
             sources=tuple(sorted(sources, key=lambda source: source.mount.target.rstrip("/").count("/"))),
+            devices=self.devices,
             files=_own_files(),
         )
 
@@ -106,7 +111,7 @@ class LiveContainer:
         with ExitStack() as stack:
             group = _held(stack, self.cgroup.open())
             if not spec.security.privileged:
-                devicefilter.restrict(group, spec.devices)
+                devicefilter.restrict(group, self.devices)
             pid_namespace = _held(stack, _open_namespace(owner, "pid")) if owner else -1
             user_namespace = -1
             if owner and spec.namespaces.maps_users:
@@ -293,6 +298,13 @@ class LiveContainer:
         except OSError as error:
             raise Refused("internal", f"cannot mount the root file system: {error.strerror}") from error
         self._mounted.append(target)
+
+    def _device(self, device: GuestDevice) -> GuestDevice:
+        """With the node of the disk, where it is one."""
+        for disk in self.spec.disks.devices:
+            if disk.id == device.disk:
+                return replace(device, source=self._disks.take(disk, self.spec.id))
+        return device
 
     def _source(self, number: int, mount: GuestMount, share: Callable[[], str]) -> VolumeSource:
         if mount.kind == "share":

@@ -54,6 +54,7 @@ _MISSING = errors(errno.ENOENT, errno.ENOTDIR)
 _EXISTS = errors(errno.EEXIST)
 _RECURSIVE = 0x8000
 _REPLACEABLE = {"/dev", "/dev/shm", "/sys", "/sys/fs/cgroup"}
+_NOT_FOLLOWED = 0x100  # AT_SYMLINK_NOFOLLOW
 _MOVE_FLAGS = 0x4 | 0x10  # the source is the descriptor itself; follow a link at the target
 _OWN_DEVICES = frozenset(
     {*_NODES, "ptmx", "pts", "shm", "mqueue", "fd", "stdin", "stdout", "stderr", "console"}
@@ -73,12 +74,13 @@ class VolumeSource:
 class View:
     """Where the agent has put what makes up a container's file system: ``root`` and ``sources``.
 
-    ``files`` are (path in the guest, target).
+    ``files`` are (path in the guest, target), and ``devices`` have their nodes.
     """
 
     spec: Container
     root: str
     sources: tuple[VolumeSource, ...]
+    devices: tuple[GuestDevice, ...]
     files: tuple[tuple[str, str], ...]
 
 
@@ -205,7 +207,7 @@ class Builder:
                 steps.patch("shm", 0, self._take(paths.SHM))
             if view.spec.security.privileged:
                 self._all_devices()
-        for device in view.spec.devices:
+        for device in view.devices:
             self._device(device)
         for path, target in view.files:
             if target not in self._targets:
@@ -289,7 +291,10 @@ class Builder:
         if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
             raise Refused("invalid", f"{device.source} is not a device of the guest")
         self._directory(os.path.dirname(device.path))
-        self._node(device.source, device.path, status.st_mode, status.st_rdev)
+        mode = stat.S_IFMT(status.st_mode) | device.mode if device.disk else status.st_mode
+        self._node(device.source, device.path, mode, status.st_rdev)
+        if device.uid or device.gid:
+            self._own(device)
 
     def _node(self, source: str, target: str, mode: int, device: int) -> None:
         if self._view.spec.namespaces.maps_users:
@@ -298,6 +303,14 @@ class Builder:
             self._steps.add(
                 "mknodat", AT_FDCWD, target, mode, device, tolerate=_EXISTS, what=f"device {target}"
             )
+
+    def _own(self, device: GuestDevice) -> None:
+        if not self._view.spec.namespaces.maps_users:
+            # In a user namespace the node is the guest's own, as it is the host's with other runtimes.
+            self._steps.add(
+                "fchownat", AT_FDCWD, device.path, device.uid, device.gid, _NOT_FOLLOWED,
+                what=f"owner of the device {device.path}",
+            )  # fmt: skip
 
     def _resolved(self, target: str) -> str:
         """The target with the image's own links followed, so that a dangling one gets what it points to."""

@@ -227,6 +227,19 @@ class MountedDisks:
         mounted.users.add(user)
         return mounted
 
+    def take(self, disk: PluggedDisk, user: str) -> str:
+        """The device node of a disk that ``user`` gets as it is, until :meth:`release`. Raises Refused."""
+        mounted = self._mounted.setdefault(disk.id, Mounted())
+        mounted.users.add(user)
+        (address,) = disk.at
+        place = parse(address)
+        name, node = self._adapter.name(place.unit), self._adapter.node(place)
+        if name is None or node is None:
+            raise Refused("unavailable", f"there is no disk at {address}")
+        if not place.kept:
+            mounted.devices.add(name)
+        return node
+
     def get(self, disk_id: str) -> Mounted | None:
         """The disk, if it is mounted."""
         return self._mounted.get(disk_id)

@@ -5,6 +5,7 @@ A disk is of few files; each is a set of its own, numbered by the disk's unit.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -24,16 +25,18 @@ def name(lun: int, number: int) -> str:
     return descriptor_set(lun * _SETS + number)
 
 
-async def give(monitor: Monitor, lun: int, files: Sequence[Path], *, read_only: bool) -> None:
+async def give(
+    monitor: Monitor, lun: int, files: Sequence[Path], *, read_only: bool, exclusive: bool = False
+) -> None:
     """Pass the files of the disk at ``lun``; :func:`take_back` undoes it. Raises OSError.
 
-    Writable ones are regular files, or block devices, that no other machine has: FailedPrecondition.
+    Writable ones are regular files, or with ``exclusive`` block devices, that nobody else has:
+    FailedPrecondition.
     """
-    flags = (os.O_RDONLY if read_only else os.O_RDWR | os.O_NOFOLLOW) | os.O_CLOEXEC
     for number, path in enumerate(files):
-        file = os.open(path, flags)
+        file = _open(path, read_only=read_only, exclusive=exclusive)
         try:
-            if not read_only:
+            if not read_only and not exclusive:
                 _claim(file, path)
             await monitor.execute_with(file, "add-fd", {"fdset-id": lun * _SETS + number})
         finally:
@@ -49,14 +52,31 @@ async def take_back(monitor: Monitor, lun: int) -> None:
             await monitor.execute("remove-fd", {"fdset-id": one["fdset-id"]})
 
 
+def _open(path: Path, *, read_only: bool, exclusive: bool) -> int:
+    if read_only:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    if not exclusive:
+        return os.open(path, flags)
+    try:
+        # Of a block device this is a claim, whatever name it is opened by; it lasts as long as anybody has
+        # the device by this descriptor: QEMU, once it is passed.
+        return os.open(path, flags | os.O_EXCL)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            why = "is in use: it is mounted on the host, or another VM has it; let go of it there first"
+        else:
+            why = f"cannot be opened to be written to: {error.strerror}"
+        raise FailedPrecondition(f"the block device {path} {why}") from error
+
+
 def _claim(file: int, path: Path) -> None:
     """Lock an open file for as long as anybody has it by this descriptor: QEMU, once it is passed.
 
     A volume's disk lies where more than one pod may know of it.
     """
-    mode = os.fstat(file).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        raise FailedPrecondition(f"{path} is no disk: neither a regular file nor a block device")
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        raise FailedPrecondition(f"{path} is no disk: it is not a regular file")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -21,7 +21,7 @@ from orlop.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from orlop.host import process, scheduling, tasks, threads
+from orlop.host import blockdevices, process, scheduling, tasks, threads
 from orlop.host.tasks import beside
 from orlop.hypervisor.base import Confinement, Disk, MachineShape, MemoryUse, Stacking
 from orlop.hypervisor.qemu import (
@@ -168,7 +168,8 @@ class QemuMachine:
         """Plug one disk; see :class:`orlop.hypervisor.base.Machine`."""
         async with self._lock:
             size = await threads.call(self._check, disk)
-            lun, bay = self._assign(disk, size, reversible=reversible)
+            # What is in a bay has the size that the guest has always known.
+            lun, bay = self._assign(disk, size, reversible=reversible or disk.device)
         try:
             async with self._lock:
                 await self.save_record()
@@ -199,6 +200,13 @@ class QemuMachine:
             self._record = msgspec.structs.replace(self._record, disks=disks)
             await self.save_record()
 
+    async def resize_disk(self, disk_id: str, size: int) -> None:
+        """Have the guest see a size; see :class:`orlop.hypervisor.base.Machine`."""
+        lun = dict(self._record.disks).get(disk_id)
+        if lun is None:
+            raise NotFound(f"the machine {self.name} has no disk {disk_id}")
+        await self.monitor.execute("block_resize", {"node-name": f"disk{lun}", "size": size})
+
     def _check(self, disk: Disk) -> int:
         if disk.id in dict(self._record.disks):
             raise AlreadyExists(f"the machine {self.name} has a disk {disk.id} already")
@@ -220,13 +228,17 @@ class QemuMachine:
                 lambda number: descriptors.name(lun, 1 + number),
             )
             files = [stack.description, stack.table, *stack.files]
-        await descriptors.give(self.monitor, lun, files, read_only=disk.read_only)
+        device = await threads.call(_device, disk) if disk.device else None
+        await descriptors.give(
+            self.monitor, lun, files, read_only=disk.read_only, exclusive=device is not None
+        )
         return Content(
             name=descriptors.name(lun, 0),
             size=size,
             read_only=disk.read_only,
             stacked=stacked,
             durable=disk.durable,
+            device=device,
         )
 
     def _assign(self, disk: Disk, size: int, *, reversible: bool) -> tuple[int, Bay | None]:
@@ -270,6 +282,7 @@ class QemuMachine:
             # A full host disk is an I/O error of that container's, not a halt of the whole pod.
             "werror": "report",
             "rerror": "report",
+            **content.sectors,
         }
         await self.monitor.execute("blockdev-add", {"node-name": f"disk{lun}", **content.whole_node})
         await self.monitor.execute("device_add", device)
@@ -525,6 +538,16 @@ class QemuMachine:
 
 def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _device(disk: Disk) -> blockdevices.BlockDevice:
+    try:
+        found = blockdevices.look(disk.files[0])
+    except OSError as error:
+        raise FailedPrecondition(f"the device {disk.files[0]} cannot be opened: {error.strerror}") from error
+    if found is None:
+        raise FailedPrecondition(f"{disk.files[0]} is not a block device")
+    return found
 
 
 def _append_bounded(path: Path, data: bytes) -> None:

@@ -15,29 +15,15 @@ from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.sandbox import rules
 from orlop.sandbox.spec import (
     ContainerSpec,
-    Device,
     NamespaceMode,
     Namespaces,
     OnHost,
     PodSpec,
     Propagation,
 )
+from orlop.sandbox.vm import blockdevices
+from orlop.sandbox.vm.blockdevices import REMEDY
 from orlop.sandbox.vm.sizing import shape_of
-
-GUEST_DEVICES = frozenset(
-    {
-        "/dev/full",
-        "/dev/fuse",
-        "/dev/loop-control",
-        "/dev/net/tun",
-        "/dev/null",
-        "/dev/random",
-        "/dev/tty",
-        "/dev/urandom",
-        "/dev/zero",
-    }
-)
-"""Device nodes that mean the same thing in a guest as on the host."""
 
 _NOT_SHARED = {
     stat.S_IFBLK: "block device",
@@ -46,8 +32,6 @@ _NOT_SHARED = {
     stat.S_IFIFO: "FIFO",
 }
 """What a shared directory can show to a guest but not connect with the host's."""
-
-_REMEDY = "a RuntimeClass with the handler 'process' can serve it"
 
 
 def check_pod(spec: PodSpec, config: VmConfig) -> None:
@@ -72,15 +56,13 @@ def check_container(spec: ContainerSpec, known: Collection[str]) -> None:
         if mount.propagation is Propagation.BIDIRECTIONAL:
             raise FailedPrecondition(
                 f"{container}: mount {mount.container_path} asks for Bidirectional propagation, "
-                f"but a mount made in a VM cannot appear on the host; {_REMEDY}"
+                f"but a mount made in a VM cannot appear on the host; {REMEDY}"
             )
-    for device in spec.devices:
-        _check_device(container, device)
     _check_on_host(container, spec.on_host)
     for size, limit in spec.resources.hugepage_limits:
         if limit > 0:
             raise FailedPrecondition(
-                f"{container} asks for huge pages of {size}, which a VM does not have; {_REMEDY}"
+                f"{container} asks for huge pages of {size}, which a VM does not have; {REMEDY}"
             )
 
 
@@ -92,11 +74,16 @@ def _check_on_host(container: str, asked: OnHost) -> None:
         (bool(asked.sysctls), "kernel parameters of its own"),
     ):
         if wanted:
-            raise FailedPrecondition(f"{container} asks for {what}, which a VM cannot have; {_REMEDY}")
+            raise FailedPrecondition(f"{container} asks for {what}, which a VM cannot have; {REMEDY}")
 
 
-def check_volumes(spec: ContainerSpec) -> None:
-    """Raise FailedPrecondition for a host path that is nothing in a VM. Looks at the disk."""
+def check_volumes(spec: ContainerSpec, features: Collection[str]) -> None:
+    """Raise FailedPrecondition for a host path or a device that is nothing in a VM. Looks at the disk.
+
+    ``features`` are those of the guest's agent. Raises NotFound for a device that is not there.
+    """
+    for device in spec.devices:
+        blockdevices.check(f"container {spec.name}", device, features)
     for mount in spec.mounts:
         try:
             mode = Path(mount.host_path).stat().st_mode if mount.host_path else 0
@@ -105,7 +92,7 @@ def check_volumes(spec: ContainerSpec) -> None:
         if kind := _NOT_SHARED.get(stat.S_IFMT(mode)):
             raise FailedPrecondition(
                 f"container {spec.name}: mount {mount.container_path}: the host's {kind} {mount.host_path} "
-                f"leads nowhere in a VM; {_REMEDY}"
+                f"leads nowhere in a VM; {REMEDY}"
             )
 
 
@@ -117,7 +104,7 @@ def _check_namespaces(who: str, namespaces: Namespaces) -> None:
     ):
         if mode is NamespaceMode.NODE:
             raise FailedPrecondition(
-                f"{who} asks for the host's {what} namespace, which a VM does not share; {_REMEDY}"
+                f"{who} asks for the host's {what} namespace, which a VM does not share; {REMEDY}"
             )
 
 
@@ -125,16 +112,4 @@ def _check_apparmor(who: str, profile: str) -> None:
     if profile not in ("", "runtime/default", "unconfined"):
         raise FailedPrecondition(
             f"{who} asks for the AppArmor profile {profile!r}, but the guest kernel runs without AppArmor"
-        )
-
-
-def _check_device(container: str, device: Device) -> None:
-    if not (device.mode is device.uid is device.gid is None):
-        raise FailedPrecondition(
-            f"{container} asks for {device.container_path} with a mode or owner of its own, "
-            f"but a VM has the devices of its guest as they are; {_REMEDY}"
-        )
-    if device.host_path not in GUEST_DEVICES:
-        raise FailedPrecondition(
-            f"{container} asks for the host's device {device.host_path}, which is not in the VM; {_REMEDY}"
         )

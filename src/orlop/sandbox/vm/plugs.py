@@ -1,6 +1,6 @@
-"""What is plugged into a VM for its containers: image disks, scratch disks, volumes on the share.
+"""What is plugged into a VM for its containers: disks of images, to write to, of the host; and the share.
 
-An image disk is attached once and serves all containers of the pod with that image. What a
+An image disk, or a block device, is attached once and serves all containers of the pod that have it. What a
 container needs is plugged all at once, and :meth:`Plugs.unplug` takes it away after the guest
 let go of it.
 """
@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from orlop.errors import NotFound
 from orlop.host import mounts, threads
 from orlop.host.tasks import Undo, together
 from orlop.hypervisor.base import Disk, Machine, Stacking
-from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount
+from orlop.sandbox.spec import ContainerSpec, Device, IdMapping, Mount
+from orlop.sandbox.vm import blockdevices
+from orlop.sandbox.vm.blockdevices import HostDevice, Sizes
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.idmaps import user_namespace
 from orlop.sandbox.vm.translate import Plugged
@@ -29,10 +32,12 @@ from orlop.storage.disks import check_layers, scratch_disk
 from orlop.storage.share import Share
 from orlop.wire import values as wire
 
+NO_DEVICES: Mapping[str, Device] = MappingProxyType({})
+
 
 @dataclass
 class _Shared:
-    """An image disk and the containers that use it."""
+    """A disk and the containers that use it."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     disk: wire.PluggedDisk | None = None
@@ -62,6 +67,7 @@ class Plugs:
         self._volumes = volumes
         scratch_directory.mkdir(parents=True, exist_ok=True)
         self._images: dict[str, _Shared] = {}
+        self._sizes = Sizes(machine)
 
     @property
     def layers(self) -> Path:
@@ -85,6 +91,7 @@ class Plugs:
             root=tuple(wire.PluggedDisk(id=image_disk_id(layers)) for layers in self._divided(root.layers)),
             scratch=wire.PluggedDisk(id=_scratch_id(spec.id)) if writes else None,
             volumes=tuple(wire.PluggedDisk(id=image_disk_id(layers)) for layers in _volumes(spec)),
+            devices=tuple(wire.PluggedDisk(id=disk_id) for disk_id in blockdevices.asked_of(spec)),
         )
         return ContainerFile(
             id=spec.id,
@@ -101,8 +108,11 @@ class Plugs:
         stacks = {image_disk_id(layers): layers for layers in (spec.root.layers, *_volumes(spec))}
         stacks |= {image_disk_id((layer,)): (layer,) for layer in spec.root.layers}
         wanted = dict.fromkeys(disk.id for disk in (*plan.disks.root, *plan.disks.volumes))
-        images, scratch, ((held, shares, loose), root) = await together(
-            together(*(self._image(spec.id, disk_id, stacks[disk_id]) for disk_id in wanted)),
+        (images, devices), scratch, ((held, shares, loose), root) = await together(
+            together(
+                together(*(self._image(spec.id, disk_id, stacks[disk_id]) for disk_id in wanted)),
+                together(*(self._device(spec, disk_id) for disk_id in blockdevices.asked_of(spec))),
+            ),
             self._scratch(spec.id, plan.scratch),
             together(self._mounts(spec), self._root(spec)),
         )
@@ -112,11 +122,13 @@ class Plugs:
                 root=tuple(attached[disk.id] for disk in plan.disks.root),
                 scratch=scratch,
                 volumes=tuple(attached[disk.id] for disk in plan.disks.volumes),
+                devices=tuple(disk for disk, _ in devices),
             ),
             shares=shares,
             root=root,
             loose=loose,
             held=held,
+            devices={disk.id: found for disk, found in devices},
             volumes={
                 mount.container_path: image_disk_id(mount.image.layers)
                 for mount in spec.mounts
@@ -124,16 +136,20 @@ class Plugs:
             },
         )
 
-    def adopt(self, held: ContainerFile, mounts: Sequence[Mount] = ()) -> None:
-        """An earlier daemon attached this, or was about to, for a container with these volumes."""
+    def adopt(
+        self, held: ContainerFile, mounts: Sequence[Mount] = (), devices: Mapping[str, Device] = NO_DEVICES
+    ) -> None:
+        """An earlier daemon attached this, or was about to, for a container with these."""
         for index, mount in enumerate(mounts):
             if not mount.uid_mappings and not mount.gid_mappings:
                 self._share.adopt(mount, _share_key(held.id, index))
-        for disk in (*held.disks.root, *held.disks.volumes):
+        for disk in (*held.disks.root, *held.disks.volumes, *held.disks.devices):
             shared = self._images.setdefault(disk.id, _Shared())
             shared.users.add(held.id)
             if shared.disk is None or not shared.disk.at:
                 shared.disk = disk
+            if disk.at and disk.id in devices:
+                self._sizes.follow(disk.id, devices[disk.id].host_path)
 
     async def unplug(self, held: ContainerFile, *, running: bool) -> None:
         """Take away what was plugged, or planned, for a container. Idempotent. Raises NotUndone.
@@ -141,7 +157,8 @@ class Plugs:
         ``running`` says whether there still is a VM to unplug from.
         """
         scratch = () if held.disks.scratch is None else (held.disks.scratch,)
-        disks = {disk.id for disk in (*held.disks.root, *held.disks.volumes, *scratch)}
+        named = (*held.disks.root, *held.disks.volumes, *held.disks.devices, *scratch)
+        disks = {disk.id for disk in named}
         undo = Undo(f"container {held.id}")
         await together(
             *(
@@ -158,10 +175,12 @@ class Plugs:
 
     async def close(self) -> None:
         """Let go of what is plugged, which stays."""
+        await self._sizes.close()
         await self._share.close()
 
     async def release(self) -> None:
         """Take all volumes off the share."""
+        await self._sizes.close()
         await self._share.release_all()
 
     def _divided(self, layers: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
@@ -182,17 +201,30 @@ class Plugs:
         return shared is not None and bool(shared.users)
 
     async def _image(self, container_id: str, disk_id: str, layers: tuple[str, ...]) -> wire.PluggedDisk:
-        shared = self._images.setdefault(disk_id, _Shared())
+        return await self._shared_disk(container_id, Disk(id=disk_id, files=layers))
+
+    async def _device(self, spec: ContainerSpec, disk_id: str) -> tuple[wire.PluggedDisk, HostDevice]:
+        """A block device of the host as a disk."""
+        asked = blockdevices.asked_of(spec)[disk_id]
+        found = await threads.call(blockdevices.find, f"container {spec.name}", asked)
+        disk = Disk(id=disk_id, files=(found.path,), read_only=found.read_only, durable=True, device=True)
+        plugged = await self._shared_disk(spec.id, disk)
+        self._sizes.follow(disk_id, found.path)
+        return plugged, found
+
+    async def _shared_disk(self, container_id: str, wanted: Disk) -> wire.PluggedDisk:
+        shared = self._images.setdefault(wanted.id, _Shared())
         shared.users.add(container_id)
         async with shared.lock:
             disk = shared.disk
             if disk is None or not disk.at:
-                await check_layers(layers)
+                if not wanted.device:
+                    await check_layers(wanted.files)
                 if disk is not None:
                     # An earlier daemon ended before it wrote down whether it had attached it.
-                    await self._detach(disk_id)
-                at = await self._machine.attach_disk(Disk(id=disk_id, files=layers))
-                disk = shared.disk = wire.PluggedDisk(id=disk_id, at=at)
+                    await self._detach(wanted.id)
+                at = await self._machine.attach_disk(wanted)
+                disk = shared.disk = wire.PluggedDisk(id=wanted.id, at=at)
             return disk
 
     async def _scratch(self, container_id: str, path: str) -> wire.PluggedDisk | None:
@@ -248,6 +280,7 @@ class Plugs:
         async with shared.lock:
             shared.users.discard(container_id)
             if not shared.users and shared.disk is not None:
+                self._sizes.forget(disk_id)
                 if running:
                     await self._detach(disk_id)
                 shared.disk = None

@@ -32,7 +32,7 @@ from orlop.sandbox.spec import (
     Security,
     UserIds,
 )
-from orlop.sandbox.vm import diskbound, hostgroup, translate
+from orlop.sandbox.vm import blockdevices, diskbound, hostgroup, translate
 from orlop.sandbox.vm.checks import check_container, check_volumes
 from orlop.sandbox.vm.clock import ClockKeeper
 from orlop.sandbox.vm.clone import Clone, Clones
@@ -175,8 +175,8 @@ class VmSandbox:
     async def check(self, spec: ContainerSpec) -> None:
         """See ``Sandbox``."""
         check_container(spec, self._containers)
-        if any(mount.host_path for mount in spec.mounts):
-            await threads.call(check_volumes, spec)
+        if spec.devices or any(mount.host_path for mount in spec.mounts):
+            await threads.call(check_volumes, spec, self._agent.hello.features)
 
     async def create(self, spec: ContainerSpec) -> UserIds:
         """See ``Sandbox``."""
@@ -415,7 +415,8 @@ class VmSandbox:
                     offsets,
                 )
                 self._containers[entry.id] = container
-                self._plugs.adopt(container.held, container.spec.mounts)
+                devices = blockdevices.asked_of(container.spec)
+                self._plugs.adopt(container.held, container.spec.mounts, devices)
                 found.append((container, entry))
         for spec in specs:
             if spec.id not in self._containers:

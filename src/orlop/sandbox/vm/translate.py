@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from orlop.sandbox.spec import (
     ContainerSpec,
+    Device,
     Dns,
     IdMapping,
     Mount,
@@ -18,6 +19,7 @@ from orlop.sandbox.spec import (
     Propagation,
     Resources,
 )
+from orlop.sandbox.vm.blockdevices import HostDevice, disk_id
 from orlop.wire import values as wire
 
 _SHARES = (2, 262144)
@@ -27,7 +29,8 @@ _WEIGHTS = (1, 10000)
 @dataclass(frozen=True)
 class Plugged:
     """What was attached for a container: disks, and by the container's path those on the share, ids of image
-    volumes, and volumes that the guest holds, with the sub-path.
+    volumes, and volumes that the guest holds, with the sub-path. ``devices`` are those of the host that are
+    disks, by the disk's id.
 
     ``loose`` are volumes that are read-only at the top, with a mount below them that may be written: the host
     has made the top read-only, and the guest, to which all of it is one file system, must not.
@@ -38,6 +41,7 @@ class Plugged:
     root: str = ""
     volumes: dict[str, str] = field(default_factory=dict)
     held: dict[str, tuple[str, str]] = field(default_factory=dict)
+    devices: dict[str, HostDevice] = field(default_factory=dict)
     loose: frozenset[str] = frozenset()
 
 
@@ -54,10 +58,7 @@ def container(
         cwd=spec.cwd or "/",
         hostname=spec.hostname,
         mounts=tuple(_mount(mount, plugged) for mount in spec.mounts),
-        devices=tuple(
-            wire.GuestDevice(path=device.container_path, source=device.host_path, access=device.permissions)
-            for device in spec.devices
-        ),
+        devices=tuple(_device(device, plugged) for device in spec.devices),
         tty=spec.tty,
         streams=streams,
         resources=resources(spec.resources),
@@ -127,6 +128,13 @@ def hosts(hostname: str, addresses: tuple[str, ...]) -> str:
 def hostname_of(spec: PodSpec) -> str:
     """The pod's host name: what was asked for, or its name, within the kernel's 64 bytes."""
     return spec.hostname or spec.name[:64].rstrip("-.") or "pod"
+
+
+def _device(device: Device, plugged: Plugged) -> wire.GuestDevice:
+    found = plugged.devices.get(disk_id(device))
+    if found is not None:
+        return found.shown(device)
+    return wire.GuestDevice(path=device.container_path, source=device.host_path, access=device.permissions)
 
 
 def _mount(mount: Mount, plugged: Plugged) -> wire.GuestMount:
