@@ -15,6 +15,7 @@ from orlop.config import Config
 from orlop.errors import FailedPrecondition, NotFound, OrlopError
 from orlop.host import process, tasks, threads
 from orlop.host.tasks import Undo, together
+from orlop.host.turns import Turns
 from orlop.net.network import PodNetwork
 from orlop.sandbox.base import Features, Sandbox
 from orlop.sandbox.figures import LayerUse
@@ -24,7 +25,6 @@ from orlop.sandbox.process.container import Tools
 from orlop.sandbox.process.layout import Layout, PodState
 from orlop.sandbox.process.sandbox import ProcessSandbox
 from orlop.sandbox.spec import ContainerSpec, NamespaceMode, PodSpec
-from orlop.sandbox.turns import Turns
 
 NAME = "process"
 _CGROUP = "/orlop"

@@ -27,6 +27,7 @@ from orlop.config import Config
 from orlop.errors import DataLoss, NotFound, OrlopError, Unavailable
 from orlop.host import tasks, threads
 from orlop.host.tasks import Undo, together
+from orlop.host.turns import Turns
 from orlop.host.watching import Watcher
 from orlop.hypervisor.base import GuestFiles, Hypervisor, Machines, MachineShape
 from orlop.linux import space
@@ -34,7 +35,6 @@ from orlop.net.network import PodNetwork
 from orlop.sandbox.base import Features
 from orlop.sandbox.figures import LayerUse
 from orlop.sandbox.spec import ContainerSpec, PodSpec
-from orlop.sandbox.turns import Turns
 from orlop.sandbox.vm import diskbound, hostgroup, network, rotation, translate
 from orlop.sandbox.vm.checks import check_pod
 from orlop.sandbox.vm.clone import Clone, Cloner, Clones, netns_of

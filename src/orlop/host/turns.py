@@ -1,4 +1,4 @@
-"""One call at a time on each pod: what is made and removed by an id alone has no object to lock."""
+"""One call at a time on each name: what is made and removed by an id alone has no object to lock."""
 
 from __future__ import annotations
 
