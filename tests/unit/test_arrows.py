@@ -1,8 +1,8 @@
 """The rules of the house: which room may import which, and how large anything may grow.
 
 ``errors, config, linux, value, wire, tracing`` -> ``guest, host``
--> ``hypervisor, guestos, images, net, storage, ttrpc`` -> ``sandbox`` -> ``pods`` -> ``cri`` and other fronts
--> ``daemon, client`` -> ``cli, blocking``. A room imports only what lies below.
+-> ``hypervisor, guestos, images, net, storage, rpc, ttrpc`` -> ``sandbox`` -> ``pods``
+-> ``cri`` and other fronts -> ``daemon, client`` -> ``cli, blocking``. A room imports only what lies below.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SOURCE = Path(orlop.__file__).parent
 RANKS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "config", "linux", "value", "wire", "tracing"}),
     frozenset({"guest", "host"}),
-    frozenset({"hypervisor", "guestos", "images", "net", "storage", "ttrpc"}),
+    frozenset({"hypervisor", "guestos", "images", "net", "storage", "rpc", "ttrpc"}),
     frozenset({"sandbox"}),
     frozenset({"pods"}),
     frozenset({"cri", "nri", "oci", "shim"}),

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from orlop.client.calls import CriClient
 from orlop.config import Config, MetricsConfig
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.names import method_name
 from orlop.cri.server import CriServer
 from orlop.cri.services import containers, images, node, pods, statistics, streams
 from orlop.errors import (
@@ -37,6 +36,7 @@ from orlop.errors import (
     Unimplemented,
 )
 from orlop.pods.records import EventKind
+from orlop.rpc.names import method_name
 from tests.unit.cri_double import IMAGE, NOW, MemoryImages, MemoryPods, Output, Urls, messages
 
 

@@ -21,8 +21,8 @@ from grpc import aio
 
 from orlop import errors
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.names import method_name
 from orlop.errors import OrlopError
+from orlop.rpc.names import method_name
 
 DEFAULT_TIMEOUT = 120.0
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from grpc import aio
+import grpc
 
 from orlop.config import Config
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.rpc import Router
 from orlop.cri.services.containers import ContainerCalls
 from orlop.cri.services.images import ImageCalls, Pulls
 from orlop.cri.services.node import NodeCalls
@@ -19,35 +17,17 @@ from orlop.cri.services.pods import PodCalls
 from orlop.cri.services.statistics import StatisticsCalls
 from orlop.cri.services.streams import StreamCalls
 from orlop.cri.streaming.server import StreamingServer
-from orlop.errors import FailedPrecondition
-from orlop.host import sockets
-from orlop.host.tasks import beside
 from orlop.images.store import ImageStore
 from orlop.pods.metrics import RpcMetrics
 from orlop.pods.service import PodService
+from orlop.rpc.endpoint import Endpoint
+from orlop.rpc.router import Router
 
 log = logging.getLogger(__name__)
 
-MAX_REQUEST = 16 << 20
-"""Bytes of one request, as the kubelet's own clients and servers have it."""
-
-MAX_CALLS = 1024
-"""Calls in progress at one time; more are refused as RESOURCE_EXHAUSTED."""
-
-SOCKET_MODE = 0o660
-MAX_SOCKET_PATH = 100
-"""sun_path has 108 bytes, and the socket is bound under a longer name first."""
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_REQUEST),
-    # What we send is ours; clients have limits of their own, and the Stream* calls for long lists.
-    ("grpc.max_send_message_length", -1),
-    ("grpc.so_reuseport", 0),
-)
-
 
 class CriServer:
-    """Owns the gRPC server and its socket. :meth:`start` before use, :meth:`stop` after it."""
+    """CRI, and the ``others`` that are served beside it. :meth:`start` before use, :meth:`stop` after it."""
 
     def __init__(
         self,
@@ -57,14 +37,14 @@ class CriServer:
         streaming: StreamingServer,
         *,
         metrics: RpcMetrics | None = None,
+        others: Sequence[grpc.GenericRpcHandler[bytes, bytes]] = (),
     ) -> None:
         self._path = Path(config.socket)
-        self._router = Router(metrics, traced=bool(config.metrics.otlp_endpoint))
-        self._server: aio.Server | None = None
+        router = Router(metrics, traced=bool(config.metrics.otlp_endpoint))
         pulls = Pulls()
         services = pb.DESCRIPTOR.services_by_name
-        self._handlers = (
-            self._router.handler(
+        handlers = (
+            router.handler(
                 services["RuntimeService"],
                 NodeCalls(config, pods, pulls),
                 PodCalls(pods, images),
@@ -72,35 +52,15 @@ class CriServer:
                 StreamCalls(pods, streaming),
                 StatisticsCalls(pods, images),
             ),
-            self._router.handler(services["ImageService"], ImageCalls(images, pods, pulls)),
+            router.handler(services["ImageService"], ImageCalls(images, pods, pulls)),
         )
+        self._endpoint = Endpoint(self._path, router, (*handlers, *others))
 
     async def start(self) -> None:
         """Listen. Raises FailedPrecondition when the socket cannot be used or another daemon has it."""
-        path = self._path
-        if len(str(path).encode()) > MAX_SOCKET_PATH:
-            raise FailedPrecondition(f"socket {path}: the path is longer than {MAX_SOCKET_PATH} bytes")
-        try:
-            aside = await asyncio.to_thread(sockets.prepare, path)
-            server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
-            server.add_generic_rpc_handlers(self._handlers)
-            server.add_insecure_port(f"unix:{aside}")
-            await server.start()
-            self._server = server
-            sockets.publish(aside, path, SOCKET_MODE)
-        except (OSError, RuntimeError) as error:
-            await self.stop(0)
-            raise FailedPrecondition(f"socket {path} cannot be served: {error}") from error
-        log.info("serving CRI v1 on %s", path)
+        await self._endpoint.start()
+        log.info("serving CRI v1 on %s", self._path)
 
     async def stop(self, grace: float = 5.0) -> None:
         """Take no more calls, let those in progress end within ``grace`` seconds, then cancel them."""
-        if self._server is None:
-            return
-        server, self._server = self._server, None
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
-        async with beside(server.stop(grace)) as stopping:
-            await asyncio.sleep(0)  # it takes no more calls before those that wait for ever are told to end
-            self._router.close()
-            await stopping
+        await self._endpoint.stop(grace)

@@ -13,7 +13,6 @@ from google.protobuf.message import DecodeError, Message
 
 from orlop.config import Config
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.cri.names import method_name
 from orlop.cri.services import containers, images, node, pods, statistics, streams
 from orlop.cri.translate import container as translate_container
 from orlop.cri.translate import pod as translate_pod
@@ -22,6 +21,7 @@ from orlop.errors import Code, OrlopError
 from orlop.linux.users import Identity
 from orlop.pods import resolve
 from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord
+from orlop.rpc.names import method_name
 from orlop.sandbox.process import checks as process_checks
 from orlop.sandbox.process import oci
 from orlop.sandbox.process.layout import Layout

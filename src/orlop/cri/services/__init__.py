@@ -1,1 +1,1 @@
-"""The calls of CRI, one class per noun; :mod:`orlop.cri.rpc` binds them to their names."""
+"""The calls of CRI, one class per noun; :mod:`orlop.rpc.router` binds them to their names."""

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import grpc
 from google.protobuf import message_factory
@@ -22,10 +22,9 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
-from orlop.cri.names import method_name
-from orlop.cri.tracecontext import CallerTrace
 from orlop.errors import Code, Internal, InvalidArgument, OrlopError, Unavailable
-from orlop.pods.metrics import RpcMetrics
+from orlop.rpc.names import method_name
+from orlop.rpc.tracecontext import CallerTrace
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +47,17 @@ _LEVELS = {
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
+class CallMeter(Protocol):
+    """Counts calls, and measures how long they take."""
+
+    def rpc(self, name: str) -> AbstractContextManager[None]:
+        """Around one call."""
+
+
 class Router:
     """Makes gRPC handlers of servicers."""
 
-    def __init__(self, metrics: RpcMetrics | None = None, *, traced: bool = False) -> None:
+    def __init__(self, metrics: CallMeter | None = None, *, traced: bool = False) -> None:
         self._metrics = metrics
         self._trace = CallerTrace(traced)
         self._streams: set[asyncio.Task[Any]] = set()
