@@ -1,7 +1,7 @@
 """The rules of the house: which room may import which, and how large anything may grow.
 
 ``errors, config, linux, value, wire, tracing`` -> ``guest, host``
--> ``hypervisor, guestos, images, net, storage, rpc, ttrpc`` -> ``sandbox`` -> ``pods``
+-> ``hypervisor, guestos, images, net, storage, rpc, ttrpc, volumes`` -> ``sandbox`` -> ``pods``
 -> ``cri`` and other fronts -> ``daemon, client`` -> ``cli, blocking``. A room imports only what lies below.
 """
 
@@ -24,10 +24,10 @@ SOURCE = Path(orlop.__file__).parent
 RANKS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "config", "linux", "value", "wire", "tracing"}),
     frozenset({"guest", "host"}),
-    frozenset({"hypervisor", "guestos", "images", "net", "storage", "rpc", "ttrpc"}),
+    frozenset({"hypervisor", "guestos", "images", "net", "storage", "rpc", "ttrpc", "volumes"}),
     frozenset({"sandbox"}),
     frozenset({"pods"}),
-    frozenset({"cri", "nri", "oci", "shim"}),
+    frozenset({"cri", "csi", "nri", "oci", "shim"}),
     frozenset({"daemon", "client"}),
     frozenset({"cli", "blocking"}),
 )

@@ -232,6 +232,26 @@ def root_of(path: str | Path) -> tuple[str, str]:
     return fields[2], os.fspath(root)
 
 
+def points_of(device: int) -> list[Path]:
+    """Where the file system on a block device (``st_rdev``) is mounted, or a part of it."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return [Path(point) for found, _, point in _all() if found == number]
+
+
+def points_from(path: str | Path) -> list[Path]:
+    """Where what is at ``path`` is mounted too, by :func:`bind`."""
+    wanted = root_of(path)
+    own = os.fspath(path)
+    return [Path(point) for *found, point in _all() if tuple(found) == wanted and point != own]
+
+
+def _all() -> list[tuple[str, str, str]]:
+    """Of each mount the file system's device, which path in that it shows, and where it is."""
+    with MOUNTINFO.open(encoding="utf-8", errors="surrogateescape") as lines:
+        fields = [line.split(" ", 5) for line in lines]
+    return [(one[2], _unescape(one[3]), _unescape(one[4])) for one in fields]
+
+
 def _covering(path: str | Path) -> tuple[Path, list[str], str]:
     """The mount that ``path`` is on: where, its fields before the " - ", and its kind of file system."""
     wanted = Path(path).resolve()
