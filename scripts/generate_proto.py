@@ -7,6 +7,7 @@ Needs grpcio-tools and mypy-protobuf (the extra "dev"). DIRECTORY is where the p
 runtime than the generator's own: raise the requirement in pyproject.toml along with it.
 """
 
+import importlib.resources
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,13 @@ from pathlib import Path
 from grpc_tools import protoc
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
-PROTOS = ("orlop/cri/api/runtime_v1.proto", "orlop/nri/api/nri_v1alpha1.proto", "orlop/ttrpc/messages.proto")
+PROTOS = (
+    "orlop/cri/api/runtime_v1.proto",
+    "orlop/csi/api/csi_v1.proto",
+    "orlop/csi/api/registration.proto",
+    "orlop/nri/api/nri_v1alpha1.proto",
+    "orlop/ttrpc/messages.proto",
+)
 
 
 def generate(target: Path) -> int:
@@ -26,6 +33,7 @@ def generate(target: Path) -> int:
             [
                 "protoc",
                 f"--proto_path={SOURCE}",
+                f"--proto_path={importlib.resources.files('grpc_tools') / '_proto'}",
                 f"--python_out={target}",
                 f"--mypy_out=quiet:{target}",
                 *PROTOS,

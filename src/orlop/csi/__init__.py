@@ -1,0 +1,1 @@
+"""Named volumes for whoever speaks CSI: a front of :mod:`orlop.volumes`."""
