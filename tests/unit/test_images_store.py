@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -122,6 +124,38 @@ async def test_what_a_crash_leaves(tmp_path: Path) -> None:
         assert [image.id for image in store.list()] == [digest("a")]
     assert [path.name for path in (tmp_path / "images").iterdir()] == [f"{'a' * 64}.json"]
     assert list((tmp_path / "ingest").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM])
+async def test_a_record_that_cannot_be_read_just_now_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """With the layers that it names, of an image and of what a container uses."""
+    put(tmp_path, "a", "12", "a.b/a:1")
+    put(tmp_path, "b", "34", "a.b/b:1")
+    async with opened(tmp_path) as store:
+        await store.use("a.b/b:1", "c1")
+        await store.remove("a.b/b:1")
+    long_ago = time.time() - 10**6
+    for layer in (tmp_path / "layers").iterdir():
+        os.utime(layer, (long_ago, long_ago))
+    whole = Path.read_bytes
+    for failing in ("images", "uses"):
+
+        def read_bytes(path: Path, failing: str = failing) -> bytes:
+            if path.parent.name == failing:
+                raise OSError(number, os.strerror(number), os.fspath(path))
+            return whole(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", read_bytes)
+            with pytest.raises(Unavailable, match=rf"{failing}/.*\.json cannot be read: .*start again"):
+                async with opened(tmp_path):
+                    pass
+    async with opened(tmp_path) as store:
+        assert [image.id for image in store.list()] == [digest("a")]
+        await store.reconcile(["c1"])
+        assert layers(tmp_path) == "1234"
 
 
 async def test_a_name_that_two_images_have_belongs_to_the_later(tmp_path: Path) -> None:

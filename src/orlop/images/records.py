@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from orlop.errors import Unavailable
 from orlop.host import files
 from orlop.images.model import ImageConfigOci
 from orlop.value import UNREADABLE
@@ -64,7 +65,10 @@ class Records:
         self._uses = root / "uses"
 
     def load(self) -> tuple[dict[str, ImageRecord], dict[str, UseRecord]]:
-        """All images by id and all uses by owner. Damaged files are dropped with a warning."""
+        """All images by id and all uses by owner. Damaged files are dropped with a warning.
+
+        Raises Unavailable for a file that cannot be read just now, OSError.
+        """
         self._images.mkdir(parents=True, exist_ok=True)
         self._uses.mkdir(exist_ok=True)
         images = {record.id: record for record in _read_all(self._images, ImageRecord)}
@@ -101,8 +105,16 @@ def _read_all(directory: Path, kind: type[ImageRecord] | type[UseRecord]) -> lis
             path.unlink(missing_ok=True)
             continue
         try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=kind))
-        except (OSError, *UNREADABLE) as error:
+            content = path.read_bytes()
+        except OSError as error:
+            # It may be whole. Without it the layers that it names would be taken for nobody's and removed.
+            raise Unavailable(
+                f"{path} cannot be read: {error.strerror}; start again once it can be, or remove the file "
+                "and pull its image again"
+            ) from error
+        try:
+            found.append(msgspec.json.decode(content, type=kind))
+        except UNREADABLE as error:
             log.warning("%s is damaged and dropped: %s", path, error)
             path.unlink(missing_ok=True)
     return found
