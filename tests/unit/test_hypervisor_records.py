@@ -1,4 +1,5 @@
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -20,11 +21,13 @@ from orlop.errors import (
     Unavailable,
 )
 from orlop.guestos.build import GuestArtifacts
+from orlop.host import threads
 from orlop.hypervisor.base import Accelerator, GuestFiles, MachineShape
 from orlop.hypervisor.qemu import QemuBackend, accelerator, cleanup, ending, errorlog, launch, memuse, record
 from orlop.hypervisor.qemu.cmdline import Network, Sockets
 from orlop.hypervisor.qemu.errorlog import ErrorLog
 from orlop.hypervisor.qemu.hypervisor import QemuHypervisor
+from orlop.hypervisor.qemu.settings import QemuConfig
 
 RECORD = record.MachineRecord(
     pid=12,
@@ -261,3 +264,36 @@ async def test_a_socket_nobody_listens_on_is_no_machine(tmp_path: Path) -> None:
     await cleanup.remove(tmp_path, whole=False)
     assert tmp_path.exists()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_a_machine_that_cannot_be_started_leaves_no_descriptor_open(tmp_path: Path, left: int) -> None:
+    """Be it that the process may open no file more, or one."""
+    image = tmp_path / "image"
+    image.write_bytes(b"x")
+    guest = GuestArtifacts(kernel=image, initrd=image, image=image, digest="x", size=1)
+    hypervisor = QemuHypervisor(VmConfig(), QemuConfig(), guest, tmp_path / "root")
+    finding = accelerator.Finding(Accelerator(kind="tcg", reason="a test"), "max")
+    launch = hypervisor._template_launch(finding, tmp_path / "vm", 0, shared=False)
+    tap = os.open("/dev/null", os.O_RDWR)
+    try:
+        # What asyncio and the thread pool have open for themselves is open now.
+        await threads.call(lambda: None)
+        before = open_files()
+        free = next(number for number in range(len(before) + 1) if number not in before)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + left, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                await hypervisor._launch(launch, tap_fd=tap)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert open_files() == before
+        assert not (tmp_path / "vm").exists()
+    finally:
+        os.close(tap)
+
+
+def open_files() -> set[int]:
+    # Without the descriptor that the listing itself took.
+    return {int(path.name) for path in list(Path("/proc/self/fd").iterdir()) if path.is_symlink()}

@@ -278,47 +278,59 @@ class QemuHypervisor(QemuMachines):
     ) -> QemuMachine:
         directory = launch.directory
         made = not directory.exists()
-        image = os.open(self._guest.image, os.O_RDONLY | os.O_CLOEXEC)
-        tap = tap_fd if tap_fd is not None else await taps.placeholder()
-        log = ErrorLog.new(directory)
-        machine = None
+        with ExitStack() as lent:
+            image = os.open(self._guest.image, os.O_RDONLY | os.O_CLOEXEC)
+            lent.callback(os.close, image)
+            tap = tap_fd
+            if tap is None:
+                tap = await taps.placeholder()
+                lent.callback(os.close, tap)
+            log = ErrorLog.new(directory)
+            try:
+                owner = await threads.call(self._prepare, launch)
+                jail = await self._jail(launch, owner)
+                boot = (launch.boot.kernel, launch.boot.initrd) if launch.boot else ()
+                files = (image, launch.memory.file, *boot)
+                child = await process_of(
+                    directory,
+                    jail,
+                    lambda sockets, network: self._arguments(launch, image, sockets, network),
+                    log=log,
+                    tap_fd=tap,
+                    pass_fds=(*pass_fds, *(file for file in files if file is not None)),
+                )
+                return await self._opened(launch, owner, child, log)
+            except BaseException:
+                log.close()
+                await cleanup.remove(directory, whole=made)
+                raise
+
+    def _prepare(self, launch: Launch) -> int:
+        """Make the machine's directories; returns whose they and the machine are."""
+        launch.share.mkdir(mode=0o755, parents=True, exist_ok=True)
+        launch.directory.mkdir(parents=True, exist_ok=True)
+        return ids.claim(self._root / "ids", launch.directory)
+
+    async def _opened(
+        self, launch: Launch, owner: int, child: process.Detached, log: ErrorLog
+    ) -> QemuMachine:
+        """The machine whose process has just been started; it is ended when that fails."""
+        known = record.MachineRecord(
+            pid=child.pid,
+            start_time=child.start_time,
+            shape=launch.shape,
+            base_memory_mib=launch.memory.size_mib,
+            max_memory_mib=launch.memory.max_mib,
+            bays=self._bays(),
+            owner=owner,
+        )
+        machine = QemuMachine(launch.directory, known, child, log)
         try:
-            launch.share.mkdir(mode=0o755, parents=True, exist_ok=True)
-            directory.mkdir(parents=True, exist_ok=True)
-            owner = await threads.call(ids.claim, self._root / "ids", directory)
-            jail = await self._jail(launch, owner)
-            boot = (launch.boot.kernel, launch.boot.initrd) if launch.boot else ()
-            files = (image, launch.memory.file, *boot)
-            child = await process_of(
-                directory,
-                jail,
-                lambda sockets, network: self._arguments(launch, image, sockets, network),
-                log=log,
-                tap_fd=tap,
-                pass_fds=(*pass_fds, *(file for file in files if file is not None)),
-            )
-            known = record.MachineRecord(
-                pid=child.pid,
-                start_time=child.start_time,
-                shape=launch.shape,
-                base_memory_mib=launch.memory.size_mib,
-                max_memory_mib=launch.memory.max_mib,
-                bays=self._bays(),
-                owner=owner,
-            )
-            machine = QemuMachine(directory, known, child, log)
             await machine.save_record()
             await machine.open(agent_ready=launch.boot is None)
         except BaseException:
-            if machine is not None:
-                await machine.stop()
-            log.close()
-            await cleanup.remove(directory, whole=made)
+            await machine.stop()
             raise
-        finally:
-            os.close(image)
-            if tap_fd is None:
-                os.close(tap)
         return machine
 
     async def _jail(self, launch: Launch, owner: int) -> Jail:
