@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from tests.conformance import images, tools
@@ -44,6 +45,7 @@ class Chaos:
             await asyncio.sleep(self._chance.uniform(0.3, 1.7) * self._every)
             kind = self._chance.choice(self.kinds)
             self.done.append(f"{time.time():.3f} {kind}")
+            self.soak.kills[kind] += 1
             if kind == "daemon":
                 await self.restart(signal.SIGKILL)
             elif kind == "stop":
@@ -200,7 +202,9 @@ async def quiet(soak: Soak, number: int, chaos: Chaos) -> None:
 
 async def churn(one: Node, options: argparse.Namespace) -> Soak:
     """All rounds."""
-    soak = Soak(one, options.seed, tuple(options.handlers.split(",")))
+    handlers = tuple(options.handlers.split(","))
+    weights = {"vm": options.vms, "process": 1 - options.vms} if len(handlers) > 1 else {handlers[0]: 1.0}
+    soak = Soak(one, options.seed, weights)
     until = time.monotonic() + options.minutes * 60
     number = 0
     await quiet(soak, 0, Chaos(soak, 0, 1, ()))
@@ -219,6 +223,7 @@ def main() -> int:
     parser.add_argument("--pods", type=int, default=1_000_000)
     parser.add_argument("--round", type=int, default=100, help="pods between two looks at what is left")
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--vms", type=float, default=0.25, help="the part of the pods that are VMs")
     parser.add_argument("--rate", type=float, default=1.0, help="times the usual rate of faults; 0 for none")
     parser.add_argument(
         "--every", type=float, default=8.0 * PATIENCE, help="seconds between two kills; 0 for none"
@@ -244,6 +249,7 @@ def main() -> int:
         faults(one, options.seed, options.rate)
         one.start()
         soak = asyncio.run(churn(one, options))
+        soak.faults = injected(one)
         if soak.wrong and options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
             for path in (one.settings.log, one.scratch / "faults" / "faults.log"):
@@ -253,12 +259,21 @@ def main() -> int:
     return 1 if soak.wrong else 0
 
 
+def injected(one: Node) -> Counter[str]:
+    """The faults that there were, by kind."""
+    lines = (one.scratch / "faults" / "faults.log").read_text(errors="replace").splitlines()
+    return Counter(line.split()[1] for line in lines if len(line.split()) > 1)
+
+
 def tell(soak: Soak, options: argparse.Namespace, spent: float) -> None:
     """What came of it, before anything that is still wrong ends the run."""
     print(
         f"seed {options.seed}: {sum(soak.made.values())} pods made ({soak.made}), {soak.calls} calls, "
         f"{spent:.0f} s, {len(soak.wrong)} wrong"
     )
+    for name, counted in (("faults", soak.faults), ("kills", soak.kills)):
+        each = ", ".join(f"{kind} {number}" for kind, number in sorted(counted.items()))
+        print(f"{name}: {counted.total()} ({each})")
     for line in soak.wrong:
         print(f"WRONG: {line}")
     if soak.wrong:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,12 +63,14 @@ class Pod:
 
 
 class Soak:
-    """All clients of a node, and what they found wrong."""
+    """All clients of a node, and what they found wrong; ``handlers`` have the pods, each its share."""
 
-    def __init__(self, node: Node, seed: int, handlers: tuple[str, ...]) -> None:
+    def __init__(self, node: Node, seed: int, handlers: dict[str, float]) -> None:
         self.node = node
         self.seed = seed
         self.handlers = handlers
+        self.faults: Counter[str] = Counter()
+        self.kills: Counter[str] = Counter()
         self.pods: dict[str, Pod] = {}
         self.begun = 0
         self.made: dict[str, int] = dict.fromkeys(handlers, 0)
@@ -142,7 +145,7 @@ class Soak:
 
     async def live(self, name: str, chance: random.Random) -> None:
         """A pod from the beginning to its end, whatever fails on the way."""
-        handler = chance.choices(self.handlers, [3 if one == "process" else 1 for one in self.handlers])[0]
+        handler = chance.choices(list(self.handlers), list(self.handlers.values()))[0]
         config = self.node.pod_config(name)
         pod = Pod(name, handler, json_format.ParseDict(config, pb.PodSandboxConfig()))
         self.pods[name] = pod
