@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from orlop.hypervisor.jail import ids
 from orlop.sandbox.spec import Mount, Security
 from orlop.sandbox.vm.sandbox import VmSandbox
 from tests.e2e.vm_environment import Environment, container_spec, environment, execute, pod_spec
+from tests.hostile.injected import Call, inject
 
 RIGHTS = Security(capabilities=("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID"))
 REPOSITORY = Path(__file__).parents[2]
@@ -148,3 +151,48 @@ async def test_its_own_volumes_are_served_with_the_owners_they_have(attack: Atta
     found = (volume / "new").stat()
     assert (found.st_uid, found.st_gid) == (1000, 2000)
     assert ((volume / "d").stat().st_uid, (volume / "new").read_text()) == (0, "more\n")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="injects code of x86-64")
+async def test_it_cannot_make_its_disks_longer(attack: Attack) -> None:
+    """Nor take room behind their ends: what they may take of the host's disk was agreed with the pod."""
+    pid = attack.other._clone.machine.pid
+    ftruncate, fallocate, pwrite64, keep_size = 77, 285, 18, 1
+    for number, path in disks_of(attack.env, attack.other):
+        size, blocks = path.stat().st_size, path.stat().st_blocks
+        calls: list[Call] = [
+            [ftruncate, number, size + (1 << 40)],
+            [fallocate, number, 0, size, 64 << 20],
+            [fallocate, number, keep_size, size, 64 << 20],
+            [fallocate, number, 0x10 | keep_size, size, 64 << 20],
+            [pwrite64, number, "61" * 512, 512, size + (1 << 30)],
+        ]
+        too_large, refused = -errno.EFBIG, -errno.EPERM
+        assert await inject(pid, *calls) == [too_large, too_large, refused, refused, too_large]
+        assert path.stat().st_size == size
+        assert path.stat().st_blocks - blocks < (32 << 20) / 512
+    (container,) = attack.other._containers
+    code = await execute(
+        attack.other, container, "sh", "-c", "head -c 70000000 /dev/zero >/f && sync && rm /f"
+    )
+    assert code[2] == 0, "the guest cannot use its disk"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_files_of_a_volume_may_be_of_any_size(attack: Attack) -> None:
+    (container,) = attack.taken._containers
+    script = "truncate -s 100G /volume/large && echo x >>/volume/large && rm /volume/large"
+    assert (await execute(attack.taken, container, "sh", "-c", script))[2] == 0
+
+
+def disks_of(env: Environment, sandbox: VmSandbox) -> list[tuple[int, Path]]:
+    """The files of a pod's disks that its QEMU has open for writing."""
+    scratch = os.fspath(env.config.root_dir / "vm-scratch" / sandbox._clone.id)
+    found = []
+    for entry in Path(f"/proc/{sandbox._clone.machine.pid}/fd").iterdir():
+        target = os.fspath(entry.readlink())
+        if target.startswith(scratch):
+            found.append((int(entry.name), Path(target)))
+    assert found
+    return found

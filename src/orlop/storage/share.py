@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError, PermissionDenied
-from orlop.host import mounts, threads
+from orlop.host import filesizes, mounts, threads
 from orlop.storage.following import Following
 
 log = logging.getLogger(__name__)
@@ -53,13 +53,15 @@ class Share:
     With ``process`` the volumes are mounted in that process' mount namespace alone, and end with it: what
     the host unmounts and removes is not held by them. A process in a jail has the directory at ``inside``,
     and its own users: files belong to the same ids in its user namespace, where the file system can do that.
-    Where it cannot, they belong to nobody, or with ``only_mapped`` the volume is refused.
+    Where it cannot, they belong to nobody, or with ``only_mapped`` the volume is refused. A process that has
+    got a writable volume may make files of any size.
     """
 
     def __init__(
         self, directory: Path, *, process: int = 0, inside: Path | None = None, only_mapped: bool = False
     ) -> None:
         self._directory = directory
+        self._process = process
         self._inside = inside or directory
         self._userns = Path(f"/proc/{process}/ns/user") if inside else None
         self._only_mapped = only_mapped
@@ -142,6 +144,8 @@ class Share:
             raise _unusable(source, error) from error
         self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._remove(key)
+        if self._process and _is_writable(mount):
+            filesizes.unbound(self._process)
         try:
             _make_point(self._directory / key, directory=directory)
             if not self._bind(mount, target, propagation, userns):
@@ -209,6 +213,18 @@ class Share:
             # Only empty mount points go. Were a mount still there, rmdir and unlink would refuse.
             for path in list(self._directory.iterdir()):
                 _remove_point(path)
+
+
+def _is_writable(mount: HostMount) -> bool:
+    """Whether something may be written to it, or to a mount below it that there is or may come."""
+    if not mount.read_only:
+        return True
+    if mount.recursive_read_only:
+        return False
+    place = os.path.realpath(mount.host_path)
+    return mount.propagation == "rslave" or any(
+        os.fspath(point) != place for point in mounts.mounts_below(place)
+    )
 
 
 def _make_point(target: Path, *, directory: bool) -> None:

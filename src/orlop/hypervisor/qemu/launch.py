@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from orlop.errors import InvalidArgument, ResourceExhausted
-from orlop.host import process
+from orlop.host import filesizes, process
 from orlop.hypervisor.jail.spawn import Jail, spawn
 from orlop.hypervisor.qemu.cmdline import Arguments, Network, Sockets, render
 from orlop.hypervisor.qemu.errorlog import ErrorLog
@@ -21,6 +21,8 @@ AGENT_SOCKET = "agent.sock"
 _SOCKET_PATH_LIMIT = 107
 # A clone touches some tens of MiB at once; below this the kernel would kill something.
 _MEMORY_NEEDED_KIB = 128 << 10
+# Its saved state, some hundred KiB, is all that a machine writes to files before it has a writable disk.
+_LONGEST_FILE = 64 << 20
 
 Build = Callable[[Sockets, Network], Arguments]
 
@@ -44,6 +46,9 @@ async def launch(
             log=log.fileno(),
             pass_fds=(monitor.fileno(), agent.fileno(), tap_fd, *pass_fds),
         )
+    # What makes a file longer fails then, and ends nobody: the jail's Python ignores SIGXFSZ, and so does
+    # what it becomes.
+    filesizes.bound(child.pid, _LONGEST_FILE)
     # Not the daemon's, which the system is to spare.
     process.set_oom_score(child.pid, 0)
     return child

@@ -21,7 +21,7 @@ from orlop.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from orlop.host import blockdevices, process, scheduling, tasks, threads
+from orlop.host import blockdevices, filesizes, process, scheduling, tasks, threads
 from orlop.host.tasks import beside
 from orlop.hypervisor.base import Confinement, Disk, MachineShape, MemoryUse, Stacking
 from orlop.hypervisor.qemu import (
@@ -173,6 +173,8 @@ class QemuMachine:
         try:
             async with self._lock:
                 await self.save_record()
+            if not disk.read_only:
+                filesizes.allow(self.pid, size)
             content = await self._content(disk, lun, size)
             if bay is not None:
                 await bays.insert(self.monitor, bay, content)

@@ -29,7 +29,7 @@ timerfd_settime uname
 """
 _DESCRIPTORS = """
 close copy_file_range dup dup2 dup3 epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd2
-fadvise64 fallocate fcntl fdatasync flock fstat fstatfs fsync ftruncate lseek pipe2 poll ppoll pread64
+fadvise64 fcntl fdatasync flock fstat fstatfs fsync ftruncate lseek pipe2 poll ppoll pread64
 preadv preadv2 pselect6 pwrite64 pwritev pwritev2 read readv select sync_file_range syncfs write writev
 """
 # On the sockets that it was given and those accepted from them: it can make none.
@@ -72,6 +72,9 @@ _IOCTL = (
     0x80087601, 0x80086601,  # FS_IOC_GETVERSION, FS_IOC_GETFLAGS
     0x800C581E, 0x801C581F,  # XFS_IOC_DIOINFO, FS_IOC_FSGETXATTR
 )  # fmt: skip
+_FALLOCATE = (0, 3, 16)
+"""Modes of fallocate(2): fill, PUNCH_HOLE with KEEP_SIZE, ZERO_RANGE. KEEP_SIZE alone would take room behind
+a file's end, where no limit of its size counts."""
 _KVM = 0xAE00
 """The type of all ioctls of linux/kvm.h."""
 _WORD = 0xFFFFFFFF
@@ -106,6 +109,9 @@ def _allowed(*, kvm: bool) -> tuple[CallRule, ...]:
         CallRule(action="SCMP_ACT_ALLOW", names=tuple(names)),
         CallRule(action="SCMP_ACT_ALLOW", names=("execveat",), args=entrance),
         CallRule(action="SCMP_ACT_ALLOW", names=("clone",), args=(threads,)),
+        CallRule(
+            action="SCMP_ACT_ALLOW", names=("fallocate",), args=tuple(_is(1, mode) for mode in _FALLOCATE)
+        ),
         CallRule(action="SCMP_ACT_ALLOW", names=("prctl",), args=tuple(_is(0, what) for what in _PRCTL)),
         CallRule(action="SCMP_ACT_ALLOW", names=("ioctl",), args=tuple(requests)),
         # To ask for a limit, not to set one.
