@@ -250,7 +250,7 @@ def main() -> int:
         one.start()
         soak = asyncio.run(churn(one, options))
         soak.faults = injected(one)
-        if soak.wrong and options.keep:
+        if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
             for path in (one.settings.log, one.scratch / "faults" / "faults.log"):
                 if path.exists():

@@ -5,8 +5,9 @@ nothing of the daemon is replaced there: an event that a fault falls on raises t
 could have given. System calls made through ctypes, netlink, the journal, QEMU's monitor and the guest's agent
 are wrapped, since they have no such events.
 
-Whether the Nth event of a kind fails depends on the seed, the kind and N alone. Faults happen only while the
-file ``on`` exists below the directory of the plan; each is written to ``faults.log`` there.
+Whether the Nth event of a kind fails depends on the seed, the kind, N and which daemon of the run it is: one
+that began anew would fail in the same places as the one before, and never in others. Faults happen only while
+the file ``on`` exists below the directory of the plan; each is written to ``faults.log`` there.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Plan:
 
     def __init__(self, place: Path, seed: int, rates: dict[str, float]) -> None:
         self._mark = os.fspath(place)
-        self._seed = seed
+        self._seed = f"{seed} {_lives(place / 'faults' / 'lives')}"
         self._rates = rates
         self._counts: dict[str, int] = dict.fromkeys(rates, 0)
         self._lock = threading.Lock()
@@ -160,6 +161,13 @@ class Plan:
             except (OSError, ValueError):
                 self._jump = 0.0
         return self._on
+
+
+def _lives(path: Path) -> int:
+    """How many daemons there were before this one, by the file's length."""
+    with path.open("ab") as file:
+        file.write(b".")
+        return file.tell() - 1
 
 
 def install(text: str) -> None:
