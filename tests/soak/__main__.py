@@ -233,6 +233,9 @@ def main() -> int:
     parser.add_argument("--handlers", default="process,vm")
     parser.add_argument("--keep", type=Path, help="where to keep logs when something is wrong")
     options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Whatever started it in the background, its end leaves nothing behind.
+        signal.signal(number, signal.default_int_handler)
     print(f"seed {options.seed}", flush=True)
     begun = time.monotonic()
     pool = {"vm": {"pool": {"size": 1}}}
