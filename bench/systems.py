@@ -97,7 +97,10 @@ def keep(root: Path) -> None:
     if (root / "guest").is_symlink() and (root / "hypervisor").exists():
         made = (root / "guest").readlink().parent / "hypervisor"
         subprocess.run(["rm", "-rf", made], check=True)
-        subprocess.run(["cp", "-a", "--sparse=always", root / "hypervisor", made], check=True)
+        made.mkdir()
+        # A machine's own files come and go while they are copied.
+        lasting = [entry for entry in (root / "hypervisor").iterdir() if not entry.name.startswith("boot-")]
+        subprocess.run(["cp", "-a", "--sparse=always", *lasting, made], check=True)
 
 
 def _orlop(extra: str, source: Path) -> Callable[[Path, str, str], list[str]]:
