@@ -171,9 +171,3 @@ def test_a_host_without_ranges_says_so(place: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ids, "_RANGES", 0)
     with pytest.raises(ResourceExhausted, match="ranges of user ids"):
         ids.claim(place / "ids", place)
-
-
-async def test_it_has_huge_pages_only_if_it_may(place: Path) -> None:
-    for may in (True, False):
-        _, lines = await say(place, "$b grep THP_enabled /pid/self/status", huge_pages=may)
-        assert lines == [f"THP_enabled:\t{int(may)}"]

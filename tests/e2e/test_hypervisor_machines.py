@@ -30,6 +30,7 @@ from orlop.sandbox.vm.agent import AgentClient
 from orlop.storage.disks import scratch_disk
 from orlop.wire.messages import Online, Ping, Quiesce, Resume, Stats
 from tests.e2e import guest_machine
+from tests.e2e.vm_environment import ACCELERATOR
 
 CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop"))
 CONFIG = msgspec.structs.replace(guest_machine.CONFIG, max_memory_mib=4096)
@@ -171,6 +172,18 @@ async def test_a_clone_answers_at_once(guest: GuestArtifacts, saved: Path, place
         # Of the template's pages those count as private that no other clone has mapped.
         use = await machine.memory()
         assert use.private < 40 << 20
+
+
+async def test_translated_code_lies_in_huge_pages(guest: GuestArtifacts, saved: Path, place: Path) -> None:
+    # Which is the host's to forbid, and without emulation there is none.
+    policy = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    if "[never]" in policy or ACCELERATOR == "kvm":
+        return
+    async with clone(guest, saved, place) as (_, machine), agent_of(machine) as agent:
+        await agent.call(Ping())
+        rollup = Path(f"/proc/{machine.pid}/smaps_rollup").read_text()
+        (huge,) = (int(line.split()[1]) for line in rollup.splitlines() if line.startswith("AnonHugePages:"))
+        assert huge >= 2048
 
 
 async def test_clones_do_not_see_each_other(guest: GuestArtifacts, saved: Path, place: Path) -> None:

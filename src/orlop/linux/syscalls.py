@@ -68,6 +68,7 @@ PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_THP_DISABLE = 41
+PR_THP_DISABLE_EXCEPT_ADVISED = 0x2
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -252,9 +253,25 @@ def set_no_new_privileges() -> None:
     _checked(_libc.prctl(ctypes.c_int(PR_SET_NO_NEW_PRIVS), ctypes.c_ulong(1), 0, 0, 0))
 
 
-def forbid_huge_pages() -> None:
-    """Let this process, and what it becomes by exec(2), have no transparent huge pages; prctl(2)."""
-    _checked(_libc.prctl(ctypes.c_int(PR_SET_THP_DISABLE), ctypes.c_ulong(1), 0, 0, 0))
+def forbid_unasked_huge_pages() -> None:
+    """Let this process, and what it becomes by exec(2), have huge pages where it asks for them only.
+
+    PR_THP_DISABLE_EXCEPT_ADVISED of prctl(2): Linux 6.18. Before it, the host's policy is what counts.
+    """
+    except_advised = ctypes.c_ulong(PR_THP_DISABLE_EXCEPT_ADVISED)
+    try:
+        _checked(
+            _libc.prctl(
+                ctypes.c_int(PR_SET_THP_DISABLE),
+                ctypes.c_ulong(1),
+                except_advised,
+                ctypes.c_ulong(0),
+                ctypes.c_ulong(0),
+            )
+        )
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def set_filter(program: bytes) -> None:

@@ -65,8 +65,8 @@ def enter(orders: Orders) -> None:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     _give_up(set(orders["capabilities"]))
-    if not orders["huge_pages"]:
-        syscalls.forbid_huge_pages()
+    if not orders["unasked_huge_pages"]:
+        syscalls.forbid_unasked_huge_pages()
     # The orders are not the program's to read.
     os.dup2(os.open("/dev/null", os.O_RDWR), 0)
     if orders["program"]:

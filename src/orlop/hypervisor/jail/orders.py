@@ -21,8 +21,8 @@ class Orders(TypedDict):
     """Numbers of resource limits (getrlimit(2)) and their values, soft and hard."""
     program: bytes
     """The system-call filter; empty for none."""
-    huge_pages: bool
-    """Whether the kernel may give it transparent huge pages."""
+    unasked_huge_pages: bool
+    """Whether the kernel may give it transparent huge pages that it did not ask for."""
     argv: list[str]
     environment: dict[str, str]
     door: int

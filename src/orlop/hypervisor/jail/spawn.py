@@ -60,7 +60,7 @@ class Jail(msgspec.Struct, frozen=True, kw_only=True):
     ``owner`` is the first id of its range (:mod:`orlop.hypervisor.jail.ids`); ``binds`` show files and
     directories of the host read-only in the tree; ``devices`` are names below /dev; ``capabilities``
     count over its own users only. ``program`` is the system-call filter, empty for none.
-    Without ``huge_pages`` the kernel gives it none, whatever it asks for.
+    Without ``unasked_huge_pages`` the kernel gives it huge pages where it asks for them, and nowhere else.
     """
 
     tree: Path
@@ -70,7 +70,7 @@ class Jail(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...] = ()
     limits: Mapping[int, int] = msgspec.field(default_factory=lambda: LIMITS)
     program: bytes = b""
-    huge_pages: bool = True
+    unasked_huge_pages: bool = True
 
 
 async def spawn(
@@ -141,7 +141,7 @@ def _orders(jail: Jail, argv: Sequence[str], door: int) -> Orders:
         "capabilities": [CAPABILITIES.index(name) for name in jail.capabilities],
         "limits": list(jail.limits.items()),
         "program": jail.program,
-        "huge_pages": jail.huge_pages,
+        "unasked_huge_pages": jail.unasked_huge_pages,
         "argv": list(argv),
         "environment": {"LANG": "C.UTF-8", "PATH": "/usr/bin"},
         "door": door,
