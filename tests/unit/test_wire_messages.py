@@ -170,6 +170,18 @@ def test_ranges_and_lengths() -> None:
             decode(PluggedDisk, bad)
 
 
+def test_what_is_nested_too_deeply_is_not_parsed() -> None:
+    many = [{"a": [text]} for text in ("[" * 99, '"[{' * 99, "\\" * 7 + '"' + "{" * 99, "[\\")] * 9
+    assert loads(json.dumps({"x": many}).encode()) == {"x": many}
+    for deep in (b"[" * 99, b'"a\\\\", ' + b"[" * 99, b'"\\"", ' + b"[" * 99):
+        with pytest.raises(ProtocolError, match="nested deeper than 32"):
+            loads(b'{"x": [' + deep + b"1" + b"]" * 101 + b"}")
+    # Whatever a guest sends, it takes no longer than there are bytes in it.
+    for flood in (b'\\"' * (1 << 21), b'"' * (1 << 22), b"\\" * ((1 << 22) + 1), b"[{" * (1 << 21)):
+        with pytest.raises(ProtocolError):
+            loads(b'{"x": "' + flood + b"[" * 40)
+
+
 def test_a_container_has_a_root_and_its_image_volumes() -> None:
     container = {"id": "c", "args": ["true"], "disks": {"root": [{"id": "r", "at": ["scsi:1"]}]}}
     assert decode(Container, container).disks.root == (PluggedDisk(id="r", at=("scsi:1",)),)

@@ -23,6 +23,7 @@ MAX_TEXT = 1 << 20
 MAX_BYTES = 3 << 20
 MAX_ITEMS = 4096
 MAX_DEPTH = 32
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 class ProtocolError(Exception):
@@ -55,52 +56,65 @@ class RelativePath:
     """A str that names something below a directory: no leading ``/``, no ``..``, no NUL."""
 
 
-Decoder = Callable[[Any, str], Any]
+class _Unfit(Exception):
+    """A value is not what it should be. ``place`` is where it is, innermost first: put together only when
+    something is wrong, since it would cost as much as all the rest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.place: list[str] = []
+
+
+Decoder = Callable[[Any], Any]
 
 _decoders: dict[Any, Decoder] = {}
 
 
-def _fail(where: str, expected: str, value: object) -> typing.NoReturn:
-    raise ProtocolError(f"{where}: expected {expected}, got {type(value).__name__} {str(value)[:80]!r}")
+def _unfit(expected: str, value: object) -> _Unfit:
+    return _Unfit(f"expected {expected}, got {type(value).__name__} {str(value)[:80]!r}")
 
 
-def _check_length(where: str, value: str | bytes | list[Any], low: int, high: int) -> None:
+def _check_length(value: str | bytes | list[Any], low: int, high: int) -> None:
     if not low <= len(value) <= high:
-        raise ProtocolError(f"{where}: length {len(value)} is not in {low}..{high}")
+        raise _Unfit(f"length {len(value)} is not in {low}..{high}")
 
 
 def _int(extras: tuple[Any, ...]) -> Decoder:
     bounds = next((e for e in extras if isinstance(e, Range)), Range(0, (1 << 63) - 1))
+    low, high = bounds.low, bounds.high
 
-    def decode_int(value: Any, where: str) -> int:
+    def decode_int(value: Any) -> int:
         if type(value) is not int:
-            _fail(where, "an integer", value)
-        if not bounds.low <= value <= bounds.high:
-            raise ProtocolError(f"{where}: {value} is not in {bounds.low}..{bounds.high}")
-        return int(value)
+            raise _unfit("an integer", value)
+        if not low <= value <= high:
+            raise _Unfit(f"{value} is not in {low}..{high}")
+        return value
 
     return decode_int
 
 
 def _str(extras: tuple[Any, ...]) -> Decoder:
     length = next((e for e in extras if isinstance(e, Length)), Length(0, MAX_TEXT))
+    low, high = length.low, length.high
     absolute = any(isinstance(e, AbsolutePath) for e in extras)
     relative = any(isinstance(e, RelativePath) for e in extras)
 
-    def decode_str(value: Any, where: str) -> str:
+    def decode_str(value: Any) -> str:
         if type(value) is not str:
-            _fail(where, "a string", value)
-        _check_length(where, value, length.low, length.high)
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            _fail(where, "text without lone surrogates", value)
+            raise _unfit("a string", value)
+        if not low <= len(value) <= high:
+            _check_length(value, low, high)
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise _unfit("text without lone surrogates", value) from None
         if absolute or relative:
             if "\0" in value or value.startswith("/") is relative:
-                _fail(where, "an absolute path" if absolute else "a relative path", value)
-            if relative and ".." in value.split("/"):
-                _fail(where, "a path without ..", value)
-        return str(value)
+                raise _unfit("an absolute path" if absolute else "a relative path", value)
+            if relative and ".." in value and ".." in value.split("/"):
+                raise _unfit("a path without ..", value)
+        return value
 
     return decode_str
 
@@ -108,28 +122,28 @@ def _str(extras: tuple[Any, ...]) -> Decoder:
 def _bytes(extras: tuple[Any, ...]) -> Decoder:
     length = next((e for e in extras if isinstance(e, Length)), Length(0, MAX_BYTES))
 
-    def decode_bytes(value: Any, where: str) -> bytes:
+    def decode_bytes(value: Any) -> bytes:
         if type(value) is not str:
-            _fail(where, "base64 text", value)
+            raise _unfit("base64 text", value)
         try:
             decoded = base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise ProtocolError(f"{where}: not base64") from error
-        _check_length(where, decoded, length.low, length.high)
+            raise _Unfit("not base64") from error
+        _check_length(decoded, length.low, length.high)
         return decoded
 
     return decode_bytes
 
 
-def _bool(value: Any, where: str) -> bool:
+def _bool(value: Any) -> bool:
     if type(value) is not bool:
-        _fail(where, "true or false", value)
-    return bool(value)
+        raise _unfit("true or false", value)
+    return value
 
 
-def _float(value: Any, where: str) -> float:
+def _float(value: Any) -> float:
     if type(value) not in (int, float) or value != value or abs(value) > 1e18:
-        _fail(where, "a number", value)
+        raise _unfit("a number", value)
     return float(value)
 
 
@@ -138,27 +152,41 @@ def _tuple(arguments: tuple[Any, ...], extras: tuple[Any, ...]) -> Decoder:
         length = next((e for e in extras if isinstance(e, Length)), Length(0, MAX_ITEMS))
         item = _decoder(arguments[0])
 
-        def decode_list(value: Any, where: str) -> tuple[Any, ...]:
+        def decode_list(value: Any) -> tuple[Any, ...]:
             if type(value) is not list:
-                _fail(where, "a list", value)
-            _check_length(where, value, length.low, length.high)
-            return tuple(item(entry, f"{where}[{i}]") for i, entry in enumerate(value))
+                raise _unfit("a list", value)
+            _check_length(value, length.low, length.high)
+            found: list[Any] = []
+            try:
+                for entry in value:
+                    found.append(item(entry))
+            except _Unfit as unfit:
+                unfit.place.append(f"[{len(found)}]")
+                raise
+            return tuple(found)
 
         return decode_list
     items = tuple(_decoder(argument) for argument in arguments)
 
-    def decode_tuple(value: Any, where: str) -> tuple[Any, ...]:
+    def decode_tuple(value: Any) -> tuple[Any, ...]:
         if type(value) is not list or len(value) != len(items):
-            _fail(where, f"a list of {len(items)}", value)
-        return tuple(d(entry, f"{where}[{i}]") for i, (d, entry) in enumerate(zip(items, value, strict=True)))
+            raise _unfit(f"a list of {len(items)}", value)
+        found: list[Any] = []
+        try:
+            for decoder, entry in zip(items, value, strict=True):
+                found.append(decoder(entry))
+        except _Unfit as unfit:
+            unfit.place.append(f"[{len(found)}]")
+            raise
+        return tuple(found)
 
     return decode_tuple
 
 
 def _literal(choices: tuple[Any, ...]) -> Decoder:
-    def decode_literal(value: Any, where: str) -> Any:
+    def decode_literal(value: Any) -> Any:
         if type(value) is not str or value not in choices:
-            _fail(where, f"one of {', '.join(choices)}", value)
+            raise _unfit(f"one of {', '.join(choices)}", value)
         return value
 
     return decode_literal
@@ -167,8 +195,8 @@ def _literal(choices: tuple[Any, ...]) -> Decoder:
 def _optional(inner: Any) -> Decoder:
     decoder = _decoder(inner)
 
-    def decode_optional(value: Any, where: str) -> Any:
-        return None if value is None else decoder(value, where)
+    def decode_optional(value: Any) -> Any:
+        return None if value is None else decoder(value)
 
     return decode_optional
 
@@ -180,19 +208,23 @@ def _dataclass(cls: Any) -> Decoder:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         fields.append((field.name, _decoder(hints[field.name]), required))
 
-    def decode_object(value: Any, where: str) -> Any:
+    def decode_object(value: Any) -> Any:
         if type(value) is not dict:
-            _fail(where, "an object", value)
+            raise _unfit("an object", value)
         arguments = {}
         for name, decoder, required in fields:
             if name in value:
-                arguments[name] = decoder(value[name], f"{where}.{name}")
+                try:
+                    arguments[name] = decoder(value[name])
+                except _Unfit as unfit:
+                    unfit.place.append(f".{name}")
+                    raise
             elif required:
-                raise ProtocolError(f"{where}: {name} is missing")
+                raise _Unfit(f"{name} is missing")
         try:
             return cls(**arguments)
         except ValueError as error:
-            raise ProtocolError(f"{where}: {error}") from error
+            raise _Unfit(str(error)) from error
 
     return decode_object
 
@@ -228,7 +260,11 @@ def _decoder(kind: Any) -> Decoder:
 
 def decode(cls: type[T], value: object, where: str = "") -> T:
     """Build ``cls`` from parsed JSON; :class:`ProtocolError` names the first field that does not fit."""
-    result: T = _decoder(cls)(value, where or cls.__name__)
+    try:
+        result: T = _decoder(cls)(value)
+    except _Unfit as unfit:
+        place = "".join((where or cls.__name__, *reversed(unfit.place)))
+        raise ProtocolError(f"{place}: {unfit}") from unfit
     return result
 
 
@@ -262,27 +298,19 @@ def loads(payload: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"payload is not JSON: {error}") from error
     if type(value) is not dict:
-        _fail("payload", "an object", value)
+        raise ProtocolError(f"payload: {_unfit('an object', value)}")
     return value
 
 
 def _check_depth(payload: bytes) -> None:
-    # The C scanner recurses per level; what it is given must be shallow before it starts.
+    # The C scanner recurses per level; what it is given must be shallow before it starts. Without what is
+    # escaped each quote begins or ends a string; this must take no longer the more there are of them.
+    pieces = payload.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
     depth = 0
-    in_text = escaped = False
-    for byte in payload:
-        if in_text:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_text = False
-        elif byte == 0x22:
-            in_text = True
-        elif byte in (0x5B, 0x7B):
+    for bracket in b"".join(pieces[::2]).translate(None, _NO_BRACKETS):
+        if bracket in b"[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise ProtocolError(f"payload is nested deeper than {MAX_DEPTH}")
-        elif byte in (0x5D, 0x7D):
+        else:
             depth -= 1
