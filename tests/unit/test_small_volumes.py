@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orlop.guest.containers.entries import bring_to
+from orlop.guest.containers.entries import bring_to, make
 from orlop.guest.containers.volumes import PodVolumes
 from orlop.guest.devices.block import MountedDisks
 from orlop.guest.loop import Loop
@@ -235,6 +235,7 @@ def test_any_state_follows_any_other(
                     path=path,
                     kind=kind,  # type: ignore[arg-type]
                     mode=0o777 if kind == "link" else 0o750,
+                    modified=1700000000000000001 if kind == "file" else 0,
                     data=data if kind == "file" else b"",
                     target="nowhere" if kind == "link" else "",
                 )
@@ -247,6 +248,19 @@ def test_any_state_follows_any_other(
             assert place.is_symlink() == (kind == "link")
             if kind == "file":
                 assert place.read_bytes() == data
+    # What nobody has seen yet is made with less ado, and is the same then.
+    new = tmp_path_factory.mktemp("new")
+    make(os.fspath(new), entries)
+    assert states(new) == states(copy)
+
+
+def states(root: Path) -> dict[str, tuple[int, int, bytes]]:
+    found = {}
+    for path in (root, *root.rglob("*")):
+        status = path.lstat()
+        data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        found[os.fspath(path.relative_to(root))] = (status.st_mode, status.st_mtime_ns if data else 0, data)
+    return found
 
 
 async def test_one_watcher_tells_of_many_places(tmp_path: Path) -> None:

@@ -39,6 +39,30 @@ def bring_to(root: str, entries: Iterable[VolumeEntry], *, in_place: bool = Fals
         raise Refused("internal", f"a volume cannot be brought up to date: {error}") from error
 
 
+def make(root: str, entries: Iterable[VolumeEntry]) -> None:
+    """Have what ``entries`` say in the directory ``root``, which is empty, and which nobody has seen yet.
+
+    As :func:`bring_to`, with a quarter of its system calls. Raises Refused.
+    """
+    try:
+        for entry in entries:
+            path = _place(root, entry.path)
+            if entry.kind == "file":
+                _write(path, entry, os.O_EXCL)
+            elif entry.kind == "link":
+                os.symlink(entry.target, path)
+                if entry.uid or entry.gid:
+                    os.chown(path, entry.uid, entry.gid, follow_symlinks=False)
+            else:
+                if entry.path:
+                    os.mkdir(path, 0o700)
+                if entry.uid or entry.gid:
+                    os.chown(path, entry.uid, entry.gid)
+                os.chmod(path, entry.mode)
+    except OSError as error:
+        raise Refused("internal", f"a volume cannot be made: {error}") from error
+
+
 def make_directory(root: str, entry: VolumeEntry) -> None:
     """Have one directory, as its entry says. Raises OSError."""
     path = _place(root, entry.path)

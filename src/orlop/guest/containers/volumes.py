@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from orlop.guest import paths
-from orlop.guest.containers.entries import bring_to, make_directory
+from orlop.guest.containers.entries import bring_to, make, make_directory
 from orlop.guest.devices.block import MountedDisks
 from orlop.guest.launch import spawn
 from orlop.guest.launch.script import ANY, Script
@@ -82,11 +82,9 @@ class PodVolumes:
         del self._parts[request.id]
         place = self._places.get(request.id)
         if place is None:
-            place = f"{self._small_ones()}/{_checked(request.id)}"
-            with suppress(FileExistsError):
-                os.mkdir(place, 0o755)
-        bring_to(place, parts, in_place=request.in_place)
-        self._places[request.id] = place
+            self._places[request.id] = self._new_small(request.id, parts)
+        else:
+            bring_to(place, parts, in_place=request.in_place)
         self._filled.add(request.id)
 
     def forget_parts(self) -> None:
@@ -155,6 +153,16 @@ class PodVolumes:
         size = f",size={request.size}" if request.size else ""
         options = f"mode={root.mode:o},uid={root.uid},gid={root.gid}{size}"
         syscalls.mount("tmpfs", place, "tmpfs", 0, options)
+        return place
+
+    def _new_small(self, volume: str, entries: list[VolumeEntry]) -> str:
+        place = f"{self._small_ones()}/{_checked(volume)}"
+        try:
+            os.mkdir(place, 0o755)
+        except FileExistsError:  # an earlier one came half way
+            bring_to(place, entries)
+        else:
+            make(place, entries)
         return place
 
     def _small_ones(self) -> str:
