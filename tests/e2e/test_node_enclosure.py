@@ -23,7 +23,7 @@ with enclosure.scratch() as directory:
     print(directory, flush=True)
     script = 'mount -t tmpfs held "$0/held"; (sleep 1000 & exec setsid sleep 1001) & echo up; exec sleep 1002'
     (directory / "held").mkdir()
-    sys.exit(enclosure.run(directory, ["sh", "-c", script, str(directory)], Path(sys.argv[1])))
+    sys.exit(enclosure.run(directory, ["sh", "-c", script, str(directory)], Path(sys.argv[1]), 2))
 """
 
 

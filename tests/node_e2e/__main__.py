@@ -57,6 +57,7 @@ def one_run(runtime: str, options: argparse.Namespace) -> judgement.Result:
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir(parents=True)
     focus, skip = selection(options)
+    processes: int = 1 if options.all else options.processes
     started = time.monotonic()
     tools.say(f"node suite under {runtime}")
     with enclosure.scratch() as directory:
@@ -65,12 +66,12 @@ def one_run(runtime: str, options: argparse.Namespace) -> judgement.Result:
             "reports": os.fspath(reports),
             "focus": focus,
             "skip": skip,
-            "processes": 1 if options.all else options.processes,
+            "processes": processes,
             "minutes": options.minutes,
         }
         (directory / inside.ORDER).write_text(json.dumps(order))
         command = [sys.executable, "-m", inside.__name__, os.fspath(directory)]
-        code = enclosure.run(directory, command, reports / "run.log")
+        code = enclosure.run(directory, command, reports / "run.log", processes)
     report = reports / "junit.xml"
     if not report.exists():
         tail = (reports / "run.log").read_text(errors="replace")[-3000:]

@@ -81,12 +81,20 @@ def hierarchies() -> list[Hierarchy]:
     return found
 
 
-def _make_groups(name: str) -> list[Path]:
+def weigh(group: Path, times: int) -> None:
+    """Let a group have as much of busy processors as that many processes; alone it counts as one."""
+    for file, one, most in (("cpu.shares", 1024, 262144), ("cpu.weight", 100, 10000)):
+        if (group / file).exists():
+            (group / file).write_text(str(min(one * times, most)))
+
+
+def _make_groups(name: str, weight: int) -> list[Path]:
     groups = []
     for hierarchy in hierarchies():
         group = hierarchy.group(name)
         group.mkdir()
         groups.append(group)
+        weigh(group, weight)
         # A new cpuset of version 1 has nothing, and takes no process.
         for file in ("cpuset.cpus", "cpuset.mems"):
             if hierarchy.kind == "cgroup" and (group / file).exists():
@@ -115,9 +123,12 @@ def scratch() -> Iterator[Path]:
         janitor.wait()
 
 
-def run(directory: Path, command: Sequence[str], log: Path) -> int:
-    """Run a command in an enclosure over the directory; its exit code."""
-    groups = _make_groups(directory.name)
+def run(directory: Path, command: Sequence[str], log: Path, weight: int) -> int:
+    """Run a command in an enclosure over the directory; its exit code.
+
+    At busy processors it has the share of ``weight`` processes.
+    """
+    groups = _make_groups(directory.name, weight)
     argv: list[str] = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", ENTER, "sh"]
     argv += [*map(os.fspath, groups), "--"]
     argv += ["unshare", "--mount", "--net", "--pid", "--cgroup", "--fork", "--kill-child"]

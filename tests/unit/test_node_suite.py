@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.node_e2e import __main__ as harness
-from tests.node_e2e import judgement
+from tests.node_e2e import enclosure, judgement
 from tests.node_e2e.judgement import Result, Spec
 
 REPORT = """<?xml version="1.0"?>
@@ -128,3 +128,15 @@ def test_the_short_list_is_one_expression_of_its_lines() -> None:
     assert re.compile(focus)
     assert "#" not in focus
     assert "||" not in focus
+
+
+@pytest.mark.parametrize(("file", "share"), [("cpu.shares", "8192"), ("cpu.weight", "800")])
+def test_a_runs_group_weighs_as_much_as_its_processes(tmp_path: Path, file: str, share: str) -> None:
+    (tmp_path / file).touch()
+    enclosure.weigh(tmp_path, 8)
+    assert (tmp_path / file).read_text() == share
+
+
+def test_a_group_without_the_controller_has_no_weight(tmp_path: Path) -> None:
+    enclosure.weigh(tmp_path, 8)
+    assert not list(tmp_path.iterdir())
