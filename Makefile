@@ -59,7 +59,7 @@ node-e2e-all: $(PYTHON) ## Its serial, slow and feature specs too, both handlers
 	$(PYTHON) -m tests.node_e2e --handler vm,process,containerd --all
 
 node-e2e-short: $(PYTHON) ## The part of it that CI runs, under both handlers (root)
-	$(PYTHON) -m tests.node_e2e --handler vm,process --short
+	$(PYTHON) -m tests.node_e2e --handler vm,process --short --again
 
 debian13: $(PYTHON) ## Set-up and the fast end-to-end tests in a root of Debian 13 (root)
 	$(PYTHON) -m tests.lab debian13 $(COMMAND)

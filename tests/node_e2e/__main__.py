@@ -36,6 +36,11 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--skip", default="", help="not those whose name matches this one")
     parser.add_argument("--all", action="store_true", help="also serial and slow ones, one by one")
     parser.add_argument("--short", action="store_true", help="the specs of short.txt, as CI runs them")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="run specs that failed again, those that fail then under the peer too",
+    )
     parser.add_argument("--processes", type=int, default=8, help="specs at a time")
     parser.add_argument("--minutes", type=int, default=90, help="bound of one run")
     parser.add_argument("--report", type=Path, default=Path("build/node-e2e"), help="where reports go")
@@ -51,12 +56,12 @@ def selection(options: argparse.Namespace) -> tuple[str, str]:
     return focus, "|".join(part for part in (options.skip, "" if options.all else LONG) if part)
 
 
-def one_run(runtime: str, options: argparse.Namespace) -> judgement.Result:
-    """Run the suite in an enclosure of its own."""
-    reports: Path = (options.report / runtime).resolve()
+def one_run(runtime: str, options: argparse.Namespace, only: str = "") -> judgement.Result:
+    """Run the suite in an enclosure of its own, or ``only`` the specs that match."""
+    reports: Path = (options.report / (f"{runtime}-again" if only else runtime)).resolve()
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir(parents=True)
-    focus, skip = selection(options)
+    focus, skip = (only, "") if only else selection(options)
     processes: int = 1 if options.all else options.processes
     started = time.monotonic()
     tools.say(f"node suite under {runtime}")
@@ -80,11 +85,30 @@ def one_run(runtime: str, options: argparse.Namespace) -> judgement.Result:
     if code != 0:
         # The specs are one thing, what the runtime leaves behind is another.
         said = (reports / "run.log").read_text(errors="replace").strip().splitlines()
-        specs += (judgement.Spec("the run itself", "failed", " ".join(said[-3:])[-400:], 0.0),)
+        specs += (judgement.Spec(judgement.WHOLE, "failed", " ".join(said[-3:])[-400:], 0.0),)
     result = judgement.Result(runtime, specs, time.monotonic() - started)
     (reports / "result.json").write_text(json.dumps(asdict(result), indent=1))
     print("\n".join(judgement.lines(result)), flush=True)
     return result
+
+
+def again(results: Sequence[judgement.Result], options: argparse.Namespace) -> list[judgement.Result]:
+    """The results after a second try of the failed specs, and one of the peer for those that fail twice."""
+    judged, twice = [], {}
+    for first in results:
+        failed = [spec for spec in first.of("failed") if spec.can_run_alone]
+        if not failed or first.runtime == judgement.PEER:
+            judged.append(first)
+            continue
+        second = one_run(first.runtime, options, judgement.only(failed))
+        judged.append(judgement.reviewed(first, second))
+        twice |= {spec.name: spec for spec in judged[-1].of("failed") if spec.can_run_alone}
+    if twice and not any(result.runtime == judgement.PEER for result in results):
+        peers.containerd()
+        # A peer under which nothing passes at all would excuse everything.
+        sound = judged[0].of("passed")[:1]
+        judged.append(one_run(judgement.PEER, options, judgement.only([*twice.values(), *sound])))
+    return judged
 
 
 def main() -> int:
@@ -107,6 +131,8 @@ def main() -> int:
         if judgement.PEER in runtimes:
             peers.containerd()
         results = [one_run(runtime, options) for runtime in runtimes]
+        if options.again:
+            results = again(results, options)
     except tools.ToolError as error:
         print(f"node suite: {error}", file=sys.stderr)
         return 2

@@ -6,14 +6,15 @@ import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-Outcome = Literal["passed", "failed", "excused", "skipped", "unfinished"]
+Outcome = Literal["passed", "unsteady", "failed", "excused", "skipped", "unfinished"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 EXCEPTIONS = Path(__file__).with_name("exceptions.toml")
 PEER = "containerd"
+WHOLE = "the run itself"
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,20 @@ class Excuse:
 
 @dataclass(frozen=True)
 class Spec:
-    """One spec's result; ``reason`` is empty when it passed."""
+    """One spec's result; ``reason`` is empty when it passed.
+
+    An unsteady one failed, for that reason, and passed when it ran again by itself.
+    """
 
     name: str
     outcome: Outcome
     reason: str
     seconds: float
+
+    @property
+    def can_run_alone(self) -> bool:
+        """Whether it is a spec, and not the suite's set-up or the run as a whole."""
+        return self.name != WHOLE and not re.match(r"\[[^]]*Suite\b", self.name)
 
 
 @dataclass(frozen=True)
@@ -98,11 +107,26 @@ def parse(report: Path, runtime: str, excused: Sequence[Excuse]) -> tuple[Spec, 
     return tuple(found)
 
 
+def only(specs: Sequence[Spec]) -> str:
+    """The expression that matches these specs' names, which end with their labels in a report."""
+    return "|".join(re.escape(re.sub(r" \[[^][]*\]$", "", spec.name)) for spec in specs)
+
+
+def reviewed(first: Result, second: Result) -> Result:
+    """The first run as it counts after its failed specs ran again: those that passed then are unsteady."""
+    good = {spec.name for spec in second.of("passed")}
+    specs = (
+        replace(spec, outcome="unsteady") if spec.outcome == "failed" and spec.name in good else spec
+        for spec in first.specs
+    )
+    return Result(first.runtime, tuple(specs), first.seconds + second.seconds)
+
+
 def lines(result: Result) -> Iterator[str]:
     """A run for people: counts, then every spec that did not pass with its reason."""
     counts = ", ".join(f"{len(result.of(outcome))} {outcome}" for outcome in OUTCOMES)
     yield f"{result.runtime}: {counts} ({result.seconds:.0f} s)"
-    for outcome in ("failed", "excused"):
+    for outcome in ("failed", "unsteady", "excused"):
         for spec in result.of(outcome):
             yield f"  {outcome}: {spec.name}"
             yield f"      {spec.reason}"

@@ -97,13 +97,56 @@ def test_a_run_that_had_no_time_is_not_whole() -> None:
     ]
 
 
+def test_a_spec_is_found_again_by_its_name_without_labels() -> None:
+    spec = Spec(
+        "[sig-node] Pods (v1) should *not* run [Conformance] [sig-node, Conformance]", "failed", "", 1.0
+    )
+    expression = re.compile(judgement.only([spec, spec]))
+    assert expression.search("[sig-node] Pods (v1) should *not* run [Conformance]")
+    assert not expression.search("[sig-node] Pods (v1) should *not* run [Serial]")
+
+
+@pytest.mark.parametrize("name", ["[SynchronizedBeforeSuite]", "[DeferCleanup (Suite)]", judgement.WHOLE])
+def test_what_is_no_spec_does_not_run_again(name: str) -> None:
+    assert not Spec(name, "failed", "", 1.0).can_run_alone
+    assert Spec(f"[sig-node] {name.strip('[]')} should run", "failed", "", 1.0).can_run_alone
+
+
+def test_what_passes_when_it_runs_again_is_unsteady() -> None:
+    first, second = _result("vm", a="passed", b="failed", c="failed"), _result("vm", b="passed", c="failed")
+    judged = judgement.reviewed(first, second)
+    assert [spec.outcome for spec in judged.specs] == ["passed", "unsteady", "failed"]
+    assert judged.seconds == 18.0
+    assert judgement.problems([judged], 1) == ["vm: c"]
+
+
+def test_failed_specs_run_again_and_then_under_the_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[str, str]] = []
+    second = {
+        "vm": _result("vm", b="passed", c="failed"),
+        "containerd": _result("containerd", a="passed", c="failed"),
+    }
+
+    def run(runtime: str, options: object, only: str) -> Result:
+        runs.append((runtime, only))
+        return second[runtime]
+
+    monkeypatch.setattr(harness, "one_run", run)
+    monkeypatch.setattr(harness.peers, "containerd", lambda: None)
+    first = [_result("vm", a="passed", b="failed", c="failed"), _result("process", a="passed")]
+    judged = harness.again(first, harness.arguments([]))
+    assert runs == [("vm", "b|c"), ("containerd", "c|a")]
+    assert judgement.problems(judged[:2], 1) == ["vm: c"]
+    assert judgement.problems(judged, 1) == []
+
+
 def test_the_table_names_each_spec_that_did_not_pass_everywhere() -> None:
     lines = list(judgement.table([_result("vm", a="passed", b="excused"), _result("containerd", b="passed")]))
     assert lines == [
-        "| runtime | passed | failed | excused | skipped | unfinished | time |",
-        "|---|---|---|---|---|---|---|",
-        "| `vm` | 1 | 0 | 1 | 0 | 0 | 9 s |",
-        "| `containerd` | 1 | 0 | 0 | 0 | 0 | 9 s |",
+        "| runtime | passed | unsteady | failed | excused | skipped | unfinished | time |",
+        "|---|---|---|---|---|---|---|---|",
+        "| `vm` | 1 | 0 | 0 | 1 | 0 | 0 | 9 s |",
+        "| `containerd` | 1 | 0 | 0 | 0 | 0 | 0 | 9 s |",
         "",
         "| spec | `vm` | `containerd` |",
         "|---|---|---|",
