@@ -80,6 +80,8 @@ def _arguments(
         f"--image-service-endpoint={endpoint}",
         f"--kubelet-config-file={config}",
         f"--kubelet-flags=--oom-score-adj=0 --node-ip={ADDRESS}",
+        # What a gate makes meaningless, a spec skips by itself, once it knows of the gate.
+        *(f"--feature-gates={name}={str(on).lower()}" for name, on in gates.items()),
         "--prepull-images=false",
         "--server-start-timeout=5m",
         f"--report-dir={reports}",
