@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -92,6 +93,12 @@ def one_run(runtime: str, options: argparse.Namespace, only: str = "") -> judgem
     return result
 
 
+def runs(runtimes: Sequence[str], options: argparse.Namespace) -> list[judgement.Result]:
+    """One run after the other; short ones at the same time: a run waits more than it computes."""
+    with ThreadPoolExecutor(len(runtimes) if options.short else 1) as beside:
+        return list(beside.map(lambda runtime: one_run(runtime, options), runtimes))
+
+
 def again(results: Sequence[judgement.Result], options: argparse.Namespace) -> list[judgement.Result]:
     """The results after a second try of the failed specs, and one of the peer for those that fail twice."""
     judged, twice = [], {}
@@ -130,7 +137,7 @@ def main() -> int:
         build_guest(base_config())
         if judgement.PEER in runtimes:
             peers.containerd()
-        results = [one_run(runtime, options) for runtime in runtimes]
+        results = runs(runtimes, options)
         if options.again:
             results = again(results, options)
     except tools.ToolError as error:
