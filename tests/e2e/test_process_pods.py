@@ -261,6 +261,47 @@ async def test_a_later_daemon_finds_everything(host: Bed) -> None:
     await later.close()
 
 
+@pytest.mark.parametrize("unlinked", [False, True])
+async def test_a_start_that_a_killed_daemon_did_not_write_down(host: Bed, unlinked: bool) -> None:
+    """The container runs; a later daemon is asked to start it, and must not wait for what has been."""
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod)
+    await sandbox.create(spec)
+    runtime = sandbox._tools.runtime
+    if runtime.name == "runc":
+        fifo = runtime.state / spec.id / "exec.fifo"
+        with fifo.open("rb") as reading:
+            assert await asyncio.to_thread(reading.read, 1)
+        if unlinked:
+            fifo.unlink()
+    else:
+        await process.run(runtime.command(Path("/dev/null"), "start", spec.id))
+    await host.driver.close()
+    later = type(host.driver)(host.config, host.network)
+    await later.open()
+    found = await later.recover(pod, (spec,))
+    async with asyncio.timeout(20 * PATIENCE):
+        await found.start(spec.id)
+    assert (await run(found, spec.id, "echo", "here"))[0] == b"here\n"
+    await found.stop()
+    await later.discard(pod.id)
+    await later.close()
+
+
+async def test_a_container_that_died_before_its_start(host: Bed) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod)
+    await sandbox.create(spec)
+    found = await sandbox.container_info(spec.id)
+    os.kill(int(str(found["pid"])), signal.SIGKILL)
+    async with asyncio.timeout(20 * PATIENCE):
+        with pytest.raises(FailedPrecondition):
+            await sandbox.start(spec.id)
+    await sandbox.delete(spec.id)
+
+
 async def test_a_killed_monitor_ends_its_container(host: Bed) -> None:
     pod = host.pod()
     sandbox = await host.driver.run(pod)

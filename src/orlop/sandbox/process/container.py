@@ -189,7 +189,7 @@ class ProcessContainer:
             )
         if self.state.started_at:
             raise FailedPrecondition(f"container {self.id[:12]} has been started already")
-        await self._tools.runtime.start(self.id, self.paths.bundle / "runtime.log")
+        await self._tools.runtime.start(self.id, self.state.init, self.paths.bundle / "runtime.log")
         now = time.time_ns()
         self._record(
             ContainerProcesses(

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import msgspec
 
 from orlop.config import Config
 from orlop.errors import CannotRun, DeadlineExceeded, FailedPrecondition, Internal, NotFound, OrlopError
-from orlop.host import cgroups, process
+from orlop.host import cgroups, process, threads
+from orlop.sandbox.process.layout import KnownProcess
 from orlop.value import UNREADABLE
 
 KNOWN = ("crun", "runc")
 _START_TIME = 30.0
+_SOON = 1.0
 
 
 _BAD_PROGRAM = re.compile(r'exec: "|executable file|exec format error|chdir to|open executable')
@@ -32,6 +35,10 @@ _ID = re.compile(r"\b[0-9a-f]{64}\b")
 class _LogLine(msgspec.Struct):
     level: str = ""
     msg: str = ""
+
+
+class _State(msgspec.Struct):
+    status: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,21 +61,32 @@ class Runtime:
         """A whole command line."""
         return [self.program, *self.options(log), *(os.fspath(argument) for argument in arguments)]
 
-    async def start(self, container_id: str, log: Path) -> None:
-        """Let a created container run. Raises FailedPrecondition with the runtime's reason.
+    async def start(self, container_id: str, init: KnownProcess, log: Path) -> None:
+        """Let a created container run, whose first process is ``init``; success as well if an earlier daemon
+        did so, and was killed before it could write that down. Raises FailedPrecondition with the reason.
 
         A container of runc waits for someone to read its FIFO; all that ``runc start`` does is
         to read it, so no process is spent on that.
         """
         fifo = self.state / container_id / "exec.fifo"
         if self.name == "runc" and fifo.exists():
-            await _read_fifo(fifo, container_id)
+            await _read_fifo(fifo, container_id, init)
+            fifo.unlink(missing_ok=True)
             return
         try:
             await process.run(self.command(log, "start", container_id), timeout=_START_TIME)
         except process.ProcessFailed as error:
+            if await self._runs(container_id, log):
+                return
             reason = last_error(log) or error.stderr.strip()
             raise refusal("the container cannot be started", reason) from error
+
+    async def _runs(self, container_id: str, log: Path) -> bool:
+        done = await process.run(self.command(log, "state", container_id), check=False, timeout=_START_TIME)
+        try:
+            return msgspec.json.decode(done.stdout, type=_State).status == "running"
+        except UNREADABLE:
+            return False
 
     async def update(self, container_id: str, resources: dict[str, Any], log: Path) -> None:
         """Change limits; ``resources`` as ``linux.resources`` of the OCI specification."""
@@ -95,7 +113,19 @@ class Runtime:
             raise Internal(f"{self.name} cannot delete container {container_id[:12]}: {reason}")
 
 
-async def _read_fifo(fifo: Path, container_id: str) -> None:
+def _has_open(pid: int, fifo: Path) -> bool:
+    """Whether a process has the FIFO among its files: runc's has it until it becomes the container's program,
+    and nobody would ever write to it after that."""
+    wanted = fifo.stat()
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(OSError):  # closed meanwhile, or one that cannot be looked at
+            found = entry.stat()
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return True
+    return False
+
+
+async def _read_fifo(fifo: Path, container_id: str, init: KnownProcess) -> None:
     descriptor = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
@@ -108,10 +138,13 @@ async def _read_fifo(fifo: Path, container_id: str) -> None:
     loop.add_reader(descriptor, wake)
     try:
         async with asyncio.timeout(_START_TIME):
-            await ready
-        if not os.read(descriptor, 16):
+            while not (await asyncio.wait((ready,), timeout=_SOON))[0]:
+                if not await threads.call(_has_open, init.pid, fifo):
+                    if process.pid_alive(init.pid, init.start_time):
+                        return
+                    break
+        if not ready.done() or not os.read(descriptor, 16):
             raise FailedPrecondition(f"container {container_id[:12]} ended before it could be started")
-        fifo.unlink(missing_ok=True)
     except TimeoutError as error:
         raise DeadlineExceeded(f"container {container_id[:12]} does not answer its start") from error
     finally:
