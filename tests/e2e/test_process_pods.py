@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -13,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from orlop.config import ProcessConfig
-from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
+from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from orlop.host import cgroups, process
 from orlop.host.cgroups import Cgroup
 from orlop.sandbox.figures import Detail
+from orlop.sandbox.process import layout
 from orlop.sandbox.spec import ExecSpec, IdMapping, Mount, NamespaceMode, Namespaces, Resources
+from orlop.value import Value
 from tests.e2e.process_pods import Bed, bed, crun_anywhere, make_layer, read, run
 from tests.patience import PATIENCE
 
@@ -300,6 +303,29 @@ async def test_a_container_that_died_before_its_start(host: Bed) -> None:
         with pytest.raises(FailedPrecondition):
             await sandbox.start(spec.id)
     await sandbox.delete(spec.id)
+
+
+async def test_a_container_whose_record_cannot_be_written_is_removed(
+    host: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod)
+    save = layout.save
+
+    def full(path: Path, value: Value) -> None:
+        if isinstance(value, layout.ContainerProcesses):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "save", full)
+        with pytest.raises(ResourceExhausted):
+            await sandbox.create(spec)
+    await sandbox.delete(spec.id)
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    assert (await run(sandbox, spec.id, "echo", "here"))[0] == b"here\n"
 
 
 async def test_a_killed_monitor_ends_its_container(host: Bed) -> None:

@@ -140,8 +140,9 @@ class ProcessContainer:
             monitor=started.monitor,
             cgroup=spec.on_host.cgroup or self._cgroup_of(cgroup, started.init.pid),
         )
-        self._record(state)
+        # Before anything else can fail: whoever removes the container waits for the end that this sees.
         self._watch(state)
+        self._record(state)
         return UserIds(uid=who.uid, gid=who.gid, groups=who.groups)
 
     def _cgroups_path(self, parent: str) -> str:
