@@ -250,9 +250,12 @@ async def test_clocks_agree_after_late_starts_and_a_stop(
         assert [one for one in ahead if abs(one.certain) > 100 * MILLISECOND] == []
         machine = sandboxes[0]._clone.machine
         assert isinstance(machine, QemuMachine)
+        going_on = asyncio.create_task(machine.resumed())
         await machine.monitor.execute("stop")
         await asyncio.sleep(2)
+        assert not going_on.done()
         await machine.monitor.execute("cont")
+        await asyncio.wait_for(going_on, 30 * PATIENCE)
         async with asyncio.timeout(30 * PATIENCE):
             while abs((await measure(sandboxes[0]._agent)).certain) > 100 * MILLISECOND:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from orlop.errors import Unimplemented
+from orlop.errors import DeadlineExceeded, Unimplemented
 from orlop.sandbox.vm import clock
 from orlop.sandbox.vm.clock import MILLISECOND, ClockKeeper, measure
 from orlop.wire.messages import Clock, ClockReply
@@ -111,6 +111,32 @@ async def test_a_machine_that_goes_on_is_asked_at_once(monkeypatch: pytest.Monke
             await asyncio.sleep(0.001)
     machine.goes_on.clear()
     assert agent.moved[0].step
+    await ended(task)
+
+
+async def test_a_question_without_an_answer_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that was stopped for long lets one run out, and its clock is wrong when it goes on."""
+    monkeypatch.setattr(clock, "OFTEN", 3600.0)
+    monkeypatch.setattr(clock, "SELDOM", 3600.0)
+
+    class Stopped(LateAgent):
+        stopped = True
+
+        async def call(self, request: Clock, timeout: float = 0) -> ClockReply:
+            if self.stopped:
+                raise DeadlineExceeded("the agent did not answer clock")
+            return await super().call(request, timeout)
+
+    agent, machine = Stopped(-2 * 10**9), StoppedMachine()
+    task = await kept(agent, fresh=False, machine=machine)
+    await asyncio.sleep(0.01)
+    agent.stopped = False
+    machine.goes_on.set()
+    async with asyncio.timeout(30):
+        while not agent.moved:  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0.001)
+    machine.goes_on.clear()
+    assert abs(agent.ahead) < 10 * MILLISECOND
     await ended(task)
 
 

@@ -527,6 +527,10 @@ class QemuMachine:
             # Whoever waits for one wants the last; nobody does later, when a guest could make QEMU send many.
             with suppress(asyncio.QueueFull):
                 self.migration.put_nowait(str(data.get("status", "")))
+        elif name == "RESUME":
+            # Whoever waits wakes; it is no state that would hold later.
+            self._resumed.set()
+            self._resumed.clear()
         elif name == "STOP" and (self._looking is None or self._looking.done()):
             with suppress(Unavailable):  # it is being let go of
                 self._looking = self._tasks.spawn(self._look_why_stopped(), f"why {self.name} stopped")

@@ -15,7 +15,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
-from orlop.errors import OrlopError
+from orlop.errors import DeadlineExceeded, OrlopError
 from orlop.host import tasks
 from orlop.hypervisor.base import Machine
 from orlop.sandbox.vm.agent import AgentClient
@@ -99,9 +99,8 @@ class ClockKeeper:
         pause = OFTEN
         try:
             while not self._agent.closed:
-                bounds = await self._correct(0 if fresh and not self._first.is_set() else STEP)
+                sure = await self._look(0 if fresh and not self._first.is_set() else STEP)
                 self._first.set()
-                sure = bounds.high - bounds.low <= STEP and abs(bounds.middle) <= STEP
                 pause = min(pause * 2, SELDOM) if sure else OFTEN
                 if await self._wait(pause):
                     pause = OFTEN
@@ -110,6 +109,16 @@ class ClockKeeper:
             log.debug("the clock of %s is left alone: %s", self._agent.name, error)
         finally:
             self._first.set()
+
+    async def _look(self, slewed: int) -> bool:
+        """Look at the clock and correct it; whether the next look may come later than this one did."""
+        try:
+            bounds = await self._correct(slewed)
+        except DeadlineExceeded as error:
+            # A machine that is stopped, or very late. It may be asked again, but not ever more often in vain.
+            log.debug("the clock of %s is looked at later: %s", self._agent.name, error)
+            return True
+        return bounds.high - bounds.low <= STEP and abs(bounds.middle) <= STEP
 
     async def _correct(self, slewed: int) -> Bounds:
         """Correct the clock, slowly if it is off by at most ``slewed``; returns how it was."""
