@@ -290,6 +290,27 @@ class Soak:
         for container in pod.containers:
             if container.id not in states:
                 self.complain(f"container {container.id} of {pod.name}, which was created, is lost")
+            elif states[container.id] == pb.CONTAINER_EXITED and container.running:
+                await self._has_ended(pod, container)
+
+    async def _has_ended(self, pod: Pod, container: Container) -> None:
+        """One that nobody ended: only a fault may have, and then that is what is told of its end.
+
+        Of a VM anything may be said, since machines are killed.
+        """
+        container.running = False
+        if pod.handler == "vm" or container.disturbed or container.command == COMMANDS[2]:
+            container.running = container.command == COMMANDS[2] and not container.disturbed
+            return
+        try:
+            status = await self._status(container)
+        except OrlopError:
+            return
+        if status is not None and not any(word in status.message for word in ("conmon", "injected")):
+            self.complain(
+                f"container {container.id} of {pod.name} ({pod.handler}) ended by itself: "
+                f"{status.exit_code} ({status.reason}: {status.message})"
+            )
 
     async def leave(self, pod: Pod, chance: random.Random) -> None:
         """Stop and remove all that has the pod's name, again and again until it is gone."""
