@@ -21,6 +21,7 @@ from orlop.sandbox.spec import (
     NamespaceMode,
     Namespaces,
     PodSpec,
+    Propagation,
     Security,
 )
 from orlop.sandbox.vm.sandbox import VmSandbox
@@ -233,6 +234,40 @@ async def test_what_changed_while_no_daemon_ran_is_there_afterwards(
     assert log.read_text() == "before\nafter\n"
     await sandbox.delete(main.id)
     assert log.read_text() == "before\nafter\n"
+
+
+async def test_what_one_container_mounts_in_an_empty_dir_reaches_those_that_ask(
+    env: Environment, pod: PodSpec, directory: PodDirectory
+) -> None:
+    empty, memory = directory.empty_dir("empty"), directory.empty_dir("memory", memory=1 << 20)
+    asks = {one.name: {"propagation": one} for one in Propagation}
+    sandbox = await env.run(pod)
+    both = (mount("/e", empty, **asks["BIDIRECTIONAL"]), mount("/m", memory, **asks["BIDIRECTIONAL"]))
+    root = Security(privileged=True, capabilities=("SYS_ADMIN",))
+    mounter = await started(sandbox, pod, *both, security=root)
+    mounts = (mount("/e", empty, **asks["HOST_TO_CONTAINER"]), mount("/m", memory), mount("/p", empty))
+    other = await started(sandbox, pod, *mounts)
+    await said(
+        sandbox,
+        mounter,
+        "for one in e m; do mkdir /$one/on; mount -t tmpfs on /$one/on; touch /$one/on/x; done",
+    )
+    # One and the same volume, whatever of its mounts a container asks for.
+    assert await said(sandbox, other, "ls -d /e/on/x /m/on /p/on") == "/e/on/x\n/m/on\n/p/on"
+    assert await said(sandbox, other, "ls -A /m/on; ls -A /p/on") == ""
+    later = await started(sandbox, pod, mount("/e", empty, read_only=True, **asks["HOST_TO_CONTAINER"]))
+    assert await said(sandbox, later, "ls /e/on") == "x"
+    await said(sandbox, mounter, "umount /e/on")
+    assert await said(sandbox, other, "ls /e/on") == await said(sandbox, later, "ls /e/on") == ""
+    # A container's end takes nothing of it from the others, and the host sees none of it.
+    await said(sandbox, mounter, "mount -t tmpfs on /e/on; touch /e/on/y")
+    await sandbox.signal(mounter.id, signal.SIGKILL)
+    await sandbox.delete(mounter.id)
+    assert await said(sandbox, other, "ls /e/on") == "y"
+    assert [path.name for path in empty.iterdir()] == [DISK]
+    host = container_spec(pod, *SLEEP, mounts=(mount("/h", directory.path, **asks["BIDIRECTIONAL"]),))
+    with pytest.raises(FailedPrecondition, match="Bidirectional propagation, but a mount made in a VM"):
+        await sandbox.create(host)
 
 
 async def test_an_empty_dir_outlives_the_sandbox_and_its_use_is_the_hosts(

@@ -24,7 +24,7 @@ from orlop.sandbox.spec import (
     Root,
     Security,
 )
-from orlop.sandbox.vm.checks import check_container, check_pod, check_volumes
+from orlop.sandbox.vm.checks import check_container, check_pod, check_shared, check_volumes
 from orlop.sandbox.vm.sizing import processors, shape_of, shortage, size, with_containers
 from orlop.wire.messages import BLOCKS
 
@@ -115,6 +115,17 @@ def container(**changes: object) -> ContainerSpec:
     return msgspec.structs.replace(base, **changes)
 
 
+def test_what_a_container_mounts_cannot_appear_on_the_host() -> None:
+    mounts = tuple(
+        Mount(container_path=f"/{propagation}", host_path="/m", propagation=propagation)
+        for propagation in (Propagation.PRIVATE, Propagation.HOST_TO_CONTAINER, Propagation.BIDIRECTIONAL)
+    )
+    spec = container(mounts=mounts)
+    check_shared(spec, mounts[:2])
+    with pytest.raises(FailedPrecondition, match="Bidirectional"):
+        check_shared(spec, mounts)
+
+
 def test_container_refusals() -> None:
     check_container(
         container(
@@ -122,13 +133,6 @@ def test_container_refusals() -> None:
         ),
         (),
     )
-    with pytest.raises(FailedPrecondition, match="Bidirectional"):
-        check_container(
-            container(
-                mounts=(Mount(container_path="/m", host_path="/m", propagation=Propagation.BIDIRECTIONAL),),
-            ),
-            (),
-        )
     with pytest.raises(InvalidArgument, match="target container 'other'"):
         check_container(
             container(

@@ -74,20 +74,23 @@ def test_volumes() -> None:
         Mount(container_path="/ro", host_path="/srv", read_only=True, recursive_read_only=True),
         Mount(container_path="/img", image=image, options=("noexec",)),
         Mount(container_path="/tmp", tmpfs=Tmpfs(), options=("noexec", "nosuid")),
+        Mount(container_path="/empty", host_path="/pods", propagation=Propagation.BIDIRECTIONAL),
     )
     volume_disk = wire.PluggedDisk(id="volume", at=("scsi-kept:9",))
     plugged = Plugged(
         disks=dataclasses.replace(DISKS, volumes=(volume_disk,)),
         shares={"/data": "c1-0", "/ro": "c1-1"},
         volumes={"/img": "volume"},
+        held={"/empty": ("v1", "below")},
     )
-    data, read_only, volume, memory = translated(spec(mounts=mounts), plugged).mounts
+    data, read_only, volume, memory, empty = translated(spec(mounts=mounts), plugged).mounts
     assert (data.kind, data.source, data.propagation) == ("share", "c1-0", "rslave")
     assert read_only.recursive_read_only
     assert (volume.kind, volume.source, volume.read_only) == ("image", "sub/dir", True)
     assert volume.volume == volume_disk.id
     assert (data.options, volume.options) == ((), ("noexec",))
     assert memory.options == ("nodev", "noexec", "nosuid")
+    assert (empty.kind, empty.volume, empty.source, empty.propagation) == ("volume", "v1", "below", "rshared")
 
 
 def test_security_and_namespaces() -> None:

@@ -27,6 +27,7 @@ _SMALL = (
     "kubernetes.io~projected",
     "kubernetes.io~downward-api",
 )
+_OWN = ("disk", "memory")
 _NAME = r"[^/]+"
 _VOLUME = re.compile(rf"volumes/({_NAME})/({_NAME})")
 _SUB_PATH = re.compile(rf"volume-subpaths/({_NAME})/{_NAME}/[0-9]+")
@@ -51,7 +52,7 @@ def recognise(mount: HostMount, uid: str) -> KubeletVolume | None:
 
     Looks at the host; a path that is not there is not recognised.
     """
-    if mount.propagation != "private" or not uid or "/" in uid:
+    if not uid or "/" in uid:
         return None
     pod, found, inside = mount.host_path.rpartition(f"/pods/{uid}/")
     if not found:
@@ -60,11 +61,18 @@ def recognise(mount: HostMount, uid: str) -> KubeletVolume | None:
     try:
         mode = Path(mount.host_path).stat().st_mode
         if match := _VOLUME.fullmatch(inside):
-            return _volume(mount, match[1], directory=stat.S_ISDIR(mode))
-        if match := _SUB_PATH.fullmatch(inside):
-            return _sub_path(mount, Path(pod), match[1])
+            volume = _volume(mount, match[1], directory=stat.S_ISDIR(mode))
+        elif match := _SUB_PATH.fullmatch(inside):
+            volume = _sub_path(mount, Path(pod), match[1])
+        else:
+            volume = None
     except OSError:
         return None
+    if mount.propagation != "private":
+        # What is mounted below an emptyDir the pod's own containers mount, below all else the host does.
+        return volume if volume is not None and volume.kind in _OWN else None
+    if volume is not None:
+        return volume
     if stat.S_ISREG(mode) and not mount.read_only:
         if inside == "etc-hosts":
             return KubeletVolume(kind="file", path=mount.host_path)

@@ -37,7 +37,8 @@ from orlop.wire.values import (
 VERSION = 2
 VOLUMES = "volumes"
 BLOCKS = "blocks"
-FEATURES = (VOLUMES, BLOCKS)
+PROPAGATION = "propagation"
+FEATURES = (VOLUMES, BLOCKS, PROPAGATION)
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
 MAX_FETCH = 64 << 10

@@ -142,6 +142,7 @@ class PodVolumes:
             mounted = self._disks.mount(request.disk, _POD, writable=True, lasting=True)
             (directory,) = mounted.directories
             place = f"{directory}/{_ON_DISK}"
+            _share_mounts(directory)
             if not os.path.isdir(place):
                 make_directory(place, root)
             for path, text in _WRITE_BACK:
@@ -153,6 +154,7 @@ class PodVolumes:
         size = f",size={request.size}" if request.size else ""
         options = f"mode={root.mode:o},uid={root.uid},gid={root.gid}{size}"
         syscalls.mount("tmpfs", place, "tmpfs", 0, options)
+        _share_mounts(place)
         return place
 
     def _new_small(self, volume: str, entries: list[VolumeEntry]) -> str:
@@ -172,6 +174,11 @@ class PodVolumes:
             syscalls.mount("tmpfs", small, "tmpfs", syscalls.MS_NODEV, _SMALL_OPTIONS)
             self._small = small
         return self._small
+
+
+def _share_mounts(directory: str) -> None:
+    """Let what one container mounts below a volume reach the others, as far as each of them asks for it."""
+    syscalls.mount("", directory, "", syscalls.MS_SHARED)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ in one all the same would be another pod than the one asked for. The handler ``p
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from orlop.config import VmConfig
@@ -15,6 +15,7 @@ from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.sandbox import rules
 from orlop.sandbox.spec import (
     ContainerSpec,
+    Mount,
     NamespaceMode,
     Namespaces,
     OnHost,
@@ -52,12 +53,6 @@ def check_container(spec: ContainerSpec, known: Collection[str]) -> None:
     target = spec.namespaces.target_container
     if spec.namespaces.pid is NamespaceMode.TARGET and target not in known:
         raise InvalidArgument(f"{container}: target container {target!r} is not in pod {spec.pod_id}")
-    for mount in spec.mounts:
-        if mount.propagation is Propagation.BIDIRECTIONAL:
-            raise FailedPrecondition(
-                f"{container}: mount {mount.container_path} asks for Bidirectional propagation, "
-                f"but a mount made in a VM cannot appear on the host; {REMEDY}"
-            )
     _check_on_host(container, spec.on_host)
     for size, limit in spec.resources.hugepage_limits:
         if limit > 0:
@@ -93,6 +88,16 @@ def check_volumes(spec: ContainerSpec, features: Collection[str]) -> None:
             raise FailedPrecondition(
                 f"container {spec.name}: mount {mount.container_path}: the host's {kind} {mount.host_path} "
                 f"leads nowhere in a VM; {REMEDY}"
+            )
+
+
+def check_shared(spec: ContainerSpec, shared: Iterable[Mount]) -> None:
+    """Raise FailedPrecondition for a mount that only the host could serve: the guest does not hold it."""
+    for mount in shared:
+        if mount.propagation is Propagation.BIDIRECTIONAL:
+            raise FailedPrecondition(
+                f"container {spec.name}: mount {mount.container_path} asks for Bidirectional propagation, "
+                f"but a mount made in a VM cannot appear on the host; {REMEDY}"
             )
 
 

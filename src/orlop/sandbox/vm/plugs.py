@@ -23,6 +23,7 @@ from orlop.hypervisor.base import Disk, Machine, Stacking
 from orlop.sandbox.spec import ContainerSpec, Device, IdMapping, Mount
 from orlop.sandbox.vm import blockdevices
 from orlop.sandbox.vm.blockdevices import HostDevice, Sizes
+from orlop.sandbox.vm.checks import check_shared
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.idmaps import user_namespace
 from orlop.sandbox.vm.translate import Plugged
@@ -241,6 +242,7 @@ class Plugs:
         """Volumes that the guest holds, those that are shared instead, and those of them that are loose."""
         held = await self._volumes.place(spec)
         shared = tuple(mount for mount in spec.mounts if mount.host_path and mount.container_path not in held)
+        check_shared(spec, shared)
         return held, *await together(self._shares(spec, shared), _with_mounts_below(shared))
 
     async def _shares(self, spec: ContainerSpec, shared: tuple[Mount, ...]) -> dict[str, str]:

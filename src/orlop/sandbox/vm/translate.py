@@ -7,6 +7,7 @@ comes in as arguments; nothing of the host but that gets into a message.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from orlop.sandbox.spec import (
     ContainerSpec,
@@ -24,6 +25,11 @@ from orlop.wire import values as wire
 
 _SHARES = (2, 262144)
 _WEIGHTS = (1, 10000)
+_PROPAGATION: dict[Propagation, Literal["private", "rslave", "rshared"]] = {
+    Propagation.PRIVATE: "private",
+    Propagation.HOST_TO_CONTAINER: "rslave",
+    Propagation.BIDIRECTIONAL: "rshared",
+}
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,7 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.GuestMount:
             source=below,
             read_only=mount.read_only,
             recursive_read_only=mount.recursive_read_only,
+            propagation=_PROPAGATION[mount.propagation],
         )
     return wire.GuestMount(
         target=mount.container_path,
@@ -172,7 +179,7 @@ def _mount(mount: Mount, plugged: Plugged) -> wire.GuestMount:
         source=plugged.shares[mount.container_path],
         read_only=mount.read_only and mount.container_path not in plugged.loose,
         recursive_read_only=mount.recursive_read_only,
-        propagation="rslave" if mount.propagation is Propagation.HOST_TO_CONTAINER else "private",
+        propagation=_PROPAGATION[mount.propagation],
         options=mount.options,
     )
 

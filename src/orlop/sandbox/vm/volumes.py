@@ -26,7 +26,7 @@ from orlop.host import threads
 from orlop.host.tasks import Tasks, together
 from orlop.host.watching import Watcher
 from orlop.hypervisor.base import Disk, Machine
-from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount
+from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount, Propagation
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.files import HeldVolume, PodFiles
 from orlop.storage import kubelet
@@ -34,7 +34,7 @@ from orlop.storage.disks import volume_disk
 from orlop.storage.kubelet import KubeletVolume
 from orlop.storage.snapshot import DISK, InMotion, NotCopied, directories_of, read_volume
 from orlop.wire import values as wire
-from orlop.wire.messages import VOLUMES, Drop, Fetch, Fill, Flush, Hold
+from orlop.wire.messages import PROPAGATION, VOLUMES, Drop, Fetch, Fill, Flush, Hold
 
 log = logging.getLogger(__name__)
 
@@ -167,8 +167,11 @@ class Volumes:
 
     def _recognise(self, mounts: Sequence[Mount]) -> list[Showing]:
         found = []
+        propagates = PROPAGATION in self._agent.hello.features
         for mount in mounts:
-            volume = kubelet.recognise(mount, self._uid) if mount.host_path else None
+            if not mount.host_path or (mount.propagation is not Propagation.PRIVATE and not propagates):
+                continue
+            volume = kubelet.recognise(mount, self._uid)
             if volume is not None and (volume.kind not in _COPIED or self._config.copy_kib):
                 found.append(Showing(mount, volume))
         return found
