@@ -267,6 +267,10 @@ class Node:
         """A pod for several containers, made by ``with``."""
         return Pod(self._loop, self._node.pod(**options))
 
+    def find_pod(self, name: str) -> Pod:
+        """The pod with that id, unique start of an id, or name; it stays."""
+        return Pod(self._loop, self._loop.call(self._node.find_pod(name)))
+
     def container(self, name: str) -> Container:
         """The container with that id, unique start of an id, or name."""
         return Container(self._loop, self._loop.call(self._node.container(name)))

@@ -92,6 +92,40 @@ def test_options_reach_the_container(cli: Cli, tmp_path: Path) -> None:
     assert done.out.split("\n")[:6] == ["thename", "/data", "1000", "1000", "1", "of the host"]
 
 
+def test_a_pod_of_several_containers(cli: Cli) -> None:
+    known_as = ("--hostname", "counter", "--dns", "192.0.2.53")
+    pod = cli("pod", "create", "shop", *known_as, timeout=200).out.strip()
+    try:
+        serve = "hostname > index.html; httpd -f -p 8000"
+        cli("run", "-d", "--pod", "shop", "--name", "server", BUSYBOX, "sh", "-c", serve)
+        script = (
+            "until wget -q -O - 127.0.0.1:8000; do sleep 0.1; done; grep nameserver /etc/resolv.conf; "
+            "grep CapBnd /proc/self/status; echo $B; exit 3"
+        )
+        variables = cli.node.scratch / "variables"
+        variables.write_text("B=from a file\n")
+        rights = ("--cap-drop", "ALL", "--cap-add", "CHOWN")
+        options = ("--name", "client", "--env-file", str(variables), *rights)
+        asked = cli("run", "--rm", "--pod", "shop", *options, BUSYBOX, "sh", "-c", script, check=False)
+        assert asked.code == 3
+        said = ["counter", "nameserver 192.0.2.53", "CapBnd:\t0000000000000001", "from a file"]
+        assert asked.out.splitlines() == said
+        listed = cli("pod", "ls").out.splitlines()[-1].split()
+        assert listed[0] == pod[:13] and listed[1] == "orlop/shop" and listed[-1] == "1", "--rm took its own"
+        cli("run", "--pod", "shop", "--name", "done", BUSYBOX, "true")
+        assert "containers" in cli("system", "prune", "--force").out, "what has ended in it goes"
+        assert "running" in cli("ps").out
+        refused = cli("pod", "rm", "shop", check=False)
+        assert refused.code == 1 and "1 running" in refused.err and "--force" in refused.err
+        told = cli("system", "info").out
+        assert "RuntimeReady" in told and re.search(r"Containers +1, 1 running", told)
+        assert re.search(r"containers +1 +1 ", cli("system", "df").out)
+    finally:
+        cli("pod", "rm", "--force", "shop")
+    assert cli("pod", "ls", "-q").out == "" and cli("ps", "-a", "-q").out.strip() == ""
+    cli.node.wait_no_leaks_but_warm()
+
+
 def test_detached_container_from_birth_to_removal(cli: Cli) -> None:
     port = free_port()
     container = cli(
@@ -215,6 +249,10 @@ def test_images_are_listed_and_removed(cli: Cli) -> None:
         (("run", "--rm", "-v", "/no/such/place:/x", BUSYBOX), ("/no/such/place",)),
         (("run", "--rm", "-m", "lots", BUSYBOX), ("lots", "512m")),
         (("run", "--rm", "--handler", "other", BUSYBOX), ("other",)),
+        (("run", "--pod", "nobody", BUSYBOX), ("nobody", "orlop pod ls")),
+        (("run", "--pod", "nobody", "-p", "1:2", BUSYBOX), ("ports", "orlop pod create")),
+        (("run", "--env-file", "/no/such/file", BUSYBOX), ("/no/such/file",)),
+        (("pod", "rm", "nobody"), ("nobody", "orlop pod ls")),
         (("exec", "nobody", "true"), ("nobody", "orlop ps")),
         (("logs", "nobody"), ("nobody",)),
         (("inspect", "nobody"), ("nobody",)),

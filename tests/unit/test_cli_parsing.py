@@ -55,6 +55,26 @@ def test_what_is_no_port(text: str) -> None:
         options.parse_port(text)
 
 
+def test_variables_come_from_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROM_HERE", "here")
+    file = tmp_path / "variables"
+    file.write_text("# what it needs\n\nA=1\nFROM_HERE\n  B=two words \n")
+    found = units.environment(["A=2"], [file], tty=False)
+    assert [(one.key, one.value) for one in found] == [
+        ("A", b"1"), ("FROM_HERE", b"here"), ("B", b"two words"), ("A", b"2"),
+    ]  # fmt: skip
+    with pytest.raises(InvalidArgument, match="cannot be read: No such file"):
+        units.environment([], [tmp_path / "none"], tty=False)
+    with pytest.raises(InvalidArgument, match="cannot be read: Is a directory"):
+        units.environment([], [tmp_path], tty=False)
+
+
+def test_labels() -> None:
+    assert units.labels(["a=b=c", "alone"]) == {"a": "b=c", "alone": ""}
+    with pytest.raises(InvalidArgument, match="--label KEY=VALUE"):
+        units.labels(["=x"])
+
+
 def test_volumes(tmp_path: Path) -> None:
     mount = options.parse_volume(f"{tmp_path}:/data:ro")
     assert (mount.host_path, mount.container_path, mount.readonly) == (str(tmp_path), "/data", True)

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
 from orlop import __version__
+from orlop.cli.groups import pod, system
+from orlop.cli.parameters import (
+    ConfigFile,
+    Dns,
+    Files,
+    Format,
+    FormatChoice,
+    Handler,
+    Hostname,
+    Json,
+    Label,
+    Many,
+    Name,
+    Names,
+    Network,
+    NetworkChoice,
+    Publish,
+    Quiet,
+    Socket,
+    Target,
+)
 
 app = typer.Typer(
     name="orlop",
@@ -29,24 +51,10 @@ node_app = typer.Typer(
     rich_markup_mode=None, help="Make this machine a Kubernetes node.", no_args_is_help=True
 )
 app.add_typer(node_app, name="node")
+app.add_typer(pod.app, name="pod")
+app.add_typer(system.app, name="system")
 
 PASS_THROUGH = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
-
-Many = Optional[list[str]]  # noqa: UP045 - typer reads this at run time
-
-
-class NetworkChoice(StrEnum):
-    """What `run --network` takes."""
-
-    pod = "pod"
-    host = "host"
-
-
-class FormatChoice(StrEnum):
-    """What `--format` takes."""
-
-    text = "text"
-    json = "json"
 
 
 class PullChoice(StrEnum):
@@ -57,22 +65,11 @@ class PullChoice(StrEnum):
     never = "never"
 
 
-Socket = Annotated[
-    str, typer.Option("--socket", help="The daemon's socket.", envvar="ORLOP_SOCKET", show_default=False)
-]
-Name = Annotated[str, typer.Argument(help="Id, start of an id, or name.", show_default=False)]
-Names = Annotated[list[str], typer.Argument(help="Ids, starts of ids, or names.", show_default=False)]
-ConfigFile = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads this at run time
-    typer.Option("--config", help="The daemon's configuration file.", show_default=False),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only what a script needs.")]
-Format = Annotated[FormatChoice, typer.Option("--format", help="For people or for programs.")]
-Target = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads this at run time
-    typer.Option("--output", "-o", help="The file to write.", show_default=False),
-]
-Json = Annotated[bool, typer.Option("--json", help="The daemon's answer as JSON.")]
+def _end(job: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
+    """Run a command's coroutine, and end with the exit code that it returns."""
+    from orlop.cli import session
+
+    raise typer.Exit(session.run_async(job))
 
 
 @app.command(context_settings=PASS_THROUGH)
@@ -84,38 +81,42 @@ def run(
     tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
     remove: Annotated[bool, typer.Option("--rm", help="Remove everything when it ends.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it and return.")] = False,
-    publish: Annotated[Many, typer.Option("--publish", "-p", help="[HOSTIP:]HOSTPORT:PORT[/udp]")] = None,
+    publish: Publish = None,
     volume: Annotated[Many, typer.Option("--volume", "-v", help="HOSTPATH:/PATH/INSIDE[:ro]")] = None,
     env: Annotated[Many, typer.Option("--env", "-e", help="KEY=VALUE, or KEY")] = None,
+    env_file: Annotated[Files, typer.Option("--env-file", help="A file with such lines.")] = None,
+    label: Label = None,
     memory: Annotated[str, typer.Option("--memory", "-m", help="Limit, for example 512m.")] = "",
     cpus: Annotated[float, typer.Option("--cpus", help="Limit, for example 1.5.", min=0.0)] = 0.0,
-    name: Annotated[str, typer.Option("--name", help="Name and hostname of the pod.")] = "",
-    handler: Annotated[str, typer.Option("--handler", help="vm or process; the daemon's default else.")] = "",
+    name: Annotated[str, typer.Option("--name", help="Its name.")] = "",
+    pod: Annotated[str, typer.Option("--pod", help="A pod that is there, instead of one of its own.")] = "",
+    hostname: Hostname = "",
+    dns: Dns = None,
+    handler: Handler = "",
     workdir: Annotated[str, typer.Option("--workdir", "-w", help="Working directory inside.")] = "",
     user: Annotated[str, typer.Option("--user", "-u", help="NAME or UID[:GID]")] = "",
     entrypoint: Annotated[str, typer.Option("--entrypoint", help="Instead of the image's own.")] = "",
-    network: Annotated[
-        NetworkChoice, typer.Option("--network", help="host: with --handler process.")
-    ] = NetworkChoice.pod,
+    network: Network = NetworkChoice.pod,
+    cap_add: Annotated[Many, typer.Option("--cap-add", help="A capability more, or ALL.")] = None,
+    cap_drop: Annotated[Many, typer.Option("--cap-drop", help="A capability less, or ALL.")] = None,
     privileged: Annotated[bool, typer.Option("--privileged", help="All rights, inside its VM.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Forbid writing to the root.")] = False,
     pull: Annotated[PullChoice, typer.Option("--pull", help="When to fetch the image.")] = PullChoice.missing,
     socket: Socket = "",
 ) -> None:
-    """Run a command in a new container, in a pod of its own. Its exit code becomes ours."""
-    from orlop.cli import session, units
-    from orlop.cli.run import run_command
-    from orlop.client import options
-    from orlop.client.launch import RunOptions
+    """Run a command in a new container, in a pod of its own or one that is there. Its exit code is ours."""
+    from orlop.cli import run as running
+    from orlop.cli import units
+    from orlop.client import launch, options
 
-    launch = RunOptions(
+    wanted = launch.RunOptions(
         image=image,
         command=tuple(command or ()),
         interactive=interactive,
         tty=tty,
         ports=tuple(options.parse_port(text) for text in publish or ()),
         volumes=tuple(options.parse_volume(text) for text in volume or ()),
-        environment=units.environment(env or (), tty=tty),
+        environment=units.environment(env or (), env_file or (), tty=tty),
         memory=options.parse_size(memory) if memory else 0,
         cpus=cpus,
         name=name,
@@ -126,9 +127,12 @@ def run(
         host_network=network is NetworkChoice.host,
         privileged=privileged,
         read_only=read_only,
+        hostname=hostname,
+        dns=options.name_servers(dns or (), ()),
+        capabilities=options.capabilities(cap_add or (), cap_drop or ()),
+        labels=units.labels(label or ()),
     )
-    job = partial(run_command, socket, launch, pull=pull.value, detach=detach, remove=remove)
-    raise typer.Exit(session.run_async(job))
+    _end(partial(running.run_command, socket, wanted, pod=pod, pull=pull.value, detach=detach, remove=remove))
 
 
 @app.command()
@@ -153,12 +157,9 @@ def exec_(
     socket: Socket = "",
 ) -> None:
     """Run a command in a running container. Its exit code becomes ours."""
-    from orlop.cli import containers, session
+    from orlop.cli import containers
 
-    code = session.run_async(
-        lambda: containers.exec_command(socket, name, tuple(command), interactive=interactive, tty=tty)
-    )
-    raise typer.Exit(code)
+    _end(lambda: containers.exec_command(socket, name, tuple(command), interactive=interactive, tty=tty))
 
 
 @app.command()
@@ -169,10 +170,9 @@ def attach(
     socket: Socket = "",
 ) -> None:
     """Show what a container writes from now on, until it ends. Its exit code becomes ours."""
-    from orlop.cli import containers, session
+    from orlop.cli import containers
 
-    job = partial(containers.attach_command, socket, name, interactive=interactive, tty=tty)
-    raise typer.Exit(session.run_async(job))
+    _end(partial(containers.attach_command, socket, name, interactive=interactive, tty=tty))
 
 
 @app.command()
@@ -360,10 +360,9 @@ def rmi(names: Annotated[list[str], typer.Argument(help="Images.")], socket: Soc
 @app.command()
 def doctor(config: ConfigFile = None, as_json: Json = False) -> None:
     """Check that a pod could run on this machine; exit code 1 when not."""
-    from orlop.cli import session
     from orlop.cli.doctor import doctor_command
 
-    raise typer.Exit(session.run_async(lambda: doctor_command(config, as_json=as_json)))
+    _end(lambda: doctor_command(config, as_json=as_json))
 
 
 @app.command()
@@ -374,10 +373,9 @@ def demo(
     ] = False,
 ) -> None:
     """Make an image, serve it, pull it and run it in a VM, with a private daemon. Leaves nothing behind."""
-    from orlop.cli import session
     from orlop.cli.demo.command import demo_command
 
-    raise typer.Exit(session.run_async(lambda: demo_command(handler, keep=keep)))
+    _end(lambda: demo_command(handler, keep=keep))
 
 
 @app.command()

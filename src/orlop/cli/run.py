@@ -1,4 +1,4 @@
-"""``orlop run``: one pod with one container, for people."""
+"""``orlop run``: a container in a pod of its own, or in one that is there, for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orlop.client.calls import CriClient
 from orlop.client.container import Container
 from orlop.client.images import present
 from orlop.client.launch import RunOptions
-from orlop.client.pod import Pod
+from orlop.client.pod import Pod, find_pod
 from orlop.errors import OrlopError
 from orlop.host import tasks
 
@@ -63,30 +63,52 @@ async def _terminal(container: Container, launch: RunOptions) -> None:
             await streams.interact(process, stdin=launch.interactive, tty=True)
 
 
-async def run_command(socket: str, launch: RunOptions, *, pull: str, detach: bool, remove: bool) -> int:
-    """``orlop run``: the exit code of the container, 0 when detached."""
+async def run_command(
+    socket: str, launch: RunOptions, *, pod: str, pull: str, detach: bool, remove: bool
+) -> int:
+    """``orlop run``, in the pod named ``pod`` if any: the container's exit code, 0 when detached."""
     if detach and remove:
         raise CliError(
             "--rm needs the foreground: a detached container is removed with `orlop rm`", exit_code=2
         )
     if launch.tty and launch.interactive and not terminal.is_terminal():
         raise CliError("-it needs a terminal, and stdin is none: leave out -t", exit_code=2)
+    if pod and (launch.ports or launch.handler or launch.hostname or launch.dns or launch.host_network):
+        raise CliError(
+            "ports, handler, hostname, name servers and network are a pod's: give them to `orlop pod create`",
+            exit_code=2,
+        )
     async with session.connect(socket) as client:
         await _provide(client, launch.image, pull)
-        pod = Pod(client, launch)
-        await pod.create()
-        try:
-            container = await pod.launch(launch, pod.name)
-        except BaseException:
-            await tasks.roll_back(f"pod {pod.name}", pod.remove())
-            raise
+        found = await find_pod(client, pod) if pod else Pod(client, launch)
+        container = await (found.launch(launch, launch.name) if pod else _alone(found, launch))
         if detach:
             print(container.id)
             return 0
-        return await _to_the_end(pod, container, launch, remove=remove)
+        async with contextlib.AsyncExitStack() as stack:
+            if remove:
+                stack.push_async_callback(container.remove if pod else found.remove)
+            elif not pod:
+                stack.push_async_callback(_rest, found)
+            return await _to_the_end(container, launch)
 
 
-async def _to_the_end(pod: Pod, container: Container, launch: RunOptions, *, remove: bool) -> int:
+async def _alone(pod: Pod, launch: RunOptions) -> Container:
+    await pod.create()
+    try:
+        return await pod.launch(launch, pod.name)
+    except BaseException:
+        await tasks.roll_back(f"pod {pod.name}", pod.remove())
+        raise
+
+
+async def _rest(pod: Pod) -> None:
+    # The container stays to be looked at; its VM has nothing left to do.
+    with contextlib.suppress(OrlopError):
+        await pod.stop()
+
+
+async def _to_the_end(container: Container, launch: RunOptions) -> int:
     loop = asyncio.get_running_loop()
     showing = asyncio.ensure_future(_foreground(container, launch))
     caught: list[int] = []
@@ -104,10 +126,3 @@ async def _to_the_end(pod: Pod, container: Container, launch: RunOptions, *, rem
             raise
         await container.stop()
         return 128 + caught[0]
-    finally:
-        if remove:
-            await pod.remove()
-        else:
-            # The container stays to be looked at; its VM has nothing left to do.
-            with contextlib.suppress(OrlopError):
-                await pod.stop()

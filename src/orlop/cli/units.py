@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from orlop.client.options import utf8
 from orlop.cri.api import runtime_v1_pb2 as pb
@@ -40,7 +41,28 @@ def parse_environment(text: str) -> pb.KeyValue:
     return pb.KeyValue(key=utf8(key, text), value=os.fsencode(value if sign else os.environ.get(key, "")))
 
 
-def environment(texts: Iterable[str], *, tty: bool) -> tuple[pb.KeyValue, ...]:
-    """What ``-e`` says, and with a terminal of what kind that is."""
+def environment(texts: Iterable[str], files: Iterable[Path], *, tty: bool) -> tuple[pb.KeyValue, ...]:
+    """What ``--env-file`` and then ``-e`` say, and with a terminal of what kind that is."""
     own = (f"TERM={os.environ.get('TERM', 'xterm')}",) if tty else ()
-    return tuple(parse_environment(text) for text in (*own, *texts))
+    written = [line for file in files for line in _variables(file)]
+    return tuple(parse_environment(text) for text in (*own, *written, *texts))
+
+
+def _variables(file: Path) -> list[str]:
+    """Lines of ``KEY=VALUE`` or ``KEY``, but for empty ones and comments."""
+    try:
+        lines = [line.strip() for line in file.read_text(errors="surrogateescape").splitlines()]
+    except OSError as error:
+        raise InvalidArgument(f"the file of variables {file} cannot be read: {error.strerror}") from error
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def labels(texts: Iterable[str]) -> dict[str, str]:
+    """``KEY=VALUE``, or ``KEY`` for no value."""
+    found = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not key:
+            raise InvalidArgument(f"{text}: write --label KEY=VALUE")
+        found[utf8(key, text)] = utf8(value, text)
+    return found

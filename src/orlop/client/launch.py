@@ -11,7 +11,6 @@ from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
 
 LOG_ROOT = "/var/log/orlop"
-LOG_NAME = "container.log"
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class RunOptions:
     """A pod with one container. "", 0 and () leave a thing to the image or to the daemon.
 
     ``memory`` is in bytes, ``cpus`` a number of processors. ``user`` is a name or a number, with a number
-    as its group after a colon. ``interactive`` keeps stdin open.
+    as its group after a colon. ``interactive`` keeps stdin open. ``hostname`` is the pod's name if it is "".
     """
 
     image: str
@@ -39,6 +38,9 @@ class RunOptions:
     host_network: bool = False
     privileged: bool = False
     read_only: bool = False
+    hostname: str = ""
+    dns: pb.DNSConfig | None = None
+    capabilities: pb.Capability | None = None
     labels: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -51,6 +53,11 @@ class RunOptions:
 def log_root() -> Path:
     """Where the logs of pods made by ``run`` go; ``$ORLOP_LOG_ROOT`` chooses another place."""
     return Path(os.environ.get("ORLOP_LOG_ROOT") or LOG_ROOT)
+
+
+def log_directory(name: str, uid: str) -> str:
+    """Where a pod made by ``run`` has its logs."""
+    return os.fspath(log_root() / f"{name}_{uid}")
 
 
 def resources(launch: RunOptions) -> pb.LinuxContainerResources:
@@ -68,11 +75,13 @@ def pod_config(launch: RunOptions, name: str, uid: str) -> pb.PodSandboxConfig:
     """The pod of a run."""
     config = pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(name=name, uid=uid, namespace=NAMESPACE),
-        hostname="" if launch.host_network else name,
-        log_directory=os.fspath(log_root() / f"{name}_{uid}"),
+        hostname="" if launch.host_network else launch.hostname or name,
+        log_directory=log_directory(name, uid),
         labels={RUN_LABEL: name, **launch.labels},
     )
     config.port_mappings.extend(launch.ports)
+    if launch.dns is not None:
+        config.dns_config.CopyFrom(launch.dns)
     config.linux.resources.CopyFrom(resources(launch))
     context = config.linux.security_context
     context.privileged = launch.privileged
@@ -81,16 +90,16 @@ def pod_config(launch: RunOptions, name: str, uid: str) -> pb.PodSandboxConfig:
     return config
 
 
-def container_config(launch: RunOptions, name: str) -> pb.ContainerConfig:
-    """The container of a run, but for the id of its image."""
+def container_config(launch: RunOptions, name: str, *, alone: bool) -> pb.ContainerConfig:
+    """A container, but for the id of its image; ``alone`` when the pod is there for it, and goes with it."""
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=name),
         image=pb.ImageSpec(user_specified_image=launch.image),
         command=[launch.entrypoint] if launch.entrypoint else [],
         args=launch.command,
         working_dir=launch.workdir,
-        labels={RUN_LABEL: name, **launch.labels},
-        log_path=LOG_NAME,
+        labels={**({RUN_LABEL: name} if alone else {}), **launch.labels},
+        log_path=f"{name}.log",
         stdin=launch.interactive,
         stdin_once=launch.interactive,
         tty=launch.tty,
@@ -101,6 +110,8 @@ def container_config(launch: RunOptions, name: str) -> pb.ContainerConfig:
     context = config.linux.security_context
     context.privileged = launch.privileged
     context.readonly_rootfs = launch.read_only
+    if launch.capabilities is not None:
+        context.capabilities.CopyFrom(launch.capabilities)
     context.seccomp.profile_type = pb.SecurityProfile.RuntimeDefault
     if launch.host_network:
         context.namespace_options.network = pb.NODE

@@ -13,7 +13,7 @@ from orlop.client.container import Container, collected
 from orlop.client.facts import ContainerFacts, ContainerUse, Event, ImageFacts, PodFacts, Result
 from orlop.client.images import Progress
 from orlop.client.options import PodKeywords, RunKeywords, launch
-from orlop.client.pod import Pod
+from orlop.client.pod import Pod, find_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.host import tasks
 
@@ -58,6 +58,10 @@ class Node:
     def pod(self, **options: Unpack[PodKeywords]) -> Pod:
         """A pod for several containers, made by ``async with``."""
         return Pod(self._client, launch("", (), cast(RunKeywords, options)))
+
+    async def find_pod(self, name: str) -> Pod:
+        """The pod with that id, start of an id, or name; it stays. Raises NotFound, InvalidArgument."""
+        return await find_pod(self._client, name)
 
     async def container(self, name: str) -> Container:
         """The container with that id, unique start of an id, or name. Raises NotFound, InvalidArgument."""

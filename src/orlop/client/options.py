@@ -33,6 +33,12 @@ class PodKeywords(TypedDict, total=False):
     """``[HOSTIP:]HOSTPORT:PORT[/tcp|udp|sctp]``."""
     host_network: bool
     """The host's network; only with the handler ``process``."""
+    hostname: str
+    """Its name is its hostname else."""
+    dns: Sequence[str]
+    """Name servers, by address; the host's else."""
+    dns_search: Sequence[str]
+    """Domains in which names are looked up."""
 
 
 class ContainerKeywords(TypedDict, total=False):
@@ -54,6 +60,10 @@ class ContainerKeywords(TypedDict, total=False):
     """All rights, inside its VM."""
     read_only: bool
     """Its root cannot be written to."""
+    cap_add: Sequence[str]
+    """Capabilities that it has besides the usual ones, or ``ALL``."""
+    cap_drop: Sequence[str]
+    """Capabilities that it does not have, or ``ALL``."""
     labels: dict[str, str]
 
 
@@ -86,8 +96,27 @@ def launch(
         host_network=options.get("host_network", False),
         privileged=options.get("privileged", False),
         read_only=options.get("read_only", False),
+        hostname=options.get("hostname", ""),
+        dns=name_servers(options.get("dns", ()), options.get("dns_search", ())),
+        capabilities=capabilities(options.get("cap_add", ()), options.get("cap_drop", ())),
         labels=options.get("labels", {}),
     )
+
+
+def name_servers(servers: Sequence[str], searches: Sequence[str]) -> pb.DNSConfig | None:
+    """None for the host's own."""
+    if not servers and not searches:
+        return None
+    texts = [[utf8(one, one) for one in group] for group in (servers, searches)]
+    return pb.DNSConfig(servers=texts[0], searches=texts[1])
+
+
+def capabilities(more: Sequence[str], less: Sequence[str]) -> pb.Capability | None:
+    """None for the usual ones."""
+    if not more and not less:
+        return None
+    texts = [[utf8(one, one) for one in group] for group in (more, less)]
+    return pb.Capability(add_capabilities=texts[0], drop_capabilities=texts[1])
 
 
 def parse_size(text: str) -> int:

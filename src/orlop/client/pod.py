@@ -10,13 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack, cast
 
-from orlop.client import forward, images
+from orlop.client import forward, images, session
 from orlop.client.calls import CriClient
 from orlop.client.container import Container
-from orlop.client.launch import RunOptions, container_config, log_root, pod_config
+from orlop.client.launch import RunOptions, container_config, log_directory, log_root, pod_config
 from orlop.client.options import ContainerKeywords, RunKeywords, launch
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.errors import FailedPrecondition
+from orlop.errors import FailedPrecondition, NotFound
 from orlop.host import tasks
 from orlop.linux.removal import remove_tree
 
@@ -24,7 +24,7 @@ START_TIMEOUT = 240.0
 REMOVE_TIMEOUT = 120.0
 
 
-async def remove_pod(client: CriClient, pod_id: str, log_directory: str = "") -> None:
+async def remove_pod(client: CriClient, pod_id: str, logs: str = "") -> None:
     """Stop and remove a pod; its logs as well, if they lie where pods of this module have theirs."""
     await client.runtime.stop_pod_sandbox(
         pb.StopPodSandboxRequest(pod_sandbox_id=pod_id), timeout=REMOVE_TIMEOUT
@@ -32,24 +32,44 @@ async def remove_pod(client: CriClient, pod_id: str, log_directory: str = "") ->
     await client.runtime.remove_pod_sandbox(
         pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id), timeout=REMOVE_TIMEOUT
     )
-    directory = Path(log_directory) if log_directory else None
+    directory = Path(logs) if logs else None
     if directory is not None and directory.parent == log_root():
         with contextlib.suppress(OSError):
             await asyncio.to_thread(remove_tree, directory)
 
 
+async def find_pod(client: CriClient, name: str) -> Pod:
+    """The pod with that id, unique start of an id, or name. Raises NotFound, InvalidArgument."""
+    pod_id = await session.find_pod_id(client, name)
+    if not pod_id:
+        raise NotFound(f"no pod {name}: `orlop pod ls` lists them")
+    request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod_id)
+    return Pod(client, RunOptions(""), (await client.runtime.pod_sandbox_status(request)).status)
+
+
+def _config_of(there: pb.PodSandboxStatus) -> pb.PodSandboxConfig:
+    # The logs of a kubelet's pod are elsewhere, and the kubelet's to remove.
+    own = session.RUN_LABEL in there.labels
+    logs = log_directory(there.metadata.name, there.metadata.uid) if own else ""
+    return pb.PodSandboxConfig(metadata=there.metadata, log_directory=logs)
+
+
 class Pod:
     """A pod that exists within ``async with``: made at its beginning, removed at its end."""
 
-    def __init__(self, client: CriClient, wanted: RunOptions) -> None:
+    def __init__(
+        self, client: CriClient, wanted: RunOptions, there: pb.PodSandboxStatus | None = None
+    ) -> None:
         self._client = client
         self._handler = wanted.handler
-        self.name = wanted.name or f"orlop-{secrets.token_hex(3)}"
-        self.id = ""
-        self._config = pod_config(wanted, self.name, secrets.token_hex(8))
+        self.name = there.metadata.name if there else wanted.name or f"orlop-{secrets.token_hex(3)}"
+        self.id = there.id if there else ""
+        self._config = _config_of(there) if there else pod_config(wanted, self.name, secrets.token_hex(8))
 
     async def create(self) -> None:
         """Make it, for those who do not use ``async with``; then :meth:`remove` is theirs to call."""
+        if self.id:
+            raise FailedPrecondition(f"pod {self.name} is there already: call its methods")
         answer = await self._client.runtime.run_pod_sandbox(
             pb.RunPodSandboxRequest(config=self._config, runtime_handler=self._handler), timeout=START_TIMEOUT
         )
@@ -75,8 +95,8 @@ class Pod:
         """Start a container as a :class:`RunOptions` describes it. On failure it does not stay behind."""
         if not self.id:
             raise FailedPrecondition(f"pod {self.name} was not made yet: use `async with`, or create()")
-        config = container_config(wanted, name or f"container-{secrets.token_hex(3)}")
-        config.log_path = f"{config.metadata.name}.log"
+        name = name or f"container-{secrets.token_hex(3)}"
+        config = container_config(wanted, name, alone=name == self.name)
         image = await images.present(self._client, wanted.image)
         config.image.image = image or await images.pull(self._client, wanted.image)
         runtime = self._client.runtime

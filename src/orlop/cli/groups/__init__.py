@@ -1,0 +1,1 @@
+"""Commands that have a word in common: ``orlop pod ls``."""

@@ -1,0 +1,87 @@
+"""``orlop pod``: pods that hold several containers, or none yet."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orlop.cli.parameters import (
+    Dns,
+    DnsSearch,
+    Handler,
+    Hostname,
+    Json,
+    Label,
+    Names,
+    Network,
+    NetworkChoice,
+    Publish,
+    Quiet,
+    Socket,
+)
+
+app = typer.Typer(rich_markup_mode=None, help="Pods for several containers.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="A made-up one else.", show_default=False)] = "",
+    *,
+    publish: Publish = None,
+    handler: Handler = "",
+    hostname: Hostname = "",
+    dns: Dns = None,
+    dns_search: DnsSearch = None,
+    label: Label = None,
+    network: Network = NetworkChoice.pod,
+    memory: Annotated[str, typer.Option("--memory", "-m", help="Limit of all, for example 2g.")] = "",
+    cpus: Annotated[float, typer.Option("--cpus", help="Limit of all, for example 1.5.", min=0.0)] = 0.0,
+    socket: Socket = "",
+) -> None:
+    """Make a pod that has no containers yet; `orlop run --pod` puts them into it. Prints its id."""
+    from orlop.cli import pods, session, units
+    from orlop.client import options
+    from orlop.client.launch import RunOptions
+
+    wanted = RunOptions(
+        image="",
+        ports=tuple(options.parse_port(text) for text in publish or ()),
+        name=name,
+        handler=handler,
+        hostname=hostname,
+        dns=options.name_servers(dns or (), dns_search or ()),
+        labels=units.labels(label or ()),
+        host_network=network is NetworkChoice.host,
+        memory=options.parse_size(memory) if memory else 0,
+        cpus=cpus,
+    )
+    session.run_async(lambda: pods.create_command(socket, wanted))
+
+
+@app.command("ls")
+def list_(quiet: Quiet = False, as_json: Json = False, socket: Socket = "") -> None:
+    """List the pods."""
+    from orlop.cli import pods, session
+
+    session.run_async(lambda: pods.list_command(socket, quiet, as_json))
+
+
+@app.command()
+def stop(names: Names, socket: Socket = "") -> None:
+    """End pods and everything in them; what they wrote stays to be looked at."""
+    from orlop.cli import pods, session
+
+    session.run_async(lambda: pods.stop_command(socket, names))
+
+
+@app.command()
+def rm(
+    names: Names,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Also with running containers.")] = False,
+    socket: Socket = "",
+) -> None:
+    """Remove pods with everything in them."""
+    from orlop.cli import pods, session
+
+    session.run_async(lambda: pods.rm_command(socket, names, force=force))

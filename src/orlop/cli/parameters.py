@@ -1,0 +1,51 @@
+"""The options and arguments that commands have in common."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+Many = Optional[list[str]]  # noqa: UP045 - typer reads this at run time
+Files = Optional[list[Path]]  # noqa: UP045
+
+
+class NetworkChoice(StrEnum):
+    """What `run --network` takes."""
+
+    pod = "pod"
+    host = "host"
+
+
+class FormatChoice(StrEnum):
+    """What `--format` takes."""
+
+    text = "text"
+    json = "json"
+
+
+Socket = Annotated[
+    str, typer.Option("--socket", help="The daemon's socket.", envvar="ORLOP_SOCKET", show_default=False)
+]
+Name = Annotated[str, typer.Argument(help="Id, start of an id, or name.", show_default=False)]
+Names = Annotated[list[str], typer.Argument(help="Ids, starts of ids, or names.", show_default=False)]
+ConfigFile = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads this at run time
+    typer.Option("--config", help="The daemon's configuration file.", show_default=False),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only what a script needs.")]
+Format = Annotated[FormatChoice, typer.Option("--format", help="For people or for programs.")]
+Target = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads this at run time
+    typer.Option("--output", "-o", help="The file to write.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="The daemon's answer as JSON.")]
+Publish = Annotated[Many, typer.Option("--publish", "-p", help="[HOSTIP:]HOSTPORT:PORT[/udp]")]
+Label = Annotated[Many, typer.Option("--label", "-l", help="KEY=VALUE")]
+Hostname = Annotated[str, typer.Option("--hostname", help="The pod's name else.")]
+Dns = Annotated[Many, typer.Option("--dns", help="Name servers instead of the host's.")]
+DnsSearch = Annotated[Many, typer.Option("--dns-search", help="Domains to look names up in.")]
+Handler = Annotated[str, typer.Option("--handler", help="vm or process; the daemon's default else.")]
+Network = Annotated[NetworkChoice, typer.Option("--network", help="host: with --handler process.")]
