@@ -21,6 +21,7 @@ from orlop.guest.machine import cgroup, clock, memory, setup, stats
 from orlop.guest.machine.oom import OomWatch
 from orlop.guest.machine.reserve import MemoryDivision
 from orlop.guest.streams import connect
+from orlop.guest.streams.calls import HostSockets
 from orlop.guest.streams.table import Streaming
 from orlop.linux import usage
 from orlop.wire import messages
@@ -46,6 +47,7 @@ class Agent:
         self.disks = MountedDisks(loop)
         self.id_maps = IdMaps()
         self.volumes = PodVolumes(self.disks)
+        self.sockets = HostSockets(streaming, self.emit)
         self.identity = setup.PodIdentity()
         self.quiet = False
         self._emit = emit
@@ -113,7 +115,9 @@ class Agent:
         spec = request.container
         if spec.id in self.containers:
             raise Refused("exists", f"container {spec.id} exists already")
-        entry = LiveContainer(spec, self.streaming, self.disks, self.id_maps, self.volumes)
+        entry = LiveContainer(
+            spec, self.streaming, self.disks, self.id_maps, self.volumes, sockets=self.sockets
+        )
         self.containers[spec.id] = entry
 
         def on_found(problem: Refused | None) -> None:
@@ -290,6 +294,11 @@ class Agent:
 
         connect.dial(self.loop, request.port, on_connected, answer.refuse)
 
+    def accept(self, request: messages.Accept, answer: Answer) -> None:
+        """Join one who has connected to a socket of the host."""
+        self.sockets.accept(request)
+        answer.ok(Done())
+
     # Requests: volumes
 
     def hold(self, request: messages.Hold, answer: Answer) -> None:
@@ -362,6 +371,7 @@ class Agent:
                 opened.resume(wanted[stream])
             else:
                 opened.drain()
+        self.sockets.resume()
         answer.ok(Done())
 
     # Helpers

@@ -54,6 +54,7 @@ class Dispatcher:
 
     def _on_lost(self) -> None:
         self._streaming.pause()
+        self.agent.sockets.pause()
         self.agent.volumes.forget_parts()
 
     def _emit(self, event: messages.Event) -> bool:

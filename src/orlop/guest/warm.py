@@ -64,7 +64,14 @@ def _walk(agent: Agent, then: Callable[[], None]) -> None:
     _talk()
     agent.quiet = True
     request = _create()
-    entry = _Rehearsed(request.container, agent.streaming, agent.disks, agent.id_maps, agent.volumes)
+    entry = _Rehearsed(
+        request.container,
+        agent.streaming,
+        agent.disks,
+        agent.id_maps,
+        agent.volumes,
+        sockets=agent.sockets,
+    )
     steps = iter(
         (
             lambda step: agent.fill(_fill(), step),

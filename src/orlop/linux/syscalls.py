@@ -171,6 +171,11 @@ def open_on_mount(directory: int, path: str, flags: int) -> int:
     return _openat2(directory, path, flags, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS)
 
 
+def open_without_links(path: str, flags: int) -> int:
+    """A descriptor of the absolute ``path``, of which no part may be a symbolic link (ELOOP). Linux 5.6."""
+    return _openat2(AT_FDCWD, path, flags, _RESOLVE_NO_SYMLINKS)
+
+
 def _openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     how = struct.pack("=3Q", flags | os.O_CLOEXEC, 0, resolve)
     return _call(_NR_OPENAT2, directory, os.fsencode(path), how, len(how), about=path)
@@ -246,6 +251,14 @@ def bound_capabilities(numbers: set[int]) -> None:
         result = _libc.prctl(ctypes.c_int(PR_CAPBSET_DROP), ctypes.c_ulong(number), 0, 0, 0)
         if result < 0 and ctypes.get_errno() != errno.EINVAL:  # one that this kernel does not know
             _checked(result)
+
+
+def become_for_now(uid: int, gid: int, groups: tuple[int, ...]) -> None:
+    """Act as this user in the calling thread alone: the effective ids and the groups, not the real ids."""
+    # The library's functions would change all threads.
+    _call(_number("setgroups"), len(groups), struct.pack(f"={len(groups)}I", *groups))
+    _call(_number("setresgid"), -1, gid, -1)
+    _call(_number("setresuid"), -1, uid, -1)
 
 
 def set_no_new_privileges() -> None:

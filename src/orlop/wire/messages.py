@@ -38,7 +38,8 @@ VERSION = 2
 VOLUMES = "volumes"
 BLOCKS = "blocks"
 PROPAGATION = "propagation"
-FEATURES = (VOLUMES, BLOCKS, PROPAGATION)
+SOCKETS = "sockets"
+FEATURES = (VOLUMES, BLOCKS, PROPAGATION, SOCKETS)
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
 MAX_FETCH = 64 << 10
@@ -260,6 +261,18 @@ class Connect(Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Accept(Request[Done]):
+    """Join the one who made this :class:`Called` to ``stream`` (both directions), or with 0 hang up.
+
+    ``not_found`` when its container has gone.
+    """
+
+    op: ClassVar[str] = "accept"
+    call: int
+    stream: StreamId = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class State:
     """All that outlives a daemon. Execs do not: :class:`Resume` kills them. ``clock`` is the guest's time."""
 
@@ -397,6 +410,22 @@ class OutOfMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Called:
+    """A process of the container ``id`` has connected to a socket that is the host's, and waits for Accept.
+
+    ``socket`` is what its mount names; ``uid``, ``gid`` and ``groups`` are the process', in the guest.
+    """
+
+    op: ClassVar[str] = "called"
+    id: Id
+    socket: Annotated[str, Length(1, 128)]
+    call: int
+    uid: UserId
+    gid: UserId
+    groups: Annotated[tuple[UserId, ...], Length(0, 64)] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Log:
     """A line of the agent's own log."""
 
@@ -410,14 +439,16 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     for kind in (
         Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
         Dump, Resume, Quiesce, Online, Hold, Fill, Fetch, Drop, Flush, Clock,
+        Accept,
     )
 }  # fmt: skip
 
-Event = ContainerExited | ExecExited | OutOfMemory | Log
-EVENTS: dict[str, type[ContainerExited] | type[ExecExited] | type[OutOfMemory] | type[Log]] = {
+Event = ContainerExited | ExecExited | OutOfMemory | Called | Log
+EVENTS: dict[str, type[Event]] = {
     ContainerExited.op: ContainerExited,
     ExecExited.op: ExecExited,
     OutOfMemory.op: OutOfMemory,
+    Called.op: Called,
     Log.op: Log,
 }
 

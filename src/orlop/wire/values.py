@@ -90,12 +90,13 @@ class GuestMount:
     ``share``: ``source`` is relative to the host's share. ``image``: ``volume`` is the id of the disk with
     the image's layers, ``source`` is the sub-path, always read-only. ``tmpfs``: ``size`` bytes (0: the
     kernel's default), ``mode`` as octal digits. ``volume``: ``volume`` is the id of one that the pod holds,
-    ``source`` the sub-path.
+    ``source`` the sub-path. ``socket``: ``volume`` is the host's word for one of its sockets, which has this
+    ``mode``, ``uid`` and ``gid``.
     ``options`` are further flags: noexec, nosuid, nodev.
     """
 
     target: Path
-    kind: Literal["share", "image", "tmpfs", "volume"]
+    kind: Literal["share", "image", "tmpfs", "volume", "socket"]
     source: Below = ""
     volume: Annotated[str, Length(0, 128)] = ""
     read_only: bool = False
@@ -103,6 +104,8 @@ class GuestMount:
     propagation: Literal["private", "rslave", "rshared"] = "private"
     size: Annotated[int, Range(0, 1 << 50)] = 0
     mode: Annotated[int, Range(0, 0o7777)] = 0o1777
+    uid: UserId = 0
+    gid: UserId = 0
     options: Annotated[tuple[Literal["noexec", "nosuid", "nodev"], ...], Length(0, 8)] = ()
 
 

@@ -23,6 +23,7 @@ from orlop.guest.launch.userns import IdMaps, outer_id, write_maps
 from orlop.guest.machine import cgroup
 from orlop.guest.machine.cgroup import GuestCgroup
 from orlop.guest.machine.reserve import Portion
+from orlop.guest.streams.calls import HostSockets
 from orlop.guest.streams.table import Streaming
 from orlop.linux import syscalls
 from orlop.linux.users import Identity
@@ -45,6 +46,8 @@ class LiveContainer:
         disks: MountedDisks,
         id_maps: IdMaps,
         volumes: PodVolumes,
+        *,
+        sockets: HostSockets,
     ) -> None:
         self.spec = spec
         self.status = "creating"
@@ -67,6 +70,7 @@ class LiveContainer:
         self._disks = disks
         self._id_maps = id_maps
         self._volumes = volumes
+        self._sockets = sockets
         self._directory = f"{paths.CONTAINERS}/{spec.id}"
         self._mounted: list[str] = []
 
@@ -218,6 +222,7 @@ class LiveContainer:
             return False
         self.ended()
         self.process.close()
+        self._sockets.release(self.spec.id)
         if self.pid_namespace >= 0:
             os.close(self.pid_namespace)
             self.pid_namespace = -1
@@ -311,6 +316,8 @@ class LiveContainer:
             return VolumeSource(mount, share(), mount.source)
         if mount.kind == "tmpfs":
             return VolumeSource(mount, "", "")
+        if mount.kind == "socket":
+            return VolumeSource(mount, paths.SOCKETS, self._sockets.listen(self.spec.id, mount))
         if mount.kind == "volume":
             return VolumeSource(mount, self._volumes.place(mount.volume), mount.source)
         volume = next(disk for disk in self.spec.disks.volumes if disk.id == mount.volume)

@@ -7,7 +7,6 @@ bytes when the process has them in its pipe.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import deque
 from collections.abc import Callable
@@ -96,9 +95,7 @@ class OutputPipe:
             data = os.read(self._fd, size)
         except BlockingIOError:
             return
-        except OSError as error:
-            if error.errno != errno.EIO:  # a terminal that nobody holds open any more
-                raise
+        except OSError:  # a terminal that nobody holds open any more, or a connection that was broken off
             data = b""
         if not data:
             self._end()

@@ -25,6 +25,7 @@ from orlop.sandbox.spec import (
 from orlop.sandbox.vm import blockdevices
 from orlop.sandbox.vm.blockdevices import REMEDY
 from orlop.sandbox.vm.sizing import shape_of
+from orlop.wire.messages import SOCKETS
 
 _NOT_SHARED = {
     stat.S_IFBLK: "block device",
@@ -84,6 +85,8 @@ def check_volumes(spec: ContainerSpec, features: Collection[str]) -> None:
             mode = Path(mount.host_path).stat().st_mode if mount.host_path else 0
         except OSError:
             continue  # the mount itself will say so
+        if stat.S_ISSOCK(mode) and SOCKETS in features:
+            continue
         if kind := _NOT_SHARED.get(stat.S_IFMT(mode)):
             raise FailedPrecondition(
                 f"container {spec.name}: mount {mount.container_path}: the host's {kind} {mount.host_path} "

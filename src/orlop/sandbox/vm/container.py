@@ -7,6 +7,8 @@ import secrets
 import time
 from collections.abc import Mapping
 
+import msgspec
+
 from orlop.errors import Unavailable
 from orlop.host import threads
 from orlop.sandbox.crilog import STDERR, STDOUT, CriLog, settled_since
@@ -142,11 +144,8 @@ class VmContainer:
         raw = await self.log.marks() if isinstance(self.log, RawOutput) else ()
         position = await self.log.position() if isinstance(self.log, CriLog) else None
         streams = self.streams
-        self.held = ContainerFile(
-            id=self.held.id,
-            disks=self.held.disks,
-            shares=self.held.shares,
-            scratch=self.held.scratch,
+        self.held = msgspec.structs.replace(
+            self.held,
             stdin=streams.stdin,
             stdout=streams.stdout,
             stderr=streams.stderr,

@@ -49,6 +49,13 @@ class PodFile(Value, frozen=True):
     interface: str = ""
 
 
+class HostSocket(Value, frozen=True):
+    """A socket of the host that a container has: the guest's word for it, and its path without links."""
+
+    id: str
+    path: str
+
+
 class ContainerFile(Value, frozen=True):
     """What a container holds, and where its log begins. ``scratch`` is the file that it writes to.
 
@@ -58,6 +65,7 @@ class ContainerFile(Value, frozen=True):
     id: str
     disks: Disks = Disks()
     shares: tuple[str, ...] = ()
+    sockets: tuple[HostSocket, ...] = ()
     scratch: str = ""
     stdin: int = 0
     stdout: int = 0

@@ -21,11 +21,12 @@ from orlop.host import mounts, threads
 from orlop.host.tasks import Undo, together
 from orlop.hypervisor.base import Disk, Machine, Stacking
 from orlop.sandbox.spec import ContainerSpec, Device, IdMapping, Mount
-from orlop.sandbox.vm import blockdevices
+from orlop.sandbox.vm import blockdevices, sockets
 from orlop.sandbox.vm.blockdevices import HostDevice, Sizes
 from orlop.sandbox.vm.checks import check_shared
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.idmaps import user_namespace
+from orlop.sandbox.vm.sockets import FoundSocket
 from orlop.sandbox.vm.translate import Plugged
 from orlop.sandbox.vm.volumes import Volumes
 from orlop.storage import rootfs
@@ -109,7 +110,7 @@ class Plugs:
         stacks = {image_disk_id(layers): layers for layers in (spec.root.layers, *_volumes(spec))}
         stacks |= {image_disk_id((layer,)): (layer,) for layer in spec.root.layers}
         wanted = dict.fromkeys(disk.id for disk in (*plan.disks.root, *plan.disks.volumes))
-        (images, devices), scratch, ((held, shares, loose), root) = await together(
+        (images, devices), scratch, ((held, shares, loose, found), root) = await together(
             together(
                 together(*(self._image(spec.id, disk_id, stacks[disk_id]) for disk_id in wanted)),
                 together(*(self._device(spec, disk_id) for disk_id in blockdevices.asked_of(spec))),
@@ -128,6 +129,7 @@ class Plugs:
             shares=shares,
             root=root,
             loose=loose,
+            sockets=found,
             held=held,
             devices={disk.id: found for disk, found in devices},
             volumes={
@@ -238,12 +240,18 @@ class Plugs:
 
     async def _mounts(
         self, spec: ContainerSpec
-    ) -> tuple[dict[str, tuple[str, str]], dict[str, str], frozenset[str]]:
-        """Volumes that the guest holds, those that are shared instead, and those of them that are loose."""
+    ) -> tuple[dict[str, tuple[str, str]], dict[str, str], frozenset[str], tuple[FoundSocket, ...]]:
+        """Volumes that the guest holds, those that are shared instead, those of them that are loose, and the
+        host's sockets among them."""
         held = await self._volumes.place(spec)
         shared = tuple(mount for mount in spec.mounts if mount.host_path and mount.container_path not in held)
+        found: tuple[FoundSocket, ...] = ()
+        if shared and self._volumes.relays_sockets:
+            found = await threads.call(sockets.find, shared, {mount.container_path for mount in spec.mounts})
+            whole = {one.target for one in found}
+            shared = tuple(mount for mount in shared if mount.container_path not in whole)
         check_shared(spec, shared)
-        return held, *await together(self._shares(spec, shared), _with_mounts_below(shared))
+        return held, *await together(self._shares(spec, shared), _with_mounts_below(shared)), found
 
     async def _shares(self, spec: ContainerSpec, shared: tuple[Mount, ...]) -> dict[str, str]:
         shares = {}

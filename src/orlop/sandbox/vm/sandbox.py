@@ -43,9 +43,11 @@ from orlop.sandbox.vm.meter import VmMeter
 from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.process import SIGKILL, GuestAttachment, GuestExec, PortConnection
 from orlop.sandbox.vm.room import Room
+from orlop.sandbox.vm.sockets import Relay
 from orlop.sandbox.vm.volumes import Volumes
 from orlop.wire import values as wire
 from orlop.wire.messages import (
+    Called,
     Connect,
     ContainerExited,
     Create,
@@ -112,6 +114,7 @@ class VmSandbox:
         self._gate = gate
         self._containers: dict[str, VmContainer] = {}
         self._execs = GuestExecs(clone.agent)
+        self._relay = Relay(clone.agent, spec.id)
         self._clock = ClockKeeper(clone.machine, clone.agent)
         self.room = Room(spec, config, clone, pod)
         """The size of its VM."""
@@ -217,7 +220,8 @@ class VmSandbox:
                 seccomp=program.program,
                 seccomp_flags=program.flags,
             )
-            container.held = msgspec.structs.replace(plan, disks=plugged.disks)
+            sockets = tuple(one.held for one in plugged.sockets)
+            container.held = msgspec.structs.replace(plan, disks=plugged.disks, sockets=sockets)
             self._files.write_container(await container.remember_log())
             await self._clock.settled()
             with tracing.span("vm.agent.create"):
@@ -370,6 +374,7 @@ class VmSandbox:
         # Whoever makes or removes a container now fails at its next step, and has ended before the
         # directories go: a volume that is being mounted below them would go with them.
         await undo.step("its agent", self._agent.close("the pod was stopped"))
+        await undo.step("its connections", self._relay.close())
         for container in list(self._containers.values()):
             async with container.changing:
                 if not container.exited.done():
@@ -390,6 +395,7 @@ class VmSandbox:
         undo = Undo(f"pod {self.pod_id}")
         self._agent.on_event = lambda event: None  # the next daemon asks for what happens from now on
         await undo.step("its watch", self._tasks.close())
+        await undo.step("its connections", self._relay.close())
         await undo.step("its meter", self._meter.close())
         await undo.step("what is kept in step", self._volumes.close())
         await undo.step("its volumes", self._plugs.close())
@@ -525,6 +531,8 @@ class VmSandbox:
             return
         if isinstance(event, OutOfMemory):
             container.oom = True
+        elif isinstance(event, Called):
+            self._relay.called(event, container.held.sockets)
         elif isinstance(event, ContainerExited) and not container.ending:
             # Said once: each would be a task that waits for the output's end.
             container.ending = True

@@ -179,6 +179,17 @@ class Outgoing:
         self._push()
         self._room.set()
 
+    @property
+    def gone(self) -> bool:
+        """Whether nobody reads any more: all was read, or the reader has gone."""
+        return self._gone
+
+    async def delivered(self) -> None:
+        """Return when the reader has all, and the end, or has gone."""
+        while not self._gone:
+            self._room.clear()
+            await self._room.wait()
+
     def close(self, reason: str = "") -> None:
         """Drop the stream without an end. Idempotent."""
         if not self._gone:

@@ -21,6 +21,7 @@ from orlop.sandbox.spec import (
     Resources,
 )
 from orlop.sandbox.vm.blockdevices import HostDevice, disk_id
+from orlop.sandbox.vm.sockets import FoundSocket
 from orlop.wire import values as wire
 
 _SHARES = (2, 262144)
@@ -49,6 +50,7 @@ class Plugged:
     held: dict[str, tuple[str, str]] = field(default_factory=dict)
     devices: dict[str, HostDevice] = field(default_factory=dict)
     loose: frozenset[str] = frozenset()
+    sockets: tuple[FoundSocket, ...] = ()
 
 
 def container(
@@ -63,7 +65,7 @@ def container(
         env=tuple((name, value) for name, value in spec.env if name),
         cwd=spec.cwd or "/",
         hostname=spec.hostname,
-        mounts=tuple(_mount(mount, plugged) for mount in spec.mounts),
+        mounts=_mounts(spec, plugged),
         devices=tuple(_device(device, plugged) for device in spec.devices),
         tty=spec.tty,
         streams=streams,
@@ -141,6 +143,17 @@ def _device(device: Device, plugged: Plugged) -> wire.GuestDevice:
     if found is not None:
         return found.shown(device)
     return wire.GuestDevice(path=device.container_path, source=device.host_path, access=device.permissions)
+
+
+def _mounts(spec: ContainerSpec, plugged: Plugged) -> tuple[wire.GuestMount, ...]:
+    own = {one.target for one in plugged.sockets}
+    sockets = (
+        wire.GuestMount(
+            target=one.target, kind="socket", volume=one.held.id, mode=one.mode, uid=one.uid, gid=one.gid
+        )
+        for one in plugged.sockets
+    )
+    return *(_mount(mount, plugged) for mount in spec.mounts if mount.container_path not in own), *sockets
 
 
 def _mount(mount: Mount, plugged: Plugged) -> wire.GuestMount:

@@ -34,7 +34,7 @@ from orlop.storage.disks import volume_disk
 from orlop.storage.kubelet import KubeletVolume
 from orlop.storage.snapshot import DISK, InMotion, NotCopied, directories_of, read_volume
 from orlop.wire import values as wire
-from orlop.wire.messages import PROPAGATION, VOLUMES, Drop, Fetch, Fill, Flush, Hold
+from orlop.wire.messages import PROPAGATION, SOCKETS, VOLUMES, Drop, Fetch, Fill, Flush, Hold
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,11 @@ class Volumes:
         self._stale: set[str] = set()
         self._changed = asyncio.Event()
         self._tasks = Tasks()
+
+    @property
+    def relays_sockets(self) -> bool:
+        """Whether the guest tells of connections to sockets of the host."""
+        return SOCKETS in self._agent.hello.features
 
     async def place(self, spec: ContainerSpec) -> dict[str, tuple[str, str]]:
         """Have the guest hold what it can of a container's volumes: by the container's path, the volume's id

@@ -1,0 +1,172 @@
+"""Sockets of the host in a VM's containers: real servers there, a real client here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orlop.sandbox.spec import ContainerSpec, ExecSpec, Mount, PodSpec, Security
+from orlop.sandbox.vm.sandbox import VmSandbox
+from tests.conformance import tools
+from tests.e2e.vm_environment import (
+    Environment,
+    collected,
+    container_spec,
+    environment,
+    execute,
+    pod_spec,
+    until,
+)
+from tests.patience import PATIENCE
+
+SLEEP = ("sleep", "100000")
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def env() -> AsyncIterator[Environment]:
+    async with environment(pool=1) as one:
+        yield one
+
+
+class Server:
+    """Sends back what it gets, after a line that says who its client is."""
+
+    def __init__(self) -> None:
+        self.clients: list[tuple[int, int]] = []
+        self.open = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = writer.get_extra_info("socket")
+        _, uid, gid = struct.unpack("=iII", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self.clients.append((uid, gid))
+        self.open += 1
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(path: Path, mode: int = 0o666) -> AsyncIterator[Server]:
+    server = Server()
+    listening = await asyncio.start_unix_server(server.serve, path)
+    path.chmod(mode)
+    try:
+        yield server
+    finally:
+        listening.close()
+        path.unlink(missing_ok=True)
+
+
+def caller() -> Path:
+    return tools.compile_c(
+        "caller", Path(__file__).parent.with_name("volumes").joinpath("caller.c").read_text()
+    )
+
+
+def mount(target: str, path: Path, **more: Any) -> Mount:
+    return Mount(container_path=target, host_path=os.fspath(path), **more)
+
+
+async def started(sandbox: VmSandbox, pod: PodSpec, *mounts: Mount, **more: Any) -> ContainerSpec:
+    spec = container_spec(pod, *SLEEP, mounts=(mount("/caller", caller(), read_only=True), *mounts), **more)
+    await sandbox.create(spec)
+    await sandbox.start(spec.id)
+    return spec
+
+
+async def called(sandbox: VmSandbox, spec: ContainerSpec, path: str, said: bytes = b"hello") -> bytes:
+    """What comes back of what is said."""
+    script = f"head -c {len(said)} | /caller connect {path}"
+    running = await sandbox.exec(spec.id, ExecSpec(args=("sh", "-c", script), stdin=True))
+
+    async def say() -> None:
+        await running.write(said)
+        await running.close_stdin()
+
+    async with asyncio.timeout(60 * PATIENCE):
+        _, (out, err, _code) = await asyncio.gather(say(), collected(running))
+    assert not err, err
+    return out
+
+
+async def test_a_container_connects_to_a_socket_of_the_host(env: Environment) -> None:
+    pod, place = pod_spec(), env.scratch / "run"
+    place.mkdir()
+    (env.scratch / "link").symlink_to(place)
+    async with serving(place / "it.sock") as server, serving(place / "other.sock", 0o600):
+        sandbox = await env.run(pod)
+        main = await started(
+            sandbox,
+            pod,
+            mount("/run/it.sock", env.scratch / "link/it.sock"),
+            mount("/host", place, read_only=True),
+        )
+        user = await started(
+            sandbox,
+            pod,
+            mount("/run/it.sock", place / "it.sock"),
+            mount("/run/other.sock", place / "other.sock"),
+            security=Security(user="1000", group="2000"),
+        )
+        assert await called(sandbox, main, "/run/it.sock") == b"hello"
+        assert await called(sandbox, main, "/host/other.sock") == b"hello"
+        # Who is there is who connects, and may do no more than that.
+        assert await called(sandbox, user, "/run/it.sock") == b"hello"
+        assert server.clients == [(0, 0), (1000, 2000)]
+        assert await called(sandbox, user, "/run/other.sock") == b"connect: Permission denied\n"
+        # Much, both ways at once.
+        much = os.urandom(3 * MIB)
+        assert await called(sandbox, main, "/run/it.sock", much) == much
+        await until(lambda: server.open == 0)
+        # More than are served at a time wait for their turn, and are not refused.
+        out, _, _ = await execute(sandbox, main.id, "/caller", "many", "/run/it.sock", "60")
+        assert out == b"all\n"
+        await until(lambda: server.open == 0)
+        # A daemon that comes later serves them as well.
+        await env.crash()
+        await env.again()
+        sandbox = await env.recover(pod, main, user)
+        assert await called(sandbox, main, "/run/it.sock") == b"hello"
+        await sandbox.signal(user.id, signal.SIGKILL)
+        await sandbox.delete(user.id)
+        assert await called(sandbox, main, "/host/it.sock") == b"hello"
+    # Nobody listens any more: an end, and the container goes on.
+    assert await called(sandbox, main, "/run/it.sock") in (b"", b"read: Connection reset by peer\n")
+    # A server that comes again at the same place is served again.
+    async with serving(place / "it.sock"):
+        assert await called(sandbox, main, "/run/it.sock") == b"hello"
+
+
+async def test_a_link_in_a_volume_leads_to_no_other_socket(env: Environment) -> None:
+    """A container that may write to the directory puts a link in the socket's place."""
+    pod, place, secret = pod_spec(), env.scratch / "volume", env.scratch / "secret"
+    place.mkdir()
+    secret.mkdir()
+    async with serving(secret / "it.sock") as forbidden, serving(place / "it.sock"):
+        sandbox = await env.run(pod)
+        main = await started(sandbox, pod, mount("/volume", place))
+        assert await called(sandbox, main, "/volume/it.sock") == b"hello"
+        (place / "it.sock").unlink()
+        (place / "it.sock").symlink_to(secret / "it.sock")
+        assert await called(sandbox, main, "/volume/it.sock") in (b"", b"read: Connection reset by peer\n")
+        assert not forbidden.clients
+        place.rename(env.scratch / "aside")
+        place.symlink_to(secret)
+        assert await called(sandbox, main, "/volume/it.sock") in (b"", b"read: Connection reset by peer\n")
+        assert not forbidden.clients

@@ -1,0 +1,81 @@
+"""Which sockets of the host a container has, and what a guest may make of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from orlop.host import unixsockets
+from orlop.sandbox.spec import Mount
+from orlop.sandbox.vm import sockets
+from orlop.sandbox.vm.agent import AgentClient
+from orlop.sandbox.vm.files import HostSocket
+from orlop.sandbox.vm.sockets import Relay, find
+from orlop.wire.messages import Accept, Called
+
+
+def bound(path: Path) -> socket.socket:
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    link.bind(os.fspath(path))
+    return link
+
+
+def test_sockets_of_volumes(tmp_path: Path) -> None:
+    below = tmp_path / "dir"
+    below.mkdir()
+    links = [bound(tmp_path / "a"), bound(below / "b"), bound(below / "c")]
+    (below / "file").touch()
+    (below / "link").symlink_to("b")
+    (tmp_path / "to-a").symlink_to("a")
+    mounts = [
+        Mount(container_path=target, host_path=os.fspath(tmp_path / path))
+        for target, path in (("/run/a", "to-a"), ("/d/", "dir"), ("/d/c", "dir/file"), ("/none", "absent"))
+    ]
+    found = find(mounts, {mount.container_path for mount in mounts})
+    assert [(one.target, one.held.path) for one in found] == [
+        ("/run/a", os.fspath(tmp_path / "a")),
+        ("/d/b", os.fspath(below / "b")),
+    ]
+    assert len({one.held.id for one in found}) == 2
+    for link in links:
+        link.close()
+
+
+class Agent:
+    """Takes requests."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def call(self, request: Any) -> None:
+        self.asked.put_nowait(request)
+
+
+async def test_a_guest_gets_no_more_than_was_given_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    agent = Agent()
+    relay = Relay(cast(AgentClient, agent), "p")
+    held = [HostSocket(id=name, path=os.fspath(tmp_path / name)) for name in ("file", "link", "absent")]
+    for number, name in enumerate(("file", "link", "absent", "unknown")):
+        relay.called(Called(id="c", socket=name, call=number, uid=0, gid=0), held)
+    asked = [await agent.asked.get() for _ in range(4)]
+    assert sorted(asked, key=lambda one: one.call) == [Accept(call=number) for number in range(4)]
+
+    async def never(path: str, **ids: Any) -> socket.socket:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(unixsockets, "connect", never)
+    monkeypatch.setattr(sockets, "_MOST", 5)
+    for number in range(9):
+        relay.called(Called(id="c", socket="file", call=number, uid=0, gid=0), held)
+    assert len(relay._tasks) == 5, "what no honest guest says is not heard"
+    await relay.close()

@@ -1,0 +1,59 @@
+/* Talks over a Unix socket: "connect PATH" sends what comes in, and prints what comes back; "many PATH COUNT" holds
+   so many connections open and says over each a byte that has to come back; "listen PATH" prints what comes in. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static void fail(const char *what) {
+    printf("%s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static int dial(const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int link = socket(AF_UNIX, SOCK_STREAM, 0);
+    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+    if (link < 0 || connect(link, (struct sockaddr *)&address, sizeof address) < 0) fail("connect");
+    return link;
+}
+
+static void copy(int from, int to) {
+    char buffer[65536];
+    ssize_t count;
+    while ((count = read(from, buffer, sizeof buffer)) > 0)
+        for (ssize_t done = 0, now; done < count; done += now)
+            if ((now = write(to, buffer + done, count - done)) < 0) fail("write");
+    if (count < 0) fail("read");
+}
+
+int main(int argc, char **argv) {
+    if (argc == 3 && !strcmp(argv[1], "connect")) {
+        int link = dial(argv[2]);
+        if (fork() == 0) {
+            copy(0, link);
+            shutdown(link, SHUT_WR);
+            _exit(0);
+        }
+        copy(link, 1);
+        return 0;
+    }
+    if (argc == 4 && !strcmp(argv[1], "many")) {
+        int count = atoi(argv[3]), links[1024];
+        char byte;
+        for (int i = 0; i < count; i++) {
+            links[i] = dial(argv[2]);
+            if (write(links[i], "x", 1) != 1) fail("write");
+        }
+        for (int i = 0; i < count; i++) {
+            if (read(links[i], &byte, 1) != 1) fail("read");
+            close(links[i]);
+        }
+        printf("all\n");
+        return 0;
+    }
+    return 2;
+}
