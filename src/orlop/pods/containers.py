@@ -62,6 +62,9 @@ KILL_GRACE = 30.0
 WATCH_INTERVAL = 1.0
 """Seconds between questions for an exit that a sandbox cannot tell at the moment."""
 
+UNWATCHED = 0.05
+"""Seconds between looks at a container that nobody watches at the moment."""
+
 SIGKILL = int(signal.SIGKILL)
 
 
@@ -349,6 +352,25 @@ class Containers:
             async with self._node.ledger.locked(record.id):
                 pass
         await self._stop(record.id, timeout)
+
+    async def signal(self, ref: str, number: int) -> None:
+        """Send a signal to a running container. Raises FailedPrecondition for one that does not run."""
+        record, sandbox = self._node.running(ref)
+        with in_words(f"container {record.name} ({record.id[:12]}) cannot be sent a signal"):
+            await sandbox.signal(record.id, number)
+
+    async def ended(self, ref: str) -> ContainerRecord | None:
+        """Wait until a container does not run; what it is then, None when it was removed."""
+        while (record := self._node.ledger.find_container(ref)) is not None:
+            if record.phase is not ContainerPhase.RUNNING:
+                return record
+            watcher = self._node.watchers.get(record.id)
+            if watcher is None or watcher.done():
+                # It is being started, found again or concluded this moment.
+                await asyncio.sleep(UNWATCHED)
+            else:
+                await asyncio.wait([watcher])
+        return None
 
     async def _stop(self, container_id: str, timeout: float) -> None:
         """The same for a container that nobody is starting."""

@@ -7,7 +7,7 @@ import asyncio
 from orlop import tracing
 from orlop.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from orlop.pods.node import Node, in_words
-from orlop.sandbox.base import Connection, ProcessIO
+from orlop.sandbox.base import Connection, ProcessIO, StartedProcess
 from orlop.sandbox.spec import ExecSpec
 from orlop.value import Value
 
@@ -29,7 +29,7 @@ class Execs:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    async def exec(self, ref: str, spec: ExecSpec) -> ProcessIO:
+    async def exec(self, ref: str, spec: ExecSpec) -> StartedProcess:
         """Start a process in a running container; the caller closes what it gets."""
         if not spec.args:
             raise InvalidArgument(f"exec in container {ref}: no command")

@@ -86,6 +86,7 @@ class Ledger:
             if record.phase in SHOWN_PODS
             and record.id.startswith(wanted.id)
             and (wanted.ready is None or record.ready == wanted.ready)
+            and (wanted.front is None or record.spec.front == wanted.front)
             and _has_labels(record.spec.labels, wanted.labels)
         ]
 
@@ -159,8 +160,13 @@ class Ledger:
             and record.id.startswith(wanted.id)
             and record.pod_id.startswith(wanted.pod_id)
             and (wanted.phase is None or record.phase is wanted.phase)
+            and (wanted.front is None or self._front(record) == wanted.front)
             and _has_labels(record.labels, wanted.labels)
         ]
+
+    def _front(self, record: ContainerRecord) -> str:
+        pod = self._pods.get(record.pod_id)
+        return pod.spec.front if pod is not None else ""
 
     def container(self, ref: str) -> ContainerRecord:
         """The container of that id, or unique prefix of an id. Raises NotFound, InvalidArgument."""

@@ -181,20 +181,23 @@ class Event(Value, frozen=True):
 
 
 class PodFilter(Value, frozen=True):
-    """Which pods to list; empty fields match everything. ``id`` may be a unique-enough prefix."""
+    """Which pods to list; empty fields match everything, and ``front`` None any. ``id`` may be a
+    unique-enough prefix."""
 
     id: str = ""
     ready: bool | None = None
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    front: str | None = ""
 
 
 class ContainerFilter(Value, frozen=True):
-    """Which containers to list; empty fields match everything."""
+    """Which containers to list; empty fields match everything, and ``front``, their pod's, None any."""
 
     id: str = ""
     pod_id: str = ""
     phase: ContainerPhase | None = None
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    front: str | None = ""
 
 
 class ContainerUse(Value, frozen=True):

@@ -40,7 +40,7 @@ from orlop.pods.records import (
 from orlop.pods.recovery import Recovery
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.sandboxes import Pods
-from orlop.sandbox.base import Connection, ProcessIO, SandboxDriver
+from orlop.sandbox.base import Connection, ProcessIO, SandboxDriver, StartedProcess
 from orlop.sandbox.figures import Detail, LayerUse
 from orlop.sandbox.spec import ExecSpec, PodSpec, Resources
 
@@ -116,7 +116,7 @@ class PodService:
 
     def known(self) -> tuple[list[PodRecord], list[ContainerRecord]]:
         """All pods and containers that callers may see."""
-        return self.pods(), self.containers()
+        return self.pods(PodFilter(front=None)), self.containers(ContainerFilter(front=None))
 
     # Pods
 
@@ -179,6 +179,15 @@ class PodService:
         await self._node.known_of(container_id)
         await self._containers.stop(container_id, timeout)
 
+    async def signal_container(self, container_id: str, number: int) -> None:
+        """Send a signal to the container's first process; KILL goes to all of its processes."""
+        await self._node.known_of(container_id)
+        await self._containers.signal(container_id, number)
+
+    async def ended_container(self, container_id: str) -> ContainerRecord | None:
+        """Wait until the container does not run; what it is then, None when it was removed."""
+        return await self._containers.ended(container_id)
+
     async def remove_container(self, container_id: str) -> None:
         """Remove the container, killing it first."""
         await self._node.known_of(container_id)
@@ -231,7 +240,7 @@ class PodService:
         """Run a command to its end; DeadlineExceeded after ``timeout`` seconds (0: no limit)."""
         return await self._execs.exec_sync(container_id, args, timeout)
 
-    async def exec(self, container_id: str, spec: ExecSpec) -> ProcessIO:
+    async def exec(self, container_id: str, spec: ExecSpec) -> StartedProcess:
         """Start a command; the caller closes its streams."""
         return await self._execs.exec(container_id, spec)
 

@@ -65,6 +65,14 @@ class ProcessIO(Protocol):
         ...
 
 
+class StartedProcess(ProcessIO, Protocol):
+    """An exec: its streams, and the process itself."""
+
+    async def signal(self, number: int) -> None:
+        """Send it a signal; one that has ended is no error."""
+        ...
+
+
 class Connection(Protocol):
     """A byte stream to a port inside the pod."""
 
@@ -159,7 +167,7 @@ class Sandbox(Protocol):
         """Close and reopen the container's log file, after it was renamed away."""
         ...
 
-    async def exec(self, container_id: str, spec: ExecSpec) -> ProcessIO:
+    async def exec(self, container_id: str, spec: ExecSpec) -> StartedProcess:
         """Start a process in a running container."""
         ...
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from orlop.errors import FailedPrecondition
 from orlop.host import threads
+from orlop.host.process import process_start_time
 from orlop.sandbox.crilog import STDERR, STDOUT, CriLog
 from orlop.sandbox.spec import Sink
 from orlop.value import Value
@@ -48,6 +49,7 @@ class RawOutput:
     """The files of a raw :class:`Sink`; takes output as :class:`~orlop.sandbox.crilog.CriLog` does."""
 
     def __init__(self, sink: Sink) -> None:
+        self._sink = sink
         self._targets = {STDOUT: _Target(sink.stdout), STDERR: _Target(sink.stderr)}
         self._lock = asyncio.Lock()
         self.lost = 0
@@ -57,7 +59,7 @@ class RawOutput:
         """Open the files; FailedPrecondition when one cannot be."""
         for number, target in self._targets.items():
             if target.path:
-                target.fd = await threads.call(open_raw, target.path, _NAMES[number])
+                target.fd = await threads.call(open_raw, target.path, _NAMES[number], self._sink.since)
                 target.regular = stat.S_ISREG(os.fstat(target.fd).st_mode)
                 os.set_blocking(target.fd, target.regular)
 
@@ -90,7 +92,7 @@ class RawOutput:
 
     async def reopen(self) -> None:
         """Go on in new files of the same names. On failure (FailedPrecondition) the old ones stay in use."""
-        fresh = RawOutput(Sink(stdout=self._targets[STDOUT].path, stderr=self._targets[STDERR].path))
+        fresh = RawOutput(self._sink)
         try:
             await fresh.open()
         except FailedPrecondition:
@@ -127,11 +129,21 @@ def output_of(sink: Sink) -> CriLog | RawOutput:
     return RawOutput(sink) if sink.raw else CriLog(sink.log)
 
 
-def open_raw(path: str, what: str) -> int:
+def open_raw(path: str, what: str, since: int = 0) -> int:
     """A descriptor that writes to ``path``: a file, made if missing and appended to, a FIFO, or a device.
 
-    Blocks for a moment. Raises FailedPrecondition naming ``what``.
+    With ``since`` the path is in /proc/PID, of the process that began then. Blocks for a moment. Raises
+    FailedPrecondition naming ``what``.
     """
+    descriptor = _open_raw(path, what)
+    # Looked at afterwards: a process that lives now has lived all along.
+    if since and process_start_time(int(path.split("/")[2])) != since:
+        os.close(descriptor)
+        raise FailedPrecondition(f"{what} cannot go to {path}: its process has ended")
+    return descriptor
+
+
+def _open_raw(path: str, what: str) -> int:
     flags = os.O_CLOEXEC | os.O_NOCTTY | os.O_APPEND
     try:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.sandbox.spec import ContainerSpec, Mount, NamespaceMode, PodSpec, Rlimit
@@ -15,6 +16,7 @@ RLIMITS = frozenset(
 )
 """The limits of getrlimit(2)."""
 
+_OF_A_PROCESS = re.compile(r"/proc/[1-9]\d{0,9}/")
 _LAST_LIMIT = (1 << 63) - 1
 
 
@@ -47,6 +49,10 @@ def check_container(spec: ContainerSpec) -> None:
     for path in (sink.log, sink.stdout, sink.stderr):
         if path and not posixpath.isabs(path):
             raise InvalidArgument(f"{container}: the path {path!r} for its output is not absolute")
+    if sink.since and not all(_OF_A_PROCESS.match(path) for path in (sink.stdout, sink.stderr) if path):
+        raise InvalidArgument(
+            f"{container}: its output is to go to a process, and one of the paths is none's"
+        )
     if spec.tty and sink.stderr:
         raise InvalidArgument(f"{container}: a terminal has no stderr that could go to {sink.stderr}")
     for limit in spec.rlimits:

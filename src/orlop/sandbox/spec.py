@@ -106,7 +106,8 @@ class PodSpec(Value, frozen=True):
     """A pod sandbox as asked for.
 
     ``netns`` is the path of a network namespace that somebody else made, with its interface and
-    addresses, and that outlives the pod; "" lets the CNI plug-ins set up a new one.
+    addresses, and that outlives the pod; "" lets the CNI plug-ins set up a new one. ``front`` is whose
+    pod it is: "" is CRI, which does not list those of others.
     """
 
     id: str
@@ -132,6 +133,7 @@ class PodSpec(Value, frozen=True):
     resources: Resources = Resources()
     handler: str = "vm"
     netns: str = ""
+    front: str = ""
 
 
 class ImageVolume(Value, frozen=True):
@@ -264,12 +266,14 @@ class Sink(Value, frozen=True):
 
     Those are absolute paths: of a file, which is made and appended to, of a FIFO or of a device. A
     descriptor that a process has open is such a path too, ``/proc/PID/fd/N``; its process must live until
-    the container is made.
+    the container is made. ``since`` is when that began (clock ticks since boot), where it must not be
+    another one of the same number.
     """
 
     log: str = ""
     stdout: str = ""
     stderr: str = ""
+    since: int = 0
 
     @property
     def raw(self) -> bool:
@@ -328,6 +332,7 @@ class ExecSpec(Value, frozen=True):
     """A further process in a running container; it inherits the container's env, cwd and security.
 
     ``width`` and ``height`` of its terminal are those that it begins with, in character cells, if known.
+    ``env`` is its whole environment, ``cwd`` its directory and ``user`` who it is, where they are given.
     """
 
     args: tuple[str, ...]
@@ -335,6 +340,9 @@ class ExecSpec(Value, frozen=True):
     stdin: bool = False
     width: int = 0
     height: int = 0
+    env: tuple[tuple[str, bytes], ...] = ()
+    cwd: str = ""
+    user: UserIds | None = None
 
 
 class ExitStatus(Value, frozen=True):

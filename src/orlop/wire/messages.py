@@ -19,6 +19,8 @@ from orlop.wire.values import (
     Cells,
     Container,
     ContainerState,
+    Environment,
+    ExecUser,
     Exit,
     GuestLimits,
     Id,
@@ -39,7 +41,8 @@ VOLUMES = "volumes"
 BLOCKS = "blocks"
 PROPAGATION = "propagation"
 SOCKETS = "sockets"
-FEATURES = (VOLUMES, BLOCKS, PROPAGATION, SOCKETS)
+EXEC_AS = "exec-as"
+FEATURES = (VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS)
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
 MAX_FETCH = 64 << 10
@@ -211,6 +214,7 @@ class Update(Request[Done]):
 class Exec(Request[Done]):
     """Run one more process in a running container, with its security, environment and directory.
 
+    ``env``, ``cwd`` and ``user`` are instead of the container's where they are given.
     Answers after exec succeeded. The exit comes as :class:`ExecExited`.
     """
 
@@ -219,6 +223,9 @@ class Exec(Request[Done]):
     container_id: Id
     args: Arguments
     tty: bool = False
+    env: Environment = ()
+    cwd: Annotated[str, Length(0, 4096)] = ""
+    user: ExecUser | None = None
     streams: Streams = NO_STREAMS
 
 

@@ -227,6 +227,17 @@ class Streams:
 
 NO_STREAMS = Streams()
 Arguments = Annotated[tuple[Text, ...], Length(1, 65536)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecUser:
+    """Who an exec runs as, in the container's own numbers; ``groups`` are the further ones."""
+
+    uid: UserId
+    gid: UserId = 0
+    groups: Annotated[tuple[UserId, ...], Length(0, 1024)] = ()
+
+
 Environment = Annotated[tuple[tuple[Annotated[str, Length(1, 65536)], bytes], ...], Length(0, 65536)]
 
 

@@ -112,5 +112,7 @@ class StatisticsCalls:
         """What happens from now on, until the client leaves."""
         async with aclosing(cast("AsyncGenerator[Event]", self._pods.events())) as events:
             async for event in events:
+                if event.pod.spec.front:
+                    continue
                 tags = {item.id: image_tags(self._images, item) for item in event.containers}
                 yield status.event(event, tags)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orlop.guest.answer import Answer
 from orlop.guest.containers.container import LiveContainer
@@ -18,6 +18,7 @@ from orlop.guest.streams.table import Streaming
 from orlop.linux import syscalls
 from orlop.wire import messages
 from orlop.wire.messages import Refused
+from orlop.wire.values import Container
 
 _JOIN_SESSION_KEYRING = 1
 
@@ -29,6 +30,24 @@ class Running:
     request: messages.Exec
     process: Process
     told: bool = False
+
+
+def _as_asked(spec: Container, request: messages.Exec) -> Container:
+    """The container with the directory and the user that the exec wants."""
+    if request.cwd:
+        spec = replace(spec, cwd=request.cwd)
+    if (user := request.user) is not None:
+        spec = replace(
+            spec,
+            security=replace(
+                spec.security,
+                user=str(user.uid),
+                group=str(user.gid),
+                supplemental_groups=user.groups,
+                strict_groups=True,
+            ),
+        )
+    return spec
 
 
 class ExecTable:
@@ -112,7 +131,9 @@ class ExecTable:
         if child is None or entry.root is None:
             raise Refused("failed_precondition", f"container {spec.id} has ended")
         own_user_namespace = spec.namespaces.maps_users
-        prepared = prepare(Program(spec, request.args, entry.env, request.tty), entry.root)
+        env = {key.encode(): value for key, value in request.env} or entry.env
+        wanted = Program(_as_asked(spec, request), request.args, env, request.tty)
+        prepared = prepare(wanted, entry.root)
         owner = outer_id(prepared.identity.uid, spec.namespaces.uid_mappings)
         steps = Script()
         group = entry.cgroup.open()

@@ -15,7 +15,7 @@ from orlop.host.tasks import Undo, beside, together
 from orlop.net import outside
 from orlop.net.network import PodNetwork
 from orlop.sandbox import crilog
-from orlop.sandbox.base import Connection, ProcessIO
+from orlop.sandbox.base import Connection, ProcessIO, StartedProcess
 from orlop.sandbox.figures import Detail, LayerUse, PodStats
 from orlop.sandbox.process import checks, conmon, layout, oci, podgroup, podns, streams
 from orlop.sandbox.process.container import ProcessContainer, Tools, owners_of
@@ -240,7 +240,7 @@ class ProcessSandbox:
 
     # Streams
 
-    async def exec(self, container_id: str, spec: ExecSpec) -> ProcessIO:
+    async def exec(self, container_id: str, spec: ExecSpec) -> StartedProcess:
         """See ``Sandbox``."""
         container = self._container(container_id)
         if not container.running:

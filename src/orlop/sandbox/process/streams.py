@@ -142,6 +142,11 @@ class HostExec:
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("=HHHH", height, width, 0, 0))
         process.signal_child(self._child, signal.SIGWINCH)
 
+    async def signal(self, number: int) -> None:
+        """See ``StartedProcess``."""
+        if inner := conmon.read_pid(self._directory / "pid"):
+            process.send_signal(inner, process.process_start_time(inner), number)
+
     async def wait(self) -> ExitStatus:
         """The exit. Raises CannotRun or FailedPrecondition when the command could not be run at all."""
         code = await self._child.wait()
@@ -213,6 +218,13 @@ def _describe(directory: Path, spec: ExecSpec) -> None:
     if spec.tty and spec.width and spec.height:
         # The runtime sets it before the program runs; what is told later may come after its first look.
         document["consoleSize"] = {"width": spec.width, "height": spec.height}
+    if spec.env:
+        document["env"] = [f"{name}={os.fsdecode(value)}" for name, value in spec.env]
+    if spec.cwd:
+        document["cwd"] = spec.cwd
+    if spec.user is not None:
+        user = spec.user
+        document["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
     directory.mkdir(mode=0o700)
     (directory / "process").write_bytes(msgspec.json.encode(document))
 

@@ -9,18 +9,18 @@ from collections.abc import Mapping
 
 import msgspec
 
-from orlop.errors import Unavailable
+from orlop.errors import FailedPrecondition, Unavailable
 from orlop.host import threads
 from orlop.sandbox.crilog import STDERR, STDOUT, CriLog, settled_since
 from orlop.sandbox.rawoutput import RawOutput, output_of, written_since
-from orlop.sandbox.spec import ContainerSpec, ExecSpec, ExitStatus
+from orlop.sandbox.spec import ContainerSpec, ExecSpec, ExitStatus, UserIds
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.output import Output
 from orlop.sandbox.vm.process import GuestAttachment, GuestExec
 from orlop.sandbox.vm.streams import Incoming, Outgoing
 from orlop.wire import values as wire
-from orlop.wire.messages import Exec, Resize
+from orlop.wire.messages import EXEC_AS, Exec, Resize
 
 CODE_KILLED = 137
 _DRAIN_TIME = 2.0
@@ -193,6 +193,10 @@ class VmContainer:
         await self._agent.call(Resize(id=self.spec.id, width=width, height=height))
 
 
+def _user(user: UserIds) -> wire.ExecUser:
+    return wire.ExecUser(uid=user.uid, gid=user.gid, groups=user.groups)
+
+
 class GuestExecs:
     """The processes that were started by Exec and whose exit somebody waits for."""
 
@@ -203,6 +207,11 @@ class GuestExecs:
     async def start(self, container_id: str, spec: ExecSpec) -> GuestExec:
         """Start one. Raises InvalidArgument when there is no such program."""
         agent = self._agent
+        if (spec.env or spec.cwd or spec.user is not None) and EXEC_AS not in agent.hello.features:
+            raise FailedPrecondition(
+                "the guest is of an earlier version, which runs commands with the container's environment "
+                "and user only; build the guest image anew and make the container again"
+            )
         exec_id = secrets.token_hex(8)
         wake = asyncio.Event()
         output = {STDOUT: agent.incoming(agent.new_stream(), wake=wake)}
@@ -229,6 +238,9 @@ class GuestExecs:
                     container_id=container_id,
                     args=spec.args,
                     tty=spec.tty,
+                    env=spec.env,
+                    cwd=spec.cwd,
+                    user=None if spec.user is None else _user(spec.user),
                     streams=wire.Streams(
                         stdin=stdin.stream if stdin is not None else 0,
                         stdout=output[STDOUT].stream,

@@ -82,6 +82,11 @@ class GuestExec:
                     Resize(id=self._container_id, exec_id=self._id, width=width, height=height)
                 )
 
+    async def signal(self, number: int) -> None:
+        """See ``StartedProcess``."""
+        if not self._exited.done():
+            await self._agent.call(Signal(id=self._container_id, exec_id=self._id, signal=number))
+
     async def wait(self) -> ExitStatus:
         """See ``ProcessIO``."""
         return await asyncio.shield(self._exited)
