@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -128,17 +129,37 @@ def inside(namespace: Path | None, function: Callable[[], None]) -> None:
     if namespace is None:
         function()
         return
+
+    def body() -> None:
+        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            sys.unshare(sys.CLONE_FS)
+            sys.setns(descriptor, sys.CLONE_NEWNS)
+        finally:
+            os.close(descriptor)
+        function()
+
+    _apart(body)
+
+
+def as_owner(user: int, function: Callable[[], None]) -> None:
+    """Call ``function`` with the rights of root, while new files belong to ``user`` and the group of that
+    number. It runs on a thread of its own, which no other work ever sees. Raises what it raises, and OSError.
+    """
+
+    def body() -> None:
+        sys.own_files_as(user)
+        function()
+
+    _apart(body)
+
+
+def _apart(work: Callable[[], None]) -> None:
     failures: list[BaseException] = []
 
     def body() -> None:
         try:
-            descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                sys.unshare(sys.CLONE_FS)
-                sys.setns(descriptor, sys.CLONE_NEWNS)
-            finally:
-                os.close(descriptor)
-            function()
+            work()
         except BaseException as error:  # raised again in the calling thread
             failures.append(error)
 
@@ -217,6 +238,20 @@ def is_mapped(path: str | Path, mountinfo: Path = MOUNTINFO) -> bool | None:
             fields = line.partition(" - ")[0].split(" ")
             if _unescape(fields[4]) == wanted:
                 found = "idmapped" in fields[5].split(",")
+    return found
+
+
+def options_of(path: str | Path, kind: str) -> list[str] | None:
+    """What the file system mounted at ``path`` was given as options; None unless it is of that kind. A
+    comma within a value is a backslash and a comma, as the file system itself shows it."""
+    wanted = os.fspath(path)
+    found = None
+    with MOUNTINFO.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            before, _, after = line.rstrip("\n").partition(" - ")
+            if _unescape(before.split(" ")[4]) == wanted:
+                fields = after.split(" ")
+                found = re.split(r"(?<!\\),", _unescape(fields[2])) if fields[0] == kind else None
     return found
 
 

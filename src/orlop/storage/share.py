@@ -18,6 +18,7 @@ from typing import Protocol
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError, PermissionDenied
 from orlop.host import filesizes, mounts, threads
+from orlop.storage import overlays
 from orlop.storage.following import Following
 
 log = logging.getLogger(__name__)
@@ -76,17 +77,21 @@ class Share:
         (self._directory / name).mkdir(mode=0o755, exist_ok=True)
         return self._directory / name
 
-    async def add(self, mount: HostMount, key: str, *, userns: Path | None = None) -> str:
+    async def add(
+        self, mount: HostMount, key: str, *, userns: Path | None = None, overlay_owner: int = 0
+    ) -> str:
         """Show a path of the host as ``key``; returns its path relative to the share's directory.
 
-        With ``userns`` its files belong to the same users inside that user namespace.
+        With ``userns`` its files belong to the same users inside that user namespace. With
+        ``overlay_owner``, who is root there, it may be the root of an overlay that is this volume's alone,
+        which is put together anew with mapped users.
 
         Raises NotFound when the path does not exist (CRI: a missing host path is an error),
         FailedPrecondition for a propagation that cannot cross into a VM or a kernel that cannot make
         mounts recursively read-only.
         """
         _check_key(key)
-        await threads.call(self._add, mount, key, userns)
+        await threads.call(self._add, mount, key, userns, overlay_owner)
         if userns is None:
             self.follow(mount, key)
         return key
@@ -128,7 +133,7 @@ class Share:
         await self.close()
         await threads.call(self._release_all)
 
-    def _add(self, mount: HostMount, key: str, userns: Path | None) -> None:
+    def _add(self, mount: HostMount, key: str, userns: Path | None, owner: int) -> None:
         source, target = mount.host_path, self._inside / key
         propagation = _PROPAGATION.get(str(mount.propagation))
         if propagation is None:
@@ -148,6 +153,9 @@ class Share:
             filesizes.unbound(self._process)
         try:
             _make_point(self._directory / key, directory=directory)
+            found = overlays.find(Path(source)) if owner and self._userns is not None else None
+            if found is not None and self._bind_anew(mount, found, target, owner):
+                return
             if not self._bind(mount, target, propagation, userns):
                 self._unmapped[key] = source
         except OSError as error:
@@ -156,6 +164,18 @@ class Share:
         except FailedPrecondition:
             self._remove(key)
             raise
+
+    def _bind_anew(self, mount: HostMount, overlay: overlays.Overlay, target: Path, owner: int) -> bool:
+        """Whether the overlay could be put together with the users of the process."""
+        assert self._userns is not None
+        place = self._directory.parent / f"{target.name}.overlay"
+        try:
+            with overlays.anew(overlay, place, self._userns, owner) as made:
+                mounts.bind(made, target, read_only=mount.read_only, namespace=self._namespace)
+        except OSError as error:
+            log.warning("volume %s cannot be put together anew: %s", mount.host_path, error)
+            return False
+        return True
 
     def _bind(
         self, mount: HostMount, target: Path, propagation: mounts.Propagation, userns: Path | None

@@ -279,7 +279,7 @@ class Plugs:
         mount = Mount(
             container_path="/", host_path=os.fspath(found), read_only=fixed, recursive_read_only=fixed
         )
-        return await self._share.add(mount, _root_key(spec.id))
+        return await self._share.add(mount, _root_key(spec.id), overlay_owner=self._owner)
 
     async def _unplug_disk(self, container_id: str, disk_id: str, *, running: bool) -> None:
         shared = self._images.get(disk_id)
