@@ -34,6 +34,7 @@ from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Orl
 from orlop.host import privacy
 from orlop.images.store import ImageStore
 from orlop.net.network import PodNetwork
+from orlop.oci.door import Door
 from orlop.pods.metrics import MetricsServer, RpcMetrics
 from orlop.pods.service import PodService
 from orlop.sandbox.base import SandboxDriver
@@ -211,6 +212,9 @@ async def running(config: Config) -> AsyncIterator[PodService]:
             nri = NriServer(config.nri, pods)
             stack.push_async_callback(nri.stop)
             await nri.start()
+        door = Door(config.state_dir, pods)
+        stack.push_async_callback(door.stop)
+        await door.start()
         streaming = StreamingServer(config.streaming, pods)
         await streaming.start()
         stack.push_async_callback(streaming.stop)

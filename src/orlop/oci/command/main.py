@@ -1,0 +1,300 @@
+"""``orlop-oci``: what callers of runc call. Each call is a question to the daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orlop import __version__
+from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError, Unimplemented
+from orlop.oci.command import parser, processes, report
+from orlop.oci.protocol import SOCKET, ask
+
+SPECIFICATION = "1.2.0"
+EXIT_FAILED = 1
+EXIT_EXEC_FAILED = 255
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given in (["--version"], ["-v"]):
+        # Callers look for the first word, and for the version of the specification.
+        sys.stdout.write(f"orlop-oci version {__version__}\nspec: {SPECIFICATION}\n")
+        return 0
+    options = Namespace(log=_value_of(given, "--log"), log_format=_value_of(given, "--log-format"), verb="")
+    try:
+        options = parser.parse(given)
+        return _VERBS[options.verb](options)
+    except OrlopError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename or 'a file'}: {(error.strerror or str(error)).lower()}"
+    except (ValueError, KeyError) as error:
+        message = f"{type(error).__name__}: {error}"
+    report.problem(message, options.log, options.log_format)
+    return EXIT_EXEC_FAILED if options.verb == "exec" else EXIT_FAILED
+
+
+def _value_of(arguments: list[str], name: str) -> str:
+    """An option of a command line that may be wrong elsewhere."""
+    for index, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+        if argument == name and index + 1 < len(arguments):
+            return arguments[index + 1]
+    return ""
+
+
+def _state(options: Namespace) -> Path:
+    return Path(options.state or os.environ.get("ORLOP_STATE", "") or parser.LOCAL)
+
+
+def _ask(options: Namespace, verb: str, **more: Any) -> Any:
+    root = os.path.abspath(options.root)  # noqa: PTH100 - pathlib resolves links
+    return ask(os.fspath(_state(options) / SOCKET), verb, root=root, **more)
+
+
+def _create(options: Namespace) -> int:
+    _make(options, foreground=False)
+    return 0
+
+
+def _run(options: Namespace) -> int:
+    standing = _make(options, foreground=not options.detach)
+    try:
+        _ask(options, "start", id=options.id)
+    except OrlopError:
+        _ask(options, "delete", id=options.id, force=True)
+        raise
+    if options.detach:
+        return 0
+    code = standing.wait()
+    if not options.keep:
+        _ask(options, "delete", id=options.id, force=True)
+    return code
+
+
+def _make(options: Namespace, *, foreground: bool) -> processes.Standing:
+    """Make the container and what stands in for it; a failure leaves neither."""
+    _check_descriptors(options)
+    bundle = Path(os.path.abspath(options.bundle or "."))  # noqa: PTH100 - pathlib resolves links
+    text = (bundle / "config.json").read_text(encoding="utf-8")
+    config = json.loads(text)
+    if not isinstance(config, dict) or not isinstance(config.get("process"), dict):
+        raise InvalidArgument("config.json: it names no process to run")
+    standing = processes.stand(
+        config["process"],
+        _state(options),
+        _network(config),
+        console_socket=options.console_socket,
+        foreground=foreground,
+    )
+    made = False
+    try:
+        _ask(
+            options,
+            "create",
+            id=options.id,
+            bundle=os.fspath(bundle),
+            config=text,
+            stand_in=standing.words(),
+            systemd_cgroup=options.systemd_cgroup,
+        )
+        made = True
+        processes.write_pid(options.pid_file, standing.pid)
+    except BaseException:
+        if made:
+            _ask(options, "delete", id=options.id, force=True)
+        standing.drop()
+        raise
+    return standing
+
+
+def _network(config: dict[str, Any]) -> str:
+    """The network namespace in which what stands in for the container is to be."""
+    namespaces = (config.get("linux") or {}).get("namespaces") or ()
+    for namespace in namespaces:
+        if namespace.get("type") == "network":
+            return str(namespace.get("path") or "")
+    raise FailedPrecondition("it asks for the host's network namespace, which a VM does not share")
+
+
+def _check_descriptors(options: Namespace) -> None:
+    if options.preserve_fds:
+        raise FailedPrecondition("open descriptors cannot be handed into a VM: do without --preserve-fds")
+
+
+def _start(options: Namespace) -> int:
+    _ask(options, "start", id=options.id)
+    return 0
+
+
+def _tell(options: Namespace) -> int:
+    _show(_ask(options, "state", id=options.id))
+    return 0
+
+
+def _kill(options: Namespace) -> int:
+    _ask(options, "kill", id=options.id, signal=options.signal)
+    return 0
+
+
+def _delete(options: Namespace) -> int:
+    _ask(options, "delete", id=options.id, force=options.force)
+    return 0
+
+
+def _list(options: Namespace) -> int:
+    states = _ask(options, "list")
+    if options.quiet:
+        sys.stdout.write("".join(f"{state['id']}\n" for state in states))
+    elif options.format == "json":
+        sys.stdout.write(f"{json.dumps(states)}\n")
+    else:
+        _table(states)
+    return 0
+
+
+def _table(states: list[dict[str, Any]]) -> None:
+    columns = ("id", "pid", "status", "bundle", "created")
+    rows = [[name.upper() for name in columns], *([str(state[name]) for name in columns] for state in states)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+    for row in rows:
+        line = "   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        sys.stdout.write(f"{line.rstrip()}\n")
+
+
+def _ps(options: Namespace) -> int:
+    pids = _ask(options, "ps", id=options.id)
+    if options.format == "json":
+        sys.stdout.write(f"{json.dumps(pids)}\n")
+    else:
+        sys.stdout.write("".join(f"{pid}\n" for pid in ("PID", *pids)))
+    return 0
+
+
+def _exec(options: Namespace) -> int:
+    _check_descriptors(options)
+    state = _ask(options, "state", id=options.id)
+    process = _process(options, Path(state["bundle"]))
+    standing = processes.stand(
+        process,
+        _state(options),
+        f"/proc/{state['pid']}/ns/net",
+        console_socket=options.console_socket,
+        foreground=not options.detach,
+    )
+    try:
+        _ask(options, "exec", id=options.id, process=json.dumps(process), stand_in=standing.words())
+        processes.write_pid(options.pid_file, standing.pid)
+    except BaseException:
+        standing.drop()
+        raise
+    return 0 if options.detach else standing.wait()
+
+
+def _process(options: Namespace, bundle: Path) -> dict[str, Any]:
+    """The process of an exec: the one in the file, or the container's own with other arguments."""
+    if options.process:
+        found = json.loads(Path(options.process).read_text(encoding="utf-8"))
+    else:
+        found = json.loads((bundle / "config.json").read_text(encoding="utf-8"))["process"]
+        found |= {"args": [one for one in options.args if one != "--"], "terminal": options.tty}
+        found["env"] = [*(found.get("env") or ()), *options.env]
+        if options.cwd:
+            found["cwd"] = options.cwd
+        if options.user:
+            uid, _, gid = options.user.partition(":")
+            found["user"] = {"uid": int(uid), "gid": int(gid or 0), "additionalGids": options.additional_gids}
+    if not isinstance(found, dict) or not found.get("args"):
+        raise InvalidArgument("process args cannot be empty")
+    return found
+
+
+def _update(options: Namespace) -> int:
+    if options.resources:
+        text = sys.stdin.read() if options.resources == "-" else Path(options.resources).read_text("utf-8")
+    else:
+        found: dict[str, dict[str, Any]] = {}
+        words = {
+            name: (*place, getattr(options, name[2:].replace("-", "_")))
+            for name, place in parser.LIMITS.items()
+        }
+        words |= {"cpus": ("cpu", "cpus", options.cpuset_cpus), "mems": ("cpu", "mems", options.cpuset_mems)}
+        for part, key, value in words.values():
+            if value is not None:
+                found.setdefault(part, {})[key] = value
+        text = json.dumps(found)
+    _ask(options, "update", id=options.id, resources=text)
+    return 0
+
+
+def _events(options: Namespace) -> int:
+    number = options.interval.rstrip("msh")
+    pause = float(number) * _UNITS[options.interval[len(number) :] or "s"]
+    while True:
+        data = _ask(options, "stats", id=options.id)
+        sys.stdout.write(json.dumps({"type": "stats", "id": options.id, "data": data}) + "\n")
+        sys.stdout.flush()
+        if options.stats:
+            return 0
+        time.sleep(max(pause, 0.1))
+
+
+def _features(_options: Namespace) -> int:
+    from orlop.oci.command import templates
+
+    _show(templates.FEATURES)
+    return 0
+
+
+def _spec(options: Namespace) -> int:
+    from orlop.oci.command import templates
+
+    place = Path(options.bundle or ".") / "config.json"
+    try:
+        with place.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(templates.CONFIG, indent="\t") + "\n")
+    except FileExistsError as error:
+        raise FailedPrecondition(f"file {place} exists; remove it first") from error
+    return 0
+
+
+def _refused(options: Namespace) -> int:
+    raise Unimplemented(f"orlop-oci does not {options.verb} containers")
+
+
+def _show(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+_VERBS: dict[str, Callable[[Namespace], int]] = {
+    "create": _create,
+    "run": _run,
+    "start": _start,
+    "state": _tell,
+    "kill": _kill,
+    "delete": _delete,
+    "list": _list,
+    "ps": _ps,
+    "exec": _exec,
+    "update": _update,
+    "events": _events,
+    "features": _features,
+    "spec": _spec,
+    "pause": _refused,
+    "resume": _refused,
+    "checkpoint": _refused,
+    "restore": _refused,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The command line, with the options that callers of runc pass."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from orlop.errors import InvalidArgument
+
+ROOT = "/run/orlop-oci"
+"""What ``--root`` is unless it is given: each root has containers of its own."""
+
+LOCAL = "/run/orlop"
+"""Where the daemon's socket is unless ``--state`` or ORLOP_STATE says otherwise."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InvalidArgument(f"{message} (see '{self.prog} --help')")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """What was asked for. Raises InvalidArgument; ends the program after --help and --version."""
+    parser = _Parser(
+        prog="orlop-oci",
+        allow_abbrev=False,
+        description="Runs containers of the OCI runtime specification in virtual machines, by orlopd.",
+    )
+    _globals(parser)
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def verb(name: str, text: str, *, container: bool = True) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=text, allow_abbrev=False)
+        if container:
+            made.add_argument("id", metavar="CONTAINER")
+        return made
+
+    create = verb("create", "make a container of a bundle")
+    _making(create)
+    run = verb("run", "make a container and run it")
+    _making(run)
+    run.add_argument("--detach", "-d", action="store_true", help="do not wait for its end")
+    run.add_argument("--keep", action="store_true", help="do not remove it at its end")
+    run.add_argument("--no-subreaper", action="store_true", help=argparse.SUPPRESS)
+    verb("start", "run the process of a container that was made")
+    verb("state", "show the state of a container")
+    kill = verb("kill", "send a signal to a container")
+    kill.add_argument("signal", nargs="?", default="SIGTERM")
+    kill.add_argument("--all", "-a", action="store_true", help=argparse.SUPPRESS)
+    delete = verb("delete", "remove a container")
+    delete.add_argument("--force", "-f", action="store_true", help="kill it first if it runs")
+    listing = verb("list", "show all containers", container=False)
+    listing.add_argument("--format", "-f", choices=("table", "json"), default="table")
+    listing.add_argument("--quiet", "-q", action="store_true", help="their ids only")
+    members = verb("ps", "show the processes of the host that are the container's")
+    members.add_argument("--format", "-f", choices=("table", "json"), default="table")
+    members.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    _exec(verb("exec", "run one more process in a container"))
+    _update(verb("update", "change the limits of a container"))
+    events = verb("events", "show what a container uses")
+    events.add_argument("--stats", action="store_true", help="once")
+    events.add_argument("--interval", default="5s", help="time between two looks")
+    verb("features", "show what this runtime can do", container=False)
+    spec = verb("spec", "write a config.json to begin with", container=False)
+    spec.add_argument("--bundle", "-b", default="", help="where")
+    spec.add_argument("--rootless", action="store_true", help=argparse.SUPPRESS)
+    for name in ("pause", "resume", "checkpoint", "restore"):
+        verb(name, argparse.SUPPRESS).add_argument("rest", nargs=argparse.REMAINDER)
+    return parser.parse_args(arguments)
+
+
+def _globals(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", "-v", action="store_true", help="show the version")
+    parser.add_argument("--root", default=ROOT, help="whose containers: each root has its own")
+    parser.add_argument("--state", default="", help="the daemon's state directory, ORLOP_STATE or /run/orlop")
+    parser.add_argument("--log", default="", help="a file for what goes wrong")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text")
+    parser.add_argument("--systemd-cgroup", action="store_true", help="control groups are named as systemd's")
+    for name in ("--debug", "--no-color"):
+        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
+    for name in ("--rootless", "--criu", "--cgroup-manager", "--log-level"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+
+
+def _making(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", "-b", default="", help="the bundle's directory; the current one")
+    parser.add_argument("--console-socket", default="", help="who gets the terminal")
+    parser.add_argument("--pid-file", default="", help="where to write the process that stands in for it")
+    parser.add_argument("--preserve-fds", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--pidfd-socket", default="", help=argparse.SUPPRESS)
+    for name in ("--no-pivot", "--no-new-keyring"):
+        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
+
+
+def _exec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--process", "-p", default="", help="a file with the process as a document")
+    parser.add_argument("--detach", "-d", action="store_true", help="do not wait for its end")
+    parser.add_argument("--pid-file", default="", help="where to write the process that stands in for it")
+    parser.add_argument("--console-socket", default="", help="who gets the terminal")
+    parser.add_argument("--tty", "-t", action="store_true", help="with a terminal")
+    parser.add_argument("--cwd", default="", help="its directory")
+    parser.add_argument("--env", "-e", action="append", default=[], help="one more variable")
+    parser.add_argument("--user", "-u", default="", help="UID[:GID]")
+    parser.add_argument("--additional-gids", "-g", action="append", type=int, default=[])
+    parser.add_argument("--preserve-fds", type=int, default=0, help=argparse.SUPPRESS)
+    for name in ("--process-label", "--apparmor", "--cap", "-c", "--cgroup", "--pidfd-socket"):
+        parser.add_argument(name, action="append", help=argparse.SUPPRESS)
+    for name in ("--no-new-privs", "--ignore-paused"):
+        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="COMMAND")
+
+
+LIMITS = {
+    "--memory": ("memory", "limit"),
+    "--memory-swap": ("memory", "swap"),
+    "--cpu-period": ("cpu", "period"),
+    "--cpu-quota": ("cpu", "quota"),
+    "--cpu-share": ("cpu", "shares"),
+    "--pids-limit": ("pids", "limit"),
+}
+"""Options of ``update`` that are numbers, and where they are in the document."""
+
+
+def _update(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resources", "-r", default="", help="a file with the limits, - for stdin")
+    for name in LIMITS:
+        parser.add_argument(name, type=int)
+    parser.add_argument("--cpuset-cpus")
+    parser.add_argument("--cpuset-mems")

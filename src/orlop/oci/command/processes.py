@@ -1,0 +1,112 @@
+"""Processes of containers as the command makes them: a stand-in, with its streams or a terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from orlop.errors import FailedPrecondition
+from orlop.host import standin
+from orlop.oci.command import terminal
+from orlop.oci.protocol import STANDINS
+
+_PASSED_ON = (1, 2, 3, 10, 12, 13, 14, 15)
+
+
+class Standing:
+    """A stand-in that was made, and the terminal behind it, if it has one that is served here."""
+
+    def __init__(self, pid: int, *, stdin: bool, master: int = -1) -> None:
+        self.pid = pid
+        self.since = _start_time(pid)
+        self.stdin = stdin
+        self.master = master
+
+    def words(self) -> dict[str, Any]:
+        """How the daemon is told of it."""
+        return {"pid": self.pid, "since": self.since, "stdin": self.stdin}
+
+    def drop(self) -> None:
+        """End it: what it was to stand in for was not made."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+    def wait(self) -> int:
+        """Pass signals on until it has ended, and serve its terminal; its exit code."""
+
+        def pass_on(number: int, _frame: object) -> None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+        for number in _PASSED_ON:
+            signal.signal(number, pass_on)
+        if self.master >= 0:
+            ended = os.pidfd_open(self.pid)
+            with terminal.own():
+                terminal.serve(self.master, ended)
+        _, status = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
+
+
+def stand(
+    process: dict[str, Any], state: Path, netns: str, *, console_socket: str, foreground: bool
+) -> Standing:
+    """Make the stand-in of a process that is to run as its document says.
+
+    ``netns`` is the path of its network namespace, "" for a new one. Raises FailedPrecondition.
+    """
+    if not process.get("terminal"):
+        if console_socket:
+            raise FailedPrecondition("cannot use console socket if the process has no terminal")
+        pid = standin.make((0, 1, 2), state / STANDINS, netns=netns)
+        return Standing(pid, stdin=not _is_null(0))
+    if not console_socket and not foreground:
+        raise FailedPrecondition(
+            "cannot allocate tty if the process is detached and no console socket is set"
+        )
+    size = process.get("consoleSize") or {}
+    master, slave = terminal.make(int(size.get("width") or 0), int(size.get("height") or 0))
+    if console_socket:
+        terminal.send(console_socket, master)
+        os.close(master)
+        master = -1
+    pid = standin.make((slave, slave, slave), state / STANDINS, netns=netns, terminal=True)
+    os.close(slave)
+    return Standing(pid, stdin=True, master=master)
+
+
+def write_pid(path: str, pid: int) -> Callable[[], None]:
+    """Write the pid file, whole or not at all; returns what takes it back. Raises FailedPrecondition."""
+    if not path:
+        return lambda: None
+    place = Path(path)
+    aside = place.with_name(f".{place.name}")
+    try:
+        aside.write_text(str(pid), encoding="ascii")
+        aside.rename(place)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink()
+        raise FailedPrecondition(f"open {path}: {(error.strerror or '').lower()}") from error
+    return lambda: place.unlink(missing_ok=True)
+
+
+def _is_null(fd: int) -> bool:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return True
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)
+
+
+def _start_time(pid: int) -> int:
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return int(text.rpartition(")")[2].split()[19])

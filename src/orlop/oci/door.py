@@ -1,0 +1,118 @@
+"""The daemon's socket for the command ``orlop-oci``: root's alone, one question for a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from orlop.errors import FailedPrecondition, Internal, InvalidArgument, OrlopError, ResourceExhausted
+from orlop.host import sockets, threads
+from orlop.host.tasks import Tasks, beside
+from orlop.oci import questions
+from orlop.oci.bundles import Bundles
+from orlop.oci.protocol import HEAD, MAX_MESSAGE, SOCKET, STANDINS, framed
+from orlop.pods.service import PodService
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 256
+"""Questions under way at one time; a further one is refused."""
+
+_QUESTION_TIME = 10.0
+
+
+class Door:
+    """Listens from :meth:`start` to :meth:`stop`."""
+
+    def __init__(self, state: Path, pods: PodService) -> None:
+        self._path = state / SOCKET
+        self._tasks = Tasks()
+        self._server: asyncio.Server | None = None
+        self._bundles = Bundles(pods, state / STANDINS)
+        verbs = self._bundles
+        self._verbs: dict[type[Any], Callable[[Any], Any | Awaitable[Any]]] = {
+            questions.ToCreate: verbs.create,
+            questions.ToStart: verbs.start,
+            questions.ToState: verbs.state,
+            questions.ToKill: verbs.kill,
+            questions.ToDelete: verbs.delete,
+            questions.ToExec: verbs.exec,
+            questions.ToUpdate: verbs.update,
+            questions.ToPs: verbs.members,
+            questions.ToStats: verbs.stats,
+            questions.ToList: verbs.states,
+        }
+
+    async def start(self) -> None:
+        """Listen. Raises FailedPrecondition."""
+        self._bundles.open()
+        try:
+            aside = await threads.call(sockets.prepare, self._path)
+            self._server = await asyncio.start_unix_server(self._accept, os.fspath(aside))
+            sockets.publish(aside, self._path, 0o600)
+        except OSError as error:
+            raise FailedPrecondition(f"cannot listen on {self._path}: {error.strerror or error}") from error
+
+    async def stop(self) -> None:
+        """Listen no more, and undo what is half made. Idempotent."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        await self._tasks.close()
+        await self._bundles.close()
+        if server is not None:
+            await server.wait_closed()
+            with suppress(OSError):
+                self._path.unlink()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._tasks.closed:
+            writer.close()
+            return
+        self._tasks.spawn(self._serve(reader, writer), f"a question to {self._path}")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
+                writer.write(framed(await self._answer(reader)))
+                await writer.drain()
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader) -> dict[str, Any]:
+        try:
+            if len(self._tasks) > MAX_CONNECTIONS:
+                raise ResourceExhausted(f"{MAX_CONNECTIONS} questions are under way already; ask again")
+            async with asyncio.timeout(_QUESTION_TIME):
+                question = questions.parse(await _message(reader))
+            return {"answer": await self._asked(question, reader)}
+        except OrlopError as error:
+            return {"error": str(error), "code": int(error.code)}
+        except ConnectionResetError:
+            raise
+        except Exception as error:
+            log.exception("a question of an OCI caller failed")
+            return {"error": f"orlopd failed: {error}", "code": int(Internal.code)}
+
+    async def _asked(self, question: questions.AnyQuestion, reader: asyncio.StreamReader) -> Any:
+        """The answer; whoever hangs up before it takes the question back."""
+        found = self._verbs[type(question)](question)
+        if not asyncio.iscoroutine(found):
+            return found
+        async with beside(found, type(question).__name__) as work, beside(reader.read(1)) as gone:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ConnectionResetError("the caller has hung up")
+            return work.result()
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    length = int.from_bytes(await reader.readexactly(HEAD), "big")
+    if length > MAX_MESSAGE:
+        raise InvalidArgument(f"a question of {length} bytes is longer than {MAX_MESSAGE}")
+    return await reader.readexactly(length)

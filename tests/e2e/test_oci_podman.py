@@ -1,0 +1,236 @@
+"""podman, which nobody here wrote, with containers that are VMs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import tempfile
+import termios
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conformance import tools
+from tests.node import BUSYBOX, Node
+from tests.patience import PATIENCE
+from tests.podman import Podman, podman
+
+PAUSE = "registry.k8s.io/pause:3.10"
+
+
+@pytest.fixture(scope="module")
+def installed(shared_node: Node) -> Iterator[Podman]:
+    with tempfile.TemporaryDirectory(prefix="orlop-podman-") as name, podman(Path(name), shared_node) as one:
+        for image in (BUSYBOX, PAUSE):
+            one("pull", "-q", "--tls-verify=false", image)
+        yield one
+
+
+@pytest.fixture
+def run(installed: Podman) -> Iterator[Podman]:
+    """podman, which has no container before and after each test, and the runtime none either."""
+    yield installed
+    installed.remove_containers()
+    assert installed.containers() == []
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    limit = time.monotonic() + 60 * PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, what
+        time.sleep(0.1)
+
+
+def fetch(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30 * PATIENCE) as answer:
+        return str(answer.read().decode())
+
+
+def serves(port: int) -> bool:
+    try:
+        return bool(fetch(port))
+    except OSError:
+        return False
+
+
+class Terminal:
+    """A command on a terminal of 33 rows and 101 columns."""
+
+    def __init__(self, run: Podman, *args: str) -> None:
+        self._master, slave = pty.openpty()
+        self.resize(33, 101)
+        self.output = b""
+        self._process = subprocess.Popen(
+            run.argv(*args), stdin=slave, stdout=slave, stderr=slave, env=run.env, start_new_session=True
+        )
+        os.close(slave)
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+        if self._started:
+            os.killpg(self._process.pid, signal.SIGWINCH)
+
+    @property
+    def _started(self) -> bool:
+        return hasattr(self, "_process")
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def expect(self, text: str) -> None:
+        limit = time.monotonic() + 60 * PATIENCE
+        while text.encode() not in self.output:
+            assert time.monotonic() < limit, f"no {text!r} in {self.output!r}"
+            if select.select([self._master], [], [], 0.2)[0]:
+                try:
+                    self.output += os.read(self._master, 4096)
+                except OSError:
+                    assert text.encode() in self.output, f"no {text!r} in {self.output!r}"
+
+    def code(self) -> int:
+        return self._process.wait(60 * PATIENCE)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._master)
+
+
+def test_a_container_runs_as_its_image_and_its_caller_say(run: Podman) -> None:
+    script = (
+        "id -u; pwd; hostname; echo $WHO; echo err >&2; touch /made && ls -n /made | cut -d' ' -f1; exit 7"
+    )
+    options = ("--hostname", "inside", "-w", "/tmp", "-e", "WHO=me", "--add-host", "other:1.2.3.4")
+    done = run("run", "--rm", *options, BUSYBOX, "sh", "-c", script, check=False)
+    assert (done.code, done.err) == (7, "err\n")
+    assert done.out.split() == ["0", "/tmp", "inside", "me", "-rw-r--r--"]
+    script = "id -u; grep other /etc/hosts; echo x > /new; df /memory | tail -1"
+    options = ("--user", "33:33", "--read-only", "--tmpfs", "/memory:size=1m", "--add-host", "other:1.2.3.4")
+    done = run("run", "--rm", *options, BUSYBOX, "sh", "-c", script)
+    assert "Read-only file system" in done.err or "Permission denied" in done.err
+    assert done.out.split()[:3] == ["33", "1.2.3.4", "other"] and " 1024 " in done.out
+    assert run("run", "--rm", "-i", BUSYBOX, "wc", "-c", stdin=b"data\n" * 50_000).out == "250000\n"
+    limit = ("--network", "none", "--memory", "64m", BUSYBOX, "cat", "/sys/fs/cgroup/memory.max")
+    assert run("run", "--rm", *limit).out == f"{64 << 20}\n"
+
+
+def test_a_service_is_reached_entered_and_stopped(run: Podman, tmp_path: Path) -> None:
+    port = tools.free_port()
+    (tmp_path / "index.html").write_text("page\n")
+    script = (
+        "httpd -p 80 -h /data; trap 'echo bye; exit 3' TERM; echo up; "
+        "echo w > /data/written; sleep 600 & wait"
+    )
+    options = ("--name", "service", "-p", f"{port}:80", "-v", f"{tmp_path}:/data")
+    run("run", "-d", *options, BUSYBOX, "sh", "-c", script)
+    until(lambda: serves(port), "it does not serve")
+    (tmp_path / "index.html").write_text("from the host\n")
+    assert fetch(port) == "from the host\n" and (tmp_path / "written").read_text() == "w\n"
+    options = ("-e", "A=b", "-w", "/etc", "-u", "33:33")
+    done = run("exec", *options, "service", "sh", "-c", "id -u; pwd; echo $A; exit 5", check=False)
+    assert (done.code, done.out) == (5, "33\n/etc\nb\n")
+    assert run("exec", "-i", "service", "cat", stdin=b"x" * 100_000).raw == b"x" * 100_000
+    with Terminal(run, "exec", "-it", "service", "sh") as terminal:
+        terminal.expect("# ")
+        terminal.type("stty size; tty\n")
+        terminal.expect("33 101\r\n/dev/pts/")
+        terminal.resize(44, 120)
+        terminal.type("while [ \"$(stty size)\" != '44 120' ]; do usleep 100000; done; echo seen; exit 4\n")
+        terminal.expect("seen\r\n")
+        assert terminal.code() == 4
+    run("stop", "-t", "60", "service")
+    assert run("logs", "service").out == "up\nbye\n"
+    assert run("inspect", "--format", "{{.State.ExitCode}}", "service").out == "3\n"
+    run("start", "service")
+    until(lambda: run("logs", "service").out.count("up") == 2, "it was not started again")
+    run("kill", "--signal", "KILL", "service")
+    assert run("wait", "service").out == "137\n"
+    assert "w" in run("cp", "service:/data/written", "-").out
+    run("rm", "service")
+
+
+def test_a_terminal_is_the_callers(run: Podman) -> None:
+    with Terminal(run, "run", "--rm", "-it", BUSYBOX, "sh") as terminal:
+        terminal.expect("# ")
+        terminal.type("stty size; cat\n")
+        terminal.expect("33 101\r\n")
+        terminal.type("line\n")
+        terminal.expect("line\r\nline\r\n")
+        terminal.type("\x03")
+        terminal.expect("^C")
+        terminal.type("echo code $?\n")
+        terminal.expect("code 130\r\n")
+        terminal.type("exit 6\n")
+        assert terminal.code() == 6
+
+
+def test_a_pod_is_one_machine(run: Podman) -> None:
+    port = tools.free_port()
+    run("pod", "create", "--name", "two", "-p", f"{port}:80")
+    script = "echo shared > /tmp/index.html; httpd -f -p 80 -h /tmp"
+    run("run", "-d", "--pod", "two", "--name", "web", BUSYBOX, "sh", "-c", script)
+    until(lambda: serves(port), "it does not serve")
+    done = run(
+        "run",
+        "--rm",
+        "--pod",
+        "two",
+        BUSYBOX,
+        "sh",
+        "-c",
+        "wget -qO- http://127.0.0.1/; cat /proc/sys/kernel/random/boot_id",
+    )
+    boot = run("exec", "web", "cat", "/proc/sys/kernel/random/boot_id").out
+    assert done.out == f"shared\n{boot}"
+    run("pod", "rm", "--force", "--time", "0", "two")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (("--network", "host", BUSYBOX, "true"), 126, "host's network namespace, which a VM does not share"),
+        (("--pid", "host", BUSYBOX, "true"), 126, "host's PID namespace, which a VM does not share"),
+        ((BUSYBOX, "nosuchprogram"), 127, 'exec: "nosuchprogram": executable file not found in $PATH'),
+        (("--device", "/dev/loop0", BUSYBOX, "true"), 126, "which is not in the VM"),
+    ],
+)
+def test_what_cannot_be_says_so_in_podmans_words(
+    run: Podman, arguments: tuple[str, ...], code: int, reason: str
+) -> None:
+    done = run("run", "--rm", *arguments, check=False)
+    assert done.code == code and reason in done.err and len(done.err.splitlines()) == 1, done
+    assert run.containers() == []
+
+
+def test_a_daemon_that_is_killed_takes_no_container_with_it(run: Podman, shared_node: Node) -> None:
+    script = "i=0; while [ ! -e /end ]; do i=$((i+1)); echo $i; usleep 200000; done; exit 9"
+    run("run", "-d", "--name", "counts", BUSYBOX, "sh", "-c", script)
+    running = subprocess.Popen(run.argv("exec", "counts", "sleep", "600"), env=run.env)
+    until(lambda: len(run("logs", "counts").out.split()) > 3, "it does not count")
+    shared_node.kill()
+    try:
+        done = run("exec", "counts", "true", check=False)
+        assert done.code != 0 and "no orlopd listens at" in done.err
+    finally:
+        shared_node.start()
+        shared_node.wait_ready()
+    # What went through the daemon that is gone has ended; the container goes on.
+    assert running.wait(60 * PATIENCE) == 137
+    run("exec", "counts", "touch", "/end")
+    assert run("wait", "counts").out == "9\n"
+    counted = [int(line) for line in run("logs", "counts").out.split()]
+    # A pipe cannot be asked what is in it: a moment may come twice, none is lost.
+    assert sorted(set(counted)) == list(range(1, counted[-1] + 1))
+    run("rm", "counts")
+    shared_node.wait_no_leaks_but_warm()

@@ -1,0 +1,145 @@
+"""Debian's podman with ``orlop-oci`` as its runtime, in a directory of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import peers
+
+from tests.node import Done, Node
+from tests.patience import PATIENCE
+
+CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
+TIMEOUT = 120 * PATIENCE
+
+
+class Podman:
+    """podman's command line, whose storage, state and network are below ``directory``."""
+
+    def __init__(self, directory: Path, node: Node) -> None:
+        self._directory = directory
+        self._root = peers.debian_podman()
+        libraries = os.pathsep.join(
+            os.fspath(self._root / part / "x86_64-linux-gnu") for part in ("usr/lib", "lib")
+        )
+        self.runtime = directory / "orlop-oci"
+        self.network = f"pod{os.urandom(3).hex()}"
+        self._write(node, libraries)
+        self._env = {
+            **os.environ,
+            "LD_LIBRARY_PATH": libraries,
+            "PATH": peers.search_path(self._root / "usr/bin"),
+            "CONTAINERS_CONF": f"{directory}/containers.conf",
+            "CONTAINERS_REGISTRIES_CONF": f"{node.scratch}/registries.conf",
+            "CONTAINERS_STORAGE_CONF": f"{directory}/storage.conf",
+        }
+
+    def _write(self, node: Node, libraries: str) -> None:
+        directory, root = self._directory, self._root
+        # podman's libraries are not Python's, and what conmon passes on is not ours.
+        self.runtime.write_text(
+            f"#!/bin/sh\nunset LD_LIBRARY_PATH\nORLOP_STATE={node.scratch}/state exec "
+            f'{sys.executable} -m orlop.oci.command.main "$@"\n'
+        )
+        self.runtime.chmod(0o755)
+        (directory / "cni").mkdir()
+        subnet = f"10.{100 + os.urandom(1)[0] % 100}.{os.urandom(1)[0]}.0/24"
+        ipam = {
+            "type": "host-local",
+            "ranges": [[{"subnet": subnet}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": f"{directory}/leases",
+        }
+        bridge = {"type": "bridge", "bridge": self.network, "isGateway": True, "ipMasq": True, "ipam": ipam}
+        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+        conflist = {"cniVersion": "0.4.0", "name": self.network, "plugins": [bridge, portmap]}
+        (directory / "cni" / "10-test.conflist").write_text(json.dumps(conflist))
+        tables: dict[str, dict[str, object]] = {
+            "containers": {
+                "log_driver": "k8s-file",
+                "seccomp_profile": f"{root}/usr/share/containers/seccomp.json",
+                "default_ulimits": ["nofile=1024:1024", "nproc=4096:4096"],
+            },
+            "network": {
+                "network_backend": "cni",
+                "cni_plugin_dirs": CNI_BIN,
+                "network_config_dir": f"{directory}/cni",
+                "default_network": self.network,
+            },
+            "engine": {
+                "runtime": "orlop-oci",
+                "runtime_supports_json": ["orlop-oci"],
+                "cgroup_manager": "cgroupfs",
+                "events_logger": "file",
+                "tmp_dir": f"{directory}/tmp",
+                "infra_image": "registry.k8s.io/pause:3.10",
+                "conmon_path": [f"{root}/usr/bin/conmon"],
+                "conmon_env_vars": [
+                    f"PATH={peers.search_path(root / 'usr/bin')}",
+                    f"LD_LIBRARY_PATH={libraries}",
+                ],
+            },
+            "engine.runtimes": {"orlop-oci": [os.fspath(self.runtime)]},
+        }
+        text = "".join(
+            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+            for name, table in tables.items()
+        )
+        (directory / "containers.conf").write_text(text)
+        storage = {"driver": "overlay", "graphroot": f"{directory}/root", "runroot": f"{directory}/run"}
+        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in storage.items())
+        (directory / "storage.conf").write_text(f"[storage]\n{lines}")
+
+    def argv(self, *args: str) -> list[str]:
+        """The command line of a podman command."""
+        return [os.fspath(self._root / "usr/bin/podman"), *args]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Its environment."""
+        return self._env
+
+    def __call__(self, *args: str, stdin: bytes = b"", check: bool = True) -> Done:
+        argv = self.argv(*args)
+        done = Done(
+            argv,
+            subprocess.run(
+                argv, input=stdin, capture_output=True, timeout=TIMEOUT, env=self._env, check=False
+            ),
+        )
+        if check:
+            assert done.code == 0, done
+        return done
+
+    def containers(self) -> list[str]:
+        """What the runtime knows, which podman may not."""
+        argv = [os.fspath(self.runtime), "list", "--quiet"]
+        return subprocess.run(argv, capture_output=True, check=True, text=True).stdout.split()
+
+    def remove_containers(self) -> None:
+        """Remove pods and containers."""
+        self("pod", "rm", "--all", "--force", "--time", "0", check=False)
+        self("rm", "--all", "--force", "--time", "0", check=False)
+
+    def remove_all(self) -> None:
+        """Remove pods, containers and the network."""
+        self.remove_containers()
+        subprocess.run(["ip", "link", "delete", self.network], capture_output=True, check=False)
+        for point in (self._directory / "root" / "overlay", self._directory / "run" / "netns"):
+            subprocess.run(["umount", point], capture_output=True, check=False)
+
+
+@contextlib.contextmanager
+def podman(directory: Path, node: Node) -> Iterator[Podman]:
+    """podman until the block ends, with nothing left of it."""
+    one = Podman(directory, node)
+    try:
+        yield one
+    finally:
+        one.remove_all()

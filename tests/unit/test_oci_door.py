@@ -1,0 +1,186 @@
+"""The socket for callers of an OCI runtime, and what is behind it: questions, bundles, stand-ins."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
+from orlop.host.process import process_start_time
+from orlop.oci import document, protocol, questions, translate
+from orlop.oci.command import main, templates
+from orlop.oci.companion import Companion
+from orlop.oci.door import Door
+from orlop.oci.protocol import SOCKET, RefusedByDaemon
+from orlop.sandbox.rawoutput import RawOutput
+from orlop.sandbox.spec import Propagation, Sink
+
+
+class Nobody:
+    """Pods of a node that has none."""
+
+    async def recovered(self) -> None: ...
+
+    def containers(self, _filter: object) -> list[Any]:
+        return []
+
+
+@contextlib.asynccontextmanager
+async def door(state: Path) -> AsyncIterator[str]:
+    one = Door(state, Nobody())  # type: ignore[arg-type]
+    await one.start()
+    try:
+        yield os.fspath(state / SOCKET)
+    finally:
+        await one.stop()
+
+
+def config(**more: Any) -> dict[str, Any]:
+    return {**json.loads(json.dumps(templates.CONFIG)), **more}
+
+
+def read(**more: Any) -> document.OciConfig:
+    return document.config(json.dumps(config(**more)).encode())
+
+
+async def test_questions_are_checked(tmp_path: Path) -> None:
+    async with door(tmp_path) as path:
+        assert Path(path).stat().st_mode & 0o777 == 0o600
+        for verb, more, reason in (
+            ("state", {"id": "none"}, "container does not exist"),
+            ("state", {"id": "../x"}, "invalid container ID format"),
+            ("state", {}, "missing required field `id`"),
+            ("state", {"id": "a", "other": 1}, "unknown field `other`"),
+            ("dance", {"id": "a"}, "Invalid value 'dance'"),
+            ("kill", {"id": "a", "signal": "x" * 33}, "length <= 32"),
+        ):
+            with pytest.raises(RefusedByDaemon, match=reason):
+                await asyncio.to_thread(protocol.ask, path, verb, root="/r", **more)
+        assert await asyncio.to_thread(protocol.ask, path, "list", root="/r") == []
+        # What is said to be too long is not waited for.
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write((protocol.MAX_MESSAGE + 1).to_bytes(4, "big"))
+        answer = await asyncio.wait_for(reader.read(), 30)
+        assert b"is longer than" in answer
+        writer.close()
+    assert not Path(path).exists()
+
+
+@given(st.binary(max_size=400) | st.text(max_size=200).map(str.encode))
+def test_noise_is_an_error_in_words(data: bytes) -> None:
+    for parse in (questions.parse, document.config, document.process, document.resources):
+        with contextlib.suppress(OrlopError):
+            parse(data)  # type: ignore[operator]
+
+
+@given(st.dictionaries(st.sampled_from([*templates.CONFIG, "hooks"]), st.none() | st.integers() | st.text()))
+def test_a_config_with_other_things_in_it_is_an_error_in_words(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(OrlopError):
+        found = document.config(json.dumps({**config(), **changes}).encode())
+        translate.check(found)
+        _container(found)
+
+
+def _container(found: document.OciConfig) -> Any:
+    return translate.container(
+        found, "c", "/bundle", pod_id="p", sink=Sink(), stdin=False, target="", annotations={}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"linux": None}, "host's network namespace"),
+        ({"linux": {"namespaces": [{"type": "network"}]}}, "host's PID namespace"),
+        ({"hooks": {"startContainer": [{"path": "/x"}]}}, "hooks"),
+        ({"linux": {**templates.CONFIG["linux"], "uidMappings": [{}]}}, "user namespace"),
+        ({"linux": {**templates.CONFIG["linux"], "timeOffsets": {"boottime": {}}}}, "time since boot"),
+    ],
+)
+def test_what_no_vm_can_be_is_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(FailedPrecondition, match=reason):
+        translate.check(read(**change))
+
+
+def test_a_bundle_becomes_a_container() -> None:
+    mounts = [
+        *templates.CONFIG["mounts"],
+        {
+            "destination": "/data",
+            "type": "bind",
+            "source": "here",
+            "options": ["rbind", "ro", "nosuid", "rslave"],
+        },
+        {"destination": "run/x", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k", "mode=755"]},
+        {"destination": "/dev/shm", "type": "bind", "source": "/host/shm", "options": ["bind"]},
+    ]
+    asked = _container(read(mounts=mounts))
+    assert asked.directory == "/bundle/rootfs" and asked.command == ("sh",) and asked.tty
+    assert asked.security.add_capabilities == ("CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE")
+    assert asked.security.drop_capabilities == ("ALL",) and asked.security.read_only_root
+    volume, memory = asked.mounts
+    assert (volume.container_path, volume.host_path, volume.read_only) == ("/data", "/bundle/here", True)
+    assert (volume.options, volume.propagation) == (("nosuid",), Propagation.HOST_TO_CONTAINER)
+    assert (memory.container_path, memory.tmpfs.size, memory.tmpfs.mode) == ("/run/x", 65536, 0o755)
+    for bad, reason in (
+        ({"destination": "/x", "type": "nfs"}, "type 'nfs'"),
+        ({"destination": "/x", "type": "bind", "source": "/", "options": ["idmap"]}, "owners of volumes"),
+        ({"destination": "/x", "type": "tmpfs", "options": ["size=lots"]}, "size 'lots'"),
+    ):
+        with pytest.raises((FailedPrecondition, InvalidArgument), match=reason):
+            _container(read(mounts=[bad]))
+
+
+async def test_another_process_of_the_same_number_is_not_touched(tmp_path: Path) -> None:
+    other = Companion(pid=os.getpid(), since=process_start_time(os.getpid()) + 1, stdin=True)
+    assert not other.alive and other.size() == (0, 0)
+    await other.end(3)
+    await other.kill()
+    assert [number async for number in other.signals()] == []
+    with (tmp_path / "out").open("w") as file:
+        sink = Sink(stdout=f"/proc/{os.getpid()}/fd/{file.fileno()}", since=other.since)
+        with pytest.raises(FailedPrecondition, match="its process has ended"):
+            await RawOutput(sink).open()
+        right = RawOutput(Sink(stdout=sink.stdout, since=other.since - 1))
+        await right.open()
+        await right.write(1, b"said")
+        await right.close()
+    assert (tmp_path / "out").read_bytes() == b"said"
+
+
+def test_without_a_daemon_the_command_says_how_to_start_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    options = ["--state", os.fspath(tmp_path), "--log", os.fspath(log), "--log-format=json"]
+    assert main.main([*options, "state", "c"]) == 1
+    said = json.loads(log.read_text())
+    assert said["level"] == "error" and "start it with" in said["msg"]
+    assert said["msg"] in capsys.readouterr().err
+    assert main.main([*options, "exec", "c", "ls"]) == 255
+    assert main.main([*options, "create", "--bundle", os.fspath(tmp_path), "c"]) == 1
+    assert "config.json: no such file or directory" in capsys.readouterr().err
+    assert main.main([*options, "--nonsense"]) == 1
+    assert main.main(["--log", "/nowhere/log", "bogus"]) == 1
+    assert "the log /nowhere/log cannot be written" in capsys.readouterr().err
+
+
+def test_a_new_config_is_one_that_is_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["spec", "--bundle", os.fspath(tmp_path)]) == 0
+    found = document.config((tmp_path / "config.json").read_bytes())
+    translate.check(found)
+    assert _container(found).security.no_new_privs
+    assert main.main(["spec", "--bundle", os.fspath(tmp_path)]) == 1
+    assert main.main(["features"]) == 0
+    assert json.loads(capsys.readouterr().out)["linux"]["seccomp"] == {"enabled": True}
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("orlop-oci version ")
