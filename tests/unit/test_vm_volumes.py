@@ -11,9 +11,10 @@ from typing import Any, cast
 import pytest
 
 from orlop.config import VolumeConfig
-from orlop.errors import FailedPrecondition, Unavailable
+from orlop.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from orlop.host.watching import Watcher
 from orlop.hypervisor.base import Machine
+from orlop.pods.containers import KILL_GRACE
 from orlop.sandbox.spec import ContainerSpec, Mount
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.files import PodFile, PodFiles
@@ -27,16 +28,19 @@ from tests.volumes.kubelet import PodDirectory
 
 @dataclass
 class Agent:
-    """Agrees to everything, and says what it was asked."""
+    """Agrees to everything, and says what it was asked. ``needs`` is how many seconds it takes to fetch."""
 
     hello: Hello = field(default_factory=lambda: Hello(features=FEATURES))
     asked: list[Any] = field(default_factory=list)
     closed: bool = False
     fails: bool = False
+    needs: float = 0
 
     async def call(self, request: Any, timeout: float = 0) -> Any:
         if self.fails:
             raise Unavailable("the agent is gone")
+        if isinstance(request, Fetch) and timeout < self.needs:
+            raise DeadlineExceeded("the agent did not answer fetch")
         self.asked.append(request)
         return messages.FetchReply(data=b"said") if isinstance(request, Fetch) else messages.Done()
 
@@ -212,5 +216,19 @@ async def test_a_termination_log_is_written_over_the_kubelets_file_and_no_other(
     bed.agent.fails = True
     await volumes.write_back("one")
     bed.agent.fails = False
+    await volumes.release("one")
+    await volumes.close()
+
+
+@pytest.mark.parametrize(("needs", "said"), [(KILL_GRACE / 2, b"said"), (KILL_GRACE, b"")])
+async def test_a_busy_guest_has_time_to_say_why_a_container_ended_but_not_for_ever(
+    bed: Bed, needs: float, said: bytes
+) -> None:
+    log = bed.kubelet.termination_log("main")
+    volumes = bed.daemon()
+    await volumes.place(spec("one", log))
+    bed.agent.needs = needs
+    await volumes.write_back("one")
+    assert log.read_bytes() == said
     await volumes.release("one")
     await volumes.close()

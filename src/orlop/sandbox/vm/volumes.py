@@ -41,7 +41,10 @@ log = logging.getLogger(__name__)
 _COPIED = ("copy", "file", "log")
 _TIMEOUT = 60.0
 _FLUSH_TIME = 5.0
-_FETCH_TIME = 2.0
+_FETCH_TIME = 20.0
+"""Seconds until a container's end is told without what was said about it. A busy host's guest may need some;
+who kills a container waits longer."""
+
 _BATCH_BYTES = 2 << 20
 _BATCH_ENTRIES = 512
 _SETTLING = 0.005
