@@ -294,14 +294,13 @@ class Soak:
                 await self._has_ended(pod, container)
 
     async def _has_ended(self, pod: Pod, container: Container) -> None:
-        """One that nobody ended: only a fault may have, and then that is what is told of its end.
+        """Only a fault may have ended it, and then that is what is told of its end.
 
         Of a VM anything may be said, since machines are killed.
         """
-        container.running = False
         if pod.handler == "vm" or container.disturbed or container.command == COMMANDS[2]:
-            container.running = container.command == COMMANDS[2] and not container.disturbed
             return
+        container.running = False
         try:
             status = await self._status(container)
         except OrlopError:
