@@ -60,6 +60,7 @@ class World:
         self.dead = False
         self.failures: dict[str, Exception] = {}
         self.delays: dict[str, float] = {}
+        self.passing: dict[str, list[Exception]] = {}
         self.ignore_term = False
         self.images = DoubleImages()
 
@@ -263,6 +264,8 @@ class DoubleDriver:
     async def recover(self, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> DoubleSandbox:
         if delay := self.world.delays.get(f"recover {spec.name}"):
             await asyncio.sleep(delay)
+        if passing := self.world.passing.get(f"recover {spec.name}"):
+            raise passing.pop()
         pod = self.world.pods.get(spec.id)
         if pod is None or not pod.running:
             raise NotFound(f"pod {spec.id} does not run")

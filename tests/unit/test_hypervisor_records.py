@@ -1,3 +1,4 @@
+import asyncio
 import os
 import resource
 import socket
@@ -6,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,12 +23,12 @@ from orlop.errors import (
     Unavailable,
 )
 from orlop.guestos.build import GuestArtifacts
-from orlop.host import threads
+from orlop.host import process, threads
 from orlop.hypervisor.base import Accelerator, GuestFiles, MachineShape
 from orlop.hypervisor.qemu import QemuBackend, accelerator, cleanup, ending, errorlog, launch, memuse, record
 from orlop.hypervisor.qemu.cmdline import Network, Sockets
 from orlop.hypervisor.qemu.errorlog import ErrorLog
-from orlop.hypervisor.qemu.hypervisor import QemuHypervisor
+from orlop.hypervisor.qemu.hypervisor import QemuHypervisor, QemuMachines
 from orlop.hypervisor.qemu.settings import QemuConfig
 
 RECORD = record.MachineRecord(
@@ -57,6 +59,26 @@ def test_a_damaged_record_is_data_loss(tmp_path_factory: pytest.TempPathFactory,
     (directory / "machine.json").write_bytes(data)
     with pytest.raises(DataLoss):
         record.load(directory)
+
+
+async def test_a_machine_that_cannot_be_reached_now_is_not_ended(tmp_path: Path) -> None:
+    """Its record cannot be read, or nobody answers at its monitor: it runs all the same."""
+    child = await asyncio.create_subprocess_exec("sleep", "1000")
+    try:
+        start_time = process.process_start_time(child.pid)
+        record.save(tmp_path, msgspec.structs.replace(RECORD, pid=child.pid, start_time=start_time))
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await QemuMachines().recover(tmp_path)
+        (tmp_path / "machine.json").unlink()
+        (tmp_path / "machine.json").mkdir()
+        with pytest.raises(Unavailable, match="cannot be read now"):
+            await QemuMachines().recover(tmp_path)
+        with pytest.raises(Unavailable, match="cannot be read now"):
+            await QemuMachines().discard(tmp_path)
+        assert child.returncode is None
+    finally:
+        child.kill()
+        await child.wait()
 
 
 def test_memory_of_this_process() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from pathlib import Path
 
 import pytest
 
-from orlop.errors import FailedPrecondition
+from orlop.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from orlop.pods import recovery
 from orlop.pods.records import ContainerPhase, PodPhase
 from orlop.pods.requests import ContainerRequest
@@ -64,6 +65,35 @@ async def test_a_pod_that_does_not_answer_has_failed_and_holds_up_nobody(tmp_pat
     await service.recovered()
     assert hostile not in world.pods
     await service.remove_pod(hostile)
+    await service.close()
+
+
+async def test_what_fails_for_a_moment_ends_no_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "DEADLINE", 30.0)
+    monkeypatch.setattr(recovery, "AGAIN", 0.01)
+    world = World()
+    ids = await _left_behind(tmp_path, world, "short")
+    world.passing["recover short"] = [
+        OSError(errno.EMFILE, "Too many open files"),
+        Unavailable("its agent cannot be reached"),
+        DeadlineExceeded("its agent did not answer"),
+    ]
+    service = await _open(tmp_path, world)
+    assert (await service.exec_sync(ids["short"][1], ("echo", "x"))).exit_code == 0
+    assert [pod.phase for pod in service.pods()] == [PodPhase.READY]
+    assert world.passing["recover short"] == []
+    await service.close()
+
+
+async def test_what_goes_on_failing_is_told(tmp_path: Path) -> None:
+    world = World()
+    ids = await _left_behind(tmp_path, world, "short")
+    world.passing["recover short"] = [OSError(errno.EIO, "bad disk")] * 1000
+    service = await _open(tmp_path, world)
+    await service.recovered()
+    record = service.pod(ids["short"][0])
+    assert record.phase is PodPhase.NOTREADY
+    assert record.reason.startswith("it did not answer within 1 s") and "bad disk" in record.reason
     await service.close()
 
 

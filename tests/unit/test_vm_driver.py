@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from orlop.net.network import PodNetwork
 from orlop.sandbox.spec import PodSpec
 from orlop.sandbox.vm import driver as drivers
 from orlop.sandbox.vm.driver import VmDriver
+from orlop.sandbox.vm.files import PodFile, PodFiles
 from orlop.sandbox.vm.states import Absent, Preparing, Ready
 
 POD = PodSpec(id="p1", name="p", uid="u", namespace="n")
@@ -189,6 +192,30 @@ async def test_without_a_guest_image_pods_are_refused_with_the_reason(tmp_path: 
         await until(lambda: world.looks > 2)
         world.missing = None
         await until(lambda: isinstance(world.state, Ready))
+
+
+async def test_vms_stay_when_it_is_not_known_whose_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(tmp_path)
+    files = PodFiles(tmp_path / "state", POD.id)
+    files.write(PodFile(pod_id=POD.id, vm_id="abc"))
+    vm = world.driver._clones.directory / "abc"
+    vm.mkdir(parents=True)
+
+    def read_bytes(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_bytes)
+        async with opened(world):
+            pass
+        with pytest.raises(Unavailable, match="cannot be read now"):
+            await world.driver.recover(POD, ())
+        with pytest.raises(Unavailable, match="cannot be read now"):
+            await world.driver.discard(POD.id)
+    assert vm.is_dir() and files.read() is not None
+    assert "left until the next start" in caplog.text
 
 
 async def test_after_a_failure_the_reason_stays_until_it_is_over(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orlop.errors import DataLoss, InvalidArgument
+from orlop.errors import DataLoss, InvalidArgument, Unavailable
 from orlop.sandbox.vm.files import (
     ContainerFile,
     PodFile,
@@ -54,6 +57,32 @@ def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(DataLoss, match=r"pod\.json"):
         files.read()
     assert directory(tmp_path) == tmp_path / "vm-pods"
+
+
+def test_files_that_cannot_be_read_just_now_are_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a VM that runs would be nobody's, and a pod's removal would leave its VM behind."""
+    files = PodFiles(tmp_path, "p1")
+    files.write(PodFile(pod_id="p1", vm_id="abc"))
+    files.write_container(ContainerFile(id="c1"))
+    files.write_volumes(())
+
+    def read_bytes(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), os.fspath(path))
+
+    looks: tuple[Callable[[], object], ...] = (
+        files.read,
+        files.containers,
+        files.volumes,
+        lambda: owned_vms(tmp_path),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_bytes)
+        for look in looks:
+            with pytest.raises(Unavailable, match="cannot be read now: Too many open files"):
+                look()
+    assert owned_vms(tmp_path) == {"abc"}
 
 
 @given(st.text(max_size=200))

@@ -228,7 +228,8 @@ class Machines(Protocol):
     """Finds machines that run, and removes them: all that can be done without a guest to boot."""
 
     async def recover(self, directory: Path) -> Machine:
-        """Find a machine again that an earlier daemon made; NotFound if it runs no more."""
+        """Find a machine again that an earlier daemon made; NotFound if it runs no more, Unavailable or
+        DeadlineExceeded when it could not be reached now."""
         ...
 
     async def discard(self, directory: Path) -> None:

@@ -19,7 +19,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 
-from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    OrlopError,
+    ResourceExhausted,
+    Unavailable,
+)
 from orlop.host.tasks import failures_of
 from orlop.pods.containers import Containers
 from orlop.pods.node import Node, now, reason_of
@@ -41,6 +48,11 @@ PARALLEL = 64
 
 DEADLINE = 30.0
 """Seconds in which a pod that ran must be found again as a whole; one that does not answer has failed."""
+
+AGAIN = 1.0
+"""Seconds between two looks for a pod that could not be looked for."""
+
+_PASSING = (Unavailable, DeadlineExceeded, ResourceExhausted, OSError)
 
 PATIENCE = 1.0
 """Seconds that the daemon's start waits, so that the first lists tell what is, not what was."""
@@ -119,13 +131,15 @@ class Recovery:
             await self._ready(record)
 
     async def _ready(self, record: PodRecord) -> None:
+        passing: list[Exception] = []
         try:
             async with asyncio.timeout(DEADLINE):
-                await self._found(record)
+                await self._found(record, passing)
         except (OrlopError, TimeoutError) as error:
             why = reason_of(error)
             if isinstance(error, TimeoutError):
                 why = f"it did not answer within {DEADLINE:g} s after a restart of the daemon"
+                why += f": {reason_of(passing[-1])}" if passing else ""
             log.warning("pod %s/%s does not run any more: %s", record.spec.namespace, record.spec.name, why)
             reason = "" if record.stop_requested else why
             await self._node.ledger.note_pod(record.id, phase=PodPhase.NOTREADY, reason=reason)
@@ -137,11 +151,19 @@ class Recovery:
             log.info("pod %s was being stopped when the daemon ended; going on", record.id[:12])
             await self._pods.stop(record.id)
 
-    async def _found(self, record: PodRecord) -> None:
-        """Find a pod that runs, and go on with what was begun in it."""
+    async def _found(self, record: PodRecord, passing: list[Exception]) -> None:
+        """Find a pod that runs, and go on with what was begun in it; ``passing`` gets what may pass."""
         members = self._node.ledger.members(record.id)
         driver = self._node.handlers.driver(record.handler)
-        sandbox = await driver.recover(record.spec, tuple(member.spec for member in members))
+        while True:
+            try:
+                sandbox = await driver.recover(record.spec, tuple(member.spec for member in members))
+                break
+            except _PASSING as error:
+                # Short of descriptors or memory for a moment, say: no reason to end a pod that runs.
+                log.info("pod %s is looked for again: %s", record.id[:12], reason_of(error))
+                passing.append(error)
+                await asyncio.sleep(AGAIN)
         self._node.sandboxes[record.id] = sandbox
         for member in members:
             try:

@@ -223,7 +223,9 @@ class SandboxDriver(Protocol):
         ...
 
     async def recover(self, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> Sandbox:
-        """Find a pod again that ran before this daemon did; NotFound if it runs no more."""
+        """Find a pod again that ran before this daemon did; NotFound if it runs no more.
+
+        Unavailable, DeadlineExceeded, ResourceExhausted and OSError say that another try may find it."""
         ...
 
     async def discard(self, pod_id: str) -> None:

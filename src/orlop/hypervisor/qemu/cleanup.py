@@ -17,7 +17,7 @@ _QUIT_TIMEOUT = 5.0
 
 
 async def end(directory: Path) -> None:
-    """End the machine in ``directory``. Idempotent."""
+    """End the machine in ``directory``. Idempotent. Raises Unavailable when its record cannot be read now."""
     try:
         known = await threads.call(record.load, directory)
     except (NotFound, DataLoss):

@@ -92,11 +92,10 @@ class QemuMachines:
         try:
             await machine.open(agent_ready=True)
             status = await machine.monitor.execute("query-status")
-        except Unavailable as error:
-            await machine.stop()
-            raise NotFound(f"the machine in {directory} has ended") from error
-        except BaseException:
+        except BaseException as error:
             await machine.close()
+            if isinstance(error, Unavailable) and not process.pid_alive(known.pid, known.start_time):
+                raise NotFound(f"the machine in {directory} has ended") from error
             raise
         if not isinstance(status, dict) or status.get("status") != "running":
             await machine.console_tail()

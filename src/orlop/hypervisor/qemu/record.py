@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from orlop.errors import DataLoss, NotFound
+from orlop.errors import DataLoss, NotFound, Unavailable
 from orlop.host import files
 from orlop.hypervisor.base import MachineShape
 from orlop.hypervisor.qemu.bays import Bay
@@ -44,11 +44,14 @@ def save(directory: Path, record: MachineRecord) -> None:
 
 
 def load(directory: Path) -> MachineRecord:
-    """Read it. Raises NotFound when there is none, DataLoss when it cannot be understood."""
+    """Read it. Raises NotFound when there is none, DataLoss when it cannot be understood, Unavailable when it
+    cannot be read now."""
     path = directory / _NAME
     try:
         return msgspec.json.decode(path.read_bytes(), type=MachineRecord)
     except FileNotFoundError:
         raise NotFound(f"there is no machine in {directory}") from None
-    except (OSError, *UNREADABLE) as error:
+    except OSError as error:
+        raise Unavailable(f"the machine's record {path} cannot be read now: {error.strerror}") from error
+    except UNREADABLE as error:
         raise DataLoss(f"the machine's record {path} cannot be read: {error}") from error

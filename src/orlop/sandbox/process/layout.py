@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ from orlop.errors import InvalidArgument
 from orlop.host import files, privacy
 from orlop.linux.removal import remove_tree
 from orlop.value import UNREADABLE, Value
+
+T = TypeVar("T")
 
 
 class KnownProcess(Value, frozen=True):
@@ -188,24 +190,23 @@ def save(path: Path, value: Value) -> None:
 
 
 def load_pod(path: Path) -> PodState | None:
-    """A pod's record, or None when there is none that can be read."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=PodState)
-    except (OSError, *UNREADABLE):
-        return None
+    """A pod's record, or None when there is none that makes sense. Raises OSError."""
+    return _load(path, PodState)
 
 
 def load_container(path: Path) -> ContainerProcesses | None:
-    """A container's record, or None when there is none that can be read."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=ContainerProcesses)
-    except (OSError, *UNREADABLE):
-        return None
+    """A container's record, or None when there is none that makes sense. Raises OSError."""
+    return _load(path, ContainerProcesses)
 
 
 def load_document(path: Path) -> dict[str, Any] | None:
-    """A container's OCI document, or None when there is none that can be read."""
+    """A container's OCI document, or None when there is none that makes sense. Raises OSError."""
+    return _load(path, dict[str, Any])
+
+
+def _load(path: Path, kind: type[T]) -> T | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, *UNREADABLE):
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (FileNotFoundError, *UNREADABLE):
+        # What cannot be read just now is another matter: it may be of something that runs.
         return None

@@ -157,7 +157,7 @@ class Clones:
     async def recover(self, vm_id: str) -> Clone:
         """The clone that an earlier daemon made; its agent waits for a Resume.
 
-        Raises NotFound, or Unavailable, when it runs no more.
+        Raises NotFound when it runs no more, Unavailable or DeadlineExceeded when it cannot be reached now.
         """
         directory = self.directory / vm_id
         machine = await self._machines.recover(machine_of(directory))

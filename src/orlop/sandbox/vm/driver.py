@@ -135,7 +135,11 @@ class VmDriver:
         Without a guest image pods that run can be recovered and removed all the same; the image is
         looked for again until there is one.
         """
-        await self._clones.sweep(owned_vms(self._config.state_dir).__contains__)
+        try:
+            await self._clones.sweep(owned_vms(self._config.state_dir).__contains__)
+        except Unavailable as error:
+            # Whose VMs are whose is not known then.
+            log.warning("VMs that belong to no pod are left until the next start: %s", error)
         await self._look(_SEARCHING)
         self._tasks.spawn(self._prepare(), "VM driver")
         self._tasks.spawn(self._tidy(), "remains of VMs")
@@ -205,7 +209,7 @@ class VmDriver:
             raise NotFound(f"pod {spec.id} has no VM")
         try:
             clone = await self._clones.recover(pod.vm_id)
-        except OrlopError as error:
+        except NotFound as error:
             raise NotFound(f"the VM of pod {spec.id} runs no more: {error}") from error
         sandbox = self._sandbox(spec, clone, files, pod)
         try:

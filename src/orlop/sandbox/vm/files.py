@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from orlop.errors import DataLoss, InvalidArgument
+from orlop.errors import DataLoss, InvalidArgument, Unavailable
 from orlop.host import files
 from orlop.sandbox.crilog import LogPosition
 from orlop.sandbox.rawoutput import FileMark
@@ -109,7 +109,7 @@ class PodFiles:
         return self.directory / "cpu.ledger"
 
     def read(self) -> PodFile | None:
-        """The pod's file, or None. Raises DataLoss when it is damaged."""
+        """The pod's file, or None. Raises DataLoss when it is damaged, Unavailable when it cannot be read."""
         return _read(self.directory / _POD, PodFile)
 
     def write(self, pod: PodFile) -> None:
@@ -118,7 +118,7 @@ class PodFiles:
         files.save(self.directory / _POD, msgspec.json.encode(pod))
 
     def volumes(self) -> list[HeldVolume]:
-        """The volumes that the guest holds. Raises DataLoss when their file is damaged."""
+        """The volumes that the guest holds. Raises DataLoss when their file is damaged, Unavailable."""
         return list(_read(self.directory / _VOLUMES, tuple[HeldVolume, ...]) or ())
 
     def write_volumes(self, volumes: Iterable[HeldVolume]) -> None:
@@ -126,7 +126,7 @@ class PodFiles:
         files.save(self.directory / _VOLUMES, msgspec.json.encode(tuple(volumes)))
 
     def containers(self) -> list[ContainerFile]:
-        """The files of all containers; a damaged one is left out."""
+        """The files of all containers; a damaged one is left out. Raises Unavailable."""
         found = []
         for path in sorted(self.directory.glob("*.json")):
             if path.name != _POD:
@@ -166,7 +166,9 @@ def pods_on_disk(state: Path) -> list[str]:
 
 
 def owned_vms(state: Path) -> set[str]:
-    """Ids of the VMs that belong to a pod. One whose pod's file is damaged belongs to nobody any more."""
+    """Ids of the VMs that belong to a pod. One whose pod's file is damaged belongs to nobody any more.
+
+    Raises Unavailable when that cannot be known now."""
     owned = set()
     for path in directory(state).glob(f"*/{_POD}"):
         with suppress(DataLoss):
@@ -189,5 +191,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
         return msgspec.convert(document, kind)
     except FileNotFoundError:
         return None
-    except (OSError, *UNREADABLE) as error:
+    except OSError as error:
+        raise Unavailable(f"state file {path} cannot be read now: {error.strerror}") from error
+    except UNREADABLE as error:
         raise DataLoss(f"state file {path} cannot be read: {error}") from error
