@@ -6,13 +6,14 @@ serve. There is no pause container: a pod without containers is files and pinned
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import time
 
 from orlop.config import Config
-from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.errors import NotFound, OrlopError, Unavailable
 from orlop.host import process, tasks, threads
 from orlop.host.tasks import Undo, together
 from orlop.host.turns import Turns
@@ -40,6 +41,7 @@ class ProcessDriver:
         self._network = network
         self._layout = Layout(config.state_dir / NAME, config.root_dir / NAME)
         self._tools: Tools | None = None
+        self._looking = asyncio.Lock()
         self._reason = "the handler process is not open"
         self._running: dict[str, ProcessSandbox] = {}
         self._turns = Turns()
@@ -63,12 +65,8 @@ class ProcessDriver:
         checks.check_pod(spec, user_namespaces=self.features.user_namespaces)
 
     async def open(self) -> None:
-        """See ``SandboxDriver``. A missing tool is told by :meth:`ready`."""
-        try:
-            self._tools = await self._find_tools()
-            self._reason = ""
-        except OrlopError as error:
-            self._reason = str(error)
+        """See ``SandboxDriver``. A missing tool is told by :meth:`ready`, and looked for again."""
+        await self.ready()
 
     async def _find_tools(self) -> Tools:
         monitor = shutil.which(self._config.process.conmon)
@@ -99,11 +97,21 @@ class ProcessDriver:
 
     async def ready(self) -> str:
         """See ``SandboxDriver``."""
-        return self._reason
+        async with self._looking:
+            if self._tools is None:
+                try:
+                    self._tools = await self._find_tools()
+                    self._reason = ""
+                except (OrlopError, OSError) as error:
+                    self._reason = str(error)
+            return self._reason
 
-    def _open_tools(self) -> Tools:
+    async def _open_tools(self) -> Tools:
+        # One that could not be run just now is no reason to do without it for as long as the daemon lives.
         if self._tools is None:
-            raise FailedPrecondition(f"the handler process cannot be used: {self._reason}")
+            await self.ready()
+        if self._tools is None:
+            raise Unavailable(f"the handler process cannot be used: {self._reason}")
         return self._tools
 
     def _default_parent(self, pod_id: str) -> str:
@@ -111,7 +119,7 @@ class ProcessDriver:
 
     async def run(self, spec: PodSpec) -> Sandbox:
         """See ``SandboxDriver``."""
-        tools = self._open_tools()
+        tools = await self._open_tools()
         self.check(spec)
         async with self._turns.of(spec.id):
             return await self._run(tools, spec)
@@ -140,7 +148,7 @@ class ProcessDriver:
 
     async def recover(self, spec: PodSpec, containers: tuple[ContainerSpec, ...]) -> Sandbox:
         """See ``SandboxDriver``."""
-        tools = self._open_tools()
+        tools = await self._open_tools()
         async with self._turns.of(spec.id):
             return await self._recover(tools, spec, containers)
 
@@ -176,7 +184,8 @@ class ProcessDriver:
         if known is not None and await undo.step("its sandbox", known.stop()):
             self._running.pop(pod_id, None)
         parent, paths = self._default_parent(pod_id), self._layout.pod(pod_id)
-        await undo.step("its traces", pods.discard(self._open_tools(), self._network, paths, pod_id, parent))
+        tools = await self._open_tools()
+        await undo.step("its traces", pods.discard(tools, self._network, paths, pod_id, parent))
         undo.finish()
 
     async def layers(self) -> LayerUse:

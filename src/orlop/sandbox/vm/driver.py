@@ -137,7 +137,7 @@ class VmDriver:
         """
         try:
             await self._clones.sweep(owned_vms(self._config.state_dir).__contains__)
-        except Unavailable as error:
+        except (Unavailable, OSError) as error:
             # Whose VMs are whose is not known then.
             log.warning("VMs that belong to no pod are left until the next start: %s", error)
         await self._look(_SEARCHING)
