@@ -14,7 +14,7 @@ COMMAND ?=
 GUEST ?=
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short debian13 deb bare wheel monitoring lasting upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short debian13 deb bare wheel monitoring csi-sanity lasting upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -76,6 +76,9 @@ wheel: $(PYTHON) ## The wheel, in build/wheel
 
 monitoring: $(PYTHON) ## The dashboard and alert rules, read by Prometheus' own parsers, beside a real daemon (root)
 	$(PYTHON) -m pytest tests/monitoring -q --junitxml build/tests/monitoring.xml
+
+csi-sanity: $(PYTHON) ## The CSI driver, judged by the sanity suite of kubernetes-csi (root)
+	$(PYTHON) -m pytest tests/csi -q --junitxml build/tests/csi.xml
 
 lasting: $(PYTHON) ## 110 pods, VMs as far as memory goes, images, logs, a full disk; figures in build/lasting.md (root)
 	$(PYTHON) -m pytest tests/lasting -q -s

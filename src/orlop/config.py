@@ -53,6 +53,10 @@ OptionalUrl = Annotated[
 HandlerName = Annotated[
     str, Meta(pattern=r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z", description="the handler of a RuntimeClass")
 ]
+NodeName = Annotated[
+    str,
+    Meta(pattern=r"\A[A-Za-z0-9._-]{0,63}\Z", description="a name of at most 63 characters, or empty"),
+]
 ImagePattern = Annotated[str, Meta(pattern=r"\A\S+\Z", description="a pattern")]
 
 
@@ -220,6 +224,16 @@ class NriConfig(Section, frozen=True):
     request_timeout: Timeout = 2.0
 
 
+class CsiConfig(Section, frozen=True):
+    """Named volumes for a cluster: the CSI driver's socket, and the directory in which a kubelet looks for
+    drivers (empty: it is told otherwise). ``node`` is what this machine is called, empty its host name."""
+
+    enabled: bool = False
+    socket: SocketPath = "/var/lib/kubelet/plugins/csi.orlop.io/csi.sock"
+    registry: OptionalPath = "/var/lib/kubelet/plugins_registry"
+    node: NodeName = ""
+
+
 class Config(Section, frozen=True):
     """The whole file. ``root`` survives a reboot, ``state`` does not."""
 
@@ -237,6 +251,7 @@ class Config(Section, frozen=True):
     streaming: StreamingConfig = StreamingConfig()
     metrics: MetricsConfig = MetricsConfig()
     nri: NriConfig = NriConfig()
+    csi: CsiConfig = CsiConfig()
 
     def __post_init__(self) -> None:
         """Raises ValueError when a name could mean two handlers."""

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +37,11 @@ from orlop.net.network import PodNetwork
 from orlop.oci.door import Door
 from orlop.pods.metrics import MetricsServer, RpcMetrics
 from orlop.pods.service import PodService
+from orlop.rpc.deferred import Deferred, Handler
+from orlop.rpc.router import Router
 from orlop.sandbox.base import SandboxDriver
+from orlop.volumes.publisher import Publisher
+from orlop.volumes.store import VolumeStore
 
 if TYPE_CHECKING:
     from orlop.hypervisor.base import Backend
@@ -47,7 +51,7 @@ log = logging.getLogger("orlop.daemon")
 HYPERVISORS = {"qemu": "orlop.hypervisor.qemu"}
 """By the name that ``vm.hypervisor`` has; the first is the usual one."""
 
-_PRIVATE_ROOT = ("guest", "hypervisor", "images", "network", "vm-scratch")
+_PRIVATE_ROOT = ("guest", "hypervisor", "images", "network", "vm-scratch", "volumes")
 _PRIVATE_STATE = ("oci", "vm-pods", "vms")
 """Made before anybody else makes them with other modes."""
 
@@ -185,6 +189,26 @@ def _process(config: Config, network: PodNetwork) -> SandboxDriver:
     return ProcessDriver(config, network)
 
 
+async def opened_volumes(config: Config) -> VolumeStore:
+    """The named volumes, whoever serves them. Raises FailedPrecondition."""
+    store = VolumeStore(config.root_dir / "volumes")
+    await store.open()
+    await Publisher(store).open()
+    return store
+
+
+def _csi(config: Config, volumes: VolumeStore) -> Deferred:
+    """CSI on the daemon's own socket, for the command line."""
+
+    def make() -> Sequence[Handler]:
+        from orlop.csi import names
+        from orlop.csi.server import handlers
+
+        return handlers(Router(), volumes, names.node_of(config.csi))
+
+    return Deferred("csi.v1", make)
+
+
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[PodService]:
     """The whole daemon, serving; leaving the block stops it, and no pod."""
@@ -215,10 +239,17 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         door = Door(config.state_dir, pods)
         stack.push_async_callback(door.stop)
         await door.start()
+        volumes = await opened_volumes(config)
+        if config.csi.enabled:
+            from orlop.csi.server import CsiServer
+
+            driver = CsiServer(config.csi, volumes)
+            stack.push_async_callback(driver.stop)
+            await driver.start()
         streaming = StreamingServer(config.streaming, pods)
         await streaming.start()
         stack.push_async_callback(streaming.stop)
-        server = CriServer(config, pods, images, streaming, metrics=rpcs)
+        server = CriServer(config, pods, images, streaming, metrics=rpcs, others=[_csi(config, volumes)])
         await server.start()
         stack.push_async_callback(server.stop)
         yield pods

@@ -2,7 +2,7 @@
 
 Every failure that a caller can act on is an :class:`OrlopError`. Its class says what kind of
 failure it is; :attr:`OrlopError.code` is the gRPC status code it becomes at the edge
-(``orlop.cri`` is the only place that does so). The message names the object, the cause and,
+(``orlop.rpc`` is the only place that does so). The message names the object, the cause and,
 where there is one, the remedy, in one sentence.
 
 ``asyncio.CancelledError`` is never wrapped in any of these.
@@ -89,6 +89,18 @@ class FailedPrecondition(OrlopError):
     """The object is in a state, or the machine is of a kind, in which that cannot be done."""
 
     code = Code.FAILED_PRECONDITION
+
+
+class OutOfRange(OrlopError):
+    """A number, such as a size, that cannot be had here."""
+
+    code = Code.OUT_OF_RANGE
+
+
+class Aborted(OrlopError):
+    """The call does not fit what came before it; the caller is to begin anew."""
+
+    code = Code.ABORTED
 
 
 class Unavailable(OrlopError):

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 CRI_TOOLS_VERSION = "1.36.0"
+CSI_TEST_VERSION = "5.3.1"
 GO_MINIMUM = (1, 26, 2)
 
 
@@ -120,6 +121,30 @@ def cri_tools() -> tuple[Path, Path]:
             shutil.move(built, target / f".{built.name}")
             (target / f".{built.name}").rename(target / built.name)
     return crictl, critest
+
+
+def csi_sanity() -> Path:
+    """The sanity suite of kubernetes-csi, built if it is not in the cache."""
+    target = cache_dir() / "csi-test" / CSI_TEST_VERSION / "csi-sanity"
+    if not target.exists():
+        say(f"building csi-sanity {CSI_TEST_VERSION} (a minute, once)")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        module = f"github.com/kubernetes-csi/csi-test/v5@v{CSI_TEST_VERSION}"
+        env = {"GOFLAGS": "-buildvcs=false -mod=mod", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+        with tempfile.TemporaryDirectory(prefix="csi-test-", dir=target.parent) as scratch:
+            source, built = Path(scratch) / "source", Path(scratch) / "csi-sanity"
+            output = run([find_go(), "mod", "download", "-json", module], cwd=Path(scratch))
+            directory = re.search(r'"Dir": "([^"]+)"', output)
+            if directory is None:
+                raise ToolError(f"go mod download of {module} named no directory")
+            # Of what it vendors only the list is in the module.
+            shutil.copytree(directory[1], source, ignore=shutil.ignore_patterns("vendor"))
+            for path in (source, *source.rglob("*")):
+                path.chmod(path.stat().st_mode | 0o200)
+            command = [find_go(), "build", "-trimpath", "-p", "2", "-o", built, "./cmd/csi-sanity"]
+            run(command, cwd=source, env=env)
+            built.rename(target)
+    return target
 
 
 def peer(name: str) -> Path:

@@ -256,6 +256,14 @@ def inspect(name: Name, socket: Socket = "") -> None:
 
 
 @app.command()
+def csi(config: ConfigFile = None) -> None:
+    """Serve named volumes to a cluster whose pods another runtime runs; orlopd does that itself."""
+    from orlop.cli.csi import csi_command
+
+    csi_command(config)
+
+
+@app.command()
 def stats(
     interval: Annotated[float, typer.Option("--interval", help="Seconds to measure over.", min=0.1)] = 1.0,
     socket: Socket = "",

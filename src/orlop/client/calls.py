@@ -34,7 +34,8 @@ _OPTIONS = (
 )
 _ERRORS: dict[int, type[OrlopError]] = {
     int(kind.code): kind
-    for kind in vars(errors).values()
+    # Of those with one code, the one that the others are kinds of comes last, and stays.
+    for kind in reversed(vars(errors).values())
     if isinstance(kind, type) and issubclass(kind, OrlopError) and kind is not OrlopError
 }
 
@@ -90,14 +91,15 @@ class Service:
         return _ERRORS.get(error.code().value[0], OrlopError)(details)
 
 
-class CriClient:
-    """A connection to the socket at ``path``: ``runtime`` and ``images`` are its services."""
+class Connected:
+    """A connection to the socket at ``path``, whose services are those of a subclass."""
 
     def __init__(self, path: Path) -> None:
+        self._path = str(path)
         self._channel = aio.insecure_channel(f"unix:{path}", options=_OPTIONS)
-        services = pb.DESCRIPTOR.services_by_name
-        self.runtime = Service(self._channel, services["RuntimeService"], str(path))
-        self.images = Service(self._channel, services["ImageService"], str(path))
+
+    def _service(self, descriptor: ServiceDescriptor) -> Service:
+        return Service(self._channel, descriptor, self._path)
 
     async def close(self) -> None:
         """Let go of the connection."""
@@ -110,3 +112,26 @@ class CriClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+class CriClient(Connected):
+    """Pods and images: ``runtime`` and ``images`` are its services."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        services = pb.DESCRIPTOR.services_by_name
+        self.runtime = self._service(services["RuntimeService"])
+        self.images = self._service(services["ImageService"])
+
+
+class VolumeClient(Connected):
+    """Named volumes, in the words of CSI: ``controller`` and ``node`` are its services."""
+
+    def __init__(self, path: Path) -> None:
+        # Most commands have nothing to do with volumes.
+        from orlop.csi.api import csi_v1_pb2
+
+        super().__init__(path)
+        services = csi_v1_pb2.DESCRIPTOR.services_by_name
+        self.controller = self._service(services["Controller"])
+        self.node = self._service(services["Node"])

@@ -66,12 +66,12 @@ class Publisher:
                 await threads.call(self._unmount, volume, place)
 
     async def publish(
-        self, volume_id: str, target: str, *, staged: str = "", read_only: bool = False
+        self, volume_id: str, target: str, *, staged: str = "", read_only: bool = False, alone: bool = False
     ) -> None:
         """Show a volume at ``target``, which this makes: as a directory, or a block device. Idempotent.
 
-        Raises NotFound, FailedPrecondition where it was not staged or is in use otherwise, AlreadyExists for
-        one that is shown there with other rights.
+        With ``alone`` it may be shown nowhere else. Raises NotFound, FailedPrecondition where it was not
+        staged or is in use otherwise, AlreadyExists for one that is shown there with other rights.
         """
         place = await threads.call(_place, target)
         async with self._store.turn(volume_id):
@@ -80,6 +80,8 @@ class Publisher:
                 if volume.content != "block" and await threads.call(_is_read_only, place) != read_only:
                     raise AlreadyExists(f"volume {volume_id} is at {target} with other rights")
                 return
+            if alone and (others := await threads.call(self._shown, volume, staged)):
+                raise FailedPrecondition(f"volume {volume_id} is for one pod, and is at {others[0]} already")
             if volume.content == "block":
                 await threads.call(self._show_device, volume, place, read_only)
                 return
@@ -165,12 +167,18 @@ class Publisher:
         elif volume.whole:
             ours = place in mounts.points_from(data_of(self._store.directory(volume.id)))
         else:
-            ours = any(
-                place in mounts.points_of(Path(device).stat().st_rdev) for device in self._devices(volume)
-            )
+            ours = any(place in _points(device) for device in self._devices(volume))
         if not ours:
             raise FailedPrecondition(f"{place} has something else mounted on it than volume {volume.id}")
         return True
+
+    def _shown(self, volume: VolumeRecord, staged: str) -> list[Path]:
+        """Where pods find the volume."""
+        if volume.content == "filesystem" and volume.whole:
+            return mounts.points_from(data_of(self._store.directory(volume.id)))
+        find = mounts.points_from if volume.content == "block" else _points
+        own = _place(staged) if staged else None
+        return [point for device in self._devices(volume) for point in find(device) if point != own]
 
     async def _mount(self, volume: VolumeRecord, place: Path, flags: int) -> None:
         disk = disk_of(self._store.directory(volume.id))
@@ -246,6 +254,10 @@ def _place(path: str) -> Path:
         return given.parent.resolve() / given.name
     except (OSError, RuntimeError) as error:
         raise InvalidArgument(f"{path!a}: {error}") from error
+
+
+def _points(device: str) -> list[Path]:
+    return mounts.points_of(Path(device).stat().st_rdev)
 
 
 def _mount_disk(file: int, place: Path, flags: int) -> None:

@@ -1,0 +1,176 @@
+"""The sanity suite of kubernetes-csi against ``orlop csi``, whole; and what a driver that is killed leaves.
+
+The driver has a mount namespace of its own, so that nothing else on the machine holds its mounts.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from orlop.client.calls import VolumeClient
+from orlop.csi.api import csi_v1_pb2 as pb
+from orlop.linux import loop
+from tests.conformance import tools
+from tests.patience import PATIENCE
+
+GIB = 1 << 30
+RUN = 67
+"""Specs of the suite that are about what the driver does; others skip themselves."""
+
+
+class Driver:
+    """``orlop csi`` with everything below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.socket = root / "csi.sock"
+        self.registry = root / "registry"
+        (root / "config.toml").write_text(
+            f'root = "{root}/root"\nstate = "{root}/state"\n[csi]\nenabled = true\nnode = "here"\n'
+            f'socket = "{self.socket}"\nregistry = "{self.registry}"\n'
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+        self.space: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if self.space is None:
+            self.space = subprocess.Popen(["unshare", "--mount", "--propagation", "slave", "cat"], stdin=PIPE)
+        command = ["nsenter", f"--mount=/proc/{self.space.pid}/ns/mnt", "--wd=.", sys.executable]
+        command += ["-m", "orlop.cli.main", "csi", "--config", str(self.root / "config.toml")]
+        until = time.monotonic() + 60 * PATIENCE
+        while Path(f"/proc/{self.space.pid}/ns/mnt").samefile("/proc/self/ns/mnt"):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        with (self.root / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        while not self._answers():
+            assert self.process.poll() is None, (self.root / "log").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        """The last socket that it serves is the one for the kubelet."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(f"{self.registry}/csi.orlop.io-reg.sock")
+            except OSError:
+                return False
+        return True
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(30 * PATIENCE)
+
+    def close(self) -> None:
+        """End it, and all that is mounted with it."""
+        self.end()
+        if self.space is not None:
+            self.space.communicate()
+
+    def devices(self) -> list[str]:
+        """Loop devices that any volume has."""
+        disks = (self.root / "root/volumes").glob("*/*/data/.orlop-volume")
+        return [device for disk in disks for device in loop.devices_of(str(disk))]
+
+
+@contextmanager
+def driver(root: Path) -> Iterator[Driver]:
+    one = Driver(root)
+    one.start()
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+@pytest.mark.parametrize("content", ["mount", "block"])
+def test_the_sanity_suite(content: str, tmp_path: Path) -> None:
+    suite = tools.csi_sanity()
+    report = tmp_path / "report.xml"
+    with driver(tmp_path) as one:
+        done = subprocess.run(
+            [
+                suite,
+                f"-csi.endpoint=unix://{one.socket}",
+                f"-csi.mountdir={tmp_path}/mount",
+                f"-csi.stagingdir={tmp_path}/staging",
+                f"-csi.testvolumesize={GIB}",
+                f"-csi.testvolumeexpandsize={2 * GIB}",
+                f"-csi.testvolumeaccesstype={content}",
+                f"-ginkgo.junit-report={report}",
+                "-ginkgo.no-color",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300 * PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-6000:]
+        log = (tmp_path / "log").read_text()
+        assert "unexpected" not in log and "Traceback" not in log, log[-4000:]
+        assert not one.devices()
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    assert sum(case.get("status") == "passed" for case in cases) >= RUN
+    # What is left out is what the driver says that it does not do.
+    for case in cases:
+        if (said := case.find("skipped")) is not None and "pagination should" not in str(case.get("name")):
+            assert re.search(r"not supported|not enabled", str(said.get("message"))), case.get("name")
+
+
+async def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Pods keep their volumes, and the next driver takes them away."""
+    one = Driver(tmp_path)
+    one.start()
+    capability = pb.VolumeCapability(
+        mount=pb.VolumeCapability.MountVolume(),
+        access_mode=pb.VolumeCapability.AccessMode(mode=pb.VolumeCapability.AccessMode.SINGLE_NODE_WRITER),
+    )
+    block = pb.VolumeCapability(block=pb.VolumeCapability.BlockVolume(), access_mode=capability.access_mode)
+    try:
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            async with VolumeClient(one.socket) as client:
+                for way, name in ((capability, "data"), (block, "raw")):
+                    wanted = pb.CreateVolumeRequest(name=name, volume_capabilities=[way])
+                    wanted.capacity_range.required_bytes = GIB
+                    made = await client.controller.create_volume(wanted)
+                    assert made.volume.volume_id == name
+                    where: dict[str, Any] = {"volume_id": name, "volume_capability": way}
+                    staging: dict[str, Any] = {"staging_target_path": f"{tmp_path}/staging-{name}"}
+                    await client.node.node_stage_volume(pb.NodeStageVolumeRequest(**where, **staging))
+                    target = f"{tmp_path}/target-{name}"
+                    await client.node.node_publish_volume(
+                        pb.NodePublishVolumeRequest(**where, **staging, target_path=target)
+                    )
+            assert len(one.devices()) == 2
+            one.end(number)
+            assert len(one.devices()) == 2, "what pods have stays"
+            one.start()
+        async with VolumeClient(one.socket) as client:
+            for name in ("data", "raw"):
+                await client.node.node_unpublish_volume(
+                    pb.NodeUnpublishVolumeRequest(volume_id=name, target_path=f"{tmp_path}/target-{name}")
+                )
+                await client.node.node_unstage_volume(
+                    pb.NodeUnstageVolumeRequest(
+                        volume_id=name, staging_target_path=f"{tmp_path}/staging-{name}"
+                    )
+                )
+                await client.controller.delete_volume(pb.DeleteVolumeRequest(volume_id=name))
+            assert not (await client.controller.list_volumes(pb.ListVolumesRequest())).entries
+        assert not one.devices()
+    finally:
+        one.close()
