@@ -26,6 +26,9 @@ from orlop.sandbox.spec import (
 )
 from orlop.sandbox.vm.sandbox import VmSandbox
 from orlop.storage.snapshot import DISK
+from orlop.volumes.publisher import Publisher
+from orlop.volumes.records import Origin
+from orlop.volumes.store import VolumeStore
 from tests.e2e.vm_environment import (
     Environment,
     container_spec,
@@ -375,3 +378,47 @@ async def until_said(sandbox: VmSandbox, spec: ContainerSpec, script: str, expec
                 text = out.decode().strip()
     except TimeoutError:
         pytest.fail(f"{script!r} says {text!r}, not {expected!r}")
+
+
+async def test_a_named_volume_is_a_disk_of_one_vm_at_a_time(
+    env: Environment, pod: PodSpec, tmp_path: Path
+) -> None:
+    """It outlives its VM, has grown for the next one, and what is copied of it is a volume like it."""
+    store = VolumeStore(env.config.root_dir / "volumes")
+    await store.open()
+    publisher = Publisher(store)
+    await store.create("data", 64 << 20, whole=True)
+    for number in ("1", "2", "3"):
+        await publisher.publish("data", f"{tmp_path}/{number}")
+    sandbox = await env.run(pod)
+    first = await started(sandbox, pod, mount("/data", tmp_path / "1"))
+    again = await started(sandbox, pod, mount("/same", tmp_path / "2"))
+    size = "stat -f -c '%b' /data; python3 -c 0 2>/dev/null; mkfifo /data/pipe; echo hello > /data/file; sync"
+    blocks = int((await said(sandbox, first, size)).split()[0])
+    assert await said(sandbox, again, "cat /same/file; test -p /same/pipe && echo fifo") == "hello\nfifo"
+    other = pod_spec()
+    second = await env.run(other)
+    with pytest.raises(FailedPrecondition, match="in use"):
+        await started(second, other, mount("/data", tmp_path / "3"))
+    with pytest.raises(FailedPrecondition):
+        await store.remove("data")
+    await store.grow("data", 256 << 20)
+    await sandbox.stop()
+    third = pod_spec()
+    later = await env.run(third)
+    found = await started(later, third, mount("/data", tmp_path / "3"))
+    now = await said(later, found, "stat -f -c '%b' /data; cat /data/file")
+    assert now.split()[1] == "hello"
+    assert int(now.split()[0]) > 2 * blocks, "its file system has grown with its disk"
+    await later.stop()
+    await store.take_snapshot("s", "data")
+    await store.create("copy", 256 << 20, origin=Origin(kind="snapshot", id="s"))
+    await publisher.publish("copy", f"{tmp_path}/4")
+    fourth = pod_spec()
+    last = await env.run(fourth)
+    restored = await started(last, fourth, mount("/data", tmp_path / "4", read_only=True))
+    assert await said(last, restored, "cat /data/file") == "hello"
+    for number in ("1", "2", "3"):
+        await publisher.unpublish("data", f"{tmp_path}/{number}")
+    await store.remove("data")
+    await publisher.unpublish("copy", f"{tmp_path}/4")

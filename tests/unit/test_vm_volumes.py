@@ -15,11 +15,13 @@ from orlop.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from orlop.host.watching import Watcher
 from orlop.hypervisor.base import Machine
 from orlop.pods.containers import KILL_GRACE
-from orlop.sandbox.spec import ContainerSpec, Mount
+from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.files import PodFile, PodFiles
 from orlop.sandbox.vm.volumes import Volumes
 from orlop.storage.snapshot import DISK
+from orlop.volumes import shown
+from orlop.volumes.store import VolumeStore
 from orlop.wire import messages
 from orlop.wire.messages import FEATURES, Drop, Fetch, Fill, Hello, Hold
 from tests.unit.test_vm_plugs import FakeMachine
@@ -69,6 +71,7 @@ class Bed:
             uid="uid-1",
             config=VolumeConfig(empty_dir_mib=16, **config),
             workplace=self.place,
+            named=self.place / "named",
         )
 
 
@@ -232,3 +235,39 @@ async def test_a_busy_guest_has_time_to_say_why_a_container_ended_but_not_for_ev
     assert log.read_bytes() == said
     await volumes.release("one")
     await volumes.close()
+
+
+async def test_a_named_volume_is_the_disk_that_it_is(bed: Bed, tmp_path: Path) -> None:
+    """It is found by where it is, not by what is in it; and it is not made."""
+    store = VolumeStore(bed.place)
+    await store.open()
+    bed_named = bed.daemon()
+    bed_named._named = bed.place / "volumes"
+    await store.create("data", 32 << 20, whole=True)
+    await store.create("shared", 32 << 20)
+    data = store.directory("data") / "data"
+    found = await bed_named.place(spec("c1", data))
+    (held,) = bed.files.volumes()
+    assert found == {"/0": (held.id, "")}
+    assert (held.kind, held.path) == ("disk", os.fspath(data))
+    with pytest.raises(FailedPrecondition, match="shared"):
+        await bed_named.place(spec("c2", store.directory("shared") / "data"))
+    mapped = Mount(
+        container_path="/m",
+        host_path=os.fspath(data),
+        uid_mappings=(IdMapping(container_id=0, host_id=100000, length=65536),),
+    )
+    with pytest.raises(FailedPrecondition, match="user namespace"):
+        await bed_named.place(ContainerSpec(id="c3", pod_id="pod", name="c3", mounts=(mapped,)))
+    # A directory of a pod's own making that looks the same means nothing.
+    forged = tmp_path / "elsewhere" / "volumes" / "x" / "data"
+    forged.mkdir(parents=True)
+    (forged / ".orlop-volume").touch()
+    assert await bed_named.place(spec("c4", forged)) == {}
+    with pytest.raises(FailedPrecondition, match="handler vm"):
+        top = tmp_path / "other" / "volumes"
+        other = VolumeStore(top)
+        await other.open()
+        await other.create("whole", 32 << 20, whole=True)
+        shown.check_not_whole(os.fspath(other.directory("whole") / "data"))
+    await bed_named.close()

@@ -16,6 +16,7 @@ import fcntl
 import os
 import re
 import socket
+import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +27,10 @@ from orlop.guest.paths import read_text, write_text
 from orlop.linux import syscalls
 from orlop.wire.messages import Refused
 from orlop.wire.values import PluggedDisk
+
+_EXT4_RESIZE = 0x40086610
+_EXT4_BLOCKS = 1024 + 4
+"""Where the lower half of the number of blocks is, in the superblock."""
 
 PATIENCE = 10.0
 """Seconds a disk may take to appear."""
@@ -291,6 +296,8 @@ class MountedDisks:
             raise Refused(
                 "failed_precondition", f"cannot mount {kind} of the disk at {address}: {error.strerror}"
             ) from error
+        if options == _LASTING_OPTIONS:
+            _take_all(node, directory)
         mounted.directories.append(directory)
 
     def _unmount(self, mounted: Mounted) -> list[str]:
@@ -316,6 +323,24 @@ def _how(*, writable: bool, lasting: bool) -> tuple[str, int, str]:
     if not writable:
         return "erofs", syscalls.MS_RDONLY, ""
     return ("ext4", 0, _LASTING_OPTIONS) if lasting else ("ext4", syscalls.MS_NOATIME, _SCRATCH_OPTIONS)
+
+
+def _take_all(node: str, directory: str) -> None:
+    """Let a file system grow over all of its disk, which may be larger than when it was mounted last."""
+    with suppress(OSError):  # it stays as large as it was, then
+        device = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.lseek(device, 0, os.SEEK_END)
+            (known,) = struct.unpack("<I", os.pread(device, 4, _EXT4_BLOCKS))
+        finally:
+            os.close(device)
+        blocks = size // os.statvfs(directory).f_bsize
+        if known < blocks < 1 << 32:
+            top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(top, _EXT4_RESIZE, struct.pack("=Q", blocks))
+            finally:
+                os.close(top)
 
 
 def can_be_opened(node: str | None) -> bool:

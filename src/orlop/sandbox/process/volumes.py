@@ -19,6 +19,7 @@ from orlop.sandbox.process.layout import ContainerPaths, PodPaths
 from orlop.sandbox.spec import ContainerSpec, Mount, NamespaceMode, PodSpec, Propagation, Tmpfs
 from orlop.storage import rootfs
 from orlop.storage.rootfs import Owners
+from orlop.volumes import shown
 
 _PROPAGATION: dict[Propagation, mounts.Propagation] = {
     Propagation.PRIVATE: "private",
@@ -134,6 +135,7 @@ async def _source(mount: Mount, place: Path, spec: ContainerSpec, owners: Owners
             f"container {spec.name}: mount {mount.container_path} has neither path nor image"
         )
     await threads.call(check_propagation, mount)
+    await threads.call(shown.check_not_whole, mount.host_path)
     if mount.selinux_relabel and spec.security.selinux_label:
         await threads.call(selinux.relabel, mount.host_path, spec.security.selinux_label)
     if not (mount.uid_mappings or mount.gid_mappings):

@@ -397,6 +397,7 @@ class VmDriver:
             uid=spec.uid,
             config=self._config.vm.volumes,
             workplace=scratch,
+            named=self._config.root_dir / "volumes" / "volumes",
         )
         plugs = Plugs(
             clone.machine,

@@ -33,6 +33,7 @@ from orlop.storage import kubelet
 from orlop.storage.disks import volume_disk
 from orlop.storage.kubelet import KubeletVolume
 from orlop.storage.snapshot import DISK, InMotion, NotCopied, directories_of, read_volume
+from orlop.volumes import shown
 from orlop.wire import values as wire
 from orlop.wire.messages import PROPAGATION, SOCKETS, VOLUMES, Drop, Fetch, Fill, Flush, Hold
 
@@ -66,7 +67,10 @@ class Showing:
 
 
 class Volumes:
-    """The volumes of one pod, whose uid the kubelet gave it. ``workplace`` is a directory on disk."""
+    """The volumes of one pod, whose uid the kubelet gave it.
+
+    ``workplace`` is a directory on disk, below ``named`` are the named volumes of this machine.
+    """
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class Volumes:
         uid: str,
         config: VolumeConfig,
         workplace: Path,
+        named: Path,
     ) -> None:
         self._machine = machine
         self._agent = agent
@@ -86,6 +91,7 @@ class Volumes:
         self._uid = uid
         self._config = config
         self._workplace = workplace
+        self._named = named
         self._held: dict[str, HeldVolume] = {}
         self._watches: dict[str, tuple[int, Callable[[], None]]] = {}
         self._lock = asyncio.Lock()
@@ -179,10 +185,21 @@ class Volumes:
         for mount in mounts:
             if not mount.host_path or (mount.propagation is not Propagation.PRIVATE and not propagates):
                 continue
-            volume = kubelet.recognise(mount, self._uid)
+            volume = kubelet.recognise(mount, self._uid) or self._named_one(mount)
             if volume is not None and (volume.kind not in _COPIED or self._config.copy_kib):
                 found.append(Showing(mount, volume))
         return found
+
+    def _named_one(self, mount: Mount) -> KubeletVolume | None:
+        found = shown.find(mount.host_path, self._named)
+        if found is None:
+            return None
+        if mount.uid_mappings or mount.gid_mappings:
+            # Its files outlive the pod, and the next one's users are others.
+            raise FailedPrecondition(
+                f"volume {mount.host_path} is a disk of its VM, which a pod with a user namespace cannot have"
+            )
+        return KubeletVolume(kind="disk", path=os.fspath(found.data), below=found.below)
 
     async def _hold(self, container_id: str, volume_id: str, group: list[Showing]) -> HeldVolume | None:
         """The volume, held for this container; None when it has to be shared."""
