@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from orlop.cli import units
 from orlop.client import logs, options
+from orlop.client.launch import NamedMount
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
 from orlop.sandbox import crilog
@@ -77,8 +78,12 @@ def test_labels() -> None:
 
 def test_volumes(tmp_path: Path) -> None:
     mount = options.parse_volume(f"{tmp_path}:/data:ro")
+    assert isinstance(mount, pb.Mount)
     assert (mount.host_path, mount.container_path, mount.readonly) == (str(tmp_path), "/data", True)
-    assert not options.parse_volume(f"{tmp_path}:/data").readonly
+    assert options.parse_volume(f"{tmp_path}:/data") == pb.Mount(
+        container_path="/data", host_path=str(tmp_path)
+    )
+    assert options.parse_volume("data:/data:ro") == NamedMount("data", "/data", read_only=True)
     for wrong in (
         f"{tmp_path}",
         f"{tmp_path}:data",
@@ -88,6 +93,30 @@ def test_volumes(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidArgument):
             options.parse_volume(wrong)
+
+
+def test_mounts(tmp_path: Path) -> None:
+    bound = pb.Mount(container_path="/data", host_path=str(tmp_path), readonly=True)
+    assert options.parse_volume("type=volume,source=data,target=/d") == NamedMount("data", "/d")
+    assert options.parse_mount(f"type=bind,src={tmp_path},dst=/data,ro") == bound
+    assert options.parse_mount("type=volume,source=data,target=/data") == NamedMount("data", "/data")
+    assert options.parse_mount("source=data,target=/d,readonly=true") == NamedMount("data", "/d", True)
+    for wrong, said in (
+        ("type=tmpfs,target=/tmp", "CRI"),
+        ("type=volume,target=/data", "name of a volume"),
+        ("type=volume,source=a/b,target=/data", "name of a volume"),
+        ("type=volume,source=data,target=data", "slash"),
+        ("type=volume,source=data", "slash"),
+        ("type=bind,target=/data", "no path"),
+        (f"type=bind,source={tmp_path}/none,target=/data", "does not exist"),
+        ("type=volume,source=data,target=/data,size=5", "size=5"),
+        ("source=data,source=other,target=/data", "each once"),
+        ("type=disk,source=data,target=/data", "not disk"),
+        ("source=data,target=/data,readonly=maybe", "readonly"),
+        ("", "write"),
+    ):
+        with pytest.raises(InvalidArgument, match=said):
+            options.parse_mount(wrong)
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:

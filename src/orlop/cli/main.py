@@ -13,6 +13,7 @@ import typer
 
 from orlop import __version__
 from orlop.cli.groups import pod, system
+from orlop.cli.groups import volume as volume_group
 from orlop.cli.parameters import (
     ConfigFile,
     Dns,
@@ -32,6 +33,7 @@ from orlop.cli.parameters import (
     Quiet,
     Socket,
     Target,
+    Volume,
 )
 
 app = typer.Typer(
@@ -53,6 +55,7 @@ node_app = typer.Typer(
 app.add_typer(node_app, name="node")
 app.add_typer(pod.app, name="pod")
 app.add_typer(system.app, name="system")
+app.add_typer(volume_group.app, name="volume")
 
 PASS_THROUGH = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
 
@@ -82,7 +85,7 @@ def run(
     remove: Annotated[bool, typer.Option("--rm", help="Remove everything when it ends.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it and return.")] = False,
     publish: Publish = None,
-    volume: Annotated[Many, typer.Option("--volume", "-v", help="HOSTPATH:/PATH/INSIDE[:ro]")] = None,
+    volume: Volume = None,
     env: Annotated[Many, typer.Option("--env", "-e", help="KEY=VALUE, or KEY")] = None,
     env_file: Annotated[Files, typer.Option("--env-file", help="A file with such lines.")] = None,
     label: Label = None,

@@ -49,3 +49,9 @@ Dns = Annotated[Many, typer.Option("--dns", help="Name servers instead of the ho
 DnsSearch = Annotated[Many, typer.Option("--dns-search", help="Domains to look names up in.")]
 Handler = Annotated[str, typer.Option("--handler", help="vm or process; the daemon's default else.")]
 Network = Annotated[NetworkChoice, typer.Option("--network", help="host: with --handler process.")]
+Volume = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this at run time
+    typer.Option(
+        "--volume", "-v", "--mount", help="HOSTPATH|NAME:/PATH[:ro], or type=volume|bind,source=..,target=.."
+    ),
+]

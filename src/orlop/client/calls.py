@@ -95,11 +95,11 @@ class Connected:
     """A connection to the socket at ``path``, whose services are those of a subclass."""
 
     def __init__(self, path: Path) -> None:
-        self._path = str(path)
+        self.path = path
         self._channel = aio.insecure_channel(f"unix:{path}", options=_OPTIONS)
 
     def _service(self, descriptor: ServiceDescriptor) -> Service:
-        return Service(self._channel, descriptor, self._path)
+        return Service(self._channel, descriptor, str(self.path))
 
     async def close(self) -> None:
         """Let go of the connection."""

@@ -14,6 +14,15 @@ LOG_ROOT = "/var/log/orlop"
 
 
 @dataclass(frozen=True)
+class NamedMount:
+    """A named volume in a container."""
+
+    volume: str
+    container_path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """A pod with one container. "", 0 and () leave a thing to the image or to the daemon.
 
@@ -26,7 +35,7 @@ class RunOptions:
     interactive: bool = False
     tty: bool = False
     ports: tuple[pb.PortMapping, ...] = ()
-    volumes: tuple[pb.Mount, ...] = ()
+    volumes: tuple[pb.Mount | NamedMount, ...] = ()
     environment: tuple[pb.KeyValue, ...] = ()
     memory: int = 0
     cpus: float = 0.0
@@ -91,7 +100,8 @@ def pod_config(launch: RunOptions, name: str, uid: str) -> pb.PodSandboxConfig:
 
 
 def container_config(launch: RunOptions, name: str, *, alone: bool) -> pb.ContainerConfig:
-    """A container, but for the id of its image; ``alone`` when the pod is there for it, and goes with it."""
+    """A container, but for the id of its image and its named volumes; ``alone`` when the pod is there for it,
+    and goes with it."""
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=name),
         image=pb.ImageSpec(user_specified_image=launch.image),
@@ -105,7 +115,7 @@ def container_config(launch: RunOptions, name: str, *, alone: bool) -> pb.Contai
         tty=launch.tty,
     )
     config.envs.extend(launch.environment)
-    config.mounts.extend(launch.volumes)
+    config.mounts.extend(one for one in launch.volumes if isinstance(one, pb.Mount))
     config.linux.resources.CopyFrom(resources(launch))
     context = config.linux.security_context
     context.privileged = launch.privileged

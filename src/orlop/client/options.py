@@ -1,7 +1,7 @@
 """What pods and containers may be given, in the words people write.
 
 The same texts are understood by ``orlop run``: sizes as ``512m``, ports as ``8080:80``, volumes as
-``/host:/inside:ro``. What cannot be understood raises InvalidArgument.
+``/host:/inside:ro`` or ``name:/inside``. What cannot be understood raises InvalidArgument.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from orlop.client.launch import RunOptions
+from orlop.client.launch import NamedMount, RunOptions
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _DIGITS = 20
+_KEY = re.compile(r"(type|source|src|target|dst|destination|readonly|ro)=")
+_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _PROTOCOLS = {"tcp": pb.TCP, "udp": pb.UDP, "sctp": pb.SCTP}
 
 
@@ -46,7 +48,7 @@ class ContainerKeywords(TypedDict, total=False):
 
     env: Mapping[str, str]
     volumes: Sequence[str]
-    """``HOSTPATH:/PATH/INSIDE[:ro]``."""
+    """``HOSTPATH:/PATH/INSIDE[:ro]``, or a volume's name instead of the path."""
     memory: int | str
     """The limit, in bytes or as ``512m``."""
     cpus: float
@@ -166,20 +168,67 @@ def parse_forward(text: str) -> tuple[int, int]:
     return (_port(left, text, 0) if colon else port), port
 
 
-def parse_volume(text: str) -> pb.Mount:
-    """``HOST:CONTAINER[:ro|rw]``; a relative host path counts from here."""
+def parse_volume(text: str) -> pb.Mount | NamedMount:
+    """``HOST:CONTAINER[:ro|rw]``, where HOST is a path, or the name of a volume if no slash is in it.
+
+    Or as :func:`parse_mount` has it.
+    """
+    if _KEY.match(text):
+        return parse_mount(text)
     parts = text.split(":")
-    if len(parts) not in (2, 3) or not parts[0] or not parts[1].startswith("/"):
+    if len(parts) not in (2, 3) or not parts[0]:
         raise InvalidArgument(f"{text}: write HOSTPATH:/PATH/INSIDE, with :ro to forbid writing")
     mode = parts[2] if len(parts) == 3 else "rw"
     if mode not in ("ro", "rw"):
         raise InvalidArgument(f"{text}: the mode is ro or rw, not {mode}")
+    if _VOLUME.fullmatch(parts[0]):
+        return NamedMount(parts[0], _inside(parts[1], text), mode == "ro")
+    return _bind(parts[0], parts[1], text, read_only=mode == "ro")
+
+
+def parse_mount(text: str) -> pb.Mount | NamedMount:
+    """``type=volume|bind,source=NAME|PATH,target=/PATH[,readonly]``."""
+    given: dict[str, str] = {}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        key = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}.get(key, key)
+        if key not in ("type", "source", "target", "readonly") or key in given:
+            known = "type=volume|bind,source=..,target=/..[,readonly]"
+            raise InvalidArgument(f"{text}: write {known}, each once, not {part}")
+        given[key] = value
+    if given.get("readonly", "") not in ("", "true", "false"):
+        raise InvalidArgument(f"{text}: readonly stands alone, or is true or false")
+    read_only = "readonly" in given and given["readonly"] != "false"
+    source, target = given.get("source", ""), given.get("target", "")
+    match given.get("type", "volume"):
+        case "bind":
+            return _bind(source, target, text, read_only=read_only)
+        case "volume" if _VOLUME.fullmatch(source):
+            return NamedMount(source, _inside(target, text), read_only)
+        case "volume":
+            raise InvalidArgument(f"{text}: {source or 'nothing'} is not the name of a volume")
+        case "tmpfs":
+            raise InvalidArgument(f"{text}: the daemon's interface, CRI, has no words for a tmpfs")
+        case other:
+            raise InvalidArgument(f"{text}: the type is volume or bind, not {other}")
+
+
+def _inside(path: str, text: str) -> str:
+    if not path.startswith("/"):
+        raise InvalidArgument(f"{text}: the path inside begins with a slash, not {path or 'nothing'}")
+    return utf8(path, text)
+
+
+def _bind(source: str, target: str, text: str, *, read_only: bool) -> pb.Mount:
+    """A path of this machine; a relative one counts from here."""
+    if not source:
+        raise InvalidArgument(f"{text}: no path of this machine is named")
     try:
-        host = Path(parts[0]).expanduser().absolute()
+        host = Path(source).expanduser().absolute()
         there = host.exists()
     except (RuntimeError, OSError) as error:  # no such user, a name that is too long
-        raise InvalidArgument(f"{text}: {parts[0]}: {error}") from error
+        raise InvalidArgument(f"{text}: {source}: {error}") from error
     if not there:
         raise InvalidArgument(f"{text}: {host} does not exist on this machine")
-    inside, outside = utf8(parts[1], text), utf8(os.fspath(host), text)
-    return pb.Mount(container_path=inside, host_path=outside, readonly=mode == "ro")
+    inside, outside = _inside(target, text), utf8(os.fspath(host), text)
+    return pb.Mount(container_path=inside, host_path=outside, readonly=read_only)

@@ -13,7 +13,7 @@ from typing import Self, Unpack, cast
 from orlop.client import forward, images, session
 from orlop.client.calls import CriClient
 from orlop.client.container import Container
-from orlop.client.launch import RunOptions, container_config, log_directory, log_root, pod_config
+from orlop.client.launch import NamedMount, RunOptions, container_config, log_directory, log_root, pod_config
 from orlop.client.options import ContainerKeywords, RunKeywords, launch
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import FailedPrecondition, NotFound
@@ -97,6 +97,12 @@ class Pod:
             raise FailedPrecondition(f"pod {self.name} was not made yet: use `async with`, or create()")
         name = name or f"container-{secrets.token_hex(3)}"
         config = container_config(wanted, name, alone=name == self.name)
+        named = [one for one in wanted.volumes if isinstance(one, NamedMount)]
+        if named:
+            # Most containers have none, and need nothing of what speaks CSI.
+            from orlop.client import volumes
+
+            config.mounts.extend(await volumes.provided(self._client.path, named))
         image = await images.present(self._client, wanted.image)
         config.image.image = image or await images.pull(self._client, wanted.image)
         runtime = self._client.runtime

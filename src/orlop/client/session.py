@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any, TypeVar, overload
 
-from orlop.client.calls import CriClient
+from orlop.client.calls import Connected, CriClient
 from orlop.config import load
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
+
+C = TypeVar("C", bound=Connected)
 
 RUN_LABEL = "io.orlop.cli"
 """Label of the pods that :class:`orlop.client.pod.Pod` makes; the value is the name people gave it."""
@@ -44,15 +47,19 @@ def socket_path(given: str = "") -> str:
     return load().socket
 
 
+@overload
+def connect(given: str = "") -> AbstractAsyncContextManager[CriClient]: ...
+@overload
+def connect(given: str, kind: Callable[[Path], C]) -> AbstractAsyncContextManager[C]: ...
 @asynccontextmanager
-async def connect(given: str = "") -> AsyncIterator[CriClient]:
+async def connect(given: str = "", kind: Callable[[Path], Any] = CriClient) -> AsyncIterator[Any]:
     """A client of the running daemon. Raises Unavailable when there is none, PermissionDenied for others."""
     path = socket_path(given)
     if not Path(path).exists():
         raise Unavailable(f"no daemon listens on {path}: start orlopd, or name its socket with --socket")
     if not os.access(path, os.W_OK):
         raise PermissionDenied(f"you may not use the socket {path}: run this as root")
-    async with CriClient(Path(path)) as client:
+    async with kind(Path(path)) as client:
         yield client
 
 

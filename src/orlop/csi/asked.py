@@ -98,17 +98,17 @@ def check_limit(found: VolumeRecord, wanted: pb.CapacityRange) -> None:
         )
 
 
-def whole(parameters: Mapping[str, str]) -> bool:
-    """Whether a VM is to have a volume's disk itself. Raises InvalidArgument for what means nothing."""
-    mounted_by = "host"
+def whole(parameters: Mapping[str, str]) -> bool | None:
+    """Whether a VM is to have a volume's disk itself, None where nothing is said. Raises InvalidArgument."""
+    mounted_by = ""
     for name, value in parameters.items():
         if name == names.MOUNTED_BY:
             mounted_by = value
         elif not name.startswith(names.CLUSTERS_OWN):
             raise InvalidArgument(f"the parameter {name!a} is not known; there is {names.MOUNTED_BY}")
-    if mounted_by not in ("host", "guest"):
+    if mounted_by not in ("", "host", "guest"):
         raise InvalidArgument(f"the parameter {names.MOUNTED_BY} is host or guest, not {mounted_by!a}")
-    return mounted_by == "guest"
+    return mounted_by == "guest" if mounted_by else None
 
 
 def check_snapshot(parameters: Mapping[str, str]) -> None:

@@ -78,7 +78,7 @@ class ControllerCalls:
             request.name,
             asked.size(request.capacity_range),
             content=ways[0].content,
-            whole=whole and ways[0].content == "filesystem",
+            whole=bool(whole) and ways[0].content == "filesystem",
             origin=origin,
         )
         asked.check_limit(made, request.capacity_range)
@@ -208,13 +208,15 @@ class ControllerCalls:
         if places and self._node not in places:
             raise ResourceExhausted(f"volumes made here are on node {self._node}, which is not asked for")
 
-    def _check_origin(self, origin: Origin, way: asked.Wish, whole: bool, wanted: pb.CapacityRange) -> None:
+    def _check_origin(
+        self, origin: Origin, way: asked.Wish, whole: bool | None, wanted: pb.CapacityRange
+    ) -> None:
         """A copy is of the kind of what it is a copy of. Raises NotFound, InvalidArgument, OutOfRange."""
         begun: VolumeRecord | SnapshotRecord
         begun = (self._store.volume if origin.kind == "volume" else self._store.snapshot)(origin.id)
         if begun.content != way.content:
             raise InvalidArgument(f"a copy of {origin.kind} {origin.id} is a {begun.content}")
-        if begun.whole != (whole and begun.content == "filesystem"):
+        if begun.content == "filesystem" and whole not in (None, begun.whole):
             raise InvalidArgument(f"a copy of {origin.kind} {origin.id} is mounted by the same kernel")
         if wanted.limit_bytes and wanted.limit_bytes < begun.size:
             raise OutOfRange(f"a copy of {origin.kind} {origin.id} has at least {begun.size} bytes")
