@@ -19,9 +19,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from grpc import aio
 
-from orlop.client.calls import VolumeClient
+from orlop.client.calls import Service, VolumeClient
 from orlop.csi.api import csi_v1_pb2 as pb
+from orlop.csi.api import registration_pb2
 from orlop.linux import loop
 from tests.conformance import tools
 from tests.patience import PATIENCE
@@ -129,6 +131,21 @@ def test_the_sanity_suite(content: str, tmp_path: Path) -> None:
     for case in cases:
         if (said := case.find("skipped")) is not None and "pagination should" not in str(case.get("name")):
             assert re.search(r"not supported|not enabled", str(said.get("message"))), case.get("name")
+
+
+async def test_a_kubelet_is_told_who_it_is(tmp_path: Path) -> None:
+    with driver(tmp_path) as one:
+        async with aio.insecure_channel(f"unix:{one.registry}/csi.orlop.io-reg.sock") as channel:
+            service = registration_pb2.DESCRIPTOR.services_by_name["Registration"]
+            kubelet = Service(channel, service, "the registry")
+            found = await kubelet.get_info(registration_pb2.InfoRequest())
+            told = registration_pb2.RegistrationStatus(plugin_registered=False, error="it is too old")
+            await kubelet.notify_registration_status(told)
+        assert (found.type, found.name) == ("CSIPlugin", "csi.orlop.io")
+        assert found.endpoint == str(one.socket) and found.supported_versions == ["1.0.0"]
+        for socket_file in (one.socket, *one.registry.iterdir()):
+            assert socket_file.stat().st_mode & 0o777 == 0o600
+        assert "it is too old" in (tmp_path / "log").read_text()
 
 
 async def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
