@@ -27,13 +27,17 @@ def main() -> int:
         if runtime == PEER:
             log = reports / "containerd.log"
             with containerd.running(directory / "containerd", registry, log) as endpoint:
+                suite.pull(endpoint)
                 suite.run(endpoint, built, wanted, reports, {})
             return 0
         named = {"process" if runtime == "process" else "vm": {"names": [suite.HANDLER]}}
         with node(registry, handler=runtime, extra=named, prefix=f"{directory.name}/n") as one:
+            endpoint = f"unix://{one.socket}"
+            suite.pull(endpoint)
+            # Afterwards: a template of an older guest image counts until it is looked at.
             one.wait_ready()
             try:
-                suite.run(f"unix://{one.socket}", built, wanted, reports, GATES)
+                suite.run(endpoint, built, wanted, reports, GATES)
             finally:
                 (reports / "orlopd.log").write_bytes(one.settings.log.read_bytes())
     return 0

@@ -59,7 +59,8 @@ class Order:
     minutes: int
 
 
-def _pull(endpoint: str) -> None:
+def pull(endpoint: str) -> None:
+    """Pull the images that nearly all specs use. Raises ToolError."""
     crictl = tools.cri_tools()[0]
     for image in FIRST_IMAGES:
         options = ["--runtime-endpoint", endpoint, "--image-endpoint", endpoint, "--timeout", "200s"]
@@ -93,7 +94,6 @@ def run(endpoint: str, programs: Programs, order: Order, reports: Path, gates: M
 
     ``gates`` are the feature gates that the kubelet of this runtime has beside :data:`GATES`.
     """
-    _pull(endpoint)
     # The suite writes into the directory of its program.
     work = reports / "work"
     work.mkdir()
