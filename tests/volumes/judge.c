@@ -2,6 +2,7 @@
  * for each.
  *
  *   judge try DIRECTORY               every trial below, in a directory of its own
+ *   judge block DEVICE                what is asked of a block device; its last MiB is overwritten
  *   judge watch DIRECTORY N SECONDS   the first N things that inotify tells of the directory
  *   judge listen SOCKET | connect SOCKET
  *
@@ -12,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/fs.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -19,6 +21,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
@@ -477,6 +480,103 @@ static const struct { const char *name; int (*body)(void); } TRIALS[] = {
     {"removal while listing", many}, {"O_APPEND", appended}, {"execve", executed},
 };
 
+static int device;
+static uint64_t device_size;
+static unsigned char *page;
+
+static int block_sizes(void) {
+    int logical, physical;
+    DO(ioctl(device, BLKGETSIZE64, &device_size));
+    DO(ioctl(device, BLKSSZGET, &logical));
+    DO(ioctl(device, BLKPBSZGET, &physical));
+    SEE(logical >= 512 && physical >= logical && device_size % logical == 0 && device_size >= 1 << 20);
+    SEE((uint64_t)lseek(device, 0, SEEK_END) == device_size);
+    return 0;
+}
+
+static off_t last_mib(void) { return device_size - (1 << 20); }
+
+static int block_written(void) {
+    memset(page, 'w', 4096);
+    SEE(pwrite(device, page, 4096, last_mib()) == 4096);
+    DO(fsync(device));
+    memset(page, 0, 4096);
+    SEE(pread(device, page, 4096, last_mib()) == 4096);
+    SEE(page[0] == 'w' && page[4095] == 'w');
+    return 0;
+}
+
+static int block_direct(void) {
+    char name[64];
+    int again;
+    snprintf(name, sizeof name, "/proc/self/fd/%d", device);
+    DO(again = open(name, O_RDWR | O_DIRECT | O_SYNC));
+    memset(page, 'd', 4096);
+    SEE(pwrite(again, page, 4096, last_mib()) == 4096);
+    memset(page, 0, 4096);
+    SEE(pread(again, page, 4096, last_mib()) == 4096 && page[17] == 'd');
+    REFUSES(pread(again, page + 1, 4096, last_mib()), EINVAL);
+    return close(again);
+}
+
+static int block_end(void) {
+    REFUSES(pwrite(device, page, 4096, device_size), ENOSPC);
+    SEE(pread(device, page, 4096, device_size) == 0);
+    return 0;
+}
+
+static int block_zeroed(void) {
+    uint64_t range[2] = {last_mib(), 1 << 20};
+    DO(ioctl(device, BLKZEROOUT, range));
+    memset(page, 'z', 4096);
+    SEE(pread(device, page, 4096, last_mib()) == 4096 && page[0] == 0 && page[4095] == 0);
+    return 0;
+}
+
+static int block_discarded(void) {
+    uint64_t range[2] = {last_mib(), 1 << 20};
+    DO(ioctl(device, BLKDISCARD, range));
+    return 0;
+}
+
+static int block_mapped(void) {
+    unsigned char *map = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, device, last_mib());
+    SEE(map != MAP_FAILED);
+    map[5] = 'm';
+    DO(msync(map, 4096, MS_SYNC));
+    SEE(pread(device, page, 4096, last_mib()) == 4096 && page[5] == 'm');
+    return munmap(map, 4096);
+}
+
+static int block_claimed(void) {
+    char name[64];
+    int first;
+    snprintf(name, sizeof name, "/proc/self/fd/%d", device);
+    DO(first = open(name, O_RDWR | O_EXCL));
+    REFUSES(open(name, O_RDWR | O_EXCL), EBUSY);
+    return close(first);
+}
+
+static const struct { const char *name; int (*body)(void); } BLOCK_TRIALS[] = {
+    {"sizes", block_sizes}, {"write, fsync, read", block_written}, {"O_DIRECT, O_SYNC", block_direct},
+    {"past the end", block_end}, {"BLKZEROOUT", block_zeroed}, {"BLKDISCARD", block_discarded},
+    {"shared mmap of a device", block_mapped}, {"O_EXCL", block_claimed},
+};
+
+static int try_block(const char *path) {
+    if ((device = open(path, O_RDWR)) < 0 || posix_memalign((void **)&page, 4096, 8192) != 0) {
+        printf("a device\t%s\n", strerrorname_np(errno));
+        return 1;
+    }
+    for (unsigned i = 0; i < sizeof BLOCK_TRIALS / sizeof *BLOCK_TRIALS; i++) {
+        errno = 0;
+        int answer = BLOCK_TRIALS[i].body();
+        printf("%s\t%s\n", BLOCK_TRIALS[i].name, answer == 0 ? "ok" : answer < 0 ? "wrong" : strerrorname_np(answer));
+        fflush(stdout);
+    }
+    return 0;
+}
+
 static int try_all(const char *directory) {
     char own[4096];
     snprintf(own, sizeof own, "%s/judge.%d", directory, (int)getpid());
@@ -549,6 +649,7 @@ failed:
 
 int main(int count, char **words) {
     if (count == 3 && strcmp(words[1], "try") == 0) return try_all(words[2]);
+    if (count == 3 && strcmp(words[1], "block") == 0) return try_block(words[2]);
     if (count == 5 && strcmp(words[1], "watch") == 0) return watch(words[2], atoi(words[3]), atoi(words[4]));
     if (count == 3 && strcmp(words[1], "listen") == 0) return talk(words[2], 1);
     if (count == 3 && strcmp(words[1], "connect") == 0) return talk(words[2], 0);

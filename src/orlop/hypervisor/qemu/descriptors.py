@@ -5,6 +5,7 @@ A disk is of few files; each is a set of its own, numbered by the disk's unit.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -18,6 +19,10 @@ from orlop.hypervisor.qemu.monitor import Monitor
 
 _SETS = 256
 """More than a disk has files."""
+
+_WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_TRIES = 20
+_SOON = 0.1
 
 
 def name(lun: int, number: int) -> str:
@@ -34,7 +39,10 @@ async def give(
     FailedPrecondition.
     """
     for number, path in enumerate(files):
-        file = _open(path, read_only=read_only, exclusive=exclusive)
+        if read_only:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            file = await _claimed(path) if exclusive else os.open(path, _WRITE)
         try:
             if not read_only and not exclusive:
                 _claim(file, path)
@@ -52,22 +60,26 @@ async def take_back(monitor: Monitor, lun: int) -> None:
             await monitor.execute("remove-fd", {"fdset-id": one["fdset-id"]})
 
 
-def _open(path: Path, *, read_only: bool, exclusive: bool) -> int:
-    if read_only:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-    if not exclusive:
-        return os.open(path, flags)
-    try:
-        # Of a block device this is a claim, whatever name it is opened by; it lasts as long as anybody has
-        # the device by this descriptor: QEMU, once it is passed.
-        return os.open(path, flags | os.O_EXCL)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            why = "is in use: it is mounted on the host, or another VM has it; let go of it there first"
-        else:
-            why = f"cannot be opened to be written to: {error.strerror}"
-        raise FailedPrecondition(f"the block device {path} {why}") from error
+async def _claimed(path: Path) -> int:
+    """Open a block device that nobody else uses. Raises FailedPrecondition.
+
+    By whatever name it is opened, that is a claim which lasts as long as anybody has the device by this
+    descriptor: QEMU, once it is passed.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            return os.open(path, _WRITE | os.O_EXCL)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                why = f"cannot be opened to be written to: {error.strerror}"
+            elif left:
+                # Who looks what is on it, and a mount that has just gone, hold it for a moment.
+                await asyncio.sleep(_SOON)
+                continue
+            else:
+                why = "is in use: it is mounted on the host, or another VM has it; let go of it there first"
+            raise FailedPrecondition(f"the block device {path} {why}") from error
+    raise AssertionError
 
 
 def _claim(file: int, path: Path) -> None:

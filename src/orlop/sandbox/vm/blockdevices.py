@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError
+from orlop.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, OrlopError
 from orlop.host import blockdevices, threads
 from orlop.host.tasks import Tasks
 from orlop.hypervisor.base import Machine
@@ -177,6 +177,10 @@ class Sizes:
                         self._followed[disk] = (number, size)
                 except NotFound:
                     self.forget(disk)
+                except Internal as error:
+                    # QEMU will not, and would not a second later: it has one that it may only read, say.
+                    log.info("the size of the device %d:%d: %s", *number, error)
+                    self._followed[disk] = (number, size)
                 except (OSError, OrlopError) as error:
                     # It has gone from the host, or its VM has ended: others say so.
                     log.debug("the size of the device %d:%d: %s", *number, error)

@@ -212,7 +212,8 @@ class Plugs:
         found = await threads.call(blockdevices.find, f"container {spec.name}", asked)
         disk = Disk(id=disk_id, files=(found.path,), read_only=found.read_only, durable=True, device=True)
         plugged = await self._shared_disk(spec.id, disk)
-        self._sizes.follow(disk_id, found.path)
+        if not found.read_only:
+            self._sizes.follow(disk_id, found.path)
         return plugged, found
 
     async def _shared_disk(self, container_id: str, wanted: Disk) -> wire.PluggedDisk:
