@@ -135,7 +135,7 @@ async def test_a_container_connects_to_a_socket_of_the_host(env: Environment) ->
         assert await called(sandbox, main, "/run/it.sock", much) == much
         await until(lambda: server.open == 0)
         # More than are served at a time wait for their turn, and are not refused.
-        out, _, _ = await execute(sandbox, main.id, "/caller", "many", "/run/it.sock", "60")
+        out, _, _ = await execute(sandbox, main.id, "/caller", "many", "/run/it.sock", "100")
         assert out == b"all\n"
         await until(lambda: server.open == 0)
         # A daemon that comes later serves them as well.

@@ -178,7 +178,7 @@ class Sizes:
                 except NotFound:
                     self.forget(disk)
                 except Internal as error:
-                    # QEMU will not, and would not a second later: it has one that it may only read, say.
+                    # The machine will not, and would not a second later: it may only read this one, say.
                     log.info("the size of the device %d:%d: %s", *number, error)
                     self._followed[disk] = (number, size)
                 except (OSError, OrlopError) as error:

@@ -88,6 +88,9 @@ def _sockets_in(directory: str) -> list[str]:
         for count, entry in enumerate(listing):
             if count >= _MOST_LOOKED_AT:
                 break
+            # The kind comes with the name: on a file system across the network nothing else is asked for.
+            if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
+                continue
             if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode) and entry.name.isprintable():
                 names.append(entry.name)
     return sorted(names)
