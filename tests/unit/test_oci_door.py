@@ -30,8 +30,10 @@ class Nobody:
 
     async def recovered(self) -> None: ...
 
-    def containers(self, _filter: object) -> list[Any]:
+    def pods(self, _filter: object) -> list[Any]:
         return []
+
+    containers = pods
 
 
 @contextlib.asynccontextmanager
@@ -65,7 +67,7 @@ async def test_questions_are_checked(tmp_path: Path) -> None:
         ):
             with pytest.raises(RefusedByDaemon, match=reason):
                 await asyncio.to_thread(protocol.ask, path, verb, root="/r", **more)
-        assert await asyncio.to_thread(protocol.ask, path, "list", root="/r") == []
+        assert await asyncio.to_thread(protocol.ask, path, "states", root="/r") == []
         # What is said to be too long is not waited for.
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write((protocol.MAX_MESSAGE + 1).to_bytes(4, "big"))

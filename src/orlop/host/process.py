@@ -107,10 +107,12 @@ async def spawn(
     stderr: Stream = DEVNULL,
     pass_fds: Sequence[int] = (),
     new_session: bool = True,
+    program: Argument | None = None,
 ) -> Child:
     """Start a child and return at once. The caller owns it; the end of the event loop kills it.
 
-    ``env`` replaces the environment. Raises NotFound when there is no such program.
+    ``env`` replaces the environment; ``program`` is the file where the first of ``argv`` is but a name.
+    Raises NotFound when there is no such program.
     """
     arguments = [os.fspath(argument) for argument in argv]
     _watch_by_pidfd()
@@ -126,9 +128,10 @@ async def spawn(
             stderr=stderr,
             pass_fds=tuple(pass_fds),
             start_new_session=new_session,
+            executable=program,
         )
     except OSError as error:
-        raise _not_started(arguments[0], cwd, error) from error
+        raise _not_started(os.fspath(program or arguments[0]), cwd, error) from error
     return Child(transport, protocol, loop)
 
 
@@ -236,15 +239,15 @@ async def run(
     check: bool = True,
     output_limit: int = 4 << 20,
     pass_fds: Sequence[int] = (),
+    program: Argument | None = None,
 ) -> Completed:
-    """Run a tool to its end and return what it wrote.
+    """Run a tool to its end and return what it wrote; ``program`` as for :func:`spawn`.
 
     Raises ProcessFailed for a status other than 0 (unless ``check`` is false), NotFound when
     there is no such program, DeadlineExceeded after ``timeout`` seconds, ResourceExhausted when
     it writes more than ``output_limit`` bytes to one stream. In every case, cancellation
     included, its whole process group is dead and reaped before this returns.
     """
-    program = os.fspath(argv[0])
     child = await spawn(
         argv,
         env=env,
@@ -253,7 +256,9 @@ async def run(
         stdout=PIPE,
         stderr=PIPE,
         pass_fds=pass_fds,
+        program=program,
     )
+    program = os.fspath(program or argv[0])
     try:
         async with asyncio.timeout(timeout):
             stdout, stderr = await _communicate(child, input, output_limit)

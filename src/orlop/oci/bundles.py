@@ -21,7 +21,9 @@ from orlop.host import cgroups, process, threads
 from orlop.host.tasks import Tasks, Undo, roll_back
 from orlop.oci import companion as companions
 from orlop.oci import conduit, document, questions, translate
+from orlop.oci import hooks as hooking
 from orlop.oci.companion import Companion
+from orlop.oci.protocol import FRONT
 from orlop.pods import resolve
 from orlop.pods.records import ContainerFilter, ContainerPhase, ContainerRecord
 from orlop.pods.service import PodService
@@ -48,7 +50,20 @@ class Bundle(Value, frozen=True):
     companion: Companion
     tty: bool = False
     cgroup: str = ""
+    after_start: tuple[document.OciHook, ...] = ()
+    after_end: tuple[document.OciHook, ...] = ()
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def state(self, status: str) -> dict[str, Any]:
+        """The state as the specification has it."""
+        return {
+            "ociVersion": self.version,
+            "id": self.id,
+            "pid": 0 if status == "stopped" else self.companion.pid,
+            "status": status,
+            "bundle": self.directory,
+            "annotations": self.annotations,
+        }
 
 
 class Bundles:
@@ -63,7 +78,6 @@ class Bundles:
 
     def open(self) -> None:
         """Go on with the containers of an earlier daemon, as soon as the engine knows them again."""
-        self._standins.mkdir(mode=0o700, exist_ok=True)
         self._tasks.spawn(self._again(), "the containers of OCI callers")
 
     async def close(self) -> None:
@@ -101,27 +115,18 @@ class Bundles:
         config = document.config(asked.config.encode())
         translate.check(config)
         await threads.call(_check_sources, config, asked.bundle)
-        given = asked.stand_in
-        companion = companions.of(given.pid, given.since, stdin=given.stdin)
-        assert config.root is not None and config.process is not None
-        bundle = Bundle(
-            root=asked.root,
-            id=asked.id,
-            directory=asked.bundle,
-            rootfs=os.path.normpath(os.path.join(asked.bundle, config.root.path)),  # noqa: PTH118
-            version=config.oci_version,
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            companion=companion,
-            tty=config.process.terminal,
-            cgroup=_cgroup(config, systemd=asked.systemd_cgroup),
-            annotations=config.annotations or {},
-        )
+        bundle = _described(asked, config)
+        netns = bundle.companion.netns
+        hooks = config.hooks or document.OciHooks()
         pod_id, target = self._sandbox_of(config)
         try:
             await threads.call(_join_cgroup, bundle)
+            # Some callers have the network made by these: the VM takes over what is there after them.
+            early = (*(hooks.prestart or ()), *(hooks.create_runtime or ()))
+            await hooking.must(early, bundle.state("creating"))
             if not pod_id:
-                await threads.call(_check_network, companion)
-                spec = translate.pod(config, asked.id, asked.root, netns=companion.netns, cgroup="")
+                await threads.call(_check_network, bundle.companion)
+                spec = translate.pod(config, asked.id, asked.root, netns=netns, cgroup=bundle.cgroup)
                 pod_id = await self._pods.run_pod(spec)
             record = await self._make(config, bundle, pod_id, target)
         except BaseException:
@@ -181,6 +186,7 @@ class Bundles:
             await self._pods.start_container(record.id)
         finally:
             self._spawn(self._until_end(record.id, bundle), bundle)
+        await hooking.may(bundle.after_start, bundle.state("running"))
 
     def _follow(self, record: ContainerRecord, bundle: Bundle) -> None:
         self._spawn(self._listen(record.id, bundle), bundle)
@@ -274,6 +280,7 @@ class Bundles:
         await undo.step("its process", bundle.companion.kill())
         await undo.step("its control group", _leave_cgroup(bundle))
         undo.finish()
+        await hooking.may(bundle.after_end, bundle.state("stopped"))
 
     async def exec(self, asked: questions.ToExec) -> None:
         """Run one more process; its stand-in ends with it."""
@@ -310,10 +317,10 @@ class Bundles:
     # What is known
 
     def _all(self) -> list[ContainerRecord]:
-        return self._pods.containers(ContainerFilter(front=translate.FRONT))
+        return self._pods.containers(ContainerFilter(front=FRONT))
 
     def _members(self, pod_id: str) -> list[ContainerRecord]:
-        return self._pods.containers(ContainerFilter(front=translate.FRONT, pod_id=pod_id))
+        return self._pods.containers(ContainerFilter(front=FRONT, pod_id=pod_id))
 
     def _find(self, root: str, container_id: str) -> ContainerRecord | None:
         for record in self._all():
@@ -337,17 +344,8 @@ class Bundles:
 
     def _state(self, record: ContainerRecord, bundle: Bundle) -> dict[str, Any]:
         status = self._status(record, bundle)
-        return {
-            "ociVersion": bundle.version,
-            "id": bundle.id,
-            "pid": 0 if status == "stopped" else bundle.companion.pid,
-            "status": status,
-            "bundle": bundle.directory,
-            "rootfs": bundle.rootfs,
-            "created": bundle.created,
-            "annotations": bundle.annotations,
-            "owner": "",
-        }
+        more = {"rootfs": bundle.rootfs, "created": bundle.created, "owner": ""}
+        return {**bundle.state(status), **more}
 
     def _spawn(self, work: Coroutine[Any, Any, None], bundle: Bundle) -> None:
         self._tasks.spawn(work, f"container {bundle.id}")
@@ -355,6 +353,25 @@ class Bundles:
 
 def _bundle(record: ContainerRecord) -> Bundle:
     return msgspec.json.decode(record.annotations[KEY], type=Bundle)
+
+
+def _described(asked: questions.ToCreate, config: document.OciConfig) -> Bundle:
+    given, hooks = asked.stand_in, config.hooks or document.OciHooks()
+    assert config.root is not None and config.process is not None
+    return Bundle(
+        root=asked.root,
+        id=asked.id,
+        directory=asked.bundle,
+        rootfs=os.path.normpath(os.path.join(asked.bundle, config.root.path)),  # noqa: PTH118
+        version=config.oci_version,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        companion=companions.of(given.pid, given.since, stdin=given.stdin),
+        tty=config.process.terminal,
+        cgroup=_cgroup(config, systemd=asked.systemd_cgroup),
+        after_start=hooks.poststart or (),
+        after_end=hooks.poststop or (),
+        annotations=config.annotations or {},
+    )
 
 
 def _check_sources(config: document.OciConfig, bundle: str) -> None:

@@ -204,8 +204,8 @@ def config(data: bytes) -> OciConfig:
         raise InvalidArgument(
             f"config.json: version {found.oci_version[:40]!r} of the specification is not known"
         )
-    if found.root is None:
-        raise InvalidArgument("config.json: it has no root")
+    if found.root is None or found.process is None:
+        raise InvalidArgument("config.json: it has no root, or no process")
     return found
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orlop.errors import FailedPrecondition, Internal, InvalidArgument, OrlopError, ResourceExhausted
 from orlop.host import sockets, threads
 from orlop.host.tasks import Tasks, beside
-from orlop.oci import questions
-from orlop.oci.bundles import Bundles
-from orlop.oci.protocol import HEAD, MAX_MESSAGE, SOCKET, STANDINS, framed
+from orlop.oci.protocol import FRONT, HEAD, MAX_MESSAGE, SOCKET, STANDINS, framed
+from orlop.pods.records import PodFilter
 from orlop.pods.service import PodService
+
+if TYPE_CHECKING:
+    from orlop.oci.bundles import Bundles
 
 log = logging.getLogger(__name__)
 
@@ -33,30 +34,21 @@ class Door:
         self._path = state / SOCKET
         self._tasks = Tasks()
         self._server: asyncio.Server | None = None
-        self._bundles = Bundles(pods, state / STANDINS)
-        verbs = self._bundles
-        self._verbs: dict[type[Any], Callable[[Any], Any | Awaitable[Any]]] = {
-            questions.ToCreate: verbs.create,
-            questions.ToStart: verbs.start,
-            questions.ToState: verbs.state,
-            questions.ToKill: verbs.kill,
-            questions.ToDelete: verbs.delete,
-            questions.ToExec: verbs.exec,
-            questions.ToUpdate: verbs.update,
-            questions.ToPs: verbs.members,
-            questions.ToStats: verbs.stats,
-            questions.ToList: verbs.states,
-        }
+        self._pods = pods
+        self._standins = state / STANDINS
+        self._bundles: Bundles | None = None
 
     async def start(self) -> None:
         """Listen. Raises FailedPrecondition."""
-        self._bundles.open()
         try:
+            self._standins.mkdir(mode=0o700, exist_ok=True)
             aside = await threads.call(sockets.prepare, self._path)
             self._server = await asyncio.start_unix_server(self._accept, os.fspath(aside))
             sockets.publish(aside, self._path, 0o600)
         except OSError as error:
             raise FailedPrecondition(f"cannot listen on {self._path}: {error.strerror or error}") from error
+        if self._pods.pods(PodFilter(front=FRONT)):
+            self._verbs()
 
     async def stop(self) -> None:
         """Listen no more, and undo what is half made. Idempotent."""
@@ -64,7 +56,8 @@ class Door:
         if server is not None:
             server.close()
         await self._tasks.close()
-        await self._bundles.close()
+        if self._bundles is not None:
+            await self._bundles.close()
         if server is not None:
             await server.wait_closed()
             with suppress(OSError):
@@ -89,8 +82,8 @@ class Door:
             if len(self._tasks) > MAX_CONNECTIONS:
                 raise ResourceExhausted(f"{MAX_CONNECTIONS} questions are under way already; ask again")
             async with asyncio.timeout(_QUESTION_TIME):
-                question = questions.parse(await _message(reader))
-            return {"answer": await self._asked(question, reader)}
+                data = await _message(reader)
+            return {"answer": await self._asked(data, reader)}
         except OrlopError as error:
             return {"error": str(error), "code": int(error.code)}
         except ConnectionResetError:
@@ -99,9 +92,21 @@ class Door:
             log.exception("a question of an OCI caller failed")
             return {"error": f"orlopd failed: {error}", "code": int(Internal.code)}
 
-    async def _asked(self, question: questions.AnyQuestion, reader: asyncio.StreamReader) -> Any:
+    def _verbs(self) -> Bundles:
+        """What answers. Imported when it is needed: a node without such callers has no use for it."""
+        if self._bundles is None:
+            from orlop.oci.bundles import Bundles
+
+            self._bundles = Bundles(self._pods, self._standins)
+            self._bundles.open()
+        return self._bundles
+
+    async def _asked(self, data: bytes, reader: asyncio.StreamReader) -> Any:
         """The answer; whoever hangs up before it takes the question back."""
-        found = self._verbs[type(question)](question)
+        from orlop.oci import questions
+
+        question = questions.parse(data)
+        found = getattr(self._verbs(), question.verb)(question)
         if not asyncio.iscoroutine(found):
             return found
         async with beside(found, type(question).__name__) as work, beside(reader.read(1)) as gone:

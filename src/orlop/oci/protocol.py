@@ -15,6 +15,9 @@ from typing import Any
 
 from orlop.errors import Code, FailedPrecondition, Internal, OrlopError, Unavailable
 
+FRONT = "oci"
+"""Whose pods those of this front are."""
+
 SOCKET = "oci.sock"
 """Its name in the state directory."""
 

@@ -19,6 +19,11 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb", forb
 
     root: AbsolutePath
 
+    @property
+    def verb(self) -> str:
+        """What :class:`orlop.oci.bundles.Bundles` calls it."""
+        return str(self.__struct_config__.tag)
+
 
 class About(Question, frozen=True):
     """Base of those about one container."""
@@ -76,7 +81,7 @@ class ToUpdate(About, frozen=True, tag="update"):
     resources: str
 
 
-class ToPs(About, frozen=True, tag="ps"):
+class ToPs(About, frozen=True, tag="members"):
     """The processes of the host that are the container's."""
 
 
@@ -84,7 +89,7 @@ class ToStats(About, frozen=True, tag="stats"):
     """What it uses."""
 
 
-class ToList(Question, frozen=True, tag="list"):
+class ToList(Question, frozen=True, tag="states"):
     """All containers, by their states."""
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.oci.document import OciConfig, OciMount, OciProcess, OciResources
+from orlop.oci.protocol import FRONT
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.sandbox.spec import (
     MOUNT_OPTIONS,
@@ -32,8 +33,6 @@ from orlop.sandbox.spec import (
     Tmpfs,
     UserIds,
 )
-
-FRONT = "oci"
 
 _OF_A_PROCESS = re.compile(r"/proc/(\d{1,9})/ns/\w+")
 _HOST_NAMESPACES = {"network": "network", "pid": "PID", "ipc": "IPC", "mount": "mount"}

@@ -153,7 +153,7 @@ def _delete(options: Namespace) -> int:
 
 
 def _list(options: Namespace) -> int:
-    states = _ask(options, "list")
+    states = _ask(options, "states")
     if options.quiet:
         sys.stdout.write("".join(f"{state['id']}\n" for state in states))
     elif options.format == "json":
@@ -173,7 +173,7 @@ def _table(states: list[dict[str, Any]]) -> None:
 
 
 def _ps(options: Namespace) -> int:
-    pids = _ask(options, "ps", id=options.id)
+    pids = _ask(options, "members", id=options.id)
     if options.format == "json":
         sys.stdout.write(f"{json.dumps(pids)}\n")
     else:

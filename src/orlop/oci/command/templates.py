@@ -11,7 +11,7 @@ SPECIFICATION = "1.2.0"
 FEATURES: dict[str, Any] = {
     "ociVersionMin": "1.0.0",
     "ociVersionMax": SPECIFICATION,
-    "hooks": [],
+    "hooks": ["prestart", "createRuntime", "poststart", "poststop"],
     "mountOptions": ["bind", "nodev", "noexec", "nosuid", "rbind", "ro", "rprivate", "rro", "rslave", "rw"],
     "linux": {
         "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
