@@ -242,8 +242,7 @@ def is_mapped(path: str | Path, mountinfo: Path = MOUNTINFO) -> bool | None:
 
 
 def options_of(path: str | Path, kind: str) -> list[str] | None:
-    """What the file system mounted at ``path`` was given as options; None unless it is of that kind. A
-    comma within a value is a backslash and a comma, as the file system itself shows it."""
+    """What the file system mounted at ``path`` was given as options; None unless it is of that kind."""
     wanted = os.fspath(path)
     found = None
     with MOUNTINFO.open(encoding="utf-8", errors="surrogateescape") as lines:
@@ -251,8 +250,14 @@ def options_of(path: str | Path, kind: str) -> list[str] | None:
             before, _, after = line.rstrip("\n").partition(" - ")
             if _unescape(before.split(" ")[4]) == wanted:
                 fields = after.split(" ")
-                found = re.split(r"(?<!\\),", _unescape(fields[2])) if fields[0] == kind else None
+                found = _options(fields[2]) if fields[0] == kind else None
     return found
+
+
+def _options(text: str) -> list[str]:
+    """Options one by one; a comma within one is octal, or in earlier kernels follows a backslash."""
+    found = re.split(r"(?<!\\)(?<!\\134),", text)
+    return [_unescape(option).replace(r"\054", ",") for option in found]
 
 
 def kind_of(path: str | Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,14 @@ class Bundle(Value, frozen=True):
 
 
 class Bundles:
-    """The verbs. :meth:`open` before use, :meth:`close` after it; containers run on."""
+    """The verbs. :meth:`open` before use, :meth:`close` after it; containers run on.
 
-    def __init__(self, pods: PodService, standins: Path) -> None:
+    ``left`` are stand-ins, by their pids, that were there before this daemon listened.
+    """
+
+    def __init__(self, pods: PodService, left: Iterable[int]) -> None:
         self._pods = pods
-        self._standins = standins
+        self._left = set(left)
         self._tasks = Tasks()
         self._making: set[tuple[str, str]] = set()
         self._attached: dict[str, ProcessIO] = {}
@@ -86,17 +89,15 @@ class Bundles:
 
     async def _again(self) -> None:
         await self._pods.recovered()
-        known = set()
         for record in self._all():
             bundle = _bundle(record)
-            known.add(bundle.companion.pid)
+            self._left.discard(bundle.companion.pid)
             self._follow(record, bundle)
             if record.phase is not ContainerPhase.CREATED:
                 self._spawn(self._until_end(record.id, bundle), bundle)
         # The streams of these went through the daemon that is gone; and a create that it did not finish.
-        for pid in await threads.call(process.working_in, self._standins):
-            if pid not in known:
-                await Companion(pid=pid, since=process.process_start_time(pid)).end(conduit.CODE_LOST)
+        for pid in self._left:
+            await Companion(pid=pid, since=process.process_start_time(pid)).end(conduit.CODE_LOST)
 
     # Make
 
@@ -115,6 +116,7 @@ class Bundles:
         config = document.config(asked.config.encode())
         translate.check(config)
         await threads.call(_check_sources, config, asked.bundle)
+        self._left.discard(asked.stand_in.pid)
         bundle = _described(asked, config)
         netns = bundle.companion.netns
         hooks = config.hooks or document.OciHooks()
@@ -289,6 +291,7 @@ class Bundles:
             raise FailedPrecondition("cannot exec in a container that does not run")
         wanted = document.process(asked.process.encode())
         given = asked.stand_in
+        self._left.discard(given.pid)
         companion = companions.of(given.pid, given.since, stdin=given.stdin)
         io = await self._pods.exec(record.id, translate.command(wanted, stdin=given.stdin))
         self._spawn(self._run(companion, io, tty=wanted.terminal), bundle)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orlop.errors import FailedPrecondition, Internal, InvalidArgument, OrlopError, ResourceExhausted
-from orlop.host import sockets, threads
+from orlop.host import process, sockets, threads
 from orlop.host.tasks import Tasks, beside
 from orlop.oci.protocol import FRONT, HEAD, MAX_MESSAGE, SOCKET, STANDINS, framed
 from orlop.pods.records import PodFilter
@@ -42,13 +43,15 @@ class Door:
         """Listen. Raises FailedPrecondition."""
         try:
             self._standins.mkdir(mode=0o700, exist_ok=True)
+            # Before anybody is heard: these are of callers of an earlier daemon.
+            left = await threads.call(process.working_in, self._standins)
             aside = await threads.call(sockets.prepare, self._path)
             self._server = await asyncio.start_unix_server(self._accept, os.fspath(aside))
             sockets.publish(aside, self._path, 0o600)
         except OSError as error:
             raise FailedPrecondition(f"cannot listen on {self._path}: {error.strerror or error}") from error
-        if self._pods.pods(PodFilter(front=FRONT)):
-            self._verbs()
+        if left or self._pods.pods(PodFilter(front=FRONT)):
+            self._verbs(left)
 
     async def stop(self) -> None:
         """Listen no more, and undo what is half made. Idempotent."""
@@ -92,12 +95,12 @@ class Door:
             log.exception("a question of an OCI caller failed")
             return {"error": f"orlopd failed: {error}", "code": int(Internal.code)}
 
-    def _verbs(self) -> Bundles:
+    def _verbs(self, left: Iterable[int] = ()) -> Bundles:
         """What answers. Imported when it is needed: a node without such callers has no use for it."""
         if self._bundles is None:
             from orlop.oci.bundles import Bundles
 
-            self._bundles = Bundles(self._pods, self._standins)
+            self._bundles = Bundles(self._pods, left)
             self._bundles.open()
         return self._bundles
 
