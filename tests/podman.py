@@ -16,7 +16,7 @@ from tests.node import Done, Node
 from tests.patience import PATIENCE
 
 CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
-TIMEOUT = 120 * PATIENCE
+TIMEOUT = 300 * PATIENCE
 
 
 class Podman:

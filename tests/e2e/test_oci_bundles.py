@@ -21,7 +21,7 @@ from tests.e2e.outside import root_directory
 from tests.node import Done, Node
 from tests.patience import PATIENCE
 
-PATIENT = 120 * PATIENCE
+PATIENT = 300 * PATIENCE
 
 
 class Runtime:
