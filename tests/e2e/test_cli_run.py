@@ -329,3 +329,38 @@ def test_attach_shows_what_comes_and_wait_tells_the_end(cli: Cli) -> None:
     done = cli("attach", "-i", "ears", stdin=b"one\nend\n", check=False)
     assert (done.out, done.code) == ("heard one\nheard end\n", 6)
     assert waiting.communicate(timeout=60 * PATIENCE)[0] == b"6\n"
+
+
+def test_a_named_volume_goes_from_pod_to_pod(cli: Cli) -> None:
+    """Of either handler; and what a snapshot kept is a volume again."""
+    cli("volume", "create", "data", "--size", "64m")
+    listed = cli("volume", "ls").out
+    assert re.search(r"data +64\.0 MiB +shared", listed), listed
+    for handler, word in (("process", "one"), ("vm", "two")):
+        script = f"echo {word} >> /data/words; cat /data/words"
+        done = cli("run", "--rm", "--handler", handler, "-v", "data:/data", BUSYBOX, "sh", "-c", script)
+        assert done.out.split()[-1] == word
+    cli("volume", "snapshot", "data", "kept")
+    cli("volume", "grow", "data", "128m", check=False)
+    mount = "type=volume,source=data,target=/data,readonly"
+    refused = cli(
+        "run", "--rm", "--handler", "process", "--mount", mount, BUSYBOX, "touch", "/data/x", check=False
+    )
+    assert refused.code == 1 and "Read-only" in refused.err
+    cli("run", "-d", "--name", "user", "--handler", "process", "-v", "data:/data", BUSYBOX, "sleep", "1000")
+    used = cli("volume", "rm", "data", check=False)
+    assert used.code == 1 and "in use" in used.err
+    cli("rm", "-f", "user")
+    cli("volume", "rm", "data")
+    cli("volume", "restore", "kept", "again")
+    assert (
+        json.loads(cli("volume", "inspect", "again").out)["content_source"]["snapshot"]["snapshot_id"]
+        == "kept"
+    )
+    done = cli("run", "--rm", "--handler", "process", "-v", "again:/data", BUSYBOX, "cat", "/data/words")
+    assert done.out.split() == ["one", "two"]
+    missing = cli("run", "--rm", "-v", "data:/data", BUSYBOX, "true", check=False)
+    assert missing.code == 1 and "no volume data" in missing.err
+    cli("volume", "rm", "again")
+    cli("volume", "rm", "--snapshot", "kept")
+    assert cli("volume", "ls", "-q").out == "" and cli("volume", "ls", "--snapshots", "-q").out == ""
