@@ -44,7 +44,7 @@ soak: $(PYTHON) ## Pods by the hundred while everything under the daemon fails: 
 	$(PYTHON) -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 soak-short: $(PYTHON) ## The same for a minute, with the same faults every time (root)
-	$(PYTHON) -m tests.soak --minutes 0.6 --pods 40 --round 40 --every 3 --seed 1
+	$(PYTHON) -m tests.soak --minutes 0.6 --pods 40 --round 40 --every 3 --seed 20
 
 conformance: $(PYTHON) ## critest: HANDLER=vm|process|auto TRANSPORT=spdy|websocket FOCUS=regex (root)
 	$(PYTHON) -m tests.conformance --handler $(HANDLER) --transport $(TRANSPORT) $(if $(FOCUS),--focus '$(FOCUS)')
