@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import tools
+from tests.doors.podman import Podman, podman
 from tests.node import BUSYBOX, Node
 from tests.patience import PATIENCE
-from tests.podman import Podman, podman
 
 LIMIT = 180 * PATIENCE
 """Seconds: long on a machine that has much else to do."""
