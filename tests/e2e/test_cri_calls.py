@@ -431,7 +431,8 @@ async def test_special_files_of_the_host_are_refused_where_they_lead_nowhere(
         server.bind(str(tmp_path / "socket"))
         for path, kind in (("/dev/null", "character device"), ("fifo", "FIFO"), ("socket", "socket")):
             volume = pb.Mount(container_path="/v", host_path=str(tmp_path / path))
-            if caller.handler == "vm":
+            # What connects to a socket is led to the host's.
+            if caller.handler == "vm" and kind != "socket":
                 with pytest.raises(FailedPrecondition, match=f"host's {kind}"):
                     await caller.container(pod, mounts=[volume])
             else:
