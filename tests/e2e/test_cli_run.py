@@ -46,8 +46,13 @@ class Cli:
         return result
 
     def start(self, *args: str) -> subprocess.Popen[bytes]:
+        # As from a terminal: what a shell starts in the background ignores interrupts.
         return subprocess.Popen(
-            [*COMMAND, *args], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+            ["env", "--default-signal=INT", *COMMAND, *args],
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
         )
 
 
