@@ -49,9 +49,9 @@ def _lives(pid: str) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_nothing_stays_of_a_run_whose_owner_ends(tmp_path: Path, number: signal.Signals) -> None:
     log = tmp_path / "log"
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, log], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    # As from a terminal: what a shell starts in the background ignores interrupts.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", OWNER, log]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert owner.stdout is not None
     directory = Path(owner.stdout.readline().strip())
     _wait(lambda: log.exists() and "up" in log.read_text(), log.read_text)
