@@ -162,7 +162,9 @@ async def test_its_error_log_does_not_grow(guest: GuestArtifacts) -> None:
             [ftruncate, 2, 1 << 30],
             [fallocate, 2, 0, 0, 1 << 30],
         )
-        assert [longer, more, written[-1]] == [-errno.EPERM] * 3
+        assert written[-1] == -errno.EPERM
+        # The bound on a file's length may come before the seal.
+        assert {longer, more} <= {-errno.EPERM, -errno.EFBIG}
         assert Path(f"/proc/{machine.pid}/fd/2").stat().st_size == 64 << 10
         process.send_signal(machine.pid, machine.start_time, signal.SIGKILL)
         assert "aaaa" in await machine.wait()

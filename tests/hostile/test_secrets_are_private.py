@@ -15,7 +15,11 @@ from tests.node import BUSYBOX, Node
 
 NOBODY = 65534
 SECRET = "hunter2-of-a-container"
-SCRIPT = f"umask 0; echo {SECRET} > /written; cp /bin/busybox /set-uid; chmod 4755 /set-uid; sleep 1000"
+SCRIPT = (
+    f"umask 0; echo {SECRET} > /being-written; cp /bin/busybox /set-uid; chmod 4755 /set-uid; "
+    "mv /being-written /written; sleep 1000"
+)
+WAIT = "until cat /written 2>/dev/null; do sleep 0.1; done"
 
 
 def _everything(*tops: Path) -> list[Path]:
@@ -69,7 +73,7 @@ def busy_node(shared_node: Node) -> Node:
         _, container = shared_node.run(
             BUSYBOX, "sh", "-c", SCRIPT, handler=handler, envs=[{"key": "PASSWORD", "value": SECRET}]
         )
-        assert shared_node.crictl("exec", container, "sh", "-c", "cat /written").out.strip() == SECRET
+        assert shared_node.crictl("exec", container, "sh", "-c", WAIT).out.strip() == SECRET
     return shared_node
 
 
