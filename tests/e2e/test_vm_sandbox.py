@@ -201,7 +201,7 @@ async def test_the_host_tells_what_a_pod_uses() -> None:
         try:
             begun = time.monotonic()
             silent = await sandbox.stats(Detail.METRICS)
-            assert time.monotonic() - begun < 1.5
+            assert time.monotonic() - begun < 5
         finally:
             os.kill(sandbox._clone.machine.pid, signal.SIGCONT)
         assert silent.usage.memory >= 0.8 * machine.pss
