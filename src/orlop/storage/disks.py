@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from orlop.host import process, threads
+from orlop.host import process, sparse, threads
 from orlop.linux.removal import remove_tree
 
 MIN_SCRATCH_MIB = 8
@@ -124,14 +124,8 @@ def _data_parts(path: Path) -> tuple[tuple[int, bytes], ...]:
     parts = []
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        position, size = 0, os.fstat(descriptor).st_size
-        while position < size:
-            try:
-                begin = os.lseek(descriptor, position, os.SEEK_DATA)
-            except OSError:  # ENXIO: only a hole is left
-                break
-            position = os.lseek(descriptor, begin, os.SEEK_HOLE)
-            parts.extend(_nonzero(begin, os.pread(descriptor, position - begin, begin)))
+        for begin, end in sparse.parts(descriptor):
+            parts.extend(_nonzero(begin, os.pread(descriptor, end - begin, begin)))
     finally:
         os.close(descriptor)
     return tuple(parts)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orlop.errors import OrlopError, of_system
-from orlop.host import threads
+from orlop.host import sparse, threads
 from orlop.host.tasks import beside
 
 _FICLONE = 0x40049409
@@ -86,20 +86,12 @@ def _same_blocks(source: int, target: int) -> bool:
 
 
 def _bytes(source: int, target: int, stop: threading.Event) -> None:
-    end = os.fstat(source).st_size
-    position = 0
-    while position < end:
-        try:
-            begin = os.lseek(source, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            raise
-        position = os.lseek(source, begin, os.SEEK_HOLE)
-        while begin < position:
+    for place, end in sparse.parts(source):
+        begin = place
+        while begin < end:
             if stop.is_set():
                 raise _Stopped
-            count = os.copy_file_range(source, target, min(_CHUNK, position - begin), begin, begin)
+            count = os.copy_file_range(source, target, min(_CHUNK, end - begin), begin, begin)
             if not count:  # it has become shorter
                 return
             begin += count

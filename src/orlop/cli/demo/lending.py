@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orlop.cli.guest import cache_of
 from orlop.config import Config
+from orlop.host import sparse
 from orlop.linux.removal import remove_tree
 
 
@@ -65,19 +66,11 @@ def _copy_one(source: Path, target: Path) -> None:
             _copy_one(path, target / path.name)
         return
     with source.open("rb") as reading, target.open("wb") as writing:
-        size, position = os.fstat(reading.fileno()).st_size, 0
-        writing.truncate(size)
-        while position < size:
-            try:
-                start = os.lseek(reading.fileno(), position, os.SEEK_DATA)
-            except OSError:  # ENXIO: only a hole is left
-                break
-            position = os.lseek(reading.fileno(), start, os.SEEK_HOLE)
-            reading.seek(start)
-            writing.seek(start)
-            while start < position:
-                chunk = reading.read(min(1 << 20, position - start))
-                if not chunk:
-                    break
-                start += writing.write(chunk)
+        writing.truncate(os.fstat(reading.fileno()).st_size)
+        for begin, end in sparse.parts(reading.fileno()):
+            reading.seek(begin)
+            writing.seek(begin)
+            left = end - begin
+            while left and (chunk := reading.read(min(1 << 20, left))):
+                left -= writing.write(chunk)
     shutil.copystat(source, target)

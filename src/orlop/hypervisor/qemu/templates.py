@@ -12,7 +12,6 @@ cannot be written, and clean pages that every clone shares stay what they were w
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -24,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import DataLoss
-from orlop.host import files
+from orlop.host import files, sparse
 from orlop.hypervisor.base import Accelerator, MachineShape, Template
 from orlop.linux.removal import remove_tree
 from orlop.value import UNREADABLE
@@ -173,11 +172,10 @@ def _digest(path: Path, copy: int | None = None) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         descriptor = file.fileno()
-        size = os.fstat(descriptor).st_size
         place = 0
-        while (place := _next_data(descriptor, place, size)) < size:
-            end = os.lseek(descriptor, place, os.SEEK_HOLE)  # from the data: before it may be a hole
-            place -= place % _CHUNK
+        for begin, end in sparse.parts(descriptor):
+            # A chunk with several runs in it is read once.
+            place = max(place, begin - begin % _CHUNK)
             while place < end:
                 chunk = os.pread(descriptor, _CHUNK, place)
                 if chunk.count(0) != len(chunk):
@@ -186,14 +184,3 @@ def _digest(path: Path, copy: int | None = None) -> str:
                         os.pwrite(copy, chunk, place)
                 place += _CHUNK
     return digest.hexdigest()
-
-
-def _next_data(descriptor: int, place: int, size: int) -> int:
-    if place >= size:
-        return size
-    try:
-        return os.lseek(descriptor, place, os.SEEK_DATA)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-            return size
-        raise
