@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -206,12 +206,10 @@ def replace(source: str | Path, target: str | Path, *, userns: Path, namespace: 
 def unmapped_below(path: Path, mountinfo: Path) -> dict[int, Path]:
     """Mounts below ``path`` whose users are not mapped, by id, the outer ones first. Raises OSError."""
     found = {}
-    with mountinfo.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.split(" ", 6)
-            point = Path(_unescape(fields[4]))
-            if "idmapped" not in fields[5].split(",") and point != path and point.is_relative_to(path):
-                found[int(fields[0])] = point
+    for fields, _ in _entries(mountinfo):
+        point = Path(_unescape(fields[4]))
+        if "idmapped" not in fields[5].split(",") and point != path and point.is_relative_to(path):
+            found[int(fields[0])] = point
     return dict(sorted(found.items(), key=lambda entry: len(entry[1].parts)))
 
 
@@ -233,11 +231,9 @@ def is_mapped(path: str | Path, mountinfo: Path = MOUNTINFO) -> bool | None:
     """Whether the mount at ``path`` maps users (ID-mapped mount); None when there is none. Raises OSError."""
     wanted = os.fspath(path)
     found = None
-    with mountinfo.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.partition(" - ")[0].split(" ")
-            if _unescape(fields[4]) == wanted:
-                found = "idmapped" in fields[5].split(",")
+    for fields, _ in _entries(mountinfo):
+        if _unescape(fields[4]) == wanted:
+            found = "idmapped" in fields[5].split(",")
     return found
 
 
@@ -245,12 +241,9 @@ def options_of(path: str | Path, kind: str) -> list[str] | None:
     """What the file system mounted at ``path`` was given as options; None unless it is of that kind."""
     wanted = os.fspath(path)
     found = None
-    with MOUNTINFO.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            before, _, after = line.rstrip("\n").partition(" - ")
-            if _unescape(before.split(" ")[4]) == wanted:
-                fields = after.split(" ")
-                found = _options(fields[2]) if fields[0] == kind else None
+    for fields, (own_kind, _, options) in _entries():
+        if _unescape(fields[4]) == wanted:
+            found = _options(options) if own_kind == kind else None
     return found
 
 
@@ -275,34 +268,24 @@ def root_of(path: str | Path) -> tuple[str, str]:
 def points_of(device: int) -> list[Path]:
     """Where the file system on a block device (``st_rdev``) is mounted, or a part of it."""
     number = f"{os.major(device)}:{os.minor(device)}"
-    return [Path(point) for found, _, point in _all() if found == number]
+    return [Path(_unescape(fields[4])) for fields, _ in _entries() if fields[2] == number]
 
 
 def points_from(path: str | Path) -> list[Path]:
     """Where what is at ``path`` is mounted too, by :func:`bind`."""
     wanted = root_of(path)
-    own = os.fspath(path)
-    return [Path(point) for *found, point in _all() if tuple(found) == wanted and point != own]
-
-
-def _all() -> list[tuple[str, str, str]]:
-    """Of each mount the file system's device, which path in that it shows, and where it is."""
-    with MOUNTINFO.open(encoding="utf-8", errors="surrogateescape") as lines:
-        fields = [line.split(" ", 5) for line in lines]
-    return [(one[2], _unescape(one[3]), _unescape(one[4])) for one in fields]
+    points = (_unescape(fields[4]) for fields, _ in _entries() if (fields[2], _unescape(fields[3])) == wanted)
+    return [Path(point) for point in points if point != os.fspath(path)]
 
 
 def _covering(path: str | Path) -> tuple[Path, list[str], str]:
     """The mount that ``path`` is on: where, its fields before the " - ", and its kind of file system."""
     wanted = Path(path).resolve()
     best: tuple[Path, list[str], str] | None = None
-    with MOUNTINFO.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            before, _, after = line.partition(" - ")
-            fields = before.split(" ")
-            point = Path(_unescape(fields[4]))
-            if wanted.is_relative_to(point) and (best is None or len(point.parts) >= len(best[0].parts)):
-                best = (point, fields, after.split(" ", 1)[0])
+    for fields, (kind, _, _) in _entries():
+        point = Path(_unescape(fields[4]))
+        if wanted.is_relative_to(point) and (best is None or len(point.parts) >= len(best[0].parts)):
+            best = (point, fields, kind)
     assert best is not None, "there is always a root"
     return best
 
@@ -322,12 +305,18 @@ def unmount_below(path: str | Path) -> None:
 
 
 def _mount_points(mountinfo: Path = MOUNTINFO) -> list[str]:
-    points = []
+    return [_unescape(fields[4]) for fields, _ in _entries(mountinfo)]
+
+
+def _entries(mountinfo: Path = MOUNTINFO) -> Iterator[tuple[list[str], list[str]]]:
+    """Of each mount its fields before the " - " of proc_pid_mountinfo(5), and the three behind it.
+
+    Those are the kind of the file system, what is mounted, and options.
+    """
     with mountinfo.open(encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
-            fields = line.split(" ", 5)
-            points.append(_unescape(fields[4]))
-    return points
+            before, _, after = line.rstrip("\n").partition(" - ")
+            yield before.split(" "), after.split(" ", 2)
 
 
 def _unescape(field: str) -> str:
