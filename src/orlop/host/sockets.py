@@ -6,10 +6,16 @@ there is none, and no file that another thread makes meanwhile gets a mode that 
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from orlop.errors import FailedPrecondition
+from orlop.host import threads
+
+Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
 
 _PROBE_TIME = 2.0
 
@@ -36,6 +42,17 @@ def prepare(path: Path, *, directory_mode: int = 0o755) -> Path:
         except TimeoutError:
             pass
     raise FailedPrecondition(f"socket {path}: another daemon listens on it; stop that one first")
+
+
+async def listen(path: Path, accept: Accept, *, mode: int, directory_mode: int = 0o755) -> asyncio.Server:
+    """A server at ``path``; who stops it removes the file. Raises FailedPrecondition."""
+    try:
+        aside = await threads.call(prepare, path, directory_mode=directory_mode)
+        server = await asyncio.start_unix_server(accept, os.fspath(aside))
+        publish(aside, path, mode)
+    except OSError as error:
+        raise FailedPrecondition(f"cannot listen on {path}: {error.strerror or error}") from error
+    return server
 
 
 def publish(aside: Path, path: Path, mode: int) -> None:

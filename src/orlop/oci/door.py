@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -45,11 +44,9 @@ class Door:
             self._standins.mkdir(mode=0o700, exist_ok=True)
             # Before anybody is heard: these are of callers of an earlier daemon.
             left = await threads.call(process.working_in, self._standins)
-            aside = await threads.call(sockets.prepare, self._path)
-            self._server = await asyncio.start_unix_server(self._accept, os.fspath(aside))
-            sockets.publish(aside, self._path, 0o600)
         except OSError as error:
             raise FailedPrecondition(f"cannot listen on {self._path}: {error.strerror or error}") from error
+        self._server = await sockets.listen(self._path, self._accept, mode=0o600)
         if left or self._pods.pods(PodFilter(front=FRONT)):
             self._verbs(left)
 

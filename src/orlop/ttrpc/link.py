@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from orlop.errors import FailedPrecondition
-from orlop.host import sockets, threads
+from orlop.host import sockets
 from orlop.host.tasks import Tasks
 from orlop.ttrpc.frames import LinkLost
 
@@ -85,13 +84,7 @@ class Listener:
 
     async def start(self, mode: int = 0o600) -> None:
         """Listen; a socket that nobody serves is replaced. Raises FailedPrecondition."""
-        path = self._path
-        try:
-            aside = await threads.call(sockets.prepare, path, directory_mode=0o700)
-            self._server = await asyncio.start_unix_server(self._accept, os.fspath(aside))
-            sockets.publish(aside, path, mode)
-        except OSError as error:
-            raise FailedPrecondition(f"cannot listen on {path}: {error.strerror or error}") from error
+        self._server = await sockets.listen(self._path, self._accept, mode=mode, directory_mode=0o700)
 
     async def stop(self) -> None:
         """Listen no more and end what is served. Idempotent."""
