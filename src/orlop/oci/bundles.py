@@ -33,7 +33,6 @@ from orlop.value import Value
 log = logging.getLogger(__name__)
 
 KEY = "orlop.oci/bundle"
-SPECIFICATION = "1.2.0"
 _KILL = 9
 _CANNOT_RUN = 127
 

@@ -5,10 +5,14 @@ Only what a virtual machine can have or has to refuse is here; other keys are no
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 from orlop.errors import InvalidArgument
+from orlop.value import UNREADABLE
 
+T = TypeVar("T")
 Strings = tuple[str, ...]
 
 
@@ -196,10 +200,7 @@ class OciConfig(OciPart, frozen=True):
 
 def config(data: bytes) -> OciConfig:
     """The document of a bundle. Raises InvalidArgument."""
-    try:
-        found = msgspec.json.decode(data, type=OciConfig)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidArgument(f"config.json: {error}") from error
+    found = _decoded(data, OciConfig, "config.json")
     if not found.oci_version.startswith("1."):
         raise InvalidArgument(
             f"config.json: version {found.oci_version[:40]!r} of the specification is not known"
@@ -211,15 +212,16 @@ def config(data: bytes) -> OciConfig:
 
 def process(data: bytes) -> OciProcess:
     """The process of an exec. Raises InvalidArgument."""
-    try:
-        return msgspec.json.decode(data, type=OciProcess)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidArgument(f"the process to run: {error}") from error
+    return _decoded(data, OciProcess, "the process to run")
 
 
 def resources(data: bytes) -> OciResources:
     """Limits to be changed. Raises InvalidArgument."""
+    return _decoded(data, OciResources, "the resources")
+
+
+def _decoded(data: bytes, kind: type[T], what: str) -> T:
     try:
-        return msgspec.json.decode(data, type=OciResources)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidArgument(f"the resources: {error}") from error
+        return msgspec.json.decode(data, type=kind)
+    except UNREADABLE as error:
+        raise InvalidArgument(f"{what}: {error}") from error

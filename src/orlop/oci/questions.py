@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from orlop.errors import InvalidArgument
+from orlop.value import UNREADABLE
 
 Id = Annotated[str, Meta(pattern=r"\A[\w+.-]{1,1024}\Z")]
 AbsolutePath = Annotated[str, Meta(pattern=r"\A/[^\0]*\Z", max_length=4096)]
@@ -102,7 +103,7 @@ def parse(data: bytes) -> AnyQuestion:
     """Raises InvalidArgument."""
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         if "`$.id`" in str(error):
             raise InvalidArgument(
                 "invalid container ID format: letters, digits and _+.- are allowed"

@@ -14,9 +14,8 @@ from typing import Any
 from orlop import __version__
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError, Unimplemented
 from orlop.oci.command import parser, processes, report
-from orlop.oci.protocol import SOCKET, ask
+from orlop.oci.protocol import SOCKET, SPECIFICATION, ask
 
-SPECIFICATION = "1.2.0"
 EXIT_FAILED = 1
 EXIT_EXEC_FAILED = 255
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

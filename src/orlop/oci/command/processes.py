@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -83,10 +82,10 @@ def stand(
     return Standing(pid, stdin=True, master=master)
 
 
-def write_pid(path: str, pid: int) -> Callable[[], None]:
-    """Write the pid file, whole or not at all; returns what takes it back. Raises FailedPrecondition."""
+def write_pid(path: str, pid: int) -> None:
+    """Write the pid file, whole or not at all; none for an empty path. Raises FailedPrecondition."""
     if not path:
-        return lambda: None
+        return
     place = Path(path)
     aside = place.with_name(f".{place.name}")
     try:
@@ -96,7 +95,6 @@ def write_pid(path: str, pid: int) -> Callable[[], None]:
         with suppress(OSError):
             aside.unlink()
         raise FailedPrecondition(f"open {path}: {(error.strerror or '').lower()}") from error
-    return lambda: place.unlink(missing_ok=True)
 
 
 def _is_null(fd: int) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orlop.linux.capabilities import CAPABILITIES
-
-SPECIFICATION = "1.2.0"
+from orlop.oci.protocol import SPECIFICATION
 
 FEATURES: dict[str, Any] = {
     "ociVersionMin": "1.0.0",

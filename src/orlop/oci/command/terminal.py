@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
 import select
@@ -36,8 +35,7 @@ def send(path: str, master: int) -> None:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
             link.connect(path)
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [master]))]
-            link.sendmsg([b"/dev/ptmx"], rights)
+            socket.send_fds(link, [b"/dev/ptmx"], [master])
     except OSError as error:
         raise FailedPrecondition(f"the console socket {path} cannot be used: {error.strerror}") from error
 
