@@ -50,7 +50,7 @@ DnsSearch = Annotated[Many, typer.Option("--dns-search", help="Domains to look n
 Handler = Annotated[str, typer.Option("--handler", help="vm or process; the daemon's default else.")]
 Network = Annotated[NetworkChoice, typer.Option("--network", help="host: with --handler process.")]
 Volume = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads this at run time
+    Many,
     typer.Option(
         "--volume", "-v", "--mount", help="HOSTPATH|NAME:/PATH[:ro], or type=volume|bind,source=..,target=.."
     ),

@@ -29,12 +29,12 @@ async def list_command(socket: str, quiet: bool, as_json: bool) -> None:
         if as_json:
             output.print_message(answer)
             return
+        if quiet:
+            for pod in answer.items:
+                print(pod.id)
+            return
         containers = await client.runtime.list_containers(pb.ListContainersRequest())
     held = Counter(one.pod_sandbox_id for one in containers.containers)
-    if quiet:
-        for pod in answer.items:
-            print(pod.id)
-        return
     rows = [
         (
             pod.id[:13],

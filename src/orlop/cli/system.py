@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
+from collections.abc import Iterable
 
 import typer
 
@@ -12,8 +13,8 @@ from orlop.cli import output
 from orlop.cli.problems import CliError
 from orlop.cli.units import show_size
 from orlop.client import session
-from orlop.client.calls import CriClient
-from orlop.client.pod import find_pod
+from orlop.client.launch import log_directory
+from orlop.client.pod import remove_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
 
 
@@ -53,8 +54,7 @@ async def df_command(socket: str) -> None:
         on_disk = await client.images.image_fs_info(pb.ImageFsInfoRequest())
         containers = (await client.runtime.list_containers(pb.ListContainersRequest())).containers
         stats = (await client.runtime.list_container_stats(pb.ListContainerStatsRequest())).stats
-    used = {one.image_ref or one.image.image for one in containers}
-    idle = [one for one in images if one.id not in used and not one.pinned]
+    idle = _unused(images, containers)
     running = sum(one.state == pb.CONTAINER_RUNNING for one in containers)
     taken = sum(one.used_bytes.value for one in on_disk.image_filesystems)
     # An image's size counts the layers that it shares with others, so these may be less than what goes.
@@ -70,8 +70,14 @@ async def df_command(socket: str) -> None:
 async def prune_command(socket: str, *, images: bool, force: bool) -> None:
     """``orlop system prune``: pods of ours that have ended, ended containers of those that run, images."""
     async with session.connect(socket) as client:
-        pods, containers = await _ended(client)
-        unused = await _unused(client, {one.id for one in containers}, pods) if images else []
+        made = (await client.runtime.list_pod_sandbox(pb.ListPodSandboxRequest())).items
+        known = (await client.runtime.list_containers(pb.ListContainersRequest())).containers
+        pods, containers = _ended(made, known)
+        unused: list[pb.Image] = []
+        if images:
+            gone = {one.id for one in pods} | {one.id for one in containers}
+            staying = [one for one in known if not {one.id, one.pod_sandbox_id} & gone]
+            unused = _unused((await client.images.list_images(pb.ListImagesRequest())).images, staying)
         if not (pods or containers or unused):
             print("nothing has ended that could be removed")
             return
@@ -80,7 +86,7 @@ async def prune_command(socket: str, *, images: bool, force: bool) -> None:
         if not force and not await _agreed(f"Remove {what}?"):
             return
         for pod in pods:
-            await (await find_pod(client, pod.id)).remove()
+            await remove_pod(client, pod.id, log_directory(pod.metadata.name, pod.metadata.uid))
         for one in containers:
             await client.runtime.remove_container(pb.RemoveContainerRequest(container_id=one.id))
         for image in unused:
@@ -88,28 +94,21 @@ async def prune_command(socket: str, *, images: bool, force: bool) -> None:
     print(f"removed {what}")
 
 
-async def _ended(client: CriClient) -> tuple[list[pb.PodSandbox], list[pb.Container]]:
+def _ended(
+    pods: Iterable[pb.PodSandbox], containers: Iterable[pb.Container]
+) -> tuple[list[pb.PodSandbox], list[pb.Container]]:
     """Pods that have ended, and ended containers of other pods: of those that this command made."""
-    pods = (await client.runtime.list_pod_sandbox(pb.ListPodSandboxRequest())).items
     ours = [one for one in pods if session.RUN_LABEL in one.labels]
-    ended = [one for one in ours if one.state != pb.SANDBOX_READY]
     ready = {one.id for one in ours if one.state == pb.SANDBOX_READY}
-    request = pb.ListContainersRequest()
-    request.filter.state.state = pb.CONTAINER_EXITED
-    containers = (await client.runtime.list_containers(request)).containers
-    return ended, [one for one in containers if one.pod_sandbox_id in ready]
+    return (
+        [one for one in ours if one.id not in ready],
+        [one for one in containers if one.state == pb.CONTAINER_EXITED and one.pod_sandbox_id in ready],
+    )
 
 
-async def _unused(client: CriClient, going: set[str], pods: list[pb.PodSandbox]) -> list[pb.Image]:
-    """Images that no container will use once those are gone."""
-    leaving = {pod.id for pod in pods}
-    containers = (await client.runtime.list_containers(pb.ListContainersRequest())).containers
-    used = {
-        one.image_ref or one.image.image
-        for one in containers
-        if one.id not in going and one.pod_sandbox_id not in leaving
-    }
-    images = (await client.images.list_images(pb.ListImagesRequest())).images
+def _unused(images: Iterable[pb.Image], containers: Iterable[pb.Container]) -> list[pb.Image]:
+    """Images that none of these containers uses, and that need not stay."""
+    used = {one.image_ref or one.image.image for one in containers}
     return [one for one in images if one.id not in used and not one.pinned]
 
 

@@ -107,18 +107,14 @@ def launch(
 
 def name_servers(servers: Sequence[str], searches: Sequence[str]) -> pb.DNSConfig | None:
     """None for the host's own."""
-    if not servers and not searches:
-        return None
-    texts = [[utf8(one, one) for one in group] for group in (servers, searches)]
-    return pb.DNSConfig(servers=texts[0], searches=texts[1])
+    found = pb.DNSConfig(servers=_all_utf8(servers), searches=_all_utf8(searches))
+    return found if servers or searches else None
 
 
 def capabilities(more: Sequence[str], less: Sequence[str]) -> pb.Capability | None:
     """None for the usual ones."""
-    if not more and not less:
-        return None
-    texts = [[utf8(one, one) for one in group] for group in (more, less)]
-    return pb.Capability(add_capabilities=texts[0], drop_capabilities=texts[1])
+    found = pb.Capability(add_capabilities=_all_utf8(more), drop_capabilities=_all_utf8(less))
+    return found if more or less else None
 
 
 def parse_size(text: str) -> int:
@@ -142,6 +138,10 @@ def utf8(part: str, whole: str) -> str:
     except UnicodeEncodeError:
         raise InvalidArgument(f"{whole!a}: {part!a} is not UTF-8") from None
     return part
+
+
+def _all_utf8(texts: Sequence[str]) -> list[str]:
+    return [utf8(text, text) for text in texts]
 
 
 def parse_port(text: str) -> pb.PortMapping:
