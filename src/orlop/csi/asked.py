@@ -77,7 +77,6 @@ def size(wanted: pb.CapacityRange, *, usual: int = USUAL_SIZE) -> int:
     if wanted.required_bytes < 0 or wanted.limit_bytes < 0:
         raise OutOfRange("a volume cannot have a negative size")
     least = wanted.required_bytes or min(usual, wanted.limit_bytes or usual)
-    least = max(least, LEAST) if not wanted.required_bytes else least
     try:
         found = rounded(max(least, LEAST))
     except InvalidArgument as error:

@@ -105,6 +105,10 @@ class VolumeStore:
         """Where a volume is; what it has in it is told by :mod:`orlop.volumes.records`."""
         return self._root / "volumes" / volume_id
 
+    def _kept(self, snapshot_id: str) -> Path:
+        """Where a snapshot is."""
+        return self._root / "snapshots" / snapshot_id
+
     async def available(self) -> int:
         """Bytes that are free below."""
         found = await threads.call(os.statvfs, self._root)
@@ -168,16 +172,16 @@ class VolumeStore:
         Raises as :meth:`create`.
         """
         snapshot_id = records.id_of(name)
-        if (found := self._snapshots.get(snapshot_id)) is not None and found.volume != volume_id:
-            raise AlreadyExists(f"snapshot {name!a} exists, and is one of volume {found.volume}")
-        volume = self.volume(volume_id)
+        directory = self._kept(snapshot_id)
         async with self._turns.of(f"snapshot {snapshot_id}"):
-            if (found := self._snapshots.get(snapshot_id)) is not None:
-                if found.volume != volume_id:
-                    raise AlreadyExists(f"snapshot {name!a} exists, and is one of volume {found.volume}")
+            found = self._snapshots.get(snapshot_id)
+            if found is not None and found.volume != volume_id:
+                raise AlreadyExists(f"snapshot {name!a} exists, and is one of volume {found.volume}")
+            volume = self.volume(volume_id)
+            if found is not None:
                 if found.step is VolumeStep.READY:
                     return found
-                await self._clear(self._snapshots, self._root / "snapshots" / snapshot_id, snapshot_id)
+                await self._clear(self._snapshots, directory, snapshot_id)
             wanted = SnapshotRecord(
                 id=snapshot_id,
                 name=name,
@@ -188,7 +192,6 @@ class VolumeStore:
                 whole=volume.whole,
             )
             origin = Origin(kind="volume", id=volume_id)
-            directory = self._root / "snapshots" / snapshot_id
             return await self._make(
                 self._snapshots, directory, wanted, lambda disk: self._copy(origin, disk, volume.size)
             )
@@ -227,8 +230,7 @@ class VolumeStore:
         """Remove a snapshot; one that is not there is removed. Raises as :meth:`remove`."""
         async with self._turns.of(f"snapshot {snapshot_id}"):
             if (found := self._snapshots.get(snapshot_id)) is not None:
-                directory = self._root / "snapshots" / snapshot_id
-                await self._take_away(self._snapshots, directory, found, "snapshot")
+                await self._take_away(self._snapshots, self._kept(snapshot_id), found, "snapshot")
 
     async def _take_away(self, known: dict[str, R], directory: Path, record: R, what: str) -> None:
         if record.step is VolumeStep.READY:
@@ -295,7 +297,7 @@ class VolumeStore:
         if origin.kind == "snapshot":
             async with self._turns.of(f"snapshot {origin.id}"), self._copies:
                 self.snapshot(origin.id)
-                source = disk_of(self._root / "snapshots" / origin.id)
+                source = disk_of(self._kept(origin.id))
                 with _opened(source) as file:
                     await copying.copy(file, target, size)
             return
