@@ -113,7 +113,7 @@ class Plugs:
         (images, devices), scratch, ((held, shares, loose, found), root) = await together(
             together(
                 together(*(self._image(spec.id, disk_id, stacks[disk_id]) for disk_id in wanted)),
-                together(*(self._device(spec, disk_id) for disk_id in blockdevices.asked_of(spec))),
+                together(*(self._device(spec, *one) for one in blockdevices.asked_of(spec).items())),
             ),
             self._scratch(spec.id, plan.scratch),
             together(self._mounts(spec), self._root(spec)),
@@ -206,9 +206,10 @@ class Plugs:
     async def _image(self, container_id: str, disk_id: str, layers: tuple[str, ...]) -> wire.PluggedDisk:
         return await self._shared_disk(container_id, Disk(id=disk_id, files=layers))
 
-    async def _device(self, spec: ContainerSpec, disk_id: str) -> tuple[wire.PluggedDisk, HostDevice]:
+    async def _device(
+        self, spec: ContainerSpec, disk_id: str, asked: Device
+    ) -> tuple[wire.PluggedDisk, HostDevice]:
         """A block device of the host as a disk."""
-        asked = blockdevices.asked_of(spec)[disk_id]
         found = await threads.call(blockdevices.find, f"container {spec.name}", asked)
         disk = Disk(id=disk_id, files=(found.path,), read_only=found.read_only, durable=True, device=True)
         plugged = await self._shared_disk(spec.id, disk)
