@@ -14,7 +14,7 @@ from orlop.errors import FailedPrecondition
 from orlop.host import process
 from orlop.sandbox.spec import ContainerSpec, Device, Mount, PodSpec, Security
 from orlop.sandbox.vm.sandbox import VmSandbox
-from tests.e2e.vm_environment import Environment, container_spec, environment, execute, pod_spec, until
+from tests.e2e.vm_environment import Environment, container_spec, environment, pod_spec, said, until
 from tests.patience import PATIENCE
 from tests.volumes.kubelet import judge, verdicts
 
@@ -66,13 +66,6 @@ async def started(sandbox: VmSandbox, pod: PodSpec, *devices: Device) -> Contain
     await sandbox.create(spec)
     await sandbox.start(spec.id)
     return spec
-
-
-async def said(sandbox: VmSandbox, spec: ContainerSpec, script: str) -> str:
-    """What a script in a container says; it succeeds."""
-    out, err, code = await execute(sandbox, spec.id, "sh", "-c", script)
-    assert code == 0, (script, out, err)
-    return out.decode().strip()
 
 
 def is_free(device: Path) -> bool:

@@ -35,6 +35,7 @@ from tests.e2e.vm_environment import (
     environment,
     execute,
     pod_spec,
+    said,
     until,
 )
 from tests.patience import PATIENCE
@@ -70,13 +71,6 @@ async def started(sandbox: VmSandbox, pod: PodSpec, *mounts: Mount, **more: Any)
     await sandbox.create(spec)
     await sandbox.start(spec.id)
     return spec
-
-
-async def said(sandbox: VmSandbox, spec: ContainerSpec, script: str) -> str:
-    """What a script in a container says; it succeeds."""
-    out, err, code = await execute(sandbox, spec.id, "sh", "-c", script)
-    assert code == 0, (script, out, err)
-    return out.decode().strip()
 
 
 async def test_a_typical_pod_shares_nothing_with_the_host(

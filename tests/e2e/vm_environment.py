@@ -253,3 +253,10 @@ async def collected(process_io: ProcessIO) -> tuple[bytes, bytes, int]:
 async def execute(sandbox: VmSandbox, container_id: str, *args: str) -> tuple[bytes, bytes, int]:
     """Run something in a container."""
     return await collected(await sandbox.exec(container_id, ExecSpec(args=args)))
+
+
+async def said(sandbox: VmSandbox, spec: ContainerSpec, script: str) -> str:
+    """What a script in a container says; it succeeds."""
+    out, err, code = await execute(sandbox, spec.id, "sh", "-c", script)
+    assert code == 0, (script, out, err)
+    return out.decode().strip()
