@@ -1,7 +1,7 @@
 """The rules of the house: which room may import which, and how large anything may grow.
 
 ``errors, config, linux, value, wire, tracing`` -> ``guest, host``
--> ``hypervisor, guestos, images, net, storage, rpc, ttrpc, volumes`` -> ``sandbox`` -> ``pods``
+-> ``hypervisor, guestos, images, net, storage, rpc, ttrpc, volumes`` -> ``sandbox`` -> ``pods`` -> ``bundle``
 -> ``cri`` and other fronts -> ``daemon, client`` -> ``cli, blocking``. A room imports only what lies below.
 """
 
@@ -27,6 +27,7 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"hypervisor", "guestos", "images", "net", "storage", "rpc", "ttrpc", "volumes"}),
     frozenset({"sandbox"}),
     frozenset({"pods"}),
+    frozenset({"bundle"}),
     frozenset({"cri", "csi", "nri", "oci", "shim"}),
     frozenset({"daemon", "client"}),
     frozenset({"cli", "blocking"}),

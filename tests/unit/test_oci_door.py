@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orlop.bundle import document, translate
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
 from orlop.host.process import process_start_time
-from orlop.oci import document, protocol, questions, translate
+from orlop.oci import protocol, questions
 from orlop.oci.command import main, templates
 from orlop.oci.companion import Companion
 from orlop.oci.door import Door

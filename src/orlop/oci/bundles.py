@@ -16,12 +16,13 @@ from typing import Any
 
 import msgspec
 
+from orlop.bundle import document, translate
+from orlop.bundle import hooks as hooking
 from orlop.errors import AlreadyExists, CannotRun, FailedPrecondition, NotFound, OrlopError
 from orlop.host import cgroups, process, threads
 from orlop.host.tasks import Tasks, Undo, roll_back
 from orlop.oci import companion as companions
-from orlop.oci import conduit, document, questions, translate
-from orlop.oci import hooks as hooking
+from orlop.oci import conduit, questions
 from orlop.oci.companion import Companion
 from orlop.oci.protocol import FRONT
 from orlop.pods import resolve
@@ -127,7 +128,9 @@ class Bundles:
             await hooking.must(early, bundle.state("creating"))
             if not pod_id:
                 await threads.call(_check_network, bundle.companion)
-                spec = translate.pod(config, asked.id, asked.root, netns=netns, cgroup=bundle.cgroup)
+                spec = translate.pod(
+                    config, asked.id, asked.root, netns=netns, cgroup=bundle.cgroup, front=FRONT
+                )
                 pod_id = await self._pods.run_pod(spec)
             record = await self._make(config, bundle, pod_id, target)
         except BaseException:

@@ -11,9 +11,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orlop.bundle.document import OciHook
 from orlop.errors import FailedPrecondition, OrlopError
 from orlop.host import process
-from orlop.oci.document import OciHook
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from orlop.bundle.document import OciConfig, OciMount, OciProcess, OciResources
 from orlop.errors import FailedPrecondition, InvalidArgument
-from orlop.oci.document import OciConfig, OciMount, OciProcess, OciResources
-from orlop.oci.protocol import FRONT
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.sandbox.spec import (
     MOUNT_OPTIONS,
@@ -95,8 +94,8 @@ def check(config: OciConfig) -> None:
         )
 
 
-def pod(config: OciConfig, container_id: str, root: str, *, netns: str, cgroup: str) -> PodSpec:
-    """The VM of a container that joins no other."""
+def pod(config: OciConfig, container_id: str, root: str, *, netns: str, cgroup: str, front: str) -> PodSpec:
+    """The VM of a container that joins no other. ``root`` is what a caller's containers have in common."""
     sysctls = dict(config.linux.sysctl or {}) if config.linux else {}
     return PodSpec(
         id="",
@@ -109,7 +108,7 @@ def pod(config: OciConfig, container_id: str, root: str, *, netns: str, cgroup: 
         cgroup_parent=cgroup,
         namespaces=Namespaces(pid=NamespaceMode.CONTAINER),
         handler="vm",
-        front=FRONT,
+        front=front,
     )
 
 
