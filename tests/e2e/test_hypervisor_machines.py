@@ -169,8 +169,9 @@ async def test_a_clone_answers_at_once(guest: GuestArtifacts, saved: Path, place
     ):
         await agent.call(Ping())
         await beside.call(Ping())
-        # Of the template's pages those count as private that no other clone has mapped: were none shared, all of
-        # some 90 MiB would be private. What QEMU has of its own differs by version and by how much it has translated.
+        # Of the template's pages those count as private that no other clone has mapped: were none shared, all
+        # of some 90 MiB would be private. What QEMU has of its own differs by version and by how much it has
+        # translated.
         use = await machine.memory()
         assert use.private < 64 << 20 < use.private + use.shared
 
