@@ -19,6 +19,7 @@ PROTOS = (
     "orlop/cri/api/runtime_v1.proto",
     "orlop/csi/api/csi_v1.proto",
     "orlop/csi/api/registration.proto",
+    "orlop/native/api/native_v1.proto",
     "orlop/nri/api/nri_v1alpha1.proto",
     "orlop/ttrpc/messages.proto",
 )

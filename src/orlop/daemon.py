@@ -209,6 +209,17 @@ def _csi(config: Config, volumes: VolumeStore) -> Deferred:
     return Deferred("csi.v1", make)
 
 
+def _native(pods: PodService) -> Deferred:
+    """What CRI has no words for, for our own clients."""
+
+    def make() -> Sequence[Handler]:
+        from orlop.native.server import handlers
+
+        return handlers(Router(), pods)
+
+    return Deferred("orlop.v1", make)
+
+
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[PodService]:
     """The whole daemon, serving; leaving the block stops it, and no pod."""
@@ -249,7 +260,8 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         streaming = StreamingServer(config.streaming, pods)
         await streaming.start()
         stack.push_async_callback(streaming.stop)
-        server = CriServer(config, pods, images, streaming, metrics=rpcs, others=[_csi(config, volumes)])
+        others = [_csi(config, volumes), _native(pods)]
+        server = CriServer(config, pods, images, streaming, metrics=rpcs, others=others)
         await server.start()
         stack.push_async_callback(server.stop)
         yield pods

@@ -110,7 +110,8 @@ def test_what_a_caller_does_wrong_is_one_sentence_and_leaves_nothing(runtime: Ru
         (("create", "-b", terminal, "--console-socket", "/nowhere/console", "x"), "console socket /nowhere"),
         (("create", "-b", runtime.bundle("absent", "absent"), "x"), "executable file not found in $PATH"),
         (("create", "-b", plain, "--preserve-fds", "1", "x"), "cannot be handed into a VM"),
-        (("pause", "x"), "orlop-oci does not pause containers"),
+        (("pause", "x"), "container does not exist"),
+        (("checkpoint", "x"), "orlop-oci does not checkpoint containers"),
     ):
         done = runtime(*arguments, code=1)
         assert reason in done.err and len(done.err.splitlines()) == 1, done
@@ -139,6 +140,14 @@ def test_of_two_creates_of_one_id_one_is_made(runtime: Runtime) -> None:
     assert done.out == "/data\nb\n"
     runtime("update", "--memory", str(32 << 20), "twin")
     assert runtime("exec", "twin", "cat", "/sys/fs/cgroup/memory.max").out == f"{32 << 20}\n"
+    assert "container not paused: running" in runtime("resume", "twin", code=1).err
+    runtime("pause", "twin")
+    assert json.loads(runtime("state", "twin").out)["status"] == "paused"
+    for arguments, code in ((("pause", "twin"), 1), (("exec", "twin", "true"), 255), (("delete", "twin"), 1)):
+        assert "paused" in runtime(*arguments, code=code).err
+    runtime("resume", "twin")
+    assert runtime("exec", "twin", "echo", "goes on").out == "goes on\n"
+    runtime("pause", "twin")
     # Whoever kills what stands in for it has killed it.
     os.kill(state["pid"], 9)
     limit = time.monotonic() + PATIENT

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from orlop.client.calls import NativeClient
+from orlop.errors import FailedPrecondition
+from orlop.native.api import native_v1_pb2 as pb
 from tests.node import BUSYBOX, Node, node
 
 
@@ -121,6 +124,48 @@ def test_metrics_count(auto_node: Node) -> None:
         text = response.read().decode()
     assert 'orlop_pods{handler="process",phase="ready"} 1.0' in text
     assert 'orlop_rpcs_total{code="ok",rpc="RunPodSandbox"}' in text
+    one.remove_pod(pod_id)
+
+
+async def native(one: Node, call: str, container: str) -> None:
+    async with NativeClient(Path(one.socket)) as client:
+        request = {"pause": pb.PauseContainerRequest, "resume": pb.ResumeContainerRequest}[call]
+        await getattr(client.containers, f"{call}_container")(request(container_id=container))
+
+
+def counted(one: Node, container: str) -> int:
+    return len(one.crictl("logs", container).out.splitlines())
+
+
+@pytest.mark.parametrize("handler", ["process", "vm"])
+async def test_a_paused_container_stands_still(auto_node: Node, handler: str) -> None:
+    one = auto_node
+    script = "trap 'exit 5' TERM; i=0; while :; do i=$((i+1)); echo $i; usleep 50000; done"
+    pod_id, container = one.run(BUSYBOX, "sh", "-c", script, handler=handler)
+    one.wait_log(container, "3\n")
+    await native(one, "pause", container)
+    # What it wrote before arrives; then nothing more does, over a restart as well.
+    before = -1
+    while (now := counted(one, container)) != before:
+        before = now
+    assert "is paused; resume it" in one.crictl("exec", container, "true", check=False).err
+    one.kill()
+    one.start()
+    with pytest.raises(FailedPrecondition, match="is paused already"):
+        await native(one, "pause", container)
+    assert json.loads(one.crictl("inspect", container).out)["info"]["paused"] is True
+    assert counted(one, container) == before
+    await native(one, "resume", container)
+    one.wait_log(container, f"\n{before + 3}\n")
+    assert one.crictl("exec", container, "true").code == 0
+    # A stop is heard.
+    await native(one, "pause", container)
+    one.crictl("stop", "--timeout", "100", container)
+    assert one.wait_exit(container)["exitCode"] == 5
+    # And a pod goes with what is paused in it.
+    again = one.create(pod_id, one.pod_config(), BUSYBOX, "sleep", "600")
+    one.crictl("start", again)
+    await native(one, "pause", again)
     one.remove_pod(pod_id)
 
 

@@ -40,6 +40,7 @@ class WorldContainer:
     state: str = "created"
     exit: ExitStatus | None = None
     exited: asyncio.Event = field(default_factory=asyncio.Event)
+    frozen: bool = False
     signals: list[int] = field(default_factory=list)
 
 
@@ -199,6 +200,11 @@ class DoubleSandbox:
         self.world.exit(container_id, 137)
         self.pod.containers.pop(container_id, None)
         self.world.step("after delete")
+
+    async def freeze(self, container_id: str, *, frozen: bool) -> None:
+        await self.world.effect("freeze" if frozen else "thaw")
+        self._container(container_id).frozen = frozen
+        self.world.step("after freeze" if frozen else "after thaw")
 
     async def update(self, container_id: str, resources: Resources) -> None:
         self._container(container_id)

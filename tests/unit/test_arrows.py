@@ -28,7 +28,7 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"sandbox"}),
     frozenset({"pods"}),
     frozenset({"bundle"}),
-    frozenset({"cri", "csi", "nri", "oci", "shim"}),
+    frozenset({"cri", "csi", "native", "nri", "oci", "shim"}),
     frozenset({"daemon", "client"}),
     frozenset({"cli", "blocking"}),
 )

@@ -127,3 +127,28 @@ def test_a_second_start_is_refused_and_a_deleted_one_told(agent: Agent) -> None:
     delete(agent, stuck)
     stuck.process.on_started(messages.Refused("internal", "killed"))
     assert "deleted meanwhile" in said[0]["error"]["message"]
+
+
+def test_what_does_not_stand_still_goes_on(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "FREEZE_ATTEMPTS", 3)
+    stuck = Stuck()
+    wrote: list[bool] = []
+    stuck.frozen = False  # type: ignore[attr-defined]
+    stuck.cgroup.frozen = False
+    stuck.cgroup.freeze = lambda *, frozen: wrote.append(frozen)
+    agent.containers["c"] = stuck  # type: ignore[assignment]
+    said: list[dict[str, Any]] = []
+
+    def answer() -> Answer:
+        return Answer(lambda payload: said.append(json.loads(payload)))
+
+    agent.freeze(messages.Freeze(id="c", frozen=True), answer())
+    with pytest.raises(messages.Refused, match="is paused"):
+        agent.exec(messages.Exec(id="e", container_id="c", args=("true",)), answer())
+    turn(agent)
+    assert [one["error"]["code"] for one in said] == ["unavailable"] and wrote == [True, False]
+    # One that ended meanwhile is told.
+    agent.freeze(messages.Freeze(id="c", frozen=True), answer())
+    stuck.status = "stopped"
+    turn(agent)
+    assert "changed meanwhile" in said[1]["error"]["message"]

@@ -169,6 +169,63 @@ async def test_the_stop_ladder(service: PodService, world: World) -> None:
     assert service.container(third).exit_code == 137
 
 
+async def test_a_paused_container_runs_nothing_and_can_be_stopped(service: PodService, world: World) -> None:
+    pod_id, container_id = await running(service)
+    container = world.pods[pod_id].containers[container_id]
+    with pytest.raises(FailedPrecondition, match="is not paused"):
+        await service.resume_container(container_id)
+    # Of two at once, one pauses it.
+    both = (service.pause_container(container_id), service.pause_container(container_id))
+    answers = await asyncio.gather(*both, return_exceptions=True)
+    assert [str(one) for one in answers if one is not None] == [
+        f"container main ({container_id[:12]}) is paused already"
+    ]
+    assert container.frozen and service.container(container_id).paused
+    with pytest.raises(FailedPrecondition, match="is paused; resume it"):
+        await service.exec_sync(container_id, ("true",))
+    await service.resume_container(container_id)
+    assert not container.frozen and not service.container(container_id).paused
+    await service.pause_container(container_id)
+    await service.stop_container(container_id, 5)
+    assert (container.frozen, container.signals) == (False, [signal.SIGUSR1])
+    await exited(service, container_id)
+    assert not service.container(container_id).paused
+    with pytest.raises(FailedPrecondition, match="does not run"):
+        await service.pause_container(container_id)
+
+
+async def test_a_pause_that_fails_is_taken_back(service: PodService, world: World) -> None:
+    _, container_id = await running(service)
+    world.failures["freeze"] = Unavailable("a process waits for a disk")
+    with pytest.raises(Unavailable):
+        await service.pause_container(container_id)
+    assert not service.container(container_id).paused
+    # What cannot be taken back can be resumed later.
+    world.failures["thaw"] = Unavailable("nobody listens")
+    with pytest.raises(Unavailable):
+        await service.pause_container(container_id)
+    assert service.container(container_id).paused
+    world.failures.clear()
+    await service.resume_container(container_id)
+    assert not service.container(container_id).paused
+
+
+async def test_a_pause_that_was_begun_is_carried_on(tmp_path: Path, world: World) -> None:
+    """The journal knows of it before anything stands still."""
+    service, _ = make_service(tmp_path, world)
+    await service.open()
+    pod_id, container_id = await running(service)
+    await service.pause_container(container_id)
+    await service.close()
+    container = world.pods[pod_id].containers[container_id]
+    container.frozen = False
+    service, _ = make_service(tmp_path, world)
+    await service.open()
+    await service.recovered()
+    assert container.frozen and service.container(container_id).paused
+    await service.close()
+
+
 async def test_a_dead_sandbox_takes_its_containers(service: PodService, world: World) -> None:
     pod_id, container_id = await running(service)
     world.kill_pod(pod_id)

@@ -124,6 +124,17 @@ class CriClient(Connected):
         self.images = self._service(services["ImageService"])
 
 
+class NativeClient(Connected):
+    """What CRI has no words for: ``containers`` is its service."""
+
+    def __init__(self, path: Path) -> None:
+        from orlop.native.api import native_v1_pb2
+
+        super().__init__(path)
+        services = native_v1_pb2.DESCRIPTOR.services_by_name
+        self.containers = self._service(services["ContainerService"])
+
+
 class VolumeClient(Connected):
     """Named volumes, in the words of CSI: ``controller`` and ``node`` are its services."""
 

@@ -32,8 +32,9 @@ from orlop.wire.values import Exit
 ALIVE = ("created", "starting", "running")
 """A container's states in which it has a process."""
 
-DELETE_RETRY = 0.005
+SETTLE_RETRY = 0.005
 DELETE_ATTEMPTS = 2000
+FREEZE_ATTEMPTS = 1000
 
 
 class Agent:
@@ -238,6 +239,15 @@ class Agent:
         self._divide_memory()
         answer.ok(Done())
 
+    def freeze(self, request: messages.Freeze, answer: Answer) -> None:
+        """Stop its processes, or let them go on; answers when the kernel has done it."""
+        entry = self._container(request.id)
+        if entry.status != "running":
+            raise Refused("failed_precondition", f"container {request.id} is {entry.status}, not running")
+        entry.frozen = request.frozen
+        entry.cgroup.freeze(frozen=request.frozen)
+        self._await_frozen(entry, request.frozen, answer, FREEZE_ATTEMPTS)
+
     def resize(self, request: messages.Resize, answer: Answer) -> None:
         """Set a terminal's size."""
         entry = self._container(request.id)
@@ -250,6 +260,9 @@ class Agent:
         entry = self._container(request.container_id)
         if entry.status != "running":
             raise Refused("failed_precondition", f"container {entry.spec.id} is {entry.status}, not running")
+        if entry.frozen:
+            # It would stop on its way to the program, and nobody would hear of it again.
+            raise Refused("failed_precondition", f"container {entry.spec.id} is paused")
         self.execs.start(request, entry, answer)
 
     # Requests: the pod
@@ -376,6 +389,21 @@ class Agent:
 
     # Helpers
 
+    def _await_frozen(self, entry: LiveContainer, frozen: bool, answer: Answer, attempts: int) -> None:
+        """Look until the kernel says that all of a container's processes stand still, or none has to."""
+        if entry.status != "running" or entry.frozen is not frozen:
+            answer.refuse(Refused("failed_precondition", f"container {entry.spec.id} changed meanwhile"))
+        elif entry.cgroup.frozen is frozen:
+            answer.ok(Done())
+        elif attempts > 1:
+            self.loop.call_later(
+                SETTLE_RETRY, lambda: self._await_frozen(entry, frozen, answer, attempts - 1)
+            )
+        else:
+            entry.frozen = False
+            entry.cgroup.freeze(frozen=False)
+            answer.refuse(Refused("unavailable", _moves_on(entry)))
+
     def _divide_memory(self, *, anew: bool = False) -> None:
         """Let the containers that live have what there is; ``anew`` after the guest's memory has changed."""
         if anew:
@@ -430,7 +458,7 @@ class Agent:
         try:
             if not self._is_released(entry):
                 if attempts > 1:
-                    self.loop.call_later(DELETE_RETRY, lambda: self._try_release(entry, attempts - 1))
+                    self.loop.call_later(SETTLE_RETRY, lambda: self._try_release(entry, attempts - 1))
                     return
                 problem = _lives_on(entry)
         except Exception as error:
@@ -480,9 +508,18 @@ def _deleted(entry: LiveContainer) -> Refused:
     return Refused("failed_precondition", f"container {entry.spec.id} was deleted meanwhile")
 
 
+def _moves_on(entry: LiveContainer) -> str:
+    """What to say of a container whose processes the kernel cannot stop."""
+    seconds = FREEZE_ATTEMPTS * SETTLE_RETRY
+    return (
+        f"container {entry.spec.id} cannot be paused: not all of its processes stand still after {seconds:g}"
+        " seconds, because one waits for a disk or a volume; try again"
+    )
+
+
 def _lives_on(entry: LiveContainer) -> Refused:
     """What to say of a container whose processes SIGKILL does not end."""
-    seconds = DELETE_ATTEMPTS * DELETE_RETRY
+    seconds = DELETE_ATTEMPTS * SETTLE_RETRY
     found = ", ".join(str(pid) for pid in entry.cgroup.pids()[:8]) or "none"
     return Refused(
         "unavailable",

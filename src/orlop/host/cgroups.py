@@ -280,6 +280,25 @@ class Cgroup:
                     pending += [entry.path for entry in os.scandir(place) if entry.is_dir()]
         return found
 
+    def freeze(self, *, frozen: bool) -> None:
+        """Have all processes in the group and below stop where they are, or go on. Raises OSError.
+
+        The kernel takes its time: see :attr:`frozen`.
+        """
+        if self.host.version == 2:
+            _write(self.directory() / "cgroup.freeze", "1" if frozen else "0")
+        elif "freezer" in self.host.controllers:
+            _write(self.directory("freezer") / "freezer.state", "FROZEN" if frozen else "THAWED")
+        else:
+            raise OSError(errno.EOPNOTSUPP, "the host has no control groups that stop processes", self.path)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether all processes in the group stand still."""
+        if self.host.version == 2:
+            return "frozen 1" in self.read("cgroup.events")
+        return self.read("freezer.state", "freezer").strip() == "FROZEN"
+
     def kill(self) -> bool:
         """Send KILL to all processes in the group and below; false when there were none."""
         if self.host.version == 2:
@@ -294,6 +313,10 @@ class Cgroup:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if self.host.version == 1 and self.read("freezer.state", "freezer").startswith("FR"):
+            # There, one that was stopped hears of it when it goes on.
+            with suppress(OSError):
+                self.freeze(frozen=False)
         return bool(pids)
 
     def remove(self) -> None:

@@ -259,12 +259,26 @@ class Bundles:
         record, bundle = self._known(asked)
         number = resolve.signal_number(asked.signal)
         match self._status(record, bundle):
-            case "running":
+            case "running" | "paused":
                 await self._pods.signal_container(record.id, number)
             case "created":
                 await bundle.companion.kill()
             case _:
                 raise FailedPrecondition("container not running")
+
+    async def pause(self, asked: questions.ToPause) -> None:
+        """Stop its processes where they are."""
+        record, bundle = self._known(asked)
+        if (status := self._status(record, bundle)) != "running":
+            raise FailedPrecondition(f"container not running: {status}")
+        await self._pods.pause_container(record.id)
+
+    async def resume(self, asked: questions.ToResume) -> None:
+        """Let them go on."""
+        record, bundle = self._known(asked)
+        if (status := self._status(record, bundle)) != "paused":
+            raise FailedPrecondition(f"container not paused: {status}")
+        await self._pods.resume_container(record.id)
 
     async def delete(self, asked: questions.ToDelete) -> None:
         """Remove a container, one that runs only with force; with force one that is not there is no error."""
@@ -274,8 +288,10 @@ class Bundles:
                 return
             raise NotFound("container does not exist")
         record, bundle = found, _bundle(found)
-        if self._status(record, bundle) == "running" and not asked.force:
-            raise FailedPrecondition(f"cannot delete container {asked.id} that is not stopped: it is running")
+        status = self._status(record, bundle)
+        if status in ("running", "paused") and not asked.force:
+            why = f"that is not stopped: it is {status}"
+            raise FailedPrecondition(f"cannot delete container {asked.id} {why}")
         undo = Undo(f"container {asked.id}")
         if len(self._members(record.pod_id)) > 1:
             await undo.step("it", self._pods.remove_container(record.id))
@@ -289,8 +305,8 @@ class Bundles:
     async def exec(self, asked: questions.ToExec) -> None:
         """Run one more process; its stand-in ends with it."""
         record, bundle = self._known(asked)
-        if self._status(record, bundle) != "running":
-            raise FailedPrecondition("cannot exec in a container that does not run")
+        if (status := self._status(record, bundle)) != "running":
+            raise FailedPrecondition(f"cannot exec in a container that does not run: it is {status}")
         wanted = document.process(asked.process.encode())
         given = asked.stand_in
         self._left.discard(given.pid)
@@ -342,7 +358,7 @@ class Bundles:
     @staticmethod
     def _status(record: ContainerRecord, bundle: Bundle) -> str:
         if record.phase is ContainerPhase.RUNNING:
-            return "running"
+            return "paused" if record.paused else "running"
         if record.phase is ContainerPhase.CREATED and bundle.companion.alive:
             return "created"
         return "stopped"

@@ -63,6 +63,14 @@ class ToKill(About, frozen=True, tag="kill"):
     signal: Annotated[str, Meta(max_length=32)]
 
 
+class ToPause(About, frozen=True, tag="pause"):
+    """Stop its processes where they are."""
+
+
+class ToResume(About, frozen=True, tag="resume"):
+    """Let them go on."""
+
+
 class ToDelete(About, frozen=True, tag="delete"):
     """Remove it."""
 
@@ -94,7 +102,10 @@ class ToList(Question, frozen=True, tag="states"):
     """All containers, by their states."""
 
 
-AnyQuestion = ToCreate | ToStart | ToState | ToKill | ToDelete | ToExec | ToUpdate | ToPs | ToStats | ToList
+AnyQuestion = (
+    ToCreate | ToStart | ToState | ToKill | ToPause | ToResume | ToDelete | ToExec | ToUpdate | ToPs | ToStats
+    | ToList
+)  # fmt: skip
 
 _decoder: msgspec.json.Decoder[AnyQuestion] = msgspec.json.Decoder(AnyQuestion)
 

@@ -317,6 +317,7 @@ class Containers:
             exit_code=status.code,
             reason=REASON_OOM if status.oom_killed else reason,
             message=status.message,
+            paused=False,
         )
         self._node.events.publish(EventKind.STOPPED, container_id, record.pod_id)
         if (pod := self._node.ledger.find_pod(record.pod_id)) is not None:
@@ -359,6 +360,49 @@ class Containers:
         with in_words(f"container {record.name} ({record.id[:12]}) cannot be sent a signal"):
             await sandbox.signal(record.id, number)
 
+    # Pause
+
+    async def pause(self, ref: str) -> None:
+        """Stop a running container's processes where they are. Raises FailedPrecondition."""
+        async with self._node.ledger.locked(self._node.container(ref).id):
+            record, sandbox = self._node.running(ref)
+            what = f"container {record.name} ({record.id[:12]})"
+            if record.paused:
+                raise FailedPrecondition(f"{what} is paused already")
+            await self._node.ledger.change_container(record.id, paused=True)
+            try:
+                with in_words(f"{what} cannot be paused"):
+                    await sandbox.freeze(record.id, frozen=True)
+            except BaseException:
+                await uncancelled(self._thaw(record, sandbox))
+                raise
+
+    async def resume(self, ref: str) -> None:
+        """Let a paused container's processes go on. Raises FailedPrecondition."""
+        async with self._node.ledger.locked(self._node.container(ref).id):
+            record, sandbox = self._node.running(ref)
+            what = f"container {record.name} ({record.id[:12]})"
+            if not record.paused:
+                raise FailedPrecondition(f"{what} is not paused")
+            with in_words(f"{what} cannot be resumed"):
+                await sandbox.freeze(record.id, frozen=False)
+            await self._node.ledger.note_container(record.id, paused=False)
+
+    async def pause_again(self, record: ContainerRecord, sandbox: Sandbox) -> None:
+        """See that a container is as it is recorded: a pause may have been cut short."""
+        if record.paused:
+            await sandbox.freeze(record.id, frozen=True)
+
+    async def _thaw(self, record: ContainerRecord, sandbox: Sandbox) -> None:
+        """Let its processes go on, if that can be; else it stays recorded as one that can be resumed."""
+        try:
+            await sandbox.freeze(record.id, frozen=False)
+        except (OrlopError, OSError) as error:
+            log.info("container %s (%s) is still paused: %s", record.name, record.id[:12], reason_of(error))
+        else:
+            if self._node.ledger.find_container(record.id) is not None:
+                await self._node.ledger.note_container(record.id, paused=False)
+
     async def ended(self, ref: str) -> ContainerRecord | None:
         """Wait until a container does not run; what it is then, None when it was removed."""
         while (record := self._node.ledger.find_container(ref)) is not None:
@@ -382,6 +426,9 @@ class Containers:
         if sandbox is None or watcher is None:
             await self.conclude(record.id, 0, "its pod runs no more")
             return
+        if record.paused:
+            # It would hear nothing but KILL.
+            await self._thaw(record, sandbox)
         with tracing.span("sandbox.stop_container", pod=record.pod_id, container=record.id):
             await self._stop_ladder(record, sandbox, watcher, timeout)
 

@@ -35,6 +35,10 @@ class Execs:
             raise InvalidArgument(f"exec in container {ref}: no command")
         await self._node.known_of(ref)
         record, sandbox = self._node.running(ref)
+        if record.paused:
+            raise FailedPrecondition(
+                f"container {record.name} ({record.id[:12]}) is paused; resume it to run a command"
+            )
         failed = f"a command cannot be run in container {record.name} ({record.id[:12]})"
         with tracing.span("sandbox.exec", container=record.id), in_words(failed):
             return await sandbox.exec(record.id, spec)

@@ -99,6 +99,7 @@ class ContainerRecord(Value, frozen=True):
     that applies (``SIGTERM``); ``spec.stop_signal`` its number. ``start_requested`` is set before
     the process is started, so that a start cut short by a crash is carried on. ``user`` is None
     when the image alone knows (a name, looked up in the container's own /etc/passwd).
+    ``paused`` is set before its processes are stopped where they are, and cleared after they go on.
     ``cannot_start`` says why a CREATED container's program cannot be run: its start will fail so.
     """
 
@@ -108,6 +109,7 @@ class ContainerRecord(Value, frozen=True):
     request: str = ""
     start_requested: bool = False
     cannot_start: str = ""
+    paused: bool = False
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
     image: str = ""

@@ -193,6 +193,7 @@ class Recovery:
             await self._node.forget(member.id)
         elif member.phase is ContainerPhase.RUNNING:
             self._containers.watch(member.id, sandbox)
+            await self._containers.pause_again(member, sandbox)
         elif member.phase is ContainerPhase.CREATED and member.start_requested:
             await self._start(member, sandbox)
         elif member.reason == REASON_START_FAILED:

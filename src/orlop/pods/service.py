@@ -184,6 +184,16 @@ class PodService:
         await self._node.known_of(container_id)
         await self._containers.signal(container_id, number)
 
+    async def pause_container(self, container_id: str) -> None:
+        """Stop a running container's processes where they are."""
+        await self._node.known_of(container_id)
+        await self._containers.pause(container_id)
+
+    async def resume_container(self, container_id: str) -> None:
+        """Let a paused container's processes go on."""
+        await self._node.known_of(container_id)
+        await self._containers.resume(container_id)
+
     async def ended_container(self, container_id: str) -> ContainerRecord | None:
         """Wait until the container does not run; what it is then, None when it was removed."""
         return await self._containers.ended(container_id)
@@ -215,6 +225,7 @@ class PodService:
             "sandboxID": record.pod_id,
             "handler": pod.handler if pod is not None else "",
             "pid": 0,
+            "paused": record.paused,
             "runtimeSpec": outline.runtime_spec(record),
             "layers": len(record.spec.root.layers),
             **found,

@@ -151,6 +151,12 @@ class Sandbox(Protocol):
         """Send a signal to the container's first process; KILL goes to all of its processes."""
         ...
 
+    async def freeze(self, container_id: str, *, frozen: bool) -> None:
+        """Stop all processes of a running container where they are, or let them go on. Idempotent.
+
+        KILL ends one that is stopped so; every other signal waits until it goes on."""
+        ...
+
     async def delete(self, container_id: str) -> None:
         """Kill what still runs, release the container's disks and mounts. Idempotent."""
         ...

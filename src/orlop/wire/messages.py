@@ -42,7 +42,8 @@ BLOCKS = "blocks"
 PROPAGATION = "propagation"
 SOCKETS = "sockets"
 EXEC_AS = "exec-as"
-FEATURES = (VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS)
+FREEZE = "freeze"
+FEATURES = (VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE)
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
 MAX_FETCH = 64 << 10
@@ -208,6 +209,18 @@ class Update(Request[Done]):
     op: ClassVar[str] = "update"
     id: Id
     resources: GuestLimits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freeze(Request[Done]):
+    """Stop all processes of a running container where they are, or let them go on. Idempotent.
+
+    Answers when all of them stand still. ``unavailable`` when one does not, and then all go on.
+    """
+
+    op: ClassVar[str] = "freeze"
+    id: Id
+    frozen: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -446,7 +459,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     for kind in (
         Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
         Dump, Resume, Quiesce, Online, Hold, Fill, Fetch, Drop, Flush, Clock,
-        Accept,
+        Accept, Freeze,
     )
 }  # fmt: skip
 

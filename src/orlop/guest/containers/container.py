@@ -56,6 +56,7 @@ class LiveContainer:
         parent = cgroup.OPEN if self.portion.open else cgroup.POD
         self.cgroup = GuestCgroup(f"{parent.path}/{spec.id}")
         self.pid_namespace = -1
+        self.frozen = False
         self.oom_kills = 0
         self.watch = -1
         self.stuck: list[str] = []

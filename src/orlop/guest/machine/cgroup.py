@@ -81,6 +81,15 @@ class GuestCgroup:
                 continue
         return found
 
+    def freeze(self, *, frozen: bool) -> None:
+        """Have all processes here and below stop where they are, or go on. The kernel takes its time."""
+        write_text(f"{self.path}/cgroup.freeze", "1" if frozen else "0")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether all of them stand still."""
+        return self.pairs("cgroup.events").get("frozen", 0) == 1
+
     def kill(self) -> None:
         """Kill all processes here and below. Idempotent."""
         try:

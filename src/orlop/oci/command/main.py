@@ -146,6 +146,16 @@ def _kill(options: Namespace) -> int:
     return 0
 
 
+def _pause(options: Namespace) -> int:
+    _ask(options, "pause", id=options.id)
+    return 0
+
+
+def _resume(options: Namespace) -> int:
+    _ask(options, "resume", id=options.id)
+    return 0
+
+
 def _delete(options: Namespace) -> int:
     _ask(options, "delete", id=options.id, force=options.force)
     return 0
@@ -289,8 +299,8 @@ _VERBS: dict[str, Callable[[Namespace], int]] = {
     "events": _events,
     "features": _features,
     "spec": _spec,
-    "pause": _refused,
-    "resume": _refused,
+    "pause": _pause,
+    "resume": _resume,
     "checkpoint": _refused,
     "restore": _refused,
 }

@@ -64,7 +64,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     spec = verb("spec", "write a config.json to begin with", container=False)
     spec.add_argument("--bundle", "-b", default="", help="where")
     spec.add_argument("--rootless", action="store_true", help=argparse.SUPPRESS)
-    for name in ("pause", "resume", "checkpoint", "restore"):
+    verb("pause", "stop the processes of a container where they are")
+    verb("resume", "let the processes of a paused container go on")
+    for name in ("checkpoint", "restore"):
         verb(name, argparse.SUPPRESS).add_argument("rest", nargs=argparse.REMAINDER)
     return parser.parse_args(arguments)
 

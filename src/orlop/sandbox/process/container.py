@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from orlop.errors import FailedPrecondition, NotFound, OrlopError
+from orlop.errors import FailedPrecondition, NotFound, OrlopError, Unavailable
 from orlop.host import cgroups, cgroupstats, files, mounts, privacy, process, tasks, threads
 from orlop.host.cgroups import Cgroup
 from orlop.linux.removal import remove_tree
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 KILLED = 128 + signal.SIGKILL
 _KILL_TIME = 10.0
+_FREEZE_TIME = 5.0
+_FREEZE_AGAIN = 0.01
 _LATE_RUNTIME = 5.0
 
 
@@ -213,6 +215,26 @@ class ProcessContainer:
             self.cgroup.kill()
         elif not delivered:
             raise NotFound(f"container {self.id[:12]} does not run")
+
+    async def freeze(self, *, frozen: bool) -> None:
+        """Stop its processes where they are, or let them go on. Raises FailedPrecondition, Unavailable."""
+        group, deadline = self.cgroup, time.monotonic() + _FREEZE_TIME
+        try:
+            while True:
+                # Of control groups of version 1, one that forks meanwhile has to be told again.
+                await threads.call(lambda: group.freeze(frozen=frozen))
+                if await threads.call(lambda: group.frozen) is frozen:
+                    return
+                if time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(_FREEZE_AGAIN)
+            await threads.call(lambda: group.freeze(frozen=False))
+        except OSError as error:
+            raise FailedPrecondition(f"container {self.id[:12]} cannot be paused: {error}") from error
+        raise Unavailable(
+            f"container {self.id[:12]} cannot be paused: not all of its processes stand still after "
+            f"{_FREEZE_TIME:g} seconds, because one waits for a disk; try again"
+        )
 
     def _watch(self, state: ContainerProcesses) -> None:
         if self._watcher is None:

@@ -198,6 +198,13 @@ class ProcessSandbox:
         if wanted:
             await self._tools.runtime.update(container.id, wanted, container.paths.bundle / "runtime.log")
 
+    async def freeze(self, container_id: str, *, frozen: bool) -> None:
+        """See ``Sandbox``."""
+        container = self._container(container_id)
+        if not container.running:
+            raise FailedPrecondition(f"container {container_id[:12]} does not run")
+        await container.freeze(frozen=frozen)
+
     async def resize(self, overhead: Resources, resources: Resources) -> None:
         """See ``Sandbox``. The cgroup of a pod that a kubelet has made is the kubelet's to change."""
         if self._spec.cgroup_parent:

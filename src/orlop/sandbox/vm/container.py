@@ -20,10 +20,11 @@ from orlop.sandbox.vm.output import Output
 from orlop.sandbox.vm.process import GuestAttachment, GuestExec
 from orlop.sandbox.vm.streams import Incoming, Outgoing
 from orlop.wire import values as wire
-from orlop.wire.messages import EXEC_AS, Exec, Resize
+from orlop.wire.messages import EXEC_AS, FREEZE, Exec, Freeze, Resize
 
 CODE_KILLED = 137
 _DRAIN_TIME = 2.0
+_FREEZE_TIME = 30.0
 
 
 class VmContainer:
@@ -165,6 +166,15 @@ class VmContainer:
             resize=self._resize,
             wait=self.wait,
         )
+
+    async def freeze(self, *, frozen: bool) -> None:
+        """Have the guest stop its processes, or let them go on. Raises FailedPrecondition, Unavailable."""
+        if FREEZE not in self._agent.hello.features:
+            raise FailedPrecondition(
+                "the guest is of an earlier version, which pauses no containers; build the guest image anew "
+                "and make the pod again"
+            )
+        await self._agent.call(Freeze(id=self.spec.id, frozen=frozen), _FREEZE_TIME)
 
     async def wait(self) -> ExitStatus:
         """Its exit."""

@@ -298,6 +298,10 @@ class VmSandbox:
         await self.room.fit(self._limits())
         await self._agent.call(Update(id=container_id, resources=translate.resources(resources)))
 
+    async def freeze(self, container_id: str, *, frozen: bool) -> None:
+        """See ``Sandbox``."""
+        await self._running(container_id).freeze(frozen=frozen)
+
     async def resize(self, overhead: Resources, resources: Resources) -> None:
         """See ``Sandbox``."""
         await self.room.change(overhead, resources, self._limits())

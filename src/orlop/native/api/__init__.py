@@ -1,0 +1,1 @@
+"""The messages of our own calls, generated from the .proto file here."""
