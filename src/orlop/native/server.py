@@ -17,10 +17,10 @@ MAX_NAME = 128
 def handlers(router: Router, pods: PodService) -> Sequence[Handler]:
     """Its services."""
     service = pb.DESCRIPTOR.services_by_name["ContainerService"]
-    return (router.handler(service, ContainerCalls(pods)),)
+    return (router.handler(service, NativeCalls(pods)),)
 
 
-class ContainerCalls:
+class NativeCalls:
     """What can be done to a container beyond CRI."""
 
     def __init__(self, pods: PodService) -> None:
