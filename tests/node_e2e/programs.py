@@ -1,4 +1,4 @@
-"""The programs of Kubernetes that the node suite needs, built from its Go module.
+"""The programs of Kubernetes that the node suite and the cluster need, built from its Go module.
 
 ``module/go.mod`` pins the release. Kubernetes' own go.mod refers to its staging directories, which its
 module does not hold: each is replaced by the module that is published from it.
@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +19,46 @@ from tests.conformance import tools
 KUBERNETES = "1.36.3"
 MODULE = Path(__file__).with_name("module")
 STAMP = "k8s.io/component-base/version"
+_MAJOR, _MINOR, _ = KUBERNETES.split(".")
+_STAMPS = {"gitVersion": f"v{KUBERNETES}", "gitMajor": _MAJOR, "gitMinor": _MINOR}
+FLAGS = [
+    "-trimpath",
+    "-ldflags",
+    "-s -w " + " ".join(f"-X {STAMP}.{key}={to}" for key, to in _STAMPS.items()),
+]
 
 PACKAGES = {
-    "kubelet": "k8s.io/kubernetes/cmd/kubelet",
     "agnhost": "k8s.io/kubernetes/test/images/agnhost",
     "ginkgo": "github.com/onsi/ginkgo/v2/ginkgo",
+    **{
+        name: f"k8s.io/kubernetes/cmd/{name}"
+        for name in (
+            "kubelet",
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kube-proxy",
+            "kubectl",
+        )
+    },
 }
-SUITE = "k8s.io/kubernetes/test/e2e_node"
+SUITES = {"e2e_node.test": "k8s.io/kubernetes/test/e2e_node", "e2e.test": "k8s.io/kubernetes/test/e2e"}
+COPIED = {"porter": "test/images/agnhost/porter"}
+"""Directories of the module itself."""
+
+NODE = ("kubelet", "agnhost", "ginkgo", "e2e_node.test", "porter")
+"""What the node suite needs."""
+CLUSTER = (
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kube-proxy",
+    "kubectl",
+    "kubelet",
+    "agnhost",
+    "porter",
+)
+"""What a cluster needs; ``e2e.test`` and ``ginkgo`` are for the suite that judges one."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +75,7 @@ class Programs:
 
     @property
     def ginkgo(self) -> Path:
-        """What runs the suite in several processes."""
+        """What runs a suite in several processes."""
         return self.directory / "ginkgo"
 
     @property
@@ -55,45 +89,46 @@ class Programs:
         return self.directory / "porter"
 
 
-def build() -> Programs:
-    """The programs, built if they are not in the cache: ten minutes of two cores, once for a release."""
-    digest = hashlib.sha256()
-    for path in (MODULE / "go.mod", MODULE / "go.sum", Path(__file__)):
+def build(names: Sequence[str] = NODE) -> Programs:
+    """The named programs, built if they are not in the cache: minutes for each, once for a release."""
+    digest = hashlib.sha256(repr((FLAGS, PACKAGES, SUITES)).encode())
+    for path in (MODULE / "go.mod", MODULE / "go.sum"):
         digest.update(path.read_bytes())
     key = digest.hexdigest()[:16]
     target = tools.cache_dir() / "node-e2e" / key
-    if target.exists():
-        return Programs(target, key)
-    go = tools.find_go()
-    tools.say(f"building kubelet and node suite {KUBERNETES} (ten minutes, once)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent) as scratch_name:
-        scratch = Path(scratch_name)
-        module, out = scratch / "module", scratch / "out"
-        shutil.copytree(MODULE, module)
-        out.mkdir()
-        # What the environment says of flags must not reach the build: -mod=vendor would fail.
-        env = {"GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-        major, minor, _ = KUBERNETES.split(".")
-        stamps = {"gitVersion": f"v{KUBERNETES}", "gitMajor": major, "gitMinor": minor}
-        flags = "-s -w " + " ".join(f"-X {STAMP}.{name}={value}" for name, value in stamps.items())
-        common = ["-trimpath", "-ldflags", flags]
-        for name, package in PACKAGES.items():
-            tools.run([go, "build", *common, "-o", out / name, package], cwd=module, env=env)
-        tools.run(
-            [go, "test", "-vet=off", "-c", *common, "-o", out / "e2e_node.test", SUITE], cwd=module, env=env
-        )
-        where = tools.run([go, "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"], cwd=module, env=env)
-        shutil.copytree(Path(where.strip()) / "test/images/agnhost/porter", out / "porter")
-        for path in (out / "porter", *(out / "porter").iterdir()):
-            path.chmod(path.stat().st_mode | 0o200)
-        try:
-            out.rename(target)
-        except OSError:
-            # Another run was quicker.
-            if not target.exists():
-                raise
+    missing = [name for name in names if not (target / name).exists()]
+    if missing:
+        tools.say(f"building {', '.join(missing)} of Kubernetes {KUBERNETES} (minutes, once)")
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent) as scratch:
+            # Go wants to write beside go.mod.
+            module = Path(shutil.copytree(MODULE, Path(scratch) / "module"))
+            for name in missing:
+                made = _make(name, module)
+                try:
+                    made.rename(target / name)
+                except OSError:
+                    # Another run was quicker with a directory.
+                    if not (target / name).exists():
+                        raise
     return Programs(target, key)
+
+
+def _make(name: str, module: Path) -> Path:
+    """Build or copy one of them; where it is."""
+    go, out = tools.find_go(), module.parent / name
+    # What the environment says of flags must not reach the build: -mod=vendor would fail.
+    env = {"GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+    if name in PACKAGES:
+        tools.run([go, "build", *FLAGS, "-o", out, PACKAGES[name]], cwd=module, env=env)
+    elif name in SUITES:
+        tools.run([go, "test", "-vet=off", "-c", *FLAGS, "-o", out, SUITES[name]], cwd=module, env=env)
+    else:
+        where = tools.run([go, "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"], cwd=module, env=env)
+        shutil.copytree(Path(where.strip()) / COPIED[name], out)
+        for path in (out, *out.iterdir()):
+            path.chmod(path.stat().st_mode | 0o200)
+    return out
 
 
 if __name__ == "__main__":
