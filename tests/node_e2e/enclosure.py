@@ -123,24 +123,33 @@ def scratch() -> Iterator[Path]:
         janitor.wait()
 
 
-def run(directory: Path, command: Sequence[str], log: Path, weight: int) -> int:
-    """Run a command in an enclosure over the directory; its exit code.
+def start(
+    directory: Path, command: Sequence[str], log: Path, weight: int, network: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command in an enclosure over the directory. It ends when the thread that called this ends.
 
-    At busy processors it has the share of ``weight`` processes.
+    At busy processors it has the share of ``weight`` processes. ``network`` is a network namespace to be
+    in; without, it gets one of its own.
     """
     groups = _make_groups(directory.name, weight)
     argv: list[str] = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", ENTER, "sh"]
     argv += [*map(os.fspath, groups), "--"]
-    argv += ["unshare", "--mount", "--net", "--pid", "--cgroup", "--fork", "--kill-child"]
-    argv += ["--propagation", "slave", sys.executable, "-m", PROGRAM, os.fspath(directory), *command]
+    argv += ["unshare", "--net"] if network is None else ["nsenter", f"--net={network}", "unshare"]
+    argv += ["--mount", "--pid", "--cgroup", "--fork", "--kill-child", "--propagation", "slave"]
+    argv += [sys.executable, "-m", PROGRAM, os.fspath(directory), "given" if network else "own", *command]
     with log.open("wb") as output:
-        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-        try:
-            return child.wait()
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+
+def run(directory: Path, command: Sequence[str], log: Path, weight: int) -> int:
+    """Run a command in an enclosure to its end, as :func:`start`; its exit code."""
+    child = start(directory, command, log, weight)
+    try:
+        return child.wait()
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
 
 
 # --- inside ---------------------------------------------------------------------------------------------
@@ -230,10 +239,11 @@ def _be_init(command: Sequence[str]) -> int:
 
 
 def main() -> int:
-    """``python -m tests.node_e2e.enclosure DIRECTORY COMMAND...``, as :func:`run` starts it."""
-    directory, command = Path(sys.argv[1]), sys.argv[2:]
+    """``python -m tests.node_e2e.enclosure DIRECTORY own|given COMMAND...``, as :func:`start` does it."""
+    directory, network, command = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     _mounts(directory)
-    _network()
+    if network == "own":
+        _network()
     program = shutil.which(command[0])
     return _be_init([program or command[0], *command[1:]])
 
