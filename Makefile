@@ -14,7 +14,7 @@ COMMAND ?=
 GUEST ?=
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short debian13 deb bare wheel monitoring csi-sanity doors lasting upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short cluster debian13 deb bare wheel monitoring csi-sanity doors lasting upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -60,6 +60,9 @@ node-e2e-all: $(PYTHON) ## Its serial, slow and feature specs too, both handlers
 
 node-e2e-short: $(PYTHON) ## The part of it that CI runs, under both handlers (root)
 	$(PYTHON) -m tests.node_e2e --handler vm,process --short --again
+
+cluster: $(PYTHON) ## Two nodes of a Kubernetes cluster: pods, Services, killed kubelets and daemons (root)
+	$(PYTHON) -m pytest tests/cluster -q --junitxml build/tests/cluster.xml
 
 debian13: $(PYTHON) ## Set-up and the fast end-to-end tests in a root of Debian 13 (root)
 	$(PYTHON) -m tests.lab debian13 $(COMMAND)

@@ -1,0 +1,1 @@
+"""A Kubernetes cluster of real parts whose nodes are Orlop's; see :mod:`tests.cluster.room`."""

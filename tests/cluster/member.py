@@ -1,0 +1,128 @@
+"""A node of a cluster within its enclosure: orlopd, kubelet, kube-proxy.
+
+``python -m tests.cluster.member DIRECTORY NUMBER``. At the end its pods are removed, and nothing of them
+may be left.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.cluster import control, keeper, layout
+from tests.cluster.layout import Place
+from tests.node import Node, node
+from tests.node_e2e import programs, suite
+
+ORLOPD = "orlopd"
+NETWORK = "10-cluster.conflist"
+
+
+def conflist(place: Place, scratch: Path) -> dict[str, Any]:
+    """The pods' network: a bridge per node, and no disguise, as nodes have routes to each other's pods."""
+    ipam = {
+        "type": "host-local",
+        "dataDir": str(scratch / "ipam"),
+        "ranges": [[{"subnet": place.pods}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+    bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": ipam}
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
+    return {"cniVersion": "1.0.0", "name": "cluster", "plugins": [bridge, portmap]}
+
+
+def kubelet_config(directory: Path, endpoint: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The kubelet's configuration: that of the node suite, for a cluster."""
+    certificates = layout.certificates(directory)
+    config: dict[str, Any] = suite.KUBELET | {
+        "containerRuntimeEndpoint": endpoint,
+        "authentication": {
+            "x509": {"clientCAFile": f"{certificates}/ca.crt"},
+            "webhook": {"enabled": True},
+            "anonymous": {"enabled": False},
+        },
+        "authorization": {"mode": "Webhook"},
+        "clusterDomain": layout.DOMAIN,
+        "clusterDNS": [layout.DNS_SERVICE],
+        "featureGates": {**suite.GATES, "PodAndContainerStatsFromCRI": True},
+    }
+    # That of a kubelet without an API server.
+    del config["podCIDR"]
+    return {**config, **more}
+
+
+def proxy_config(directory: Path, place: Place) -> dict[str, Any]:
+    """kube-proxy's configuration; it leaves the settings of the machine's kernel alone."""
+    leave = {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"}
+    return {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "clientConnection": {"kubeconfig": str(layout.kubeconfig(directory, "kube-proxy"))},
+        "mode": "nftables",
+        "clusterCIDR": layout.PODS,
+        "hostnameOverride": place.name,
+        "conntrack": leave,
+    }
+
+
+def start(
+    directory: Path, place: Place, one: Node, built: programs.Programs, kubelet: Mapping[str, Any]
+) -> list[keeper.Program]:
+    """Kubelet and kube-proxy."""
+    home = directory / place.name
+    logs = home / "logs"
+    config, proxy = home / "kubelet.yaml", home / "proxy.yaml"
+    # JSON is YAML.
+    config.write_text(json.dumps(kubelet_config(directory, f"unix://{one.socket}", kubelet), indent=1))
+    proxy.write_text(json.dumps(proxy_config(directory, place), indent=1))
+    commands: dict[str, list[Any]] = {
+        "kubelet": [
+            built.directory / "kubelet",
+            f"--config={config}",
+            f"--kubeconfig={layout.kubeconfig(directory, place.name)}",
+            f"--hostname-override={place.name}",
+            f"--node-ip={place.address}",
+            "--node-labels=orlop.io/runtime=true",
+        ],
+        "kube-proxy": [built.directory / "kube-proxy", f"--config={proxy}"],
+    }
+    return [keeper.Program(name, argv, logs) for name, argv in commands.items()]
+
+
+def main() -> int:
+    """Be a node until the file that says stop is there."""
+    directory, place = Path(sys.argv[1]), Place(int(sys.argv[2]))
+    order = json.loads((directory / layout.ORDER).read_text())
+    home, built = directory / place.name, programs.build(programs.CLUSTER)
+    logs = home / "logs"
+    logs.mkdir()
+    (home / "cni").mkdir()
+    (home / "cni" / NETWORK).write_text(json.dumps(conflist(place, home)))
+    extra = {"network": {"conf_dir": str(home / "cni")}, **order["extra"]}
+    with node(
+        control.REGISTRY, handler=order["handler"], extra=extra, prefix=f"{directory.name}/{place.name}/n"
+    ) as one:
+        (logs / f"{ORLOPD}.log").hardlink_to(one.settings.log)
+        others = start(directory, place, one, built, order["kubelet"])
+        pid = 0
+
+        def over() -> bool:
+            nonlocal pid
+            if not one.alive():
+                one.start()
+            if pid != one.pid:
+                pid = one.pid
+                keeper.write_pid(logs / f"{ORLOPD}.pid", pid)
+            return (directory / layout.STOP).exists()
+
+        keeper.keep(others, over)
+        for program in others:
+            program.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
