@@ -95,11 +95,13 @@ class VolumeConfig(Section, frozen=True):
 
     An emptyDir on a "disk" is a sparse file of ``empty_dir_mib`` in its directory. Small volumes that only
     the host changes are copied into the guest, and kept in step, up to ``copy_kib``; 0 shares them all.
+    ``direct`` is where CSI drivers write down which devices a VM is to mount, "" for nowhere.
     """
 
     empty_dir: Literal["disk", "share"] = "disk"
     empty_dir_mib: FileSize = 65536
     copy_kib: Annotated[int, Meta(ge=0, le=16384)] = 4096
+    direct: OptionalPath = "/run/kata-containers/shared/direct-volumes"
 
 
 class IoConfig(Section, frozen=True):

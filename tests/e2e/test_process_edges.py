@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from orlop.config import ProcessConfig
+from orlop.config import ProcessConfig, VmConfig, VolumeConfig
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.sandbox.process.driver import ProcessDriver
 from orlop.sandbox.spec import (
@@ -37,7 +40,8 @@ def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def host(tmp_path: Path, layer: Path) -> AsyncIterator[Bed]:
-    async with bed(tmp_path, layer, process=ProcessConfig(runtime="runc")) as found:
+    vm = VmConfig(volumes=VolumeConfig(direct=f"{tmp_path}/direct"))
+    async with bed(tmp_path, layer, process=ProcessConfig(runtime="runc"), vm=vm) as found:
         yield found
 
 
@@ -249,3 +253,21 @@ async def test_limits_and_memory_as_a_volume(host: Bed) -> None:
         with pytest.raises(InvalidArgument):
             await sandbox.create(host.container(pod, **bad))
     await host.driver.discard(pod.id)
+
+
+async def test_a_device_that_only_a_vm_mounts_is_refused(host: Bed, tmp_path: Path) -> None:
+    """On the host there is but an empty directory, which would be taken for the volume."""
+    top, path, disk = Path(host.config.vm.volumes.direct), tmp_path / "pvc-1/mount", tmp_path / "disk"
+    path.mkdir(parents=True)
+    disk.write_bytes(bytes(4096))
+    place = top / base64.urlsafe_b64encode(os.fsencode(path)).decode()
+    place.mkdir(parents=True, mode=0o700)
+    (place / "mountInfo.json").write_text(json.dumps({"device": os.fspath(disk), "fstype": "ext4"}))
+    pod = host.pod()
+    sandbox = await host.driver.run(pod)
+    spec = host.container(pod, mounts=(Mount(container_path="/data", host_path=os.fspath(path)),))
+    with pytest.raises(FailedPrecondition, match="a VM to mount: its pod needs the handler vm"):
+        await sandbox.create(spec)
+    shutil.rmtree(place)
+    await sandbox.delete(spec.id)
+    await sandbox.create(spec)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from orlop.errors import FailedPrecondition
-from orlop.host import process
+from orlop.host import mounts, process
+from orlop.linux import loop
 from orlop.sandbox.spec import ContainerSpec, Device, Mount, PodSpec, Security
 from orlop.sandbox.vm.sandbox import VmSandbox
+from orlop.volumes.publisher import Publisher
+from orlop.volumes.records import Origin, disk_of
+from orlop.volumes.store import VolumeStore
+from tests.e2e.loop_devices import Make, backing, is_free, loop_devices
 from tests.e2e.vm_environment import Environment, container_spec, environment, pod_spec, said, until
 from tests.patience import PATIENCE
 from tests.volumes.kubelet import judge, verdicts
 
 SLEEP = ("sleep", "100000")
 MIB = 1 << 20
-
-Make = Callable[..., Path]
 
 
 @pytest.fixture
@@ -31,28 +33,21 @@ async def env() -> AsyncIterator[Environment]:
 
 
 @pytest.fixture
+async def named(tmp_path: Path) -> AsyncIterator[Publisher]:
+    """Named volumes, which are shown to nobody afterwards."""
+    store = VolumeStore(tmp_path / "volumes")
+    await store.open()
+    yield Publisher(store)
+    mounts.unmount_below(tmp_path)
+    for volume in store.volumes():
+        for device in loop.devices_of(os.fspath(disk_of(store.directory(volume.id)))):
+            loop.detach(device)
+
+
+@pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """Makes loop devices, which nothing uses afterwards."""
-    made: list[str] = []
-
-    def attach(*options: str) -> Path:
-        image = tmp_path / f"disk{len(made)}.img"
-        with image.open("wb") as file:
-            file.truncate(16 * MIB)
-        words = ["losetup", "--find", "--show", *options, os.fspath(image)]
-        made.append(subprocess.check_output(words, text=True).strip())
-        return Path(made[-1])
-
-    yield attach
-    for path in made:
-        subprocess.run(["losetup", "--detach", path], check=True)
-    left = subprocess.check_output(["losetup", "--list", "--noheadings", "--output", "NAME"], text=True)
-    assert not set(made) & set(left.split()), "somebody still uses it"
-
-
-def backing(device: Path) -> Path:
-    """The file behind a loop device."""
-    return Path(Path(f"/sys/block/{device.name}/loop/backing_file").read_text().strip())
+    with loop_devices(tmp_path) as one:
+        yield one
 
 
 def asked(device: Path, permissions: str = "rwm", target: str = "/dev/data") -> Device:
@@ -66,14 +61,6 @@ async def started(sandbox: VmSandbox, pod: PodSpec, *devices: Device) -> Contain
     await sandbox.create(spec)
     await sandbox.start(spec.id)
     return spec
-
-
-def is_free(device: Path) -> bool:
-    try:
-        os.close(os.open(device, os.O_RDWR | os.O_EXCL))
-    except OSError:
-        return False
-    return True
 
 
 def grown_to(size: int) -> str:
@@ -166,6 +153,37 @@ async def test_a_block_device_grows_and_vanishes(env: Environment, make: Make) -
     assert "Input/output error" in await said(sandbox, main, f"{read} 2>&1 || true")
     assert await said(sandbox, main, "echo on") == "on"
     await gone(sandbox, main)
+
+
+async def test_a_named_volume_of_mode_block_is_a_disk_of_the_vm(
+    named: Publisher, env: Environment, tmp_path: Path
+) -> None:
+    """As a kubelet hands on what the CSI driver has published."""
+    publisher, store = named, named._store
+    await store.create("raw", 16 * MIB, content="block")
+    target, pod = tmp_path / "volumeDevices", pod_spec()
+    await publisher.publish("raw", os.fspath(target))
+    sandbox = await env.run(pod)
+    main = await started(sandbox, pod, asked(target))
+    await said(sandbox, main, "printf written | dd of=/dev/data bs=512 seek=8 conv=fsync,notrunc 2>&1")
+    rival = await env.run(pod_spec())
+    with pytest.raises(FailedPrecondition, match="is in use"):
+        await started(rival, rival._spec, asked(target))
+    # It grows while it is used, and a snapshot is a volume like it.
+    await store.grow("raw", 32 * MIB)
+    await publisher.expand("raw", os.fspath(target))
+    await said(sandbox, main, grown_to(32 * MIB))
+    await sandbox.stop()
+    await publisher.unpublish("raw", os.fspath(target))
+    await store.take_snapshot("s", "raw")
+    await store.create("copy", 32 * MIB, content="block", origin=Origin(kind="snapshot", id="s"))
+    other = tmp_path / "other"
+    await publisher.publish("copy", os.fspath(other))
+    restored = await started(rival, rival._spec, asked(other))
+    assert await said(rival, restored, READ) == "written"
+    await rival.stop()
+    await publisher.unpublish("copy", os.fspath(other))
+    await store.remove("raw")
 
 
 async def test_what_is_mounted_on_the_host_is_not_given_away(env: Environment, make: Make) -> None:

@@ -48,6 +48,12 @@ class PodDirectory:
         path.chmod(mode)
         return path
 
+    def csi(self, name: str) -> Path:
+        """Where a CSI driver has made nothing but the directory."""
+        path = self.path / "volumes/kubernetes.io~csi" / name / "mount"
+        path.mkdir(parents=True)
+        return path
+
     def atomic(
         self, kind: str, name: str, files: Mapping[str, bytes], *, mode: int = 0o644, group: int = 0
     ) -> Path:

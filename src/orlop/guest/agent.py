@@ -11,10 +11,10 @@ from orlop.guest.answer import Answer
 from orlop.guest.containers.container import LiveContainer
 from orlop.guest.containers.execs import ExecTable
 from orlop.guest.containers.process import Process
-from orlop.guest.containers.volumes import PodVolumes
+from orlop.guest.containers.volumes import PodVolumes, Work
 from orlop.guest.devices.block import MountedDisks
 from orlop.guest.devices.share import HostShare
-from orlop.guest.launch import holder, spawn
+from orlop.guest.launch import apart, holder, spawn
 from orlop.guest.launch.userns import IdMaps
 from orlop.guest.loop import Loop
 from orlop.guest.machine import cgroup, clock, memory, setup, stats
@@ -321,13 +321,30 @@ class Agent:
             try:
                 if problem is not None:
                     raise problem
-                self.volumes.hold(request)
+                work = self.volumes.hold(request)
+            except Refused as refused:
+                answer.refuse(refused)
+                return
+            if work is None:
+                answer.ok(Done())
+            else:
+                self._apart(work, answer)
+
+        self.disks.find((request.disk,) if request.disk else (), on_found)
+
+    def _apart(self, work: Work, answer: Answer) -> None:
+        """Do what may take long in a process of its own, while everybody else is served."""
+
+        def ended(code: int) -> None:
+            try:
+                work.finish(child.problem(code))
             except Refused as refused:
                 answer.refuse(refused)
                 return
             answer.ok(Done())
 
-        self.disks.find((request.disk,) if request.disk else (), on_found)
+        child = apart.start(work.do)
+        self._children[child.pid] = ended
 
     def fill(self, request: messages.Fill, answer: Answer) -> None:
         """Bring a volume up to date."""

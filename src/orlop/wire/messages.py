@@ -22,6 +22,7 @@ from orlop.wire.values import (
     Environment,
     ExecUser,
     Exit,
+    FileSystem,
     GuestLimits,
     Id,
     Interface,
@@ -43,7 +44,8 @@ PROPAGATION = "propagation"
 SOCKETS = "sockets"
 EXEC_AS = "exec-as"
 FREEZE = "freeze"
-FEATURES = (VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE)
+FILE_SYSTEMS = "file-systems"
+FEATURES = (VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE, FILE_SYSTEMS)
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
 MAX_FETCH = 64 << 10
@@ -324,12 +326,14 @@ class Hold(Request[Done]):
     """Have a volume that containers of the pod can mount, until the VM ends. Idempotent.
 
     It is on ``disk``, which holds ext4 and outlives the VM, or in memory, of ``size`` bytes (0: the kernel's
-    default). ``directories`` are made where they are missing; the first is the volume's root.
+    default). ``directories`` are made where they are missing; the first is the volume's root. With
+    ``file_system`` that is what is on the disk, which has ``size`` bytes by now: it takes all of them.
     """
 
     op: ClassVar[str] = "hold"
     id: Id
     disk: PluggedDisk | None = None
+    file_system: FileSystem | None = None
     size: Annotated[int, Range(0, 1 << 50)] = 0
     directories: Annotated[tuple[VolumeEntry, ...], Length(1, 1024)]
 

@@ -126,6 +126,21 @@ class VolumeEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileSystem:
+    """A file system on a disk that somebody else has made and goes on to use: all of it is the volume.
+
+    ``options`` are as mount(8) has them. All in it is to be of ``group``, unless
+    ``only_root`` and its root is.
+    """
+
+    kind: Literal["ext4", "ext3", "ext2"] = "ext4"
+    options: Annotated[tuple[Name, ...], Length(0, 64)] = ()
+    read_only: bool = False
+    group: UserId | None = None
+    only_root: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuestDevice:
     """A device node to show in a container: the guest's node ``source``, or that of the disk with the id
     ``disk``, then with this mode and owner; with cgroup ``access`` of rwm."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 
 from orlop.guest import paths
+from orlop.guest.containers import filesystems
 from orlop.guest.containers.entries import bring_to, make, make_directory
 from orlop.guest.devices.block import MountedDisks
 from orlop.guest.launch import spawn
@@ -20,7 +23,7 @@ from orlop.linux import syscalls
 from orlop.linux.removal import remove_tree
 from orlop.wire import messages
 from orlop.wire.messages import Refused
-from orlop.wire.values import VolumeEntry
+from orlop.wire.values import FileSystem, PluggedDisk, VolumeEntry
 
 _POD = "pod"
 """Who uses the disks of volumes, among containers."""
@@ -41,6 +44,15 @@ _WRITE_BACK = (
 )
 
 
+@dataclass(frozen=True)
+class Work:
+    """What may take long: ``do`` is for a process of its own, ``finish`` hears here what came of it, and
+    raises Refused."""
+
+    do: Callable[[], None]
+    finish: Callable[[Refused | None], None]
+
+
 class PodVolumes:
     """All volumes that the daemon had this pod hold."""
 
@@ -48,6 +60,7 @@ class PodVolumes:
         self._disks = disks
         self._places: dict[str, str] = {}
         self._filled: set[str] = set()
+        self._foreign: set[str] = set()
         self._parts: dict[str, list[VolumeEntry]] = {}
         self._small = ""
 
@@ -58,8 +71,41 @@ class PodVolumes:
         except KeyError:
             raise Refused("invalid", f"this VM does not hold the volume {volume}") from None
 
-    def hold(self, request: messages.Hold) -> None:
-        """Have a volume; its disk was found. See :class:`messages.Hold`. Raises Refused."""
+    def hold(self, request: messages.Hold) -> Work | None:
+        """Have a volume; its disk was found. See :class:`messages.Hold`. Raises Refused.
+
+        What is to be done apart for that comes back, and nothing else is done before it.
+        """
+        if request.file_system is not None and request.disk is not None:
+            return self._work(request, request.disk, request.file_system)
+        self._hold(request)
+        return None
+
+    def _work(self, request: messages.Hold, disk: PluggedDisk, wanted: FileSystem) -> Work:
+        place = self._places.get(request.id)
+        node, directory = self._disks.place(disk)
+        if place is not None:
+            os.rmdir(directory)
+            grow = partial(filesystems.grow, node, place, request.size)
+            return Work(grow if request.size else _nothing, partial(self._grown, request))
+
+        def finish(problem: Refused | None) -> None:
+            self._disks.adopt(disk, _POD, directory, mounted=problem is None)
+            if problem is not None:
+                raise problem
+            _share_mounts(directory)
+            self._places[request.id] = directory
+            self._foreign.add(request.id)
+            self._hold(request)
+
+        return Work(partial(filesystems.mount, node, directory, wanted), finish)
+
+    def _grown(self, request: messages.Hold, problem: Refused | None) -> None:
+        if problem is not None:
+            raise problem
+        self._hold(request)
+
+    def _hold(self, request: messages.Hold) -> None:
         root, *below = request.directories
         try:
             if request.id not in self._places:
@@ -124,6 +170,12 @@ class PodVolumes:
         for volume, place in self._places.items():
             if volume not in self._filled:
                 files.append(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                if volume in self._foreign:
+                    # Another machine may have it next: all of it is on the device, nothing to recover.
+                    steps.add("syncfs", files[-1], tolerate=ANY)
+                    flags = syscalls.MS_REMOUNT | syscalls.MS_RDONLY
+                    steps.add("mount", "", place, 0, flags, "", tolerate=ANY)
+                    continue
                 top = os.path.dirname(place)
                 steps.add("mount", "", top, 0, syscalls.MS_REMOUNT, "nobarrier", tolerate=ANY)
                 steps.add("syncfs", files[-1], tolerate=ANY)
@@ -174,6 +226,10 @@ class PodVolumes:
             syscalls.mount("tmpfs", small, "tmpfs", syscalls.MS_NODEV, _SMALL_OPTIONS)
             self._small = small
         return self._small
+
+
+def _nothing() -> None:
+    """All is done."""
 
 
 def _share_mounts(directory: str) -> None:

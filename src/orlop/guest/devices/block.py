@@ -232,6 +232,26 @@ class MountedDisks:
         mounted.users.add(user)
         return mounted
 
+    def place(self, disk: PluggedDisk) -> tuple[str, str]:
+        """The device node of a disk and a new directory to mount it on, for :meth:`adopt`. Raises Refused."""
+        (address,) = disk.at
+        node = self._adapter.node(parse(address))
+        if node is None:
+            raise Refused("unavailable", f"there is no disk at {address}")
+        return node, self._new_directory()
+
+    def adopt(self, disk: PluggedDisk, user: str, directory: str, *, mounted: bool) -> None:
+        """Note what came of a :meth:`place`: ``user`` has the disk now, or it was not ``mounted``."""
+        place = parse(disk.at[0])
+        name = self._adapter.name(place.unit)
+        devices = {name} if name is not None and not place.kept else set()
+        found = Mounted([directory], users={user}, devices=devices)
+        if mounted:
+            self._mounted[disk.id] = found
+        else:
+            self._unmount(found)
+            self.forget_devices()
+
     def take(self, disk: PluggedDisk, user: str) -> str:
         """The device node of a disk that ``user`` gets as it is, until :meth:`release`. Raises Refused."""
         mounted = self._mounted.setdefault(disk.id, Mounted())
@@ -286,9 +306,7 @@ class MountedDisks:
             raise Refused("unavailable", f"there is no disk at {address}")
         if not place.kept:
             mounted.devices.add(name)
-        self._made += 1
-        directory = f"{paths.DISKS}/{self._made}"
-        os.makedirs(directory, exist_ok=True)
+        directory = self._new_directory()
         try:
             syscalls.mount(node, directory, kind, flags, options)
         except OSError as error:
@@ -297,8 +315,14 @@ class MountedDisks:
                 "failed_precondition", f"cannot mount {kind} of the disk at {address}: {error.strerror}"
             ) from error
         if options == _LASTING_OPTIONS:
-            _take_all(node, directory)
+            take_all(node, directory)
         mounted.directories.append(directory)
+
+    def _new_directory(self) -> str:
+        self._made += 1
+        directory = f"{paths.DISKS}/{self._made}"
+        os.makedirs(directory, exist_ok=True)
+        return directory
 
     def _unmount(self, mounted: Mounted) -> list[str]:
         problems = []
@@ -325,8 +349,8 @@ def _how(*, writable: bool, lasting: bool) -> tuple[str, int, str]:
     return ("ext4", 0, _LASTING_OPTIONS) if lasting else ("ext4", syscalls.MS_NOATIME, _SCRATCH_OPTIONS)
 
 
-def _take_all(node: str, directory: str) -> None:
-    """Let a file system grow over all of its disk, which may be larger than when it was mounted last."""
+def take_all(node: str, directory: str) -> None:
+    """Let ext4 grow over all of its disk, which may be larger than when it was mounted last."""
     with suppress(OSError):  # it stays as large as it was, then
         device = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
         try:

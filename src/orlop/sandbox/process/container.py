@@ -16,6 +16,7 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -32,7 +33,8 @@ from orlop.sandbox.process.layout import ContainerPaths, ContainerProcesses, Pod
 from orlop.sandbox.process.runtime import Runtime
 from orlop.sandbox.rawoutput import RawOutput
 from orlop.sandbox.spec import ContainerSpec, ExitStatus, NamespaceMode, PodSpec, UserIds
-from orlop.storage import rootfs
+from orlop.storage import direct, rootfs
+from orlop.volumes import shown
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +47,11 @@ _LATE_RUNTIME = 5.0
 
 @dataclass(frozen=True)
 class Tools:
-    """The programs that run containers."""
+    """The programs that run containers, and where CSI drivers say which volumes are for VMs alone."""
 
     runtime: Runtime
     conmon: str
+    direct_volumes: str = ""
 
 
 class ProcessContainer:
@@ -101,7 +104,8 @@ class ProcessContainer:
             root = await rootfs.find_directory(spec.root.directory)
         else:
             root = await rootfs.mount_rootfs(spec.root.layers, self.paths.rootfs, owned_by=owners)
-        mounted = await volumes.volume_mounts(spec, self.paths, owners)
+        refuse = partial(_refuse, pod.uid, self._tools.direct_volumes)
+        mounted = await volumes.volume_mounts(spec, self.paths, owners, refuse)
         profile = await apparmor.profile_of(spec.security)
 
         def describe() -> Identity:
@@ -358,3 +362,9 @@ def _remove_files(paths: ContainerPaths) -> None:
     mounts.unmount_below(paths.bundle)
     remove_tree(paths.bundle)
     paths.exit_file.unlink(missing_ok=True)
+
+
+def _refuse(uid: str, direct_volumes: str, path: str) -> None:
+    """Raise for a volume of the pod ``uid`` that only a VM can have. Raises FailedPrecondition, NotFound."""
+    shown.check_not_whole(path)
+    direct.check_not_direct(path, uid, direct_volumes)

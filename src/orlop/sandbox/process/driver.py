@@ -76,7 +76,7 @@ class ProcessDriver:
         await threads.call(self._layout.close)
         await threads.call(self._link_pause)
         found = await runtime.find(self._config, self._config.state_dir / "oci")
-        return Tools(runtime=found, conmon=monitor)
+        return Tools(runtime=found, conmon=monitor, direct_volumes=self._config.vm.volumes.direct)
 
     def _link_pause(self) -> None:
         sleep = shutil.which("sleep")

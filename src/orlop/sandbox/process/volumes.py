@@ -7,7 +7,7 @@ into the container by the runtime.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from orlop.sandbox.process.layout import ContainerPaths, PodPaths
 from orlop.sandbox.spec import ContainerSpec, Mount, NamespaceMode, PodSpec, Propagation, Tmpfs
 from orlop.storage import rootfs
 from orlop.storage.rootfs import Owners
-from orlop.volumes import shown
 
 _PROPAGATION: dict[Propagation, mounts.Propagation] = {
     Propagation.PRIVATE: "private",
@@ -86,9 +85,10 @@ def _bind(source: str, target: str, *, read_only: bool = False) -> dict[str, Any
 
 
 async def volume_mounts(
-    spec: ContainerSpec, paths: ContainerPaths, owners: Owners | None
+    spec: ContainerSpec, paths: ContainerPaths, owners: Owners | None, refuse: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """The volumes, in the order asked for; ``owners`` are those of the pod's user namespace.
+    """The volumes, in the order asked for; ``owners`` are those of the pod's user namespace, and ``refuse``
+    raises for a path of the host that only a VM can use.
 
     Raises FailedPrecondition, InvalidArgument, NotFound.
     """
@@ -97,6 +97,8 @@ async def volume_mounts(
         if mount.tmpfs is not None:
             found.append(_tmpfs(mount, mount.tmpfs))
             continue
+        if mount.host_path:
+            await threads.call(refuse, mount.host_path)
         source = await _source(mount, paths.volumes / str(number), spec, owners)
         found.append(
             {
@@ -135,7 +137,6 @@ async def _source(mount: Mount, place: Path, spec: ContainerSpec, owners: Owners
             f"container {spec.name}: mount {mount.container_path} has neither path nor image"
         )
     await threads.call(check_propagation, mount)
-    await threads.call(shown.check_not_whole, mount.host_path)
     if mount.selinux_relabel and spec.security.selinux_label:
         await threads.call(selinux.relabel, mount.host_path, spec.security.selinux_label)
     if not (mount.uid_mappings or mount.gid_mappings):

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,17 +133,22 @@ def find(container: str, device: Device) -> HostDevice:
     )
 
 
+Grown = Callable[[int], Awaitable[object]]
+
+
 class Sizes:
     """Has the guest see the size that each of a VM's block devices has by now."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._followed: dict[str, tuple[tuple[int, int], int]] = {}
+        self._then: dict[str, Grown] = {}
         self._any = asyncio.Event()
         self._tasks = Tasks()
 
-    def follow(self, disk: str, path: str) -> None:
-        """``disk`` is the device at ``path``, and the guest may have it in an older size. Idempotent."""
+    def follow(self, disk: str, path: str, then: Grown | None = None) -> None:
+        """``disk`` is the device at ``path``, and the guest may have it in an older size; ``then`` hears of
+        each size that it gets to have. Idempotent."""
         try:
             status = Path(path).stat()
         except OSError as error:
@@ -152,6 +157,8 @@ class Sizes:
         if disk in self._followed or self._tasks.closed:
             return
         self._followed[disk] = ((os.major(status.st_rdev), os.minor(status.st_rdev)), 0)
+        if then is not None:
+            self._then[disk] = then
         self._any.set()
         if not len(self._tasks):
             self._tasks.spawn(self._watch(), "the sizes of block devices")
@@ -159,6 +166,7 @@ class Sizes:
     def forget(self, disk: str) -> None:
         """The disk is about to be detached. Idempotent."""
         self._followed.pop(disk, None)
+        self._then.pop(disk, None)
         if not self._followed:
             self._any.clear()
 
@@ -174,11 +182,13 @@ class Sizes:
                     size = await threads.call(blockdevices.size_of, number)
                     if size not in (0, known) and disk in self._followed:
                         await self._machine.resize_disk(disk, size)
+                        if disk in self._then:
+                            await self._then[disk](size)
                         self._followed[disk] = (number, size)
                 except NotFound:
                     self.forget(disk)
-                except Internal as error:
-                    # The machine will not, and would not a second later: it may only read this one, say.
+                except (Internal, FailedPrecondition) as error:
+                    # They will not, and would not a second later: the machine may only read this one, say.
                     log.info("the size of the device %d:%d: %s", *number, error)
                     self._followed[disk] = (number, size)
                 except (OSError, OrlopError) as error:

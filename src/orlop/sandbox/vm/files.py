@@ -21,6 +21,7 @@ from orlop.sandbox.crilog import LogPosition
 from orlop.sandbox.rawoutput import FileMark
 from orlop.sandbox.spec import IdMapping
 from orlop.sandbox.vm import former
+from orlop.storage.direct import DirectVolume
 from orlop.storage.kubelet import Kind
 from orlop.value import UNREADABLE, Value
 from orlop.wire.values import Disks, PluggedDisk
@@ -79,8 +80,8 @@ class HeldVolume(Value, frozen=True):
 
     ``kind`` and ``path`` are those of a ``KubeletVolume``, ``file`` the name of what is a single file. For
     those that are copied, ``users`` are the containers that mount it, ``sent`` is the digest of what the
-    guest has, and ``root`` the device and the number of what it was copied from. The mappings are those of
-    the pod's user namespace.
+    guest has, and ``root`` the device and the number of what it was copied from. ``direct`` is the device
+    that the guest has mounted. The mappings are those of the pod's user namespace.
     """
 
     id: str
@@ -92,6 +93,7 @@ class HeldVolume(Value, frozen=True):
     sent: str = ""
     root: tuple[int, int] | None = None
     shared: bool = False
+    direct: DirectVolume | None = None
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
 

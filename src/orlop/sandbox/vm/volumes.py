@@ -21,26 +21,31 @@ from pathlib import Path
 import msgspec
 
 from orlop.config import VolumeConfig
-from orlop.errors import DataLoss, FailedPrecondition, NotFound, OrlopError
+from orlop.errors import DataLoss, FailedPrecondition, NotFound, OrlopError, of_system
 from orlop.host import threads
-from orlop.host.tasks import Tasks, together
+from orlop.host.tasks import Tasks, roll_back, together
 from orlop.host.watching import Watcher
 from orlop.hypervisor.base import Disk, Machine
 from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount, Propagation
 from orlop.sandbox.vm.agent import AgentClient
+from orlop.sandbox.vm.blockdevices import Sizes
 from orlop.sandbox.vm.files import HeldVolume, PodFiles
-from orlop.storage import kubelet
+from orlop.storage import direct, kubelet
+from orlop.storage.direct import DirectVolume
 from orlop.storage.disks import volume_disk
 from orlop.storage.kubelet import KubeletVolume
 from orlop.storage.snapshot import DISK, InMotion, NotCopied, directories_of, read_volume
 from orlop.volumes import shown
 from orlop.wire import values as wire
-from orlop.wire.messages import PROPAGATION, SOCKETS, VOLUMES, Drop, Fetch, Fill, Flush, Hold
+from orlop.wire.messages import FILE_SYSTEMS, PROPAGATION, SOCKETS, VOLUMES, Drop, Fetch, Fill, Flush, Hold
 
 log = logging.getLogger(__name__)
 
 _COPIED = ("copy", "file", "log")
 _TIMEOUT = 60.0
+_MOUNT_TIME = 100.0
+"""Seconds for a file system to be recovered and given to a group: less than a kubelet waits."""
+
 _FLUSH_TIME = 5.0
 _FETCH_TIME = 20.0
 """Seconds until a container's end is told without what was said about it. A busy host's guest may need some;
@@ -64,6 +69,7 @@ class Showing:
 
     mount: Mount
     volume: KubeletVolume
+    direct: DirectVolume | None = None
 
 
 class Volumes:
@@ -95,6 +101,7 @@ class Volumes:
         self._held: dict[str, HeldVolume] = {}
         self._watches: dict[str, tuple[int, Callable[[], None]]] = {}
         self._lock = asyncio.Lock()
+        self._sizes = Sizes(machine)
         self._stale: set[str] = set()
         self._changed = asyncio.Event()
         self._tasks = Tasks()
@@ -164,6 +171,7 @@ class Volumes:
             return
         for held in known:
             self._held[held.id] = held
+            self._follow(held)
             if held.kind in _COPIED:
                 try:
                     self._watch(held)
@@ -175,6 +183,7 @@ class Volumes:
         """Keep nothing in step any more; the guest goes on with what it has. Idempotent."""
         for volume_id in list(self._watches):
             self._forget(volume_id)
+        await self._sizes.close()
         await self._tasks.close()
 
     # Which, and how
@@ -184,6 +193,9 @@ class Volumes:
         propagates = PROPAGATION in self._agent.hello.features
         for mount in mounts:
             if not mount.host_path or (mount.propagation is not Propagation.PRIVATE and not propagates):
+                continue
+            if (handed := self._direct_one(mount)) is not None:
+                found.append(handed)
                 continue
             volume = kubelet.recognise(mount, self._uid) or self._named_one(mount)
             if volume is not None and (volume.kind not in _COPIED or self._config.copy_kib):
@@ -201,6 +213,27 @@ class Volumes:
             )
         return KubeletVolume(kind="disk", path=os.fspath(found.data), below=found.below)
 
+    def _direct_one(self, mount: Mount) -> Showing | None:
+        # What the guest has stays what it is, whatever has become of what the driver wrote.
+        had = next(
+            (one.direct for one in self._held.values() if one.direct and one.path == mount.host_path), None
+        )
+        found = (had, "") if had else direct.find(mount.host_path, self._uid, self._config.direct)
+        if found is None:
+            return None
+        handed, below = found
+        if FILE_SYSTEMS not in self._agent.hello.features:
+            raise FailedPrecondition(
+                f"volume {handed.path} is a device to be mounted, but its pod's VM is of a release that "
+                "cannot do that; make the pod anew"
+            )
+        if mount.uid_mappings or mount.gid_mappings:
+            raise FailedPrecondition(
+                f"volume {handed.path} is a disk of its VM, which a pod with a user namespace cannot have"
+            )
+        volume = KubeletVolume(kind="direct", path=handed.path, below=below)
+        return Showing(mount, volume, handed)
+
     async def _hold(self, container_id: str, volume_id: str, group: list[Showing]) -> HeldVolume | None:
         """The volume, held for this container; None when it has to be shared."""
         volume, mount = group[0].volume, group[0].mount
@@ -208,13 +241,69 @@ class Volumes:
             id=volume_id,
             kind=volume.kind,
             path=volume.path,
+            direct=group[0].direct,
             uid_mappings=mount.uid_mappings,
             gid_mappings=mount.gid_mappings,
         )
         if held.kind in _COPIED:
             return await self._copy(held, container_id)
         below = tuple(one.volume.below for one in group if one.volume.below)
+        if held.direct is not None:
+            return await self._handed(held, held.direct, below)
         return await self._empty_dir(held, below)
+
+    # Devices
+
+    async def _handed(self, held: HeldVolume, volume: DirectVolume, below: tuple[str, ...]) -> HeldVolume:
+        """A device, mounted by the guest. Who cannot have it leaves nothing of it behind."""
+        first = held.id not in self._held
+        disk = Disk(
+            id=held.id,
+            files=(volume.device,),
+            read_only=volume.read_only,
+            durable=True,
+            device=not volume.plain,
+        )
+        try:
+            directories, _, _ = await threads.call(_look, held.path, below)
+            held = await self._attached(held, disk)
+            await self._mounted(held, volume, directories)
+        except BaseException as error:
+            if first:
+                await roll_back(f"volume {held.path}", self._let_go(held))
+            if isinstance(error, OSError):
+                raise of_system(error, f"volume {held.path}: {error.strerror}") from error
+            if isinstance(error, OrlopError):
+                raise type(error)(f"volume {held.path}: {error}") from error
+            raise
+        self._follow(held)
+        return held
+
+    async def _mounted(
+        self, held: HeldVolume, volume: DirectVolume, directories: Sequence[wire.VolumeEntry], size: int = 0
+    ) -> None:
+        wanted = wire.FileSystem(
+            kind=volume.kind,
+            options=volume.options,
+            read_only=volume.read_only,
+            group=volume.group if volume.group >= 0 else None,
+            only_root=volume.only_root,
+        )
+        hold = Hold(id=held.id, disk=held.disk, file_system=wanted, size=size, directories=tuple(directories))
+        await self._agent.call(hold, _MOUNT_TIME)
+
+    async def _let_go(self, held: HeldVolume) -> None:
+        with suppress(NotFound):
+            await self._machine.detach_disk(held.id)
+        if self._held.pop(held.id, None) is not None:
+            self._files.write_volumes(self._held.values())
+
+    def _follow(self, held: HeldVolume) -> None:
+        """Have the file system of a device grow with it."""
+        volume = held.direct
+        if volume is not None and not volume.plain and not volume.read_only:
+            grown = partial(self._mounted, held, volume, (wire.VolumeEntry(),))
+            self._sizes.follow(held.id, volume.device, grown)
 
     # emptyDir
 
@@ -244,16 +333,21 @@ class Volumes:
         image = Path(held.path) / DISK
         if not has_disk:
             await volume_disk(image, self._config.empty_dir_mib, workplace=self._workplace)
+        disk = Disk(id=held.id, files=(os.fspath(image),), read_only=False, durable=True)
+        try:
+            return await self._attached(held, disk)
+        except OSError as error:  # a link, say: the directory was shared with a pod before
+            raise FailedPrecondition(f"volume {held.path}: its disk {DISK}: {error.strerror}") from error
+
+    async def _attached(self, held: HeldVolume, disk: Disk) -> HeldVolume:
+        if held.disk is not None and held.disk.at:
+            return held
         if held.disk is not None:
             # An earlier daemon ended before it wrote down whether it had attached it.
             with suppress(NotFound):
                 await self._machine.detach_disk(held.id)
         held = self._remember(msgspec.structs.replace(held, disk=wire.PluggedDisk(id=held.id)))
-        disk = Disk(id=held.id, files=(os.fspath(image),), read_only=False, durable=True)
-        try:
-            at = await self._machine.attach_disk(disk)
-        except OSError as error:  # a link, say: the directory was shared with a pod before
-            raise FailedPrecondition(f"volume {held.path}: its disk {DISK}: {error.strerror}") from error
+        at = await self._machine.attach_disk(disk)
         return self._remember(msgspec.structs.replace(held, disk=wire.PluggedDisk(id=held.id, at=at)))
 
     # Copies

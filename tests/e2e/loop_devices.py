@@ -1,0 +1,47 @@
+"""Loop devices for tests, which nothing uses afterwards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MIB = 1 << 20
+
+Make = Callable[..., Path]
+
+
+@contextmanager
+def loop_devices(place: Path) -> Iterator[Make]:
+    """Makes loop devices of 16 MiB, or of so many as are asked for, with these options of losetup."""
+    made: list[str] = []
+
+    def attach(*options: str, mib: int = 16) -> Path:
+        image = place / f"disk{len(made)}.img"
+        with image.open("wb") as file:
+            file.truncate(mib * MIB)
+        words = ["losetup", "--find", "--show", *options, os.fspath(image)]
+        made.append(subprocess.check_output(words, text=True).strip())
+        return Path(made[-1])
+
+    yield attach
+    for path in made:
+        subprocess.run(["losetup", "--detach", path], check=True)
+    left = subprocess.check_output(["losetup", "--list", "--noheadings", "--output", "NAME"], text=True)
+    assert not set(made) & set(left.split()), "somebody still uses it"
+
+
+def backing(device: Path) -> Path:
+    """The file behind a loop device."""
+    return Path(Path(f"/sys/block/{device.name}/loop/backing_file").read_text().strip())
+
+
+def is_free(device: Path) -> bool:
+    """Whether nobody has claimed a block device."""
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_EXCL))
+    except OSError:
+        return False
+    return True
