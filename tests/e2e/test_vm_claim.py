@@ -46,6 +46,8 @@ async def test_two_clones_differ_and_know_the_time() -> None:
             seen.append(lines)
             now = int(await shell(sandbox, container, "date +%s"))
             assert abs(now - time.time()) < 5
+            order = await shell(sandbox, container, "cat /sys/block/sd*/queue/scheduler")
+            assert {line.split()[0] for line in order.splitlines()} == {"[none]"}
         for first, second in zip(*seen, strict=True):
             if not first.startswith("00000010"):
                 assert first != second

@@ -23,12 +23,16 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         for file in ("memory.max", "memory.current", "cpu.weight"):
             (path / file).write_text("0")
         monkeypatch.setattr(reserve, name.upper(), GuestCgroup(str(path)))
-    monkeypatch.setattr(memory, "figures", lambda: (TOTAL, TOTAL))
+    monkeypatch.setattr(memory, "total", lambda: TOTAL)
     return found
 
 
 def limit(group: Path) -> int:
     return int((group / "memory.max").read_text())
+
+
+def test_the_short_way_to_ask_for_the_memory_tells_the_same() -> None:
+    assert memory.total() == memory.figures()[0]
 
 
 def test_the_guest_keeps_a_reserve() -> None:

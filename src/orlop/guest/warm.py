@@ -6,14 +6,17 @@ own interpreter as its program.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from orlop.guest import paths
 from orlop.guest.agent import Agent
 from orlop.guest.answer import Answer
+from orlop.guest.containers import devicefilter
 from orlop.guest.containers.container import LiveContainer
-from orlop.guest.machine import cgroup, clock, memory, stats
+from orlop.guest.machine import boot, cgroup, clock, memory, stats
 from orlop.wire import messages
 from orlop.wire.values import (
     Container,
@@ -51,12 +54,28 @@ class _Rehearsed(LiveContainer):
 def quiesce(agent: Agent, answer: Answer) -> None:
     """Get the agent ready to be saved as a template, and answer."""
     agent.identity.prepare()
+    boot.tune_disks()
+    _keep_filters_on()
 
     def done() -> None:
         memory.freeze()
         answer.ok(messages.Done())
 
     _walk(agent, done)
+
+
+def _keep_filters_on() -> None:
+    """The kernel writes itself anew when the first group gets a filter and when the last one goes.
+
+    In an emulator that is slow, and each clone would do it: one group, of nobody, keeps one.
+    """
+    group = cgroup.GuestCgroup(f"{paths.CGROUPS}/orlop-filter")
+    group.create()
+    directory = group.open()
+    try:
+        devicefilter.restrict(directory, ())
+    finally:
+        os.close(directory)
 
 
 def _walk(agent: Agent, then: Callable[[], None]) -> None:

@@ -55,7 +55,7 @@ class MemoryDivision:
 
     def measure(self) -> None:
         """See how much memory the guest has now."""
-        self._room = for_containers(memory.figures()[0])
+        self._room = for_containers(memory.total())
 
     def apply(self, portions: Iterable[Portion]) -> None:
         """Divide it among containers that live."""

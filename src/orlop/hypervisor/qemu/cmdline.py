@@ -43,6 +43,8 @@ _KERNEL_ARGUMENTS = (
     "nowatchdog",
     "sysctl.vm.compaction_proactiveness=0",
     "sysctl.vm.stat_interval=60",
+    # All but AppArmor, SELinux, Smack and TOMOYO, which have no policy here and would only take time.
+    "lsm=landlock,lockdown,yama,integrity,bpf",
     # A huge page that is touched once costs a clone all of it.
     "transparent_hugepage=madvise",
     # Memory that could be plugged above 4 GiB would reserve 64 MiB of bounce buffers that no device needs.

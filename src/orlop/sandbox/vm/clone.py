@@ -44,6 +44,7 @@ TAP = "tap0"
 _ANSWER_TIMEOUT = 30.0
 _SETTLE_TIMEOUT = 60.0
 _ONLINE_TIME = 5.0
+_REST = 1.0
 
 
 class Clone:
@@ -413,6 +414,9 @@ class Cloner(Clones):
             await agent.call(Quiesce(), timeout=_SETTLE_TIMEOUT)
         finally:
             await agent.close("the template is saved")
+        # What the guest's kernel does about all that only later (groups and mounts that went, the line that
+        # was closed) it does now, and not in each clone again.
+        await asyncio.sleep(_REST)
 
 
 def _remove(directory: Path, scratch: Path) -> None:
