@@ -1,4 +1,4 @@
-"""The child process that turns one layer into an EROFS image, or makes the layer that repairs a stack.
+"""The child process that turns one layer into an EROFS image, and back, or makes what repairs a stack.
 
 It runs apart from the daemon, at low priority, and keeps nothing but its descriptors: unpacking is processor
 work on hostile input, in libraries written in C. As nobody, in namespaces with an empty root, it can open
@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import BinaryIO
 
@@ -29,6 +29,7 @@ from orlop.images.erofs import ErofsWriter
 from orlop.images.erofsread import ErofsReader
 from orlop.images.inflate import CutOff, LayerStream
 from orlop.images.repair import build, repaired
+from orlop.images.tarpack import pack
 from orlop.images.tarstream import ArchiveError, TarReader, TooLarge
 from orlop.images.tree import Tree
 
@@ -140,10 +141,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--digest", default="")
     parser.add_argument("--diff-id", default="")
     parser.add_argument("--repair", type=int, nargs="+", default=[])
+    parser.add_argument("--expand", action="store_true")
+    parser.add_argument("--pack", type=int, default=-1)
     return parser.parse_args()
 
 
-def _work(options: argparse.Namespace) -> dict[str, int]:
+def _work(options: argparse.Namespace) -> Mapping[str, int | str]:
     hashlib.sha256(b"")  # whatever OpenSSL has yet to read
     confinement.bound(
         memory=MAX_MEMORY,
@@ -154,6 +157,11 @@ def _work(options: argparse.Namespace) -> dict[str, int]:
     with io.BufferedWriter(io.FileIO(options.output, "wb"), _WRITE_BUFFER) as output:
         if options.repair:
             return repair(options.repair, output, options.diff_id)
+        if options.expand:
+            return expand(0, output, size=options.size, limit=options.limit)
+        if options.pack >= 0:
+            with ErofsReader(options.pack) as layer:
+                return {"digest": pack(layer, output)}
         return convert(
             0,
             output,
@@ -171,6 +179,14 @@ def repair(layers: Sequence[int], output: BinaryIO, diff_id: str) -> dict[str, i
         if root is not None:
             build(root, output, uuid=_uuid(diff_id))
     return {"made": int(root is not None)}
+
+
+def expand(source: int, output: BinaryIO, *, size: int, limit: int) -> dict[str, int]:
+    """Write to ``output`` what a compressed stream holds, or any other as it is."""
+    with LayerStream(source, size=size, limit=limit) as stream:
+        while data := stream.read(_WRITE_BUFFER):
+            output.write(data)
+        return {"plain": stream.plain_bytes}
 
 
 def _uuid(diff_id: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -35,6 +36,9 @@ _PREFIXES = {
     4: b"trusted.",
     6: b"security.",
 }
+
+
+_PIECE = 1 << 20
 
 
 class Inode(msgspec.Struct, frozen=True):
@@ -123,15 +127,28 @@ class ErofsReader:
             full = inode.size // BLOCK * BLOCK
             head = self._pread(full, inode.place * BLOCK) if full else b""
             return head + self._pread(inode.size - full, behind)
+        return b"".join(data or bytes(size) for size, data in self._chunks(inode))
+
+    def pieces(self, inode: Inode) -> Iterator[tuple[int, bytes]]:
+        """The bytes of a file of any size, in pieces; where there is a hole, only its size."""
+        if inode.layout == CHUNKED:
+            yield from self._chunks(inode)
+        elif inode.layout == PLAIN and inode.size > _PIECE:
+            for offset in range(0, inode.size, _PIECE):
+                size = min(_PIECE, inode.size - offset)
+                yield size, self._pread(size, inode.place * BLOCK + offset)
+        elif inode.size:
+            yield inode.size, self.read(inode)
+
+    def _chunks(self, inode: Inode) -> Iterator[tuple[int, bytes]]:
         if inode.layout != CHUNKED:
             raise DataLoss(f"{self._path} holds a file of an unknown layout")
+        behind = self._meta + 32 * inode.nid + INODE.size + inode.xattr_size
         chunk = BLOCK << (inode.place & 0x1F)
-        parts = []
         for index in range(-(-inode.size // chunk)):
             (block,) = struct.unpack("<I", self._pread(4, behind + 4 * index))
             length = min(chunk, inode.size - index * chunk)
-            parts.append(bytes(length) if block == HOLE else self._pread(length, block * BLOCK))
-        return b"".join(parts)
+            yield length, b"" if block == HOLE else self._pread(length, block * BLOCK)
 
     def children(self, inode: Inode) -> dict[bytes, int]:
         """The names in a directory with their inode numbers, without ``.`` and ``..``."""

@@ -123,6 +123,11 @@ class _Zstd:
             raise ArchiveError("the layer's zstd stream ends early")
 
 
+def is_packed(first: bytes) -> bool:
+    """Whether a stream that begins with these four bytes is compressed, in a way that is understood."""
+    return not isinstance(_decoder(first), _Plain)
+
+
 def _decoder(first: bytes) -> _Plain | _Gzip | _Zstd:
     if first.startswith(_GZIP):
         return _Gzip()

@@ -128,7 +128,7 @@ class LayerStore:
         """
         what = ["--size", str(layer.size), "--digest", layer.digest, "--diff-id", diff_id]
         try:
-            async with self._made(diff_id) as output, self._child(output, what, stdin=source) as child:
+            async with self._made(diff_id) as output, self._child(output, *what, stdin=source) as child:
                 os.close(source)
                 source = -1
                 await _Conversion(child, layer, name, finish, on_read).watch()
@@ -153,11 +153,37 @@ class LayerStore:
                 stack.callback(os.close, layers[-1])
             what = ["--diff-id", own, "--repair", *map(str, layers)]
             with suppress(_NothingMade):
-                async with self._made(own) as output, self._child(output, what, pass_fds=layers) as child:
+                async with self._made(own) as output, self._child(output, *what, pass_fds=layers) as child:
                     if not (await _last_word(child, f"the repair of image {name}")).get("made"):
                         raise _NothingMade
                 return own
         return ""
+
+    async def expand(self, packed: Path, output: int, *, limit: int) -> None:
+        """Write to ``output`` what a compressed file holds, at most ``limit`` bytes; others as they are.
+
+        Raises DataLoss for a damaged file, ResourceExhausted for one that is too large, or a full disk.
+        """
+        what = ["--size", str(packed.stat().st_size), "--expand"]
+        source = os.open(packed, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            async with self._child(output, *what, stdin=source, limit=limit) as child:
+                await _last_word(child, "the archive")
+        finally:
+            os.close(source)
+
+    async def pack(self, path: Path, output: int) -> str:
+        """Write the layer at ``path`` to ``output`` as an archive, the same one every time; its digest.
+
+        Raises DataLoss for a damaged layer, ResourceExhausted for a full disk.
+        """
+        layer = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            async with self._child(output, "--pack", str(layer), pass_fds=(layer,)) as child:
+                done = await _last_word(child, f"the layer {path.stem}")
+        finally:
+            os.close(layer)
+        return str(done["digest"])
 
     def _needs_repair(self, diff_ids: Sequence[str]) -> bool:
         with ExitStack() as stack:
@@ -180,7 +206,12 @@ class LayerStore:
 
     @asynccontextmanager
     async def _child(
-        self, output: int, what: Sequence[str], *, stdin: int = DEVNULL, pass_fds: Sequence[int] = ()
+        self,
+        output: int,
+        *what: str,
+        stdin: int = DEVNULL,
+        pass_fds: Sequence[int] = (),
+        limit: int = 0,
     ) -> AsyncIterator[process.Child]:
         """The process that makes a layer; dead when the block ends, however it does."""
         command = [
@@ -190,7 +221,7 @@ class LayerStore:
             "-m", "orlop.images.convert",
             "--output", str(output),
             "--empty", os.fspath(self.empty),
-            "--limit", str(self._limit),
+            "--limit", str(limit or self._limit),
             *what,
         ]  # fmt: skip
         child = await process.spawn(
@@ -212,7 +243,7 @@ class _NothingMade(Exception):
 
 
 async def _last_word(child: process.Child, what: str) -> dict[str, Any]:
-    """What a child has done. Raises Internal when it fails or takes too long."""
+    """What a child has done. Raises what its failure means, Internal when it takes too long."""
     assert child.stdout is not None
     assert child.stderr is not None
     try:
@@ -221,10 +252,10 @@ async def _last_word(child: process.Child, what: str) -> dict[str, Any]:
     except TimeoutError as error:
         raise Internal(f"{what} takes longer than {CONVERSION_STALL:g} seconds") from error
     last = _said(lines[-1]) if lines else {}
+    if "failed" in last:
+        raise _ERRORS.get(str(last["failed"]), Internal)(f"{what} cannot be used: {last.get('message')}")
     if "done" not in last:
-        said = (
-            last.get("message") or (await child.stderr.read(_WORDS)).decode(errors="replace").strip()[-400:]
-        )
+        said = (await child.stderr.read(_WORDS)).decode(errors="replace").strip()[-400:]
         raise Internal(f"{what} failed: {said or f'status {await child.wait()}'}")
     done: dict[str, Any] = last["done"]
     return done

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -30,21 +31,37 @@ ATTEMPTS = 3
 BACKOFF = 0.5
 STREAMS = 3
 
+_ARCHIVE = "an archive"
+"""Where what is loaded comes from, among the registries that wait for a place."""
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """An image whose layers are here, and held."""
+
+    id: str
+    config: ImageConfigOci
+    diff_ids: tuple[str, ...]
+
 
 class Pulled(msgspec.Struct, frozen=True, kw_only=True):
     """What a pull found: ``digest`` is what the name stands for in the registry (maybe an index)."""
 
-    id: str
     digest: str
-    config: ImageConfigOci
-    diff_ids: tuple[str, ...]
+    image: Taken
+
+
+class Packed(NamedTuple):
+    """One image of an archive. ``names`` may be empty."""
+
+    names: tuple[Reference, ...]
+    manifest: Manifest
 
 
 class Progress:
     """Adds up what the layers of one pull report, and tells whoever listens."""
 
-    def __init__(self, reference: Reference) -> None:
-        self._reference = str(reference)
+    def __init__(self, reference: str) -> None:
+        self._reference = reference
         self.listeners: list[Callable[[PullProgress], None]] = []
         self._sizes: dict[str, int] = {}
         self._read: dict[str, int] = {}
@@ -97,7 +114,7 @@ class Puller:
         self.held: dict[str, int] = {}
 
     async def pull(self, reference: Reference, auth: RegistryAuth | None, progress: Progress) -> Pulled:
-        """Bring an image here. Its layers are held until :meth:`release` of the same value.
+        """Bring an image here. Its layers are held until :meth:`release` of it.
 
         Raises an OrlopError that names the image and the cause; tries again what may be passing.
         """
@@ -112,8 +129,26 @@ class Puller:
                     await asyncio.sleep(BACKOFF * 2 ** (attempt - 1))
         raise AssertionError("the last attempt returns or raises")
 
-    def release(self, diff_ids: tuple[str, ...]) -> None:
-        """Let go of layers that a pull held."""
+    async def unpack(self, source: skopeo.BlobSource, packed: Sequence[Packed]) -> tuple[Taken, ...]:
+        """Bring the images of an archive here, all of them or none; they are held like a pull's."""
+        taken: list[Taken] = []
+        progress = Progress(_ARCHIVE)
+        async with self._places.taken(_ARCHIVE, lambda: progress.bytes):
+            try:
+                for one in packed:
+                    name = str(one.names[0]) if one.names else one.manifest.config.digest
+                    taken.append(await self._take(name, source, 0, one.manifest, progress))
+            except BaseException:
+                for image in taken:
+                    self.release(image)
+                raise
+        return tuple(taken)
+
+    def release(self, image: Taken) -> None:
+        """Let go of the layers of an image."""
+        self._let_go(image.diff_ids)
+
+    def _let_go(self, diff_ids: tuple[str, ...]) -> None:
         for diff_id in diff_ids:
             self.held[diff_id] -= 1
             if not self.held[diff_id]:
@@ -135,19 +170,26 @@ class Puller:
                     raise documents.nested(name)
             async with tool.blobs(self._scratch) as source:
                 handle = await source.open(reference.at(exact))
-                data = await source.read(name, handle, chosen.config)
-                config, diff_ids = documents.read_config(data, name, self._own, len(chosen.layers))
-                self._hold(diff_ids)
-                try:
-                    await self._fetch_all(name, source, handle, chosen, diff_ids, progress)
-                    top_layer = await self._layers.repair(diff_ids, name=name)
-                except BaseException:
-                    self.release(diff_ids)
-                    raise
-                if top_layer:
-                    self._hold((top_layer,))
-                    diff_ids = (*diff_ids, top_layer)
-        return Pulled(id=chosen.config.digest, digest=digest, config=config, diff_ids=diff_ids)
+                image = await self._take(name, source, handle, chosen, progress)
+        return Pulled(digest=digest, image=image)
+
+    async def _take(
+        self, name: str, source: skopeo.BlobSource, handle: int, manifest: Manifest, progress: Progress
+    ) -> Taken:
+        """What a manifest lists, from wherever its blobs come."""
+        data = await source.read(name, handle, manifest.config)
+        config, diff_ids = documents.read_config(data, name, self._own, len(manifest.layers))
+        self._hold(diff_ids)
+        try:
+            await self._fetch_all(name, source, handle, manifest, diff_ids, progress)
+            top_layer = await self._layers.repair(diff_ids, name=name)
+        except BaseException:
+            self._let_go(diff_ids)
+            raise
+        if top_layer:
+            self._hold((top_layer,))
+            diff_ids = (*diff_ids, top_layer)
+        return Taken(id=manifest.config.digest, config=config, diff_ids=diff_ids)
 
     def _hold(self, diff_ids: tuple[str, ...]) -> None:
         for diff_id in diff_ids:

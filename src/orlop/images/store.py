@@ -13,7 +13,8 @@ import fnmatch
 import logging
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,9 +27,10 @@ from orlop.host.tasks import Tasks, end, uncancelled
 from orlop.images import reference as references
 from orlop.images.layers import LayerStore
 from orlop.images.model import FsInfo, Image, PullProgress, RegistryAuth
-from orlop.images.pull import Progress, Pulled, Puller
+from orlop.images.pull import Packed, Progress, Puller, Taken
 from orlop.images.records import ImageRecord, Records, UseRecord, boot_id, sync
 from orlop.images.reference import Reference
+from orlop.images.skopeo import BlobSource
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ class ImageStore:
         key = (str(parsed), auth)
         pull = self._pulls.get(key)
         if pull is None:
-            state = Progress(parsed)
+            state = Progress(key[0])
             work = self._pulling.spawn(self._pull(parsed, auth, state), f"the pull of {key[0]}", awaited=True)
             pull = _Pull(work, state)
             self._pulls[key] = pull
@@ -209,47 +211,81 @@ class ImageStore:
         users: list[ImageRecord | UseRecord] = [*self._images.values(), *self._uses.values()]
         return {diff_id for user in users for diff_id in user.diff_ids} | set(self._puller.held)
 
+    async def unpack(self, source: BlobSource, packed: Sequence[Packed]) -> tuple[Image, ...]:
+        """Take the images of an archive, all of them or none. Names that others had move to them.
+
+        Raises DataLoss, FailedPrecondition (another platform), ResourceExhausted (disk, bounds).
+        """
+        async with self._room("the archive's images"):
+            taken = await self._puller.unpack(source, packed)
+            try:
+                # Whole, even if the caller has gone: half of it would come back after a restart.
+                records = await uncancelled(self._record_all(taken, packed))
+            finally:
+                for image in taken:
+                    self._puller.release(image)
+        for record in records:
+            self._sync_later(record)
+        await self.collect()
+        return tuple(self._image(self._images.get(record.id, record)) for record in records)
+
+    @property
+    def layers(self) -> LayerStore:
+        """Where its layers are."""
+        return self._layers
+
     async def _pull(self, reference: Reference, auth: RegistryAuth | None, progress: Progress) -> Image:
-        try:
+        async with self._room(f"image {reference}"):
             pulled = await self._puller.pull(reference, auth, progress)
             try:
+                tags = (reference.tagged,) if reference.tagged else ()
+                digests = (reference.at(pulled.digest),)
                 # Whole, even if nobody waits any more: half of it would come back after a restart.
-                record = await uncancelled(self._record(reference, pulled))
+                record = await uncancelled(self._record(pulled.image, tags, digests))
             finally:
-                self._puller.release(pulled.diff_ids)
+                self._puller.release(pulled.image)
+        self._sync_later(record)
+        await self.collect()
+        return self._image(record)
+
+    @asynccontextmanager
+    async def _room(self, what: str) -> AsyncIterator[None]:
+        """Around what takes space; after a failure as little as possible is left that takes it."""
+        try:
+            yield
         except (ResourceExhausted, OSError) as error:
             # Perhaps for lack of space: what is only kept in case of a retry makes room for it.
             await self.collect(unfinished_for=0)
             if isinstance(error, ResourceExhausted):
                 raise
-            raise ResourceExhausted(f"image {reference} cannot be stored: {error.strerror}") from error
-        self._sync_later(record)
-        await self.collect()
-        return self._image(record)
+            raise ResourceExhausted(f"{what} cannot be stored: {error.strerror}") from error
 
-    async def _record(self, reference: Reference, pulled: Pulled) -> ImageRecord:
-        """Note the image under its name; the name leaves the image that had it before."""
+    async def _record_all(self, taken: Sequence[Taken], packed: Sequence[Packed]) -> tuple[ImageRecord, ...]:
+        records = []
+        for image, one in zip(taken, packed, strict=True):
+            tags = tuple(name.tagged for name in one.names if name.tagged)
+            records.append(await self._record(image, tags, ()))
+        return tuple(records)
+
+    async def _record(self, image: Taken, tags: tuple[str, ...], digests: tuple[str, ...]) -> ImageRecord:
+        """Note the image under its names, which leave the images that had them before."""
         async with self._changing:
-            known = self._images.get(pulled.id)
-            tags = (*known.tags, reference.tagged) if known else (reference.tagged,)
-            digests = (
-                (*known.digests, reference.at(pulled.digest)) if known else (reference.at(pulled.digest),)
-            )
-            sizes = [self._layers.size(diff_id) for diff_id in dict.fromkeys(pulled.diff_ids)]
+            known = self._images.get(image.id)
+            sizes = [self._layers.size(diff_id) for diff_id in dict.fromkeys(image.diff_ids)]
             record = ImageRecord(
-                id=pulled.id,
-                config=pulled.config,
-                diff_ids=pulled.diff_ids,
-                tags=tuple(sorted({tag for tag in tags if tag})),
-                digests=tuple(sorted(set(digests))),
+                id=image.id,
+                config=image.config,
+                diff_ids=image.diff_ids,
+                tags=tuple(sorted({*tags, *(known.tags if known else ())})),
+                digests=tuple(sorted({*digests, *(known.digests if known else ())})),
                 size=sum(sizes),
                 pulled_at=time.time_ns(),
                 unsettled=self._boot,
             )
             changed = [record]
             for other in self._images.values():
-                if other.id != record.id and reference.tagged in other.tags:
-                    left = tuple(tag for tag in other.tags if tag != reference.tagged)
+                if other.id != record.id and not set(tags).isdisjoint(other.tags):
+                    left = tuple(tag for tag in other.tags if tag not in tags)
                     changed.append(msgspec.structs.replace(other, tags=left))
             # The new holder of the name first: a crash in between leaves it twice, and the later pull wins.
             for each in changed:
