@@ -10,11 +10,11 @@ Every call may be made from any thread. See docs/python.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import IO, Any, Self, Unpack
 
 from orlop.client import container as containers
 from orlop.client import forward as forwards
@@ -297,6 +297,20 @@ class Node:
     def remove_image(self, image: str) -> None:
         """Remove an image; one that is not here is no error."""
         self._loop.call(self._node.remove_image(image))
+
+    def load(self, source: Path | IO[bytes], *, name: str = "") -> list[ImageFacts]:
+        """Take the images of an archive."""
+        return self._loop.call(self._node.load(source, name=name))
+
+    def save(self, target: Path, *images: str) -> None:
+        """Write images to a file that other runtimes load, too."""
+        self._loop.call(self._node.save(target, *images))
+
+    def import_image(
+        self, source: Path | IO[bytes], *, name: str = "", settings: Mapping[str, Any] | None = None
+    ) -> ImageFacts:
+        """Make an image of a file system, packed by tar."""
+        return self._loop.call(self._node.import_image(source, name=name, settings=settings))
 
     def events(self) -> Iterator[Event]:
         """What happens to containers and pods from now on."""

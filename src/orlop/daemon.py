@@ -209,13 +209,13 @@ def _csi(config: Config, volumes: VolumeStore) -> Deferred:
     return Deferred("csi.v1", make)
 
 
-def _native(pods: PodService) -> Deferred:
+def _native(pods: PodService, images: ImageStore) -> Deferred:
     """What CRI has no words for, for our own clients."""
 
     def make() -> Sequence[Handler]:
         from orlop.native.server import handlers
 
-        return handlers(Router(), pods)
+        return handlers(Router(), pods, images)
 
     return Deferred("orlop.v1", make)
 
@@ -260,7 +260,7 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         streaming = StreamingServer(config.streaming, pods)
         await streaming.start()
         stack.push_async_callback(streaming.stop)
-        others = [_csi(config, volumes), _native(pods)]
+        others = [_csi(config, volumes), _native(pods, images)]
         server = CriServer(config, pods, images, streaming, metrics=rpcs, others=others)
         await server.start()
         stack.push_async_callback(server.stop)

@@ -47,7 +47,11 @@ class Service:
         self._address = address
         self._calls: dict[str, Callable[..., Any]] = {}
         for method in descriptor.methods:
-            make = channel.unary_stream if method.server_streaming else channel.unary_unary
+            make: Callable[..., Any] = channel.unary_unary
+            if method.client_streaming:
+                make = channel.stream_unary
+            elif method.server_streaming:
+                make = channel.unary_stream
             call = make(
                 f"/{descriptor.full_name}/{method.name}",
                 request_serializer=message_factory.GetMessageClass(method.input_type).SerializeToString,
@@ -63,7 +67,9 @@ class Service:
             raise AttributeError(name) from None
 
     def _unary(self, call: Any) -> Callable[..., Awaitable[Any]]:
-        async def unary(request: Message, *, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
+        async def unary(
+            request: Message | AsyncIterator[Message], *, timeout: float | None = DEFAULT_TIMEOUT
+        ) -> Any:
             try:
                 return await call(request, timeout=timeout)
             except aio.AioRpcError as error:
@@ -125,7 +131,7 @@ class CriClient(Connected):
 
 
 class NativeClient(Connected):
-    """What CRI has no words for: ``containers`` is its service."""
+    """What CRI has no words for: ``containers`` and ``archives`` are its services."""
 
     def __init__(self, path: Path) -> None:
         from orlop.native.api import native_v1_pb2
@@ -133,6 +139,7 @@ class NativeClient(Connected):
         super().__init__(path)
         services = native_v1_pb2.DESCRIPTOR.services_by_name
         self.containers = self._service(services["ContainerService"])
+        self.archives = self._service(services["ArchiveService"])
 
 
 class VolumeClient(Connected):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Unpack, cast
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Unpack, cast
 
-from orlop.client import images, session
+from orlop.client import archives, images, session
 from orlop.client.calls import CriClient
 from orlop.client.container import Container, collected
 from orlop.client.facts import ContainerFacts, ContainerUse, Event, ImageFacts, PodFacts, Result
@@ -111,6 +112,27 @@ class Node:
     async def remove_image(self, image: str) -> None:
         """Remove an image; one that is not here is no error."""
         await self._client.images.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=image)))
+
+    async def load(self, source: Path | IO[bytes], *, name: str = "") -> list[ImageFacts]:
+        """Take the images of an archive, as ``docker save``, ``podman save`` and skopeo write it.
+
+        ``source`` is a file, packed with gzip or zstd or not, or the directory of an OCI layout. ``name`` is
+        one more name for an image that is alone. All images come, or none.
+        """
+        return await archives.load(self._client.path, source, name)
+
+    async def save(self, target: Path, *images: str) -> None:
+        """Write images to a file that other runtimes load, too."""
+        await archives.save(self._client.path, target, images)
+
+    async def import_image(
+        self, source: Path | IO[bytes], *, name: str = "", settings: Mapping[str, Any] | None = None
+    ) -> ImageFacts:
+        """Make an image of a file system, packed by tar.
+
+        ``settings`` is what its containers run, as an image configuration has it: ``{"Cmd": ["sh"]}``.
+        """
+        return await archives.import_image(self._client.path, source, name, settings)
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens to containers and pods from now on."""

@@ -47,6 +47,16 @@ def socket_path(given: str = "") -> str:
     return load().socket
 
 
+def existing(given: str = "") -> Path:
+    """The daemon's socket. Raises Unavailable when there is none, PermissionDenied when it is not for us."""
+    path = socket_path(given)
+    if not Path(path).exists():
+        raise Unavailable(f"no daemon listens on {path}: start orlopd, or name its socket with --socket")
+    if not os.access(path, os.W_OK):
+        raise PermissionDenied(f"you may not use the socket {path}: run this as root")
+    return Path(path)
+
+
 @overload
 def connect(given: str = "") -> AbstractAsyncContextManager[CriClient]: ...
 @overload
@@ -54,12 +64,7 @@ def connect(given: str, kind: Callable[[Path], C]) -> AbstractAsyncContextManage
 @asynccontextmanager
 async def connect(given: str = "", kind: Callable[[Path], Any] = CriClient) -> AsyncIterator[Any]:
     """A client of the running daemon. Raises Unavailable when there is none, PermissionDenied for others."""
-    path = socket_path(given)
-    if not Path(path).exists():
-        raise Unavailable(f"no daemon listens on {path}: start orlopd, or name its socket with --socket")
-    if not os.access(path, os.W_OK):
-        raise PermissionDenied(f"you may not use the socket {path}: run this as root")
-    async with kind(Path(path)) as client:
+    async with kind(existing(given)) as client:
         yield client
 
 

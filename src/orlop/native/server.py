@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orlop.errors import InvalidArgument
+from orlop.images.store import ImageStore
 from orlop.native.api import native_v1_pb2 as pb
+from orlop.native.archives import ArchiveCalls
 from orlop.pods import resolve
 from orlop.pods.service import PodService
 from orlop.rpc.deferred import Handler
@@ -14,10 +16,13 @@ from orlop.rpc.router import Router
 MAX_NAME = 128
 
 
-def handlers(router: Router, pods: PodService) -> Sequence[Handler]:
+def handlers(router: Router, pods: PodService, images: ImageStore) -> Sequence[Handler]:
     """Its services."""
-    service = pb.DESCRIPTOR.services_by_name["ContainerService"]
-    return (router.handler(service, NativeCalls(pods)),)
+    services = pb.DESCRIPTOR.services_by_name
+    return (
+        router.handler(services["ContainerService"], NativeCalls(pods)),
+        router.handler(services["ArchiveService"], ArchiveCalls(images)),
+    )
 
 
 class NativeCalls:

@@ -2,7 +2,8 @@
 
 A servicer has one method per call, named as the call in snake case: ``RunPodSandbox`` is
 ``run_pod_sandbox``. It takes the request message and returns the response message, or its bytes
-where it has them at hand; a streaming call is an async generator of those.
+where it has them at hand; a streaming call is an async generator of those. Where the client streams, the
+method takes an async generator of request messages.
 
 Requests are parsed here rather than in gRPC, so that one which is not valid protobuf (text that is
 not UTF-8, say) is refused as INVALID_ARGUMENT with the reason and not as an internal error.
@@ -32,6 +33,7 @@ Answer = Message | bytes
 Context = aio.ServicerContext[bytes, bytes]
 Unary = Callable[[Any], Awaitable[Answer]]
 Stream = Callable[[Any], AsyncGenerator[Answer, None]]
+Fed = Callable[[AsyncGenerator[Message, None]], Awaitable[Answer]]
 
 MAX_DETAILS = 2048
 """Most bytes of an error message sent. It travels in an HTTP/2 header, where each byte that is not
@@ -82,6 +84,8 @@ class Router:
 
     def _bind(self, method: MethodDescriptor, call: Any) -> grpc.RpcMethodHandler[bytes, bytes]:
         parse = message_factory.GetMessageClass(method.input_type).FromString
+        if method.client_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._fed(method.name, parse, call))
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(self._streaming(method.name, parse, call))
         return grpc.unary_unary_rpc_method_handler(self._unary(method.name, parse, call))
@@ -93,17 +97,34 @@ class Router:
         self, name: str, parse: Callable[[bytes], Message], call: Unary
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def serve(data: bytes, context: Context) -> bytes:
-            try:
-                with self._trace.of(context.invocation_metadata), self._measure(name):
-                    return _encoded(await call(_parsed(name, parse, data)))
-            except OrlopError as error:
-                await _refuse(context, name, error)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                await _fail(context, name, error)
+            return await self._answered(name, context, lambda: call(_parsed(name, parse, data)))
 
         return serve
+
+    def _fed(
+        self, name: str, parse: Callable[[bytes], Message], call: Fed
+    ) -> Callable[[AsyncIterator[bytes], Context], Awaitable[bytes]]:
+        async def messages(requests: AsyncIterator[bytes]) -> AsyncGenerator[Message, None]:
+            async for data in requests:
+                yield _parsed(name, parse, data)
+
+        async def serve(requests: AsyncIterator[bytes], context: Context) -> bytes:
+            async with aclosing(messages(requests)) as parsed:
+                return await self._answered(name, context, lambda: call(parsed))
+
+        return serve
+
+    async def _answered(self, name: str, context: Context, call: Callable[[], Awaitable[Answer]]) -> bytes:
+        """What the one answer to a call is, or the status of its failure."""
+        try:
+            with self._trace.of(context.invocation_metadata), self._measure(name):
+                return _encoded(await call())
+        except OrlopError as error:
+            await _refuse(context, name, error)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            await _fail(context, name, error)
 
     def _streaming(
         self, name: str, parse: Callable[[bytes], Message], call: Stream
