@@ -25,19 +25,11 @@ def split_credentials(text: str) -> pb.AuthConfig | None:
 async def pull(client: CriClient, reference: str, *, credentials: str = "", quiet: bool = False) -> str:
     """Pull an image and return its id. Shows a bar when stderr is a terminal."""
     auth = split_credentials(credentials)
+    if not quiet and not sys.stderr.isatty():
+        print(f"Pulling {reference}", file=sys.stderr, flush=True)
     if quiet or not sys.stderr.isatty():
-        if not quiet:
-            print(f"Pulling {reference}", file=sys.stderr, flush=True)
         return await images.pull(client, reference, auth)
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=output.errors(), transient=True) as bar:
-        task = bar.add_task(f"Pulling {reference}", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with output.bar(f"Pulling {reference}") as show:
         return await images.pull(client, reference, auth, progress=show)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from orlop import __version__
-from orlop.cli.groups import pod, system
+from orlop.cli.groups import image, pod, system
 from orlop.cli.groups import volume as volume_group
 from orlop.cli.parameters import (
     ConfigFile,
@@ -53,6 +53,7 @@ node_app = typer.Typer(
     rich_markup_mode=None, help="Make this machine a Kubernetes node.", no_args_is_help=True
 )
 app.add_typer(node_app, name="node")
+app.add_typer(image.app)
 app.add_typer(pod.app, name="pod")
 app.add_typer(system.app, name="system")
 app.add_typer(volume_group.app, name="volume")
@@ -334,38 +335,6 @@ def report(
 
     as_json = format is FormatChoice.json
     session.run_async(lambda: report_command(socket, pod, target, as_json=as_json))
-
-
-@app.command()
-def pull(
-    image: Annotated[str, typer.Argument(help="The image, by tag or digest.")],
-    credentials: Annotated[str, typer.Option("--credentials", help="USER:PASSWORD for its registry.")] = "",
-    quiet: Quiet = False,
-    socket: Socket = "",
-) -> None:
-    """Fetch an image from its registry."""
-    from orlop.cli import images as commands
-    from orlop.cli import session
-
-    session.run_async(lambda: commands.pull_command(socket, image, credentials, quiet))
-
-
-@app.command()
-def images(quiet: Quiet = False, as_json: Json = False, socket: Socket = "") -> None:
-    """List the images that are here."""
-    from orlop.cli import images as commands
-    from orlop.cli import session
-
-    session.run_async(lambda: commands.list_command(socket, quiet, as_json))
-
-
-@app.command()
-def rmi(names: Annotated[list[str], typer.Argument(help="Images.")], socket: Socket = "") -> None:
-    """Remove images, with all of their tags."""
-    from orlop.cli import images as commands
-    from orlop.cli import session
-
-    session.run_async(lambda: commands.remove_command(socket, names))
 
 
 @app.command()

@@ -19,5 +19,9 @@ def run_async(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return asyncio.run(job())
     except OrlopError as error:
         raise CliError(str(error)) from error
+    except OSError as error:
+        if error.filename is None:  # a pipe, say, that is closed
+            raise
+        raise CliError(f"{error.filename}: {error.strerror}") from error
     except KeyboardInterrupt:
         raise CliError("interrupted", exit_code=130) from None

@@ -1,0 +1,87 @@
+"""What is done with images: fetched, loaded, saved, listed, removed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orlop.cli.parameters import Json, Many, Quiet, Socket
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def pull(
+    image: Annotated[str, typer.Argument(help="The image, by tag or digest.")],
+    credentials: Annotated[str, typer.Option("--credentials", help="USER:PASSWORD for its registry.")] = "",
+    quiet: Quiet = False,
+    socket: Socket = "",
+) -> None:
+    """Fetch an image from its registry."""
+    from orlop.cli import images as commands
+    from orlop.cli import session
+
+    session.run_async(lambda: commands.pull_command(socket, image, credentials, quiet))
+
+
+@app.command()
+def images(quiet: Quiet = False, as_json: Json = False, socket: Socket = "") -> None:
+    """List the images that are here."""
+    from orlop.cli import images as commands
+    from orlop.cli import session
+
+    session.run_async(lambda: commands.list_command(socket, quiet, as_json))
+
+
+@app.command()
+def rmi(names: Annotated[list[str], typer.Argument(help="Images.")], socket: Socket = "") -> None:
+    """Remove images, with all of their tags."""
+    from orlop.cli import images as commands
+    from orlop.cli import session
+
+    session.run_async(lambda: commands.remove_command(socket, names))
+
+
+@app.command()
+def load(
+    file: Annotated[
+        str, typer.Option("--input", "-i", help="A file, the directory of an OCI layout, or stdin.")
+    ] = "-",
+    name: Annotated[str, typer.Option("--name", help="One more name, for an image that is alone.")] = "",
+    quiet: Quiet = False,
+    socket: Socket = "",
+) -> None:
+    """Take images from an archive: docker save, podman save, OCI layout; packed with gzip or zstd or not."""
+    from orlop.cli import archives, session
+
+    session.run_async(lambda: archives.load_command(socket, file, name, quiet))
+
+
+@app.command()
+def save(
+    images: Annotated[list[str], typer.Argument(help="Images, by name or id.", show_default=False)],
+    file: Annotated[str, typer.Option("--output", "-o", help="A file, or stdout.")] = "-",
+    quiet: Quiet = False,
+    socket: Socket = "",
+) -> None:
+    """Write images to an archive that docker, podman and skopeo read: an OCI layout. Their ids change."""
+    from orlop.cli import archives, session
+
+    session.run_async(lambda: archives.save_command(socket, file, images, quiet))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(help="A file made by tar, or - for stdin.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="What the image is called.", show_default=False)] = "",
+    change: Annotated[
+        Many, typer.Option("--change", "-c", help="A line of a Dockerfile, for example 'CMD [\"sh\"]'.")
+    ] = None,
+    quiet: Quiet = False,
+    socket: Socket = "",
+) -> None:
+    """Make an image of a file system, for example of what `podman export` writes."""
+    from orlop.cli import archives, session
+
+    session.run_async(lambda: archives.import_command(socket, file, name, change or (), quiet))
