@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 
 from orlop.sandbox.spec import ContainerSpec, PodSpec, Resources
 from orlop.sandbox.vm.sandbox import VmSandbox
@@ -52,6 +53,31 @@ async def test_two_clones_differ_and_know_the_time() -> None:
             if not first.startswith("00000010"):
                 assert first != second
         assert seen[0][-1] == seen[0][-2]
+
+
+async def test_the_first_containers_layer_is_ready_and_its_own() -> None:
+    async with environment(pool=1) as env:
+        await until(lambda: env.pool.size == 1, 60)
+        pod = pod_spec()
+        sandbox, first = await running(env, pod)
+        held = sandbox._containers[first.id].held
+        assert held.disks.scratch is not None and held.disks.scratch.id == "ready"
+        second = container_spec(pod, "sleep", "600")
+        await sandbox.create(second)
+        await sandbox.start(second.id)
+        for container in (first, second):
+            assert (
+                await shell(sandbox, container, "ls -A /root; echo own > /root/file; df -P / | wc -l")
+                == "2\n"
+            )
+        await sandbox.signal(first.id, signal.SIGKILL)
+        await sandbox.delete(first.id)
+        assert not Path(held.scratch).exists()
+        assert await shell(sandbox, second, "cat /root/file") == "own\n"
+        third = container_spec(pod, "sleep", "600")
+        await sandbox.create(third)
+        await sandbox.start(third.id)
+        assert await shell(sandbox, third, "ls -A /root") == ""
 
 
 async def test_a_dead_clone_in_the_pool_is_replaced() -> None:

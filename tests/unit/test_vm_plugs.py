@@ -14,6 +14,8 @@ from orlop.sandbox.spec import ContainerSpec, ImageVolume, Mount, Root
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.plugs import Plugs
 from orlop.sandbox.vm.volumes import Volumes
+from orlop.sandbox.vm.warm import ReadyLayer
+from orlop.wire.values import PluggedDisk
 
 
 class FakeMachine:
@@ -61,13 +63,14 @@ def layers(tmp_path: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def plugs_of(machine: FakeMachine, place: Path) -> Plugs:
+def plugs_of(machine: FakeMachine, place: Path, ready: ReadyLayer | None = None) -> Plugs:
     return Plugs(
         cast(Machine, machine),
         place / "share",
         scratch_directory=place / "scratch",
         scratch_mib=8,
         volumes=cast(Volumes, NoVolumes()),
+        ready=ready,
     )
 
 
@@ -150,3 +153,54 @@ async def test_a_disk_that_a_killed_daemon_attached_and_did_not_write_down(
     await later.unplug(held, running=True)
     await later.unplug(plan, running=True)
     assert machine.plugged == {}
+
+
+async def ready_layer(machine: FakeMachine, place: Path) -> ReadyLayer:
+    """A disk that the guest has mounted for whoever comes first."""
+    path = place / "ready.img"
+    path.write_bytes(b"")
+    at = await machine.attach_disk(Disk(id="ready", files=(os.fspath(path),), read_only=False))
+    return ReadyLayer(PluggedDisk(id="ready", at=at), path)
+
+
+async def test_the_layer_that_is_ready_is_the_first_containers_alone(
+    tmp_path: Path, layers: tuple[str, ...]
+) -> None:
+    machine = FakeMachine(room=12)
+    ready = await ready_layer(machine, tmp_path)
+    plugs = plugs_of(machine, tmp_path, ready)
+    first, second = (plugs.plan(spec(name, layers)) for name in ("first", "second"))
+    assert (first.disks.scratch, first.scratch) == (ready.disk, os.fspath(ready.path))
+    assert second.disks.scratch == PluggedDisk(id="rw-second")
+    plugged = [
+        await plugs.plug(spec(name, layers), plan) for name, plan in (("first", first), ("second", second))
+    ]
+    assert plugged[0].disks.scratch == ready.disk
+    assert plugged[1].disks.scratch is not None and plugged[1].disks.scratch.id == "rw-second"
+    await plugs.unplug(first, running=True)
+    assert "ready" not in machine.plugged and not ready.path.exists()
+    assert "rw-second" in machine.plugged
+    third = plugs.plan(spec("third", layers))
+    assert third.disks.scratch == PluggedDisk(id="rw-third")
+
+
+async def test_a_container_that_writes_to_no_disk_leaves_the_ready_layer_to_the_next(
+    tmp_path: Path, layers: tuple[str, ...]
+) -> None:
+    machine = FakeMachine(room=12)
+    ready = await ready_layer(machine, tmp_path)
+    plugs = plugs_of(machine, tmp_path, ready)
+    rooted = ContainerSpec(id="rooted", pod_id="p", name="rooted", root=Root(directory="/srv"))
+    assert plugs.plan(rooted).disks.scratch is None
+    assert plugs.plan(spec("next", layers)).disks.scratch == ready.disk
+
+
+async def test_what_is_ready_goes_with_a_container_that_could_not_be_made(
+    tmp_path: Path, layers: tuple[str, ...]
+) -> None:
+    machine = FakeMachine(room=12)
+    ready = await ready_layer(machine, tmp_path)
+    plugs = plugs_of(machine, tmp_path, ready)
+    plan = plugs.plan(spec("first", layers))
+    await plugs.unplug(plan, running=True)  # before anything was plugged
+    assert "ready" not in machine.plugged and not ready.path.exists()

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from orlop.guest.answer import Answer
-from orlop.guest.containers.container import LiveContainer
+from orlop.guest.containers.container import LiveContainer, lay_out
 from orlop.guest.containers.execs import ExecTable
 from orlop.guest.containers.process import Process
 from orlop.guest.containers.volumes import PodVolumes, Work
-from orlop.guest.devices.block import MountedDisks
+from orlop.guest.devices.block import NOBODY, MountedDisks
 from orlop.guest.devices.share import HostShare
 from orlop.guest.launch import apart, holder, spawn
 from orlop.guest.launch.userns import IdMaps
@@ -311,6 +311,22 @@ class Agent:
         """Join one who has connected to a socket of the host."""
         self.sockets.accept(request)
         answer.ok(Done())
+
+    def prepare(self, request: messages.Prepare, answer: Answer) -> None:
+        """Mount a disk for a container that is to come, once it is there."""
+
+        def on_found(problem: Refused | None) -> None:
+            try:
+                if problem is not None:
+                    raise problem
+                mounted = self.disks.mount(request.disk, NOBODY, writable=True)
+                lay_out(mounted.directories[0])
+            except Refused as refused:
+                answer.refuse(refused)
+                return
+            answer.ok(Done())
+
+        self.disks.find((request.disk,), on_found)
 
     # Requests: volumes
 

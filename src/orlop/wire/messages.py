@@ -45,7 +45,8 @@ SOCKETS = "sockets"
 EXEC_AS = "exec-as"
 FREEZE = "freeze"
 FILE_SYSTEMS = "file-systems"
-FEATURES = (VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE, FILE_SYSTEMS)
+READY_LAYERS = "ready-layers"
+FEATURES = (VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE, FILE_SYSTEMS, READY_LAYERS)
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
 MAX_FETCH = 64 << 10
@@ -322,6 +323,14 @@ class Resume(Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prepare(Request[Done]):
+    """Mount the empty disk of a container that is to come, whose ``scratch`` it is then."""
+
+    op: ClassVar[str] = "prepare"
+    disk: PluggedDisk
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hold(Request[Done]):
     """Have a volume that containers of the pod can mount, until the VM ends. Idempotent.
 
@@ -463,7 +472,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     for kind in (
         Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
         Dump, Resume, Quiesce, Online, Hold, Fill, Fetch, Drop, Flush, Clock,
-        Accept, Freeze,
+        Accept, Freeze, Prepare,
     )
 }  # fmt: skip
 

@@ -285,8 +285,7 @@ class LiveContainer:
             self._mounted.append(base)
         else:
             (base,) = self._disks.mount(scratch, self.spec.id, writable=True).directories
-        os.makedirs(f"{base}/upper", 0o755, exist_ok=True)
-        os.makedirs(f"{base}/work", 0o755, exist_ok=True)
+        lay_out(base)
         self._upper = f"{base}/upper"
         return base
 
@@ -332,6 +331,12 @@ class LiveContainer:
         )
         self._mounted.append(target)
         return VolumeSource(mount, target, mount.source)
+
+
+def lay_out(base: str) -> None:
+    """Make the directories of an overlay below ``base``, which a disk that is made for one has already."""
+    os.makedirs(f"{base}/upper", 0o755, exist_ok=True)
+    os.makedirs(f"{base}/work", 0o755, exist_ok=True)
 
 
 def _own_files() -> tuple[tuple[str, str], ...]:

@@ -32,6 +32,9 @@ _EXT4_RESIZE = 0x40086610
 _EXT4_BLOCKS = 1024 + 4
 """Where the lower half of the number of blocks is, in the superblock."""
 
+NOBODY = ""
+"""Has a disk that is mounted for the next who asks."""
+
 PATIENCE = 10.0
 """Seconds a disk may take to appear."""
 
@@ -229,6 +232,7 @@ class MountedDisks:
                 use = os.statvfs(mounted.directories[0])
                 mounted.baseline = ((use.f_blocks - use.f_bfree) * use.f_frsize, use.f_files - use.f_ffree)
             self._mounted[disk.id] = mounted
+        mounted.users.discard(NOBODY)
         mounted.users.add(user)
         return mounted
 

@@ -34,6 +34,7 @@ from orlop.linux.removal import remove_tree
 from orlop.net.tap import create_tap, move_tap
 from orlop.sandbox.vm import pulse, warm
 from orlop.sandbox.vm.agent import AgentClient
+from orlop.sandbox.vm.warm import ReadyLayer
 from orlop.storage.disks import MIN_SCRATCH_MIB
 from orlop.storage.share import Share
 from orlop.wire.messages import Online, Ping, Quiesce, Resume
@@ -60,6 +61,8 @@ class Clone:
         self.machine = machine
         self.agent = agent
         self.origin = origin
+        self.layer: ReadyLayer | None = None
+        """What its first container can write to at once, if it was warmed up."""
 
     @property
     def id(self) -> str:
@@ -339,7 +342,7 @@ class Cloner(Clones):
             raise
 
     async def warm_up(self, clone: Clone) -> None:
-        """Let the machine do once what a pod will ask of it."""
+        """Let the machine do once what a pod will ask of it, and have a layer ready to be written to."""
         await warm.rehearse(clone.machine, clone.agent)
         Share(clone.share).make_point("warm")
         await warm.exercise(
@@ -349,6 +352,12 @@ class Cloner(Clones):
             self.scratch_of(clone.id) / "warm.img",
             scratch_mib=self._config.scratch_mib,
             share="warm",
+        )
+        clone.layer = await warm.lay_ready(
+            clone.machine,
+            clone.agent,
+            self.scratch_of(clone.id) / "ready.img",
+            scratch_mib=self._config.scratch_mib,
         )
 
     async def close(self) -> None:

@@ -406,6 +406,7 @@ class VmDriver:
             scratch_mib=self._config.vm.scratch_mib,
             only_mapped=self._config.vm.unmapped_volumes == "refuse",
             volumes=volumes,
+            ready=clone.layer,
         )
         return VmSandbox(
             spec,

@@ -29,6 +29,7 @@ from orlop.sandbox.vm.idmaps import user_namespace
 from orlop.sandbox.vm.sockets import FoundSocket
 from orlop.sandbox.vm.translate import Plugged
 from orlop.sandbox.vm.volumes import Volumes
+from orlop.sandbox.vm.warm import ReadyLayer
 from orlop.storage import rootfs
 from orlop.storage.disks import check_layers, scratch_disk
 from orlop.storage.share import Share
@@ -47,7 +48,7 @@ class _Shared:
 
 
 class Plugs:
-    """The plugs of one VM. Writable layers go to ``scratch_directory``."""
+    """The plugs of one VM. Writable layers go to ``scratch_directory``; the first may be ``ready`` there."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Plugs:
         scratch_mib: int,
         volumes: Volumes,
         only_mapped: bool = False,
+        ready: ReadyLayer | None = None,
     ) -> None:
         self._machine = machine
         jail = machine.confinement
@@ -70,6 +72,7 @@ class Plugs:
         scratch_directory.mkdir(parents=True, exist_ok=True)
         self._images: dict[str, _Shared] = {}
         self._sizes = Sizes(machine)
+        self._ready = ready
 
     @property
     def layers(self) -> Path:
@@ -88,10 +91,10 @@ class Plugs:
 
     def plan(self, spec: ContainerSpec) -> ContainerFile:
         """What :meth:`plug` is going to do, to be on disk before it does it."""
-        root, writes = spec.root, _writes_to_disk(spec)
+        root, scratch = spec.root, self._layer(spec)
         disks = wire.Disks(
             root=tuple(wire.PluggedDisk(id=image_disk_id(layers)) for layers in self._divided(root.layers)),
-            scratch=wire.PluggedDisk(id=_scratch_id(spec.id)) if writes else None,
+            scratch=scratch.disk if scratch else None,
             volumes=tuple(wire.PluggedDisk(id=image_disk_id(layers)) for layers in _volumes(spec)),
             devices=tuple(wire.PluggedDisk(id=disk_id) for disk_id in blockdevices.asked_of(spec)),
         )
@@ -102,7 +105,7 @@ class Plugs:
                 *(_share_key(spec.id, index) for index in range(len(spec.mounts))),
                 *((_root_key(spec.id),) if root.directory else ()),
             ),
-            scratch=str(self._scratch_directory / f"{spec.id}.img") if writes else "",
+            scratch=str(scratch.path) if scratch else "",
         )
 
     async def plug(self, spec: ContainerSpec, plan: ContainerFile) -> Plugged:
@@ -115,7 +118,7 @@ class Plugs:
                 together(*(self._image(spec.id, disk_id, stacks[disk_id]) for disk_id in wanted)),
                 together(*(self._device(spec, *one) for one in blockdevices.asked_of(spec).items())),
             ),
-            self._scratch(spec.id, plan.scratch),
+            self._scratch(plan),
             together(self._mounts(spec), self._root(spec)),
         )
         attached = dict(zip(wanted, images, strict=True))
@@ -232,13 +235,24 @@ class Plugs:
                 disk = shared.disk = wire.PluggedDisk(id=wanted.id, at=at)
             return disk
 
-    async def _scratch(self, container_id: str, path: str) -> wire.PluggedDisk | None:
-        if not path:
+    def _layer(self, spec: ContainerSpec) -> ReadyLayer | None:
+        """What the container writes to, which has no address yet if it is to be made; the one that is ready
+        is nobody else's then."""
+        if not _writes_to_disk(spec):
             return None
-        await scratch_disk(Path(path), self._scratch_mib)
-        disk_id = _scratch_id(container_id)
-        at = await self._machine.attach_disk(Disk(id=disk_id, files=(path,), read_only=False))
-        return wire.PluggedDisk(id=disk_id, at=at)
+        if self._ready is not None:
+            ready, self._ready = self._ready, None
+            return ready
+        disk = wire.PluggedDisk(id=_scratch_id(spec.id))
+        return ReadyLayer(disk, self._scratch_directory / f"{spec.id}.img")
+
+    async def _scratch(self, plan: ContainerFile) -> wire.PluggedDisk | None:
+        disk = plan.disks.scratch
+        if disk is None or disk.at:
+            return disk
+        await scratch_disk(Path(plan.scratch), self._scratch_mib)
+        at = await self._machine.attach_disk(Disk(id=disk.id, files=(plan.scratch,), read_only=False))
+        return wire.PluggedDisk(id=disk.id, at=at)
 
     async def _mounts(
         self, spec: ContainerSpec

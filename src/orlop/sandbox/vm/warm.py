@@ -13,6 +13,7 @@ import secrets
 import time
 import uuid
 from pathlib import Path
+from typing import NamedTuple
 
 from orlop.host import threads
 from orlop.host.tasks import together
@@ -23,6 +24,7 @@ from orlop.sandbox.vm.agent import AgentClient
 from orlop.storage.disks import scratch_disk
 from orlop.wire import values as wire
 from orlop.wire.messages import (
+    READY_LAYERS,
     VOLUMES,
     Clock,
     Create,
@@ -30,6 +32,7 @@ from orlop.wire.messages import (
     Drop,
     Exec,
     Fill,
+    Prepare,
     Setup,
     Signal,
     Start,
@@ -42,7 +45,28 @@ _SLEEP = ("/usr/bin/busybox", "sleep", "600")
 _NOTHING = ("/usr/bin/busybox", "true")
 _EXECS = 2
 _REHEARSALS = 3
+_READY = "ready"
 _CAPABILITIES = ("CHOWN", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID")
+
+
+class ReadyLayer(NamedTuple):
+    """A writable layer that the guest has mounted for its first container; ``path`` is the file behind it."""
+
+    disk: wire.PluggedDisk
+    path: Path
+
+
+async def lay_ready(
+    machine: Machine, agent: AgentClient, path: Path, *, scratch_mib: int
+) -> ReadyLayer | None:
+    """Let the guest have a writable layer ready, made at ``path``; None for a guest that cannot."""
+    if READY_LAYERS not in agent.hello.features:
+        return None
+    await scratch_disk(path, scratch_mib)
+    at = await machine.attach_disk(Disk(id=_READY, files=(str(path),), read_only=False))
+    disk = wire.PluggedDisk(id=_READY, at=at)
+    await agent.call(Prepare(disk=disk), _TIMEOUT)
+    return ReadyLayer(disk, path)
 
 
 async def exercise(
