@@ -18,7 +18,7 @@ from orlop.bundle import document, translate
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
 from orlop.host.process import process_start_time
 from orlop.oci import protocol, questions
-from orlop.oci.command import main, templates
+from orlop.oci.command import main, namespaces, templates
 from orlop.oci.companion import Companion
 from orlop.oci.door import Door
 from orlop.oci.protocol import SOCKET, RefusedByDaemon
@@ -172,6 +172,10 @@ def test_without_a_daemon_the_command_says_how_to_start_one(
     assert main.main([*options, "exec", "c", "ls"]) == 255
     assert main.main([*options, "create", "--bundle", os.fspath(tmp_path), "c"]) == 1
     assert "config.json: no such file or directory" in capsys.readouterr().err
+    # Nor is it a directory that is missing, where the daemon has never been.
+    (tmp_path / "config.json").write_text(json.dumps(templates.CONFIG | {"process": {"args": ["true"]}}))
+    assert main.main([*options, "create", "--bundle", os.fspath(tmp_path), "c"]) == 1
+    assert "start it with" in capsys.readouterr().err
     assert main.main([*options, "--nonsense"]) == 1
     assert main.main(["--log", "/nowhere/log", "bogus"]) == 1
     assert "the log /nowhere/log cannot be written" in capsys.readouterr().err
@@ -187,3 +191,21 @@ def test_a_new_config_is_one_that_is_understood(tmp_path: Path, capsys: pytest.C
     assert json.loads(capsys.readouterr().out)["linux"]["seccomp"] == {"enabled": True}
     assert main.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("orlop-oci version ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "reason"),
+    [
+        ("network", "/proc/self/ns/ipc", "a namespace of another kind"),
+        ("uts", "/proc/self/ns/mnt", "a namespace of another kind"),
+        ("pid", "/proc/self/ns/pid", "the host's own"),
+        ("mount", "/proc/self/ns/mnt", "the host's own"),
+        ("ipc", "/etc/passwd", "is not a namespace"),
+        ("ipc", "/nowhere", "open /nowhere: no such file or directory"),
+    ],
+)
+def test_a_namespace_is_what_the_document_says(kind: str, path: str, reason: str) -> None:
+    others = [{"type": "network"}] if kind != "network" else []
+    with pytest.raises(OrlopError, match=reason):
+        namespaces.check({"linux": {"namespaces": [{"type": kind, "path": path}, *others]}})
+    assert namespaces.check({"linux": {"namespaces": [{"type": kind}, *others]}}) == ""

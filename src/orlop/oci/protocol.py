@@ -49,6 +49,14 @@ def framed(message: dict[str, Any]) -> bytes:
     return len(data).to_bytes(HEAD, "big") + data
 
 
+def absent(path: str) -> Unavailable:
+    """The error for a daemon that does not run."""
+    return Unavailable(
+        f"no orlopd listens at {path}: start it with 'systemctl start orlopd', or run 'orlopd' "
+        "in the foreground"
+    )
+
+
 def ask(path: str, verb: str, **question: Any) -> Any:
     """The daemon's answer. Raises RefusedByDaemon, or Unavailable when there is no daemon."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
@@ -56,10 +64,7 @@ def ask(path: str, verb: str, **question: Any) -> Any:
         try:
             link.connect(path)
         except OSError as error:
-            raise Unavailable(
-                f"no orlopd listens at {path}: start it with 'systemctl start orlopd', or run 'orlopd' "
-                "in the foreground"
-            ) from error
+            raise absent(path) from error
         link.settimeout(None)
         try:
             link.sendall(framed({"verb": verb, **question}))

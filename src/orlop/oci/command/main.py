@@ -13,7 +13,7 @@ from typing import Any
 
 from orlop import __version__
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError, Unimplemented
-from orlop.oci.command import parser, processes, report
+from orlop.oci.command import namespaces, parser, processes, report
 from orlop.oci.protocol import SOCKET, SPECIFICATION, ask
 
 EXIT_FAILED = 1
@@ -92,7 +92,7 @@ def _make(options: Namespace, *, foreground: bool) -> processes.Standing:
     standing = processes.stand(
         config["process"],
         _state(options),
-        _network(config),
+        namespaces.check(config),
         console_socket=options.console_socket,
         foreground=foreground,
     )
@@ -115,15 +115,6 @@ def _make(options: Namespace, *, foreground: bool) -> processes.Standing:
         standing.drop()
         raise
     return standing
-
-
-def _network(config: dict[str, Any]) -> str:
-    """The network namespace in which what stands in for the container is to be."""
-    namespaces = (config.get("linux") or {}).get("namespaces") or ()
-    for namespace in namespaces:
-        if namespace.get("type") == "network":
-            return str(namespace.get("path") or "")
-    raise FailedPrecondition("it asks for the host's network namespace, which a VM does not share")
 
 
 def _check_descriptors(options: Namespace) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from orlop.errors import FailedPrecondition
 from orlop.host import standin
 from orlop.oci.command import terminal
-from orlop.oci.protocol import STANDINS
+from orlop.oci.protocol import SOCKET, STANDINS, absent
 
 _PASSED_ON = (1, 2, 3, 10, 12, 13, 14, 15)
 
@@ -62,6 +62,8 @@ def stand(
 
     ``netns`` is the path of its network namespace, "" for a new one. Raises FailedPrecondition.
     """
+    if not (state / STANDINS).is_dir():
+        raise absent(os.fspath(state / SOCKET))
     if not process.get("terminal"):
         if console_socket:
             raise FailedPrecondition("cannot use console socket if the process has no terminal")
