@@ -124,7 +124,7 @@ def container(
     annotations: Mapping[str, str],
 ) -> ContainerRequest:
     """The container; ``target`` is the one whose processes it sees, if not only its own."""
-    process, linux = config.process, config.linux
+    process = config.process
     if process is None or not process.args:
         raise InvalidArgument("config.json: it names no process to run")
     assert config.root is not None
@@ -151,7 +151,7 @@ def container(
             for limit in process.rlimits or ()
         ),
         annotations=dict(annotations),
-        resources=_with_score(resources(linux.resources if linux else None), process),
+        resources=_with_score(limits_of(config), process),
         security=security,
         namespaces=Namespaces(
             pid=NamespaceMode.TARGET if target else NamespaceMode.CONTAINER, target_container=target
@@ -180,6 +180,11 @@ def environment(entries: Sequence[str]) -> tuple[tuple[str, bytes], ...]:
     """``NAME=value`` each; one without a value is left out, as the kernel would not."""
     pairs = (entry.partition("=") for entry in entries)
     return tuple((name, os.fsencode(value)) for name, sign, value in pairs if name and sign)
+
+
+def limits_of(config: OciConfig) -> Resources:
+    """The limits of a container."""
+    return resources(config.linux.resources if config.linux else None)
 
 
 def resources(asked: OciResources | None) -> Resources:

@@ -29,6 +29,7 @@ from orlop.pods import resolve
 from orlop.pods.records import ContainerFilter, ContainerPhase, ContainerRecord
 from orlop.pods.service import PodService
 from orlop.sandbox.base import ProcessIO, StartedProcess
+from orlop.sandbox.spec import Resources
 from orlop.value import Value
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 KEY = "orlop.oci/bundle"
 _KILL = 9
 _CANNOT_RUN = 127
+_IN_A_VM = ("ipc", "pid", "mount")
+"""Namespaces that are another's only in the VM of that one."""
 
 
 class Bundle(Value, frozen=True):
@@ -128,6 +131,7 @@ class Bundles:
             await hooking.must(early, bundle.state("creating"))
             if not pod_id:
                 await threads.call(_check_network, bundle.companion)
+                await threads.call(_limit, bundle.cgroup, translate.limits_of(config))
                 spec = translate.pod(
                     config, asked.id, asked.root, netns=netns, cgroup=bundle.cgroup, front=FRONT
                 )
@@ -172,7 +176,15 @@ class Bundles:
         wanted = translate.joined(config)
         if not wanted:
             return "", ""
-        owners = {_bundle(record).companion.pid: record for record in self._all()}
+        companions_of = ((_bundle(record).companion, record) for record in self._all())
+        owners = {
+            one.pid: record for one, record in companions_of if one.pid in wanted.values() and one.alive
+        }
+        for kind, pid in wanted.items():
+            if kind in _IN_A_VM and pid not in owners:
+                raise FailedPrecondition(
+                    f"it asks for the {kind} namespace of process {pid}, which is no container in a VM"
+                )
         pods = {owners[pid].pod_id for pid in wanted.values() if pid in owners}
         if len(pods) > 1:
             raise FailedPrecondition("it asks for namespaces of several containers, which are in several VMs")
@@ -324,10 +336,11 @@ class Bundles:
 
     async def update(self, asked: questions.ToUpdate) -> None:
         """Change limits; what is not said stays."""
-        record, _ = self._known(asked)
-        await self._pods.update_container(
-            record.id, translate.resources(document.resources(asked.resources.encode()))
-        )
+        record, bundle = self._known(asked)
+        wanted = translate.resources(document.resources(asked.resources.encode()))
+        await self._pods.update_container(record.id, wanted)
+        if self._pods.pod(record.pod_id).spec.cgroup_parent == bundle.cgroup:
+            await threads.call(_limit, bundle.cgroup, wanted)
 
     async def stats(self, asked: questions.ToStats) -> dict[str, Any]:
         """What it uses, as runc's events have it."""
@@ -429,6 +442,28 @@ def _join_cgroup(bundle: Bundle) -> None:
     except OSError as error:
         raise FailedPrecondition(
             f"the control group {bundle.cgroup} cannot be made: {error.strerror}"
+        ) from error
+
+
+def _limit(path: str, wanted: Resources) -> None:
+    """Let the VM of a container have no more of the processors than the container may.
+
+    The guest sees to it as well, and alone for memory and processes: the group holds the VM, too.
+    """
+    limits = cgroups.Limits(
+        cpu_period=wanted.cpu_period,
+        cpu_quota=wanted.cpu_quota,
+        cpu_shares=wanted.cpu_shares,
+        cpuset_cpus=wanted.cpuset_cpus,
+        cpuset_mems=wanted.cpuset_mems,
+    )
+    if not path or limits == cgroups.Limits():
+        return
+    try:
+        cgroups.Cgroup(path).set(limits)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"the limits of the control group {path} cannot be set: {error.filename}: {error.strerror}"
         ) from error
 
 
