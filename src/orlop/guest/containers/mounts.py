@@ -98,10 +98,11 @@ def _common(without: frozenset[str], privileged: bool) -> Script:
     _proc(steps)
     if "/dev" not in without:
         _dev(steps, "newinstance,ptmxmode=0666,mode=0620,gid=5")
-        _mount(steps, "mqueue", "/dev/mqueue", "mqueue", _SECURE)
+        # In the order in which others mount them: there are programs that look.
         if "/dev/shm" not in without:
             steps.label("shm")
             _move(steps, -1, "/dev/shm")
+        _mount(steps, "mqueue", "/dev/mqueue", "mqueue", _SECURE)
         for name, (major, minor) in _NODES.items():
             path = f"/dev/{name}"
             steps.add(
