@@ -14,7 +14,7 @@ COMMAND ?=
 GUEST ?=
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short cluster debian13 deb bare wheel monitoring csi-sanity doors lasting upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short cluster debian13 deb bare wheel monitoring csi-sanity oci-validation doors lasting upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -83,7 +83,10 @@ monitoring: $(PYTHON) ## The dashboard and alert rules, read by Prometheus' own 
 csi-sanity: $(PYTHON) ## The CSI driver, judged by the sanity suite of kubernetes-csi (root)
 	$(PYTHON) -m pytest tests/csi -q --junitxml build/tests/csi.xml
 
-doors: $(PYTHON) ## podman with orlop-oci as its runtime (root)
+oci-validation: $(PYTHON) ## The OCI runtime specification, judged by runtime-tools; table in build/oci-validation.md (root)
+	$(PYTHON) -m pytest tests/oci_validation -q --junitxml build/tests/oci-validation.xml
+
+doors: $(PYTHON) ## podman and Docker with orlop-oci as their runtime (root)
 	$(PYTHON) -m pytest tests/doors -q --junitxml build/tests/doors.xml
 
 lasting: $(PYTHON) ## 110 pods, VMs as far as memory goes, images, logs, a full disk; figures in build/lasting.md (root)

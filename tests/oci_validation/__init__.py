@@ -1,0 +1,1 @@
+"""The OCI runtime specification, judged by opencontainers/runtime-tools. ``make oci-validation``."""
