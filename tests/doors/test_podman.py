@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
-import select
-import signal
-import struct
 import subprocess
 import tempfile
-import termios
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conformance import tools
 from tests.doors.podman import Podman, podman
+from tests.doors.terminal import LIMIT, Terminal, until
 from tests.node import BUSYBOX, Node
-from tests.patience import PATIENCE
-
-LIMIT = 180 * PATIENCE
-"""Seconds: long on a machine that has much else to do."""
 
 PAUSE = "registry.k8s.io/pause:3.10"
 
@@ -45,13 +34,6 @@ def run(installed: Podman) -> Iterator[Podman]:
     assert installed.containers() == []
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    limit = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < limit, what
-        time.sleep(0.1)
-
-
 def fetch(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=LIMIT) as answer:
         return str(answer.read().decode())
@@ -62,52 +44,6 @@ def serves(port: int) -> bool:
         return bool(fetch(port))
     except OSError:
         return False
-
-
-class Terminal:
-    """A command on a terminal of 33 rows and 101 columns."""
-
-    def __init__(self, run: Podman, *args: str) -> None:
-        self._master, slave = pty.openpty()
-        self.resize(33, 101)
-        self.output = b""
-        self._process = subprocess.Popen(
-            run.argv(*args), stdin=slave, stdout=slave, stderr=slave, env=run.env, start_new_session=True
-        )
-        os.close(slave)
-
-    def resize(self, rows: int, columns: int) -> None:
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
-        if self._started:
-            os.killpg(self._process.pid, signal.SIGWINCH)
-
-    @property
-    def _started(self) -> bool:
-        return hasattr(self, "_process")
-
-    def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
-
-    def expect(self, text: str) -> None:
-        limit = time.monotonic() + LIMIT
-        while text.encode() not in self.output:
-            assert time.monotonic() < limit, f"no {text!r} in {self.output!r}"
-            if select.select([self._master], [], [], 0.2)[0]:
-                try:
-                    self.output += os.read(self._master, 4096)
-                except OSError:
-                    assert text.encode() in self.output, f"no {text!r} in {self.output!r}"
-
-    def code(self) -> int:
-        return self._process.wait(LIMIT)
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        os.close(self._master)
 
 
 def test_a_container_runs_as_its_image_and_its_caller_say(run: Podman) -> None:
