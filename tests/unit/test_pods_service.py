@@ -133,6 +133,17 @@ async def test_a_failure_leaves_nothing(service: PodService, world: World, point
     await service.run_pod(pod_spec("again"))
 
 
+async def test_a_pod_that_was_not_made_has_no_logs(service: PodService, world: World, tmp_path: Path) -> None:
+    world.failures["run"] = FailedPrecondition("no memory")
+    logs = tmp_path / "logs"
+    there = logs / "made by the caller"
+    there.mkdir(parents=True)
+    for directory in (there, logs / "made for it"):
+        with pytest.raises(FailedPrecondition):
+            await service.run_pod(pod_spec(log_directory=str(directory)))
+    assert list(logs.iterdir()) == [there]
+
+
 async def test_what_cannot_be_removed_is_tried_again(service: PodService, world: World) -> None:
     pod_id, _ = await running(service)
     world.failures["discard"] = FailedPrecondition("busy")

@@ -8,6 +8,7 @@ through REMOVING as well; what could not be removed then is tried again by :mod:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from pathlib import Path
@@ -91,7 +92,7 @@ class Pods:
         )
         with tracing.span("pods.record", pod=wanted.id):
             await node.ledger.put_pod(record)
-        told = False
+        told, logs_are_ours = False, not Path(spec.log_directory or "/").is_dir()
         try:
             await _make_directory(spec.log_directory)
             failed = f"pod {spec.namespace}/{spec.name} cannot be made"
@@ -106,7 +107,7 @@ class Pods:
             await node.observer.run_pod(ready)
             await node.ledger.put_pod(ready)
         except BaseException:
-            await uncancelled(self._undo(wanted))
+            await uncancelled(self._undo(wanted, logs_are_ours))
             if told:
                 await node.tell(node.observer.pod_removed(record), None)
             raise
@@ -120,7 +121,7 @@ class Pods:
         shown = [item for item in self._node.ledger.pods_like(spec) if item.phase in SHOWN_PODS]
         return shown[0] if shown else None
 
-    async def _undo(self, spec: PodSpec) -> None:
+    async def _undo(self, spec: PodSpec, logs_are_ours: bool) -> None:
         """Remove what a failed run left, even while being cancelled; the janitor does the rest."""
         try:
             await self._node.drop_pod(spec.id)
@@ -132,6 +133,10 @@ class Pods:
                 spec.id[:12],
                 reason_of(error),
             )
+        if logs_are_ours:
+            # The caller never learns of this pod, and would not remove its directory.
+            with contextlib.suppress(OSError):
+                Path(spec.log_directory).rmdir()
 
     def watch(self, pod_id: str, sandbox: Sandbox) -> None:
         """Notice when the sandbox dies by itself."""
