@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 from tests.node import Done, Node
+from tests.patience import PATIENCE
 
 COMMAND = [sys.executable, "-m", "orlop.cli.main"]
 
@@ -42,3 +45,11 @@ class Cli:
             stderr=subprocess.PIPE,
             bufsize=0,
         )
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something; ``what`` is said when it does not come."""
+    limit = time.monotonic() + 120 * PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, what
+        time.sleep(0.05)

@@ -173,9 +173,25 @@ class Container:
         """Copy a file or a directory out of the container into ``directory``; its place there."""
         return self._loop.call(self._container.fetch(path, directory, limit=limit))
 
+    def signal(self, name: str = "KILL") -> None:
+        """Send its first process a signal."""
+        self._loop.call(self._container.signal(name))
+
+    def pause(self) -> None:
+        """Stop all of its processes where they are."""
+        self._loop.call(self._container.pause())
+
+    def unpause(self) -> None:
+        """Let them go on."""
+        self._loop.call(self._container.unpause())
+
     def stop(self, grace: float = 10.0) -> None:
         """Ask it to end, and kill it ``grace`` seconds later."""
         self._loop.call(self._container.stop(grace))
+
+    def restart(self, grace: float = 10.0) -> Container:
+        """Stop it if it runs, and run another like it; that one."""
+        return Container(self._loop, self._loop.call(self._container.restart(grace)))
 
     def remove(self) -> None:
         """Remove it, running or not."""

@@ -5,29 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import tarfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import orlop.blocking
-from tests.commandline import Cli
+from tests.commandline import Cli, until
 from tests.node import BUSYBOX, Node
-from tests.patience import PATIENCE
 
 
 @pytest.fixture
 def cli(shared_node: Node) -> Iterator[Cli]:
     yield Cli(shared_node)
     shared_node.remove_all()
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    limit = time.monotonic() + 120 * PATIENCE
-    while not condition():
-        assert time.monotonic() < limit, what
-        time.sleep(0.05)
 
 
 def test_an_image_goes_into_a_file_and_comes_back(cli: Cli, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commandline import COMMAND, Cli
+from tests.commandline import COMMAND, Cli, until
 from tests.conformance.tools import free_port
 from tests.node import BUSYBOX, NGINX, Node
 from tests.patience import PATIENCE
@@ -336,3 +336,51 @@ def test_a_named_volume_goes_from_pod_to_pod(cli: Cli) -> None:
     cli("volume", "rm", "again")
     cli("volume", "rm", "--snapshot", "kept")
     assert cli("volume", "ls", "-q").out == "" and cli("volume", "ls", "--snapshots", "-q").out == ""
+
+
+def test_a_container_is_stopped_where_it_is_and_told_what_to_do(cli: Cli) -> None:
+    script = "trap 'echo heard; exit 9' USR1; echo up; while :; do sleep 0.1; done"
+    port = free_port()
+    cli("run", "-d", "--name", "told", "-p", f"127.0.0.1:{port}:80", BUSYBOX, "sh", "-c", script)
+    until(lambda: "up" in cli("logs", "told").out, "it does not run")
+    assert cli("port", "told").out == f"80/tcp -> 127.0.0.1:{port}\n"
+    cli("pause", "told")
+    refused = cli("exec", "told", "true", check=False)
+    assert refused.code == 1 and "paused" in refused.err
+    cli("unpause", "told")
+    assert cli("exec", "told", "true").code == 0
+    unknown = cli("kill", "-s", "NONSENSE", "told", check=False)
+    assert unknown.code == 1 and "NONSENSE" in unknown.err
+    cli("kill", "-s", "USR1", "told")
+    assert cli("wait", "told").out == "9\n" and "heard" in cli("logs", "told").out
+    cli("rm", "told")
+
+
+def test_a_container_runs_again_in_its_pod_and_in_a_new_one(cli: Cli) -> None:
+    script = "echo run by $WHO; ls /mark 2>&1; touch /mark; sleep 600"
+    options = ("--name", "again", "-e", "WHO=me", "--hostname", "same")
+    first = cli("run", "-d", *options, BUSYBOX, "sh", "-c", script).out.strip()
+    (pod,) = cli("pod", "ls", "-q").out.split()
+    until(lambda: "mark" in cli("logs", "again").out, "it does not run")
+    requests = list((cli.node.scratch / "cli-logs").glob("again_*/*.request"))
+    assert len(requests) == 2 and {path.stat().st_mode & 0o777 for path in requests} == {0o600}
+    second = cli("restart", "-t", "0", "again").out.strip()
+    assert second != first and cli("ps", "-a", "-q").out.split() == [second]
+    assert cli("pod", "ls", "-q").out.split() == [pod], "it was in its pod"
+    cli("stop", "-t", "0", "again")
+    both = [cli.start("restart", "-t", "0", "again") for _ in range(2)]
+    said = [one.communicate() for one in both]
+    assert sorted(one.returncode for one in both) in ([0, 0], [0, 1]), said
+    (third,) = cli("ps", "-q").out.split()
+    (new,) = cli("pod", "ls", "-q").out.split()
+    assert third not in (first, second) and new != pod, said
+    assert cli("exec", "again", "hostname").out == "same\n"
+    until(lambda: cli("logs", "again").out.count("run by me") >= 3, "it does not run")
+    cli("rm", "-f", "again")
+    assert list((cli.node.scratch / "cli-logs").iterdir()) == []
+
+
+def test_what_others_have_says_what_to_use_instead(cli: Cli) -> None:
+    for args in (["build", "."], ["rename", "a", "b"], ["run", "--health-cmd", "x", BUSYBOX], ["diff", "x"]):
+        done = cli(*args, check=False)
+        assert done.code == 2 and done.err.startswith("orlop: there is no ") and done.err.count("\n") == 1

@@ -142,8 +142,7 @@ async def port_forward_command(socket: str, name: str, ports: list[str]) -> None
     """``orlop port-forward``, until it is interrupted."""
     wanted = [options.parse_forward(text) for text in ports]
     async with session.connect(socket) as client, contextlib.AsyncExitStack() as stack:
-        pod_id = await session.find_pod_id(client, name)
-        pod_id = pod_id or (await session.find_container(client, name)).pod_sandbox_id
+        pod_id = await _pod_of(client, name)
         for local, inside in wanted:
             opened = await stack.enter_async_context(forward.listen(client, pod_id, inside, local))
             print(f"127.0.0.1:{opened} leads to port {inside} of {name}", flush=True)
@@ -170,6 +169,48 @@ async def stop_command(socket: str, names: list[str], timeout: int) -> None:
                     pb.StopPodSandboxRequest(pod_sandbox_id=container.pod_sandbox_id), timeout=120
                 )
             print(name)
+
+
+async def kill_command(socket: str, names: list[str], signal: str) -> None:
+    """``orlop kill``."""
+    async with session.connect(socket) as client:
+        for name in names:
+            await (await Node(client).container(name)).signal(signal)
+            print(name)
+
+
+async def restart_command(socket: str, names: list[str], timeout: int) -> None:
+    """``orlop restart``: the ids of the new containers."""
+    async with session.connect(socket) as client:
+        for name in names:
+            container = await Node(client).container(name)
+            print((await container.restart(timeout)).id)
+
+
+async def pause_command(socket: str, names: list[str], *, paused: bool) -> None:
+    """``orlop pause`` and ``orlop unpause``."""
+    async with session.connect(socket) as client:
+        for name in names:
+            container = await Node(client).container(name)
+            await (container.pause() if paused else container.unpause())
+            print(name)
+
+
+async def port_command(socket: str, name: str) -> None:
+    """``orlop port``: as podman shows it."""
+    async with session.connect(socket) as client:
+        request = pb.PodSandboxStatusRequest(pod_sandbox_id=await _pod_of(client, name), verbose=True)
+        answer = await client.runtime.pod_sandbox_status(request)
+    for one in json.loads(answer.info["info"]).get("ports", []):
+        address = one["address"] or "0.0.0.0"
+        address = f"[{address}]" if ":" in address else address
+        print(f"{one['inside']}/{one['protocol'].lower()} -> {address}:{one['port']}")
+
+
+async def _pod_of(client: CriClient, name: str) -> str:
+    """The pod of that name, or of the container of that name."""
+    found = await session.find_pod_id(client, name)
+    return found or str((await session.find_container(client, name)).pod_sandbox_id)
 
 
 async def rm_command(socket: str, names: list[str], *, force: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from orlop import __version__
-from orlop.cli.groups import image, pod, system
+from orlop.cli.groups import container, image, pod, system
 from orlop.cli.groups import volume as volume_group
 from orlop.cli.parameters import (
     ConfigFile,
@@ -53,6 +53,7 @@ node_app = typer.Typer(
     rich_markup_mode=None, help="Make this machine a Kubernetes node.", no_args_is_help=True
 )
 app.add_typer(node_app, name="node")
+app.add_typer(container.app)
 app.add_typer(image.app)
 app.add_typer(pod.app, name="pod")
 app.add_typer(system.app, name="system")
@@ -441,7 +442,7 @@ def main() -> None:
     from orlop.errors import InvalidArgument
 
     try:
-        app()
+        raise SystemExit(_ran(sys.argv[1:]))
     except CliError as error:
         print(f"orlop: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -453,6 +454,25 @@ def main() -> None:
         # The reader of our output has gone (`orlop logs | head`).
         sys.stderr.close()
         raise SystemExit(141) from None
+
+
+def _ran(words: list[str]) -> int:
+    try:
+        return app(words, prog_name="orlop", standalone_mode=False) or 0
+    except typer.Abort:
+        return 1
+    except Exception as error:
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        # Words that cannot be understood, in the terms of typer.
+        from orlop.cli.missing import explain
+        from orlop.cli.problems import CliError
+
+        if said := explain(error, words):
+            raise CliError(said, exit_code=2) from None
+        show()
+        return int(getattr(error, "exit_code", 2))
 
 
 if __name__ == "__main__":

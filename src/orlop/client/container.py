@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orlop.client import archive, logs
-from orlop.client.calls import CriClient
+from orlop.client import again, archive, logs
+from orlop.client.calls import CriClient, NativeClient
 from orlop.client.channels import STDOUT, Channels, Read
 from orlop.client.facts import ContainerFacts, Result
 from orlop.client.session import STATES, container_status
@@ -19,6 +19,7 @@ from orlop.client.websocket import CHUNK
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from orlop.host import tasks
+from orlop.native.api import native_v1_pb2 as native
 
 MAX_OUTPUT = 64 << 20
 """Bytes of output that a command whose result is waited for may write."""
@@ -238,10 +239,34 @@ class Container:
             await asyncio.to_thread(archive.unpack, file, directory)
         return directory / name
 
+    async def signal(self, name: str = "KILL") -> None:
+        """Send its first process a signal, by name or number; KILL goes to all of its processes."""
+        async with NativeClient(self._client.path) as client:
+            request = native.SignalContainerRequest(container_id=self.id, signal=name)
+            await client.containers.signal_container(request)
+
+    async def pause(self) -> None:
+        """Stop all of its processes where they are."""
+        async with NativeClient(self._client.path) as client:
+            await client.containers.pause_container(native.PauseContainerRequest(container_id=self.id))
+
+    async def unpause(self) -> None:
+        """Let them go on."""
+        async with NativeClient(self._client.path) as client:
+            await client.containers.resume_container(native.ResumeContainerRequest(container_id=self.id))
+
     async def stop(self, grace: float = 10.0) -> None:
         """Ask it to end, and kill it ``grace`` seconds later."""
         request = pb.StopContainerRequest(container_id=self.id, timeout=int(grace))
         await self._client.runtime.stop_container(request, timeout=grace + 60)
+
+    async def restart(self, grace: float = 10.0) -> Container:
+        """Stop it if it runs, and run another like it, with the same name, log and volumes; that one.
+
+        What it wrote elsewhere is gone, and it has another id. Raises FailedPrecondition for a container that
+        was not made by ``orlop run`` or by this client.
+        """
+        return Container(self._client, *await again.run_again(self._client, self.id, grace))
 
     async def remove(self) -> None:
         """Remove it, running or not."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack, cast
 
-from orlop.client import forward, images, session
+from orlop.client import again, forward, images, session
+from orlop.client.again import START_TIMEOUT
 from orlop.client.calls import CriClient
 from orlop.client.container import Container
 from orlop.client.launch import NamedMount, RunOptions, container_config, log_directory, log_root, pod_config
@@ -20,7 +21,6 @@ from orlop.errors import FailedPrecondition, NotFound
 from orlop.host import tasks
 from orlop.linux.removal import remove_tree
 
-START_TIMEOUT = 240.0
 REMOVE_TIMEOUT = 120.0
 
 
@@ -70,10 +70,14 @@ class Pod:
         """Make it, for those who do not use ``async with``; then :meth:`remove` is theirs to call."""
         if self.id:
             raise FailedPrecondition(f"pod {self.name} is there already: call its methods")
-        answer = await self._client.runtime.run_pod_sandbox(
-            pb.RunPodSandboxRequest(config=self._config, runtime_handler=self._handler), timeout=START_TIMEOUT
-        )
+        request = pb.RunPodSandboxRequest(config=self._config, runtime_handler=self._handler)
+        answer = await self._client.runtime.run_pod_sandbox(request, timeout=START_TIMEOUT)
         self.id = answer.pod_sandbox_id
+        try:
+            await again.remember_pod(request)
+        except BaseException:
+            await tasks.roll_back(f"pod {self.name}", self.remove())
+            raise
 
     async def start(
         self,
@@ -106,12 +110,13 @@ class Pod:
         image = await images.present(self._client, wanted.image)
         config.image.image = image or await images.pull(self._client, wanted.image)
         runtime = self._client.runtime
-        created = await runtime.create_container(
-            pb.CreateContainerRequest(pod_sandbox_id=self.id, config=config, sandbox_config=self._config),
-            timeout=START_TIMEOUT,
+        request = pb.CreateContainerRequest(
+            pod_sandbox_id=self.id, config=config, sandbox_config=self._config
         )
+        created = await runtime.create_container(request, timeout=START_TIMEOUT)
         container = Container(self._client, created.container_id, self.id)
         try:
+            await again.remember_container(request)
             await runtime.start_container(
                 pb.StartContainerRequest(container_id=container.id), timeout=START_TIMEOUT
             )

@@ -153,6 +153,15 @@ class PodService:
             "reason": record.reason,
             "recovering": record.id in self._node.recovering,
             "netns": record.netns,
+            "ports": [
+                {
+                    "address": port.host_ip,
+                    "port": port.host_port,
+                    "inside": port.container_port,
+                    "protocol": port.protocol,
+                }
+                for port in record.spec.port_mappings
+            ],
             "pid": info.get("pid", 0),
             "sandbox": info,
         }

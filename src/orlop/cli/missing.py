@@ -1,0 +1,95 @@
+"""What people know from podman and docker and is not here: one sentence each, with what to use instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_NO_BUILD = "Orlop runs images and makes none: use buildah or podman build, then `orlop load`"
+_NO_CLONE = "what a container has written ends with it: keep it in a volume, or fetch it with `orlop cp`"
+_POD_NETWORK = "networks are those of CNI, see docs/configuration.md; a pod gets the node's"
+
+COMMANDS = {
+    "build": _NO_BUILD,
+    "buildx": _NO_BUILD,
+    "push": "Orlop fetches images and sends none: use `orlop save` and skopeo copy",
+    "tag": "an image gets its names where it comes from: use `orlop load --name`, or pull it by another name",
+    "untag": "an image loses a name when another one gets it; `orlop rmi` removes it with all names",
+    "history": "the steps by which an image was made are not kept; `orlop inspect` shows the rest of it",
+    "search": "ask the registry itself, or skopeo list-tags",
+    "manifest": _NO_BUILD,
+    "commit": _NO_CLONE,
+    "export": _NO_CLONE,
+    "diff": _NO_CLONE,
+    "mount": "the files of a container lie inside its VM: use `orlop cp` or `orlop exec`",
+    "unmount": "nothing of a container is mounted on this machine",
+    "rename": "a name is part of what Kubernetes knows a container by: choose it with `orlop run --name`",
+    "update": "limits are set by `orlop run`; a kubelet may change those of its own containers",
+    "create": "a container is made and started at once: use `orlop run -d`",
+    "start": "use `orlop restart`, which also starts what has ended",
+    "checkpoint": "a container cannot be frozen to disk; `orlop pause` stops it where it is",
+    "healthcheck": "nobody here looks after health: a kubelet does; run the check by `orlop exec`",
+    "network": _POD_NETWORK,
+    "generate": "write the pod as YAML for a kubelet; nothing here makes it",
+    "kube": "give the YAML to a kubelet, whose runtime this is, see docs/kubernetes.md",
+    "play": "give the YAML to a kubelet, whose runtime this is, see docs/kubernetes.md",
+    "compose": "use `orlop pod create` and `orlop run --pod`, or podman with orlop-oci",
+    "secret": "mount a file with `orlop run -v`, or use Kubernetes",
+    "machine": "every pod has a VM of its own already",
+    "container": "leave the word out: `orlop ps`, `orlop rm`, `orlop inspect`",
+    "image": "leave the word out: `orlop images`, `orlop pull`, `orlop rmi`",
+    "ls": "use `orlop ps`",
+    "info": "use `orlop system info`",
+    "init": "a container is made and started at once: use `orlop run -d`",
+    "auto-update": "pull the new image and run it, or let Kubernetes do that",
+    "unshare": "Orlop runs as root",
+}
+"""By the name of a command."""
+
+_WATCHER = "nobody would watch it: run it in the foreground of a systemd unit, or let Kubernetes do it"
+_NO_WORDS = "the daemon's interface, CRI, has no words for it"
+
+FLAGS = {
+    "--ulimit": f"{_NO_WORDS}: set it in the container with `ulimit`",
+    "--tmpfs": f"{_NO_WORDS}: use a volume, or mount one inside with --privileged",
+    "--shm-size": f"{_NO_WORDS}: /dev/shm has 64 MiB",
+    "--device": f"{_NO_WORDS} but by name: ask for devices in Kubernetes",
+    "--gpus": "a VM has no device of this machine but disks and its network",
+    "--health-cmd": f"health is told by nobody: {_WATCHER}",
+    "--health-interval": f"health is told by nobody: {_WATCHER}",
+    "--health-retries": f"health is told by nobody: {_WATCHER}",
+    "--security-opt": "the daemon has its profiles, see docs/security.md; --privileged drops them",
+    "--userns": "under the handler vm all users are those of the VM",
+    "--pid": "containers of one pod share their processes: use `orlop pod create` and --pod",
+    "--init": "the pod's own init collects processes that lost their parent already",
+    "--ipc": "containers of one pod share it: use `orlop pod create` and --pod",
+    "--net": "write --network",
+    "--ip": "addresses are the CNI plug-in's to give",
+    "--mac-address": "addresses are the CNI plug-in's to give",
+    "--link": "put both containers into one pod: `orlop pod create`, and --pod",
+    "--volumes-from": "name the volumes again with -v",
+    "--cidfile": "`orlop run -d` prints the id: redirect it",
+    "--log-driver": "logs are files, which `orlop logs` reads",
+    "--annotation": "use --label",
+    "--runtime": "use --handler",
+    "--cpu-shares": "use --cpus",
+    "--cpuset-cpus": f"a client cannot choose them: {_NO_WORDS} for a whole pod",
+    "--memory-swap": "VMs have no swap",
+    "--sysctl": "set them in the pod's VM with --privileged, or ask for them in Kubernetes",
+    "--stop-timeout": "say it when it is stopped: `orlop stop -t`",
+    "--stop-signal": "it is the image's; `orlop kill -s` sends any",
+    "--sig-proxy": "signals are not passed on; an interrupt stops the container",
+    "--replace": "remove the other one first: `orlop rm -f`",
+    "--arch": "images are pulled for this machine",
+    "--platform": "images are pulled for this machine",
+}
+"""By the name of an option of ``run`` and the like."""
+
+
+def explain(error: Exception, words: Sequence[str]) -> str:
+    """What to say of a usage error, if it is about something that podman has; else ""."""
+    if option := getattr(error, "option_name", ""):
+        return f"there is no {option}: {FLAGS[option]}" if option in FLAGS else ""
+    if not str(getattr(error, "message", "")).startswith("No such command"):
+        return ""
+    command = next((word for word in words if not word.startswith("-")), "")
+    return f"there is no command {command}: {COMMANDS[command]}" if command in COMMANDS else ""
