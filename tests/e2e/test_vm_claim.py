@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from orlop.sandbox.spec import ContainerSpec, PodSpec, Resources
 from orlop.sandbox.vm.sandbox import VmSandbox
 from tests.e2e.vm_environment import Environment, container_spec, environment, execute, pod_spec, until
@@ -93,7 +95,7 @@ async def test_a_dead_clone_in_the_pool_is_replaced() -> None:
         assert not clone.directory.exists()
 
 
-async def test_a_pod_gets_the_size_it_asks_for() -> None:
+async def test_a_pod_gets_the_size_it_asks_for(caplog: pytest.LogCaptureFixture) -> None:
     async with environment(pool=1) as env:
         pool = env.pool
         await until(lambda: pool.size == 1, 60)
@@ -102,11 +104,25 @@ async def test_a_pod_gets_the_size_it_asks_for() -> None:
         total = int((await shell(sandbox, container, "grep MemTotal /proc/meminfo")).split()[1])
         assert total > 1024 * 1024
         assert await shell(sandbox, container, "nproc") == f"{_vcpus(sandbox, 2)}\n"
+        _is_told(sandbox, 2, caplog.text)
         bigger = Resources(memory_limit=1536 * MIB, cpu_quota=300_000, cpu_period=100_000)
         await sandbox.resize(Resources(), bigger)
         total = int((await shell(sandbox, container, "grep MemTotal /proc/meminfo")).split()[1])
         assert total > 1536 * 1024
         assert await shell(sandbox, container, "nproc") == f"{_vcpus(sandbox, 3)}\n"
+        _is_told(sandbox, 3, caplog.text)
+        # A limit that the VM can honour ends it.
+        await sandbox.resize(Resources(), Resources(memory_limit=1536 * MIB, cpu_quota=100_000))
+        assert (sandbox.info["vcpusAsked"], sandbox.info["vcpusShort"]) == (1, "")
+
+
+def _is_told(sandbox: VmSandbox, wanted: int, log: str) -> None:
+    """Processors that a pod may use and does not get are in its status and in the log, and no others."""
+    short = f"the pod's limit is worth {wanted} processors, and its VM has 1: a VM under emulation"
+    has_all = _vcpus(sandbox, wanted) == wanted
+    assert sandbox.info["vcpusAsked"] == wanted
+    assert str(sandbox.info["vcpusShort"]).startswith(short) is not has_all
+    assert (short in log) is not has_all
 
 
 def _vcpus(sandbox: VmSandbox, wanted: int) -> int:

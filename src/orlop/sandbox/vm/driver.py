@@ -191,8 +191,7 @@ class VmDriver:
             raise
         sandbox.number = number
         sandbox.keep_clock(fresh=True)
-        if sandbox.room.shortage:
-            log.warning("pod %s/%s: %s", spec.namespace, spec.name, sandbox.room.shortage)
+        sandbox.room.tell()
         sandbox.timings.update(waited=waited, total=_since(begun))
         self._sandboxes[spec.id] = sandbox
         return sandbox

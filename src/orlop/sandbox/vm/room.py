@@ -27,6 +27,7 @@ class Room:
         self._clone = clone
         self._pod = pod
         self._changing = asyncio.Lock()
+        self._told = ""
 
     @property
     def shortage(self) -> str:
@@ -54,6 +55,14 @@ class Room:
         wanted = sizing.size(overhead, resources, self._config, who=self._who)
         self._spec = msgspec.structs.replace(self._spec, overhead=overhead, resources=resources)
         await self._grow(limits, wanted)
+        self.tell()
+
+    def tell(self) -> None:
+        """Say in the log that the VM has fewer processors than the pod may use, once for each reason."""
+        shortage = self.shortage
+        if shortage and shortage != self._told:
+            log.warning("pod %s/%s: %s", self._spec.namespace, self._spec.name, shortage)
+        self._told = shortage
 
     @property
     def _who(self) -> str:
