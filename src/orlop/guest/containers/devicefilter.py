@@ -125,9 +125,15 @@ def _load(rules: tuple[DeviceRule, ...]) -> int:
     return fd
 
 
+@functools.cache
+def _usual() -> int:
+    """The program of a container without devices of its own, found without a look at its rules."""
+    return _load(DEFAULT)
+
+
 def restrict(cgroup: int, devices: tuple[GuestDevice, ...]) -> None:
     """Let the processes of a cgroup, given by a descriptor, use only ``devices`` and ordinary ones."""
-    program = _load(DEFAULT + tuple(rule_of(device) for device in devices))
+    program = _load(DEFAULT + tuple(rule_of(device) for device in devices)) if devices else _usual()
     try:
         syscalls.bpf(_PROG_ATTACH, struct.pack("=IIII", cgroup, program, _CGROUP_DEVICE_ATTACH, _ALLOW_MULTI))
     except OSError as error:

@@ -57,6 +57,7 @@ import errno
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 
 from orlop.linux import architecture
@@ -187,9 +188,8 @@ class Script:
         """The address of ``value`` with a zero byte after it."""
         data = os.fsencode(value) if isinstance(value, str) else value
         self._kept.append(data)
-        address = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value
-        assert address is not None
-        return address
+        # Not by ctypes.cast, which is a call of a foreign function each time.
+        return int.from_bytes(ctypes.c_char_p(data), sys.byteorder)
 
     def array(self, values: Sequence[bytes]) -> int:
         """The address of a null-terminated array of pointers, as execve wants it."""
