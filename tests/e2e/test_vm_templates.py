@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,7 +66,7 @@ async def test_clones_of_one_template_share_where_the_kernel_lies_and_no_more(pl
 
 
 async def _told(hypervisor: Hypervisor, template: Template, place: Path, image: Path) -> list[str]:
-    async with guest_of(hypervisor, template, place, boot_id=str(uuid.uuid4())) as guest:
+    async with guest_of(hypervisor, template, place) as guest:
         guest.root = await guest.plug(image)
         done = await guest.run("one", "/usr/bin/python3", "-S", "-E", "-c", TELL, security=ANYTHING)
         assert done.exit.code == 0, done

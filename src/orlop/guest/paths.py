@@ -12,7 +12,6 @@ VOLUMES = f"{STATE}/volumes"
 SOCKETS = f"{STATE}/sockets"
 SHM = f"{STATE}/shm"
 ETC = f"{STATE}/etc"
-BOOT_ID = f"{STATE}/boot_id"
 PROC = f"{STATE}/proc"
 CGROUPS = "/sys/fs/cgroup"
 

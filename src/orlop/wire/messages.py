@@ -121,7 +121,7 @@ class Setup(Request[SetupReply]):
     """Make this clone one pod's own. While there is no container, it may be sent again and replaces all.
 
     ``clock`` is the wall clock to set; ``entropy`` seeds the random number generator;
-    ``machine_id`` (32 hex digits) and ``boot_id`` (a UUID) replace the template's.
+    ``machine_id`` (32 hex digits) replaces the template's.
     ``resolv_conf`` and ``hosts`` are the files' text. ``share`` is where the host's directory is found.
     """
 
@@ -131,7 +131,6 @@ class Setup(Request[SetupReply]):
     clock: int = 0
     entropy: Annotated[bytes, Length(0, 4096)] = b""
     machine_id: Annotated[str, Length(0, 64)] = ""
-    boot_id: Annotated[str, Length(0, 64)] = ""
     interfaces: Annotated[tuple[Interface, ...], Length(0, 16)] = ()
     resolv_conf: Text = ""
     hosts: Text = ""

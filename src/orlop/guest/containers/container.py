@@ -345,8 +345,6 @@ def _own_files() -> tuple[tuple[str, str], ...]:
     for name in ("hosts", "resolv.conf", "hostname"):
         if os.path.exists(f"{paths.ETC}/{name}"):
             found.append((f"{paths.ETC}/{name}", f"/etc/{name}"))
-    if os.path.exists(paths.BOOT_ID):
-        found.append((paths.BOOT_ID, "/proc/sys/kernel/random/boot_id"))
     return tuple(found)
 
 

@@ -23,7 +23,7 @@ _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _SHM_SIZE = 64 << 20
 _MACHINE_ID = f"{paths.ETC}/machine-id"
-_KERNEL_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_MACHINE_PLACE = "/etc/machine-id"
 _SYSCTL_NAME = re.compile(r"[a-z0-9_]+([./][A-Za-z0-9_:-]+)+")
 
 # A pod's network is its own, so its ports below 1024 and its pings need no privilege.
@@ -48,10 +48,11 @@ class PodIdentity:
         self._prepared = True
         with Netlink() as kernel:
             links.set_link(kernel, socket.if_nametoindex("lo"), up=True)
-        for path, target in ((_MACHINE_ID, "/etc/machine-id"), (paths.BOOT_ID, _KERNEL_BOOT_ID)):
-            if os.path.exists(target):
-                create_text(path, read_text(target), 0o444)
-                syscalls.mount(path, target, "", syscalls.MS_BIND)
+        # The kernel draws its boot_id when somebody asks for the first time: nobody may, before a clone has
+        # entropy of its own.
+        if os.path.exists(_MACHINE_PLACE):
+            create_text(_MACHINE_ID, read_text(_MACHINE_PLACE), 0o444)
+            syscalls.mount(_MACHINE_ID, _MACHINE_PLACE, "", syscalls.MS_BIND)
         self._set_sysctls(_DEFAULT_SYSCTLS)
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         syscalls.mount("shm", paths.SHM, "tmpfs", flags, f"mode=1777,size={_SHM_SIZE}")
@@ -74,8 +75,6 @@ class PodIdentity:
     def _files(self, setup: Setup) -> None:
         if setup.machine_id:
             create_text(_MACHINE_ID, setup.machine_id + "\n", 0o444)
-        if setup.boot_id:
-            create_text(paths.BOOT_ID, setup.boot_id + "\n", 0o444)
         own = f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{setup.hostname}\n"
         for name, text in (
             ("hostname", setup.hostname + "\n"),

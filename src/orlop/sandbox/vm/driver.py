@@ -1,7 +1,7 @@
 """The handler ``vm``: pods in virtual machines.
 
 A pod takes a VM from the pool, or a new clone of the template whose start runs beside the CNI
-plug-ins. Then the VM is made the pod's own: clock, entropy, machine id, boot id, host name and
+plug-ins. Then the VM is made the pod's own: clock, entropy, machine id, host name and
 network are set before anything of the pod runs in it, so that no two clones of one template are alike.
 """
 
@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -377,7 +376,6 @@ class VmDriver:
                 clock=time.time_ns(),
                 entropy=os.urandom(_ENTROPY),
                 machine_id=secrets.token_hex(16),
-                boot_id=str(uuid.uuid4()),
                 interfaces=() if interface is None else (interface,),
                 resolv_conf=translate.resolv_conf(spec.dns, node),
                 hosts=translate.hosts(hostname, _plain(interface)),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import secrets
 import time
-import uuid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,7 +120,6 @@ async def rehearse(machine: Machine, agent: AgentClient) -> None:
                 clock=time.time_ns(),
                 entropy=os.urandom(64),
                 machine_id=secrets.token_hex(16),
-                boot_id=str(uuid.uuid4()),
                 interfaces=(interface,),
                 resolv_conf="nameserver 192.0.2.1\n",
                 hosts="127.0.0.1 localhost\n",
