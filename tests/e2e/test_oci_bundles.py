@@ -140,6 +140,9 @@ def test_of_two_creates_of_one_id_one_is_made(runtime: Runtime) -> None:
     assert done.out == "/data\nb\n"
     runtime("update", "--memory", str(32 << 20), "twin")
     assert runtime("exec", "twin", "cat", "/sys/fs/cgroup/memory.max").out == f"{32 << 20}\n"
+    told = json.loads(runtime("events", "--stats", "twin").out)
+    assert (told["type"], told["id"]) == ("stats", "twin") and told["data"]["cpu"]["usage"]["total"] > 0
+    assert told["data"]["memory"]["usage"]["limit"] == 32 << 20 and told["data"]["pids"]["current"] == 1
     assert "container not paused: running" in runtime("resume", "twin", code=1).err
     runtime("pause", "twin")
     assert json.loads(runtime("state", "twin").out)["status"] == "paused"
@@ -154,6 +157,7 @@ def test_of_two_creates_of_one_id_one_is_made(runtime: Runtime) -> None:
     while json.loads(runtime("state", "twin").out)["status"] != "stopped":
         assert time.monotonic() < limit
         time.sleep(0.1)
+    assert runtime("events", "twin").out == ""
     assert "container not running" in runtime("kill", "twin", "TERM", code=1).err
     runtime("delete", "twin")
 

@@ -22,7 +22,7 @@ from orlop.errors import AlreadyExists, CannotRun, FailedPrecondition, NotFound,
 from orlop.host import cgroups, process, threads
 from orlop.host.tasks import Tasks, Undo, roll_back
 from orlop.oci import companion as companions
-from orlop.oci import conduit, questions
+from orlop.oci import conduit, events, questions
 from orlop.oci.companion import Companion
 from orlop.oci.protocol import FRONT
 from orlop.pods import resolve
@@ -344,9 +344,10 @@ class Bundles:
 
     async def stats(self, asked: questions.ToStats) -> dict[str, Any]:
         """What it uses, as runc's events have it."""
-        record, _ = self._known(asked)
-        use = (await self._pods.container_stats(record.id)).stats
-        return msgspec.to_builtins(use)  # type: ignore[no-any-return]
+        record, bundle = self._known(asked)
+        if (status := self._status(record, bundle)) not in ("running", "paused"):
+            raise FailedPrecondition(f"container with id {asked.id} is not running: {status}")
+        return events.statistics((await self._pods.container_stats(record.id)).stats)
 
     # What is known
 

@@ -241,6 +241,8 @@ def _events(options: Namespace) -> int:
     number = options.interval.rstrip("msh")
     pause = float(number) * _UNITS[options.interval[len(number) :] or "s"]
     while True:
+        if not options.stats and _ask(options, "state", id=options.id)["status"] == "stopped":
+            return 0
         data = _ask(options, "stats", id=options.id)
         sys.stdout.write(json.dumps({"type": "stats", "id": options.id, "data": data}) + "\n")
         sys.stdout.flush()
