@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import urllib.request
@@ -133,6 +134,35 @@ def test_a_pod_is_one_machine(run: Podman) -> None:
     boot = run("exec", "web", "cat", "/proc/sys/kernel/random/boot_id").out
     assert done.out == f"shared\n{boot}"
     run("pod", "rm", "--force", "--time", "0", "two")
+
+
+def test_a_pod_is_written_down_and_played_again(run: Podman, tmp_path: Path) -> None:
+    port = tools.free_port()
+    run("pod", "create", "--name", "two", "-p", f"{port}:80")
+    script = "mkdir /tmp/www; echo first > /tmp/www/index.html; exec httpd -f -p 80 -h /tmp/www"
+    run("run", "-d", "--pod", "two", "--name", "web", BUSYBOX, "sh", "-c", script)
+    run("run", "-d", "--pod", "two", "--name", "beside", BUSYBOX, "sleep", "600")
+    file = tmp_path / "pod.yaml"
+    file.write_text(run("generate", "kube", "two").out)
+    run("pod", "rm", "--force", "--time", "0", "two")
+    # On a network that goes with the test: without, podman would make one for all.
+    run("play", "kube", "--network", run.network, "--tls-verify=false", os.fspath(file))
+    until(lambda: serves(port), "it does not serve")
+    assert run("exec", "two-beside", "wget", "-qO-", "http://127.0.0.1/").out == "first\n"
+    run("play", "kube", "--down", os.fspath(file))
+    assert run.containers() == []
+
+
+def test_health_is_looked_at_and_a_container_stands_still(run: Podman) -> None:
+    options = ("--name", "patient", "--health-cmd", "test -e /well", "--health-interval", "disable")
+    run("run", "-d", *options, BUSYBOX, "sleep", "600")
+    assert run("healthcheck", "run", "patient", check=False).code == 1
+    run("exec", "patient", "touch", "/well")
+    assert run("healthcheck", "run", "patient").code == 0
+    run("pause", "patient")
+    assert run("inspect", "--format", "{{.State.Status}}", "patient").out == "paused\n"
+    run("unpause", "patient")
+    assert run("exec", "patient", "echo", "on").out == "on\n"
 
 
 @pytest.mark.parametrize(
