@@ -14,7 +14,7 @@ COMMAND ?=
 GUEST ?=
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short cluster debian13 deb bare wheel monitoring csi-sanity oci-validation doors lasting upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short debian13 deb bare wheel monitoring csi-sanity oci-validation doors lasting upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -63,6 +63,12 @@ node-e2e-short: $(PYTHON) ## The part of it that CI runs, under both handlers (r
 
 cluster: $(PYTHON) ## Two nodes of a Kubernetes cluster: pods, Services, killed kubelets and daemons (root)
 	$(PYTHON) -m pytest tests/cluster -q --junitxml build/tests/cluster.xml
+
+cluster-e2e: $(PYTHON) ## Kubernetes' conformance specs on that cluster: HANDLER=vm,process FOCUS=regex (root)
+	$(PYTHON) -m tests.cluster --handler $(HANDLER) $(if $(FOCUS),--focus '$(FOCUS)')
+
+cluster-e2e-short: $(PYTHON) ## A part of them, under both handlers at once (root)
+	$(PYTHON) -m tests.cluster --handler vm,process --short
 
 debian13: $(PYTHON) ## Set-up and the fast end-to-end tests in a root of Debian 13 (root)
 	$(PYTHON) -m tests.lab debian13 $(COMMAND)

@@ -47,7 +47,6 @@ def prepare() -> programs.Programs:
     tools.cri_tools()
     tools.debian_packages(["etcd-server"])
     tools.peer("coredns")
-    images.storage(built)
     base = base_config()
     build_guest(base)
     if not list((base.root_dir / "hypervisor").glob("template-*")):

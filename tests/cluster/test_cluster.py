@@ -142,6 +142,46 @@ def test_pods_outlive_a_killed(program: str, shared_cluster: Cluster, pods: dict
         assert [one["containerID"] for one in containers] == ids
 
 
+def _deployment(handler: str, version: str) -> dict[str, Any]:
+    """Two replicas that tell a version, one of them always ready."""
+    pod = _pod("", "", handler)
+    labels = {"app": "rolled", "rolled": handler}
+    pod["spec"].pop("nodeName")
+    pod["spec"]["containers"][0]["env"] = [{"name": "VERSION", "value": version}]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": f"rolled-{handler}"},
+        "spec": {
+            "replicas": 2,
+            "strategy": {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 1}},
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod["spec"]},
+        },
+    }
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_rollout_completes_while_daemons_are_killed(handler: str, shared_cluster: Cluster) -> None:
+    name, rolled = f"deployment/rolled-{handler}", f"--selector=rolled={handler}"
+    status = ("rollout", "status", name, f"--timeout={LIMIT * 2:.0f}s")
+    shared_cluster.apply(_deployment(handler, "one"))
+    shared_cluster.kubectl(*status, timeout=LIMIT * 3)
+    shared_cluster.apply(_deployment(handler, "two"))
+    for node in shared_cluster.nodes:
+        node.kill("orlopd")
+    shared_cluster.kubectl(*status, timeout=LIMIT * 3)
+    # Those of the old version go, whoever was asked to remove them and died.
+    limit, pods = time.monotonic() + LIMIT, []
+    while len(pods) != 2:
+        assert time.monotonic() < limit, [one["metadata"]["name"] for one in pods]
+        pods = shared_cluster.json("get", "pods", rolled)["items"]
+    for pod in pods:
+        said = shared_cluster.kubectl("exec", pod["metadata"]["name"], "--", "printenv", "VERSION")
+        assert said.out == "two\n"
+    shared_cluster.kubectl("delete", name, "--cascade=foreground")
+
+
 OWNER = """
 import time
 from tests.cluster.room import cluster

@@ -21,13 +21,18 @@ PAUSE = "registry.k8s.io/pause:3.10.2"
 SHELL = {"Env": [PATH], "Cmd": ["sh"]}
 
 
-def shell_layer() -> LayerContent:
-    """Debian's curl and bash, which specs run in agnhost's image."""
+def with_dependencies(*packages: str) -> Path:
+    """A root with packages of Debian and all that they depend on."""
     options = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
     said = tools.run(
-        ["apt-cache", "depends", "--recurse", *(f"--no-{option}" for option in options), "curl", "bash"]
+        ["apt-cache", "depends", "--recurse", *(f"--no-{option}" for option in options), *packages]
     )
-    root = tools.debian_packages(set(re.findall(r"^[a-z0-9]\S*$", said, re.M)))
+    return tools.debian_packages(set(re.findall(r"^[a-z0-9]\S*$", said, re.M)))
+
+
+def shell_layer() -> LayerContent:
+    """Debian's curl and bash, which specs run in agnhost's image."""
+    root = with_dependencies("curl", "bash")
     bash = "bin/bash" if (root / "bin/bash").exists() else "usr/bin/bash"
     layer = LayerWriter()
     layer.tree(root, ["usr/bin/curl"])
@@ -70,6 +75,17 @@ def agnhost_layer(programs: Programs, pause: WrittenImage) -> LayerContent:
     return layer.finish()
 
 
+def pause_image() -> WrittenImage:
+    """What holds a pod's namespaces."""
+    return WrittenImage((images.pause_layer(),), {"Entrypoint": ["/pause"], "User": "65535:65535"})
+
+
+def agnhost_image(programs: Programs) -> WrittenImage:
+    """agnhost on busybox, with curl and bash."""
+    layers = (images.base_layer(), shell_layer(), agnhost_layer(programs, pause_image()))
+    return WrittenImage(layers, {"Env": [PATH], "Entrypoint": ["/agnhost"], "Cmd": ["pause"]})
+
+
 def nonewprivs_layer() -> LayerContent:
     """A set-uid root program that prints its effective uid, in the search path."""
     layer = LayerWriter()
@@ -90,8 +106,7 @@ def fill(programs: Programs, address: str) -> None:
     images.fill(address)
     push = Pusher(address).push
     base = images.base_layer()
-    pause = WrittenImage((images.pause_layer(),), {"Entrypoint": ["/pause"], "User": "65535:65535"})
-    push("registry.k8s.io/pause", ["3.10.2"], pause)
+    push("registry.k8s.io/pause", ["3.10.2"], pause_image())
     busybox = WrittenImage((base,), SHELL)
     push(f"{E2E}/busybox", ["1.37.0-1", "1.36.1-1"], busybox)
     push(f"{E2E}/ipc-utils", ["1.4"], WrittenImage((base, images.marker_layer("ipc-utils")), SHELL))
@@ -106,18 +121,23 @@ def fill(programs: Programs, address: str) -> None:
     for tag in ("1.15-4", "1.27-0"):
         layers = (base, images.nginx_layer(80), images.marker_layer(f"nginx-{tag}"))
         push(f"{E2E}/nginx", [tag], WrittenImage(layers, web))
-    layers = (base, shell_layer(), agnhost_layer(programs, pause))
-    settings = {"Env": [PATH], "Entrypoint": ["/agnhost"], "Cmd": ["pause"]}
-    push(f"{E2E}/agnhost", ["2.63.0"], WrittenImage(layers, settings))
-    push(f"{E2E}/agnhost", ["2.55"], WrittenImage((*layers, images.marker_layer("previous")), settings))
+    agnhost = agnhost_image(programs)
+    push(f"{E2E}/agnhost", ["2.63.0"], agnhost)
+    previous = (*agnhost.layers, images.marker_layer("previous"))
+    push(f"{E2E}/agnhost", ["2.55"], WrittenImage(previous, agnhost.settings))
     for name in ("kitten", "nautilus"):
         pets = {"Env": [PATH], "Entrypoint": ["/agnhost"], "Cmd": ["test-webserver"]}
-        push(f"{E2E}/{name}", ["1.8"], WrittenImage((*layers, pets_layer(name)), pets))
+        push(f"{E2E}/{name}", ["1.8"], WrittenImage((*agnhost.layers, pets_layer(name)), pets))
+
+
+def key(programs: Programs) -> str:
+    """What names the images' content."""
+    digest = hashlib.sha256(programs.key.encode())
+    for path in (Path(__file__), Path(images.__file__), Path(tools.__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def storage(programs: Programs) -> Path:
     """The registry's storage with every image in it, made once for each version of these files."""
-    digest = hashlib.sha256(programs.key.encode())
-    for path in (Path(__file__), Path(images.__file__), Path(tools.__file__)):
-        digest.update(path.read_bytes())
-    return images.stored("node-registry", digest.hexdigest()[:16], partial(fill, programs))
+    return images.stored("node-registry", key(programs), partial(fill, programs))

@@ -60,7 +60,7 @@ class Result:
 def exceptions(path: Path = EXCEPTIONS) -> list[Excuse]:
     """The list of exceptions; each entry has a reason."""
     found = []
-    for entry in tomllib.loads(path.read_text())["exception"]:
+    for entry in tomllib.loads(path.read_text()).get("exception", []):
         pattern, runtimes, reason = entry["spec"], frozenset(entry["runtimes"]), entry["reason"].strip()
         if not reason or not runtimes:
             raise ValueError(f"the exception for {pattern!r} has no reason, or no runtime")

@@ -43,6 +43,7 @@ KUBELET: dict[str, Any] = {
     "imageGCHighThresholdPercent": 100,
 }
 
+REPORT = "junit.xml"
 HANDLER = "test-handler"
 """The handler of the RuntimeClass that specs make: the runtime has to know it."""
 GATES = {"KubeletInUserNamespace": True}
@@ -89,17 +90,11 @@ def _arguments(
     ]
 
 
-def run(endpoint: str, programs: Programs, order: Order, reports: Path, gates: Mapping[str, bool]) -> Path:
-    """Run the specs; the path of the JUnit report. Raises ToolError when there is none.
-
-    ``gates`` are the feature gates that the kubelet of this runtime has beside :data:`GATES`.
-    """
-    # The suite writes into the directory of its program.
-    work = reports / "work"
-    work.mkdir()
-    (work / "e2e_node.test").symlink_to(programs.suite)
-    report = reports / "junit.xml"
-    argv = [
+def command(
+    programs: Programs, order: Order, reports: Path, specs: Path, arguments: Sequence[str]
+) -> list[str]:
+    """ginkgo that runs the program of ``specs``, to which the arguments go; :data:`REPORT` is its report."""
+    return [
         os.fspath(programs.ginkgo),
         "--no-color",
         "-v",
@@ -108,11 +103,25 @@ def run(endpoint: str, programs: Programs, order: Order, reports: Path, gates: M
         f"--focus={order.focus}",
         *([f"--skip={order.skip}"] if order.skip else []),
         f"--output-dir={reports}",
-        f"--junit-report={report.name}",
-        os.fspath(work / "e2e_node.test"),
+        f"--junit-report={REPORT}",
+        os.fspath(specs),
         "--",
-        *_arguments(endpoint, programs, work, reports, gates),
+        *arguments,
     ]
+
+
+def run(endpoint: str, programs: Programs, order: Order, reports: Path, gates: Mapping[str, bool]) -> Path:
+    """Run the specs; the path of the JUnit report. Raises ToolError when there is none.
+
+    ``gates`` are the feature gates that the kubelet of this runtime has beside :data:`GATES`.
+    """
+    # The suite writes into the directory of its program.
+    work = reports / "work"
+    work.mkdir()
+    specs = work / "e2e_node.test"
+    specs.symlink_to(programs.suite)
+    report = reports / REPORT
+    argv = command(programs, order, reports, specs, _arguments(endpoint, programs, work, reports, gates))
     with (reports / "suite.log").open("wb") as log:
         done = subprocess.run(
             argv,

@@ -1,0 +1,128 @@
+"""Kubernetes' conformance specs on a cluster of two nodes: ``python -m tests.cluster --help``. Needs root.
+
+Ends with 0 only when every spec passed that is not in the list of exceptions, at the second try at last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.cluster import images, layout
+from tests.cluster.room import Cluster, cluster, prepare
+from tests.conformance import tools
+from tests.node_e2e import judgement, programs, suite
+
+HANDLERS = ("vm", "process", "auto")
+CONFORMANCE = r"\[Conformance\]"
+SUITE = "e2e.test"
+NODES = 2
+HERE = Path(__file__).parent
+SHORT, EXCEPTIONS = HERE / "short.txt", HERE / "exceptions.toml"
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or what is given in its place."""
+    parser = argparse.ArgumentParser(prog="python -m tests.cluster", description="Cluster conformance.")
+    parser.add_argument("--handler", default="vm", help=f"one or more of {', '.join(HANDLERS)}, with commas")
+    parser.add_argument("--focus", default=CONFORMANCE, help="the specs whose name matches this expression")
+    parser.add_argument("--skip", default="", help="not those whose name matches this one")
+    parser.add_argument("--short", action="store_true", help="the specs of short.txt, as CI runs them")
+    parser.add_argument("--processes", type=int, default=4, help="specs at a time")
+    parser.add_argument("--minutes", type=int, default=120, help="bound of one run")
+    parser.add_argument("--report", type=Path, default=Path("build/cluster"), help="where reports go")
+    return parser.parse_args(given)
+
+
+def focus(options: argparse.Namespace) -> str:
+    """The expression of the specs to run."""
+    if not options.short:
+        return str(options.focus)
+    return "|".join(line for line in SHORT.read_text().splitlines() if line and not line.startswith("#"))
+
+
+def specs(one: Cluster, order: suite.Order, reports: Path) -> Path:
+    """Run specs on a cluster; the path of the JUnit report. Raises ToolError when there is none."""
+    built = programs.build((*programs.CLUSTER, SUITE, "ginkgo"))
+    given = [
+        "--provider=local",
+        f"--kubeconfig={layout.kubeconfig(one.directory)}",
+        f"--kubectl-path={built.directory}/kubectl",
+        f"--num-nodes={NODES}",
+        f"--dns-domain={layout.DOMAIN}",
+        f"--report-dir={reports}",
+    ]
+    argv = suite.command(built, order, reports, built.directory / SUITE, given)
+    shell = ["sh", "-c", 'cd "$0" && exec "$@" >suite.log 2>&1', os.fspath(reports)]
+    done = one.run(*shell, *argv, check=False, timeout=order.minutes * 60 + 300)
+    if not (reports / suite.REPORT).exists():
+        raise tools.ToolError(f"the suite ended with {done.code} and no report: see {reports}/suite.log")
+    return reports / suite.REPORT
+
+
+def one_run(handler: str, options: argparse.Namespace) -> judgement.Result:
+    """A cluster, the specs, and those that failed once more."""
+    reports: Path = (options.report / handler).resolve()
+    shutil.rmtree(reports, ignore_errors=True)
+    (reports / "again").mkdir(parents=True)
+    excused = judgement.exceptions(EXCEPTIONS)
+    order = suite.Order(focus(options), options.skip, options.processes, options.minutes)
+    tools.say(f"cluster under {handler}")
+    # The handler of the RuntimeClass that specs make.
+    named = {"process" if handler == "process" else "vm": {"names": [suite.HANDLER]}}
+    started = time.monotonic()
+
+    def judged(report: Path) -> judgement.Result:
+        return judgement.Result(
+            handler, judgement.parse(report, handler, excused), time.monotonic() - started
+        )
+
+    storage = images.storage(programs.build())
+    with cluster(NODES, handler=handler, extra=named, storage=storage, reports=reports) as one:
+        result = judged(specs(one, order, reports))
+        if failed := [spec for spec in result.of("failed") if spec.can_run_alone]:
+            print("\n".join(judgement.lines(result)), flush=True)
+            started = time.monotonic()
+            again = suite.Order(judgement.only(failed), "", options.processes, options.minutes)
+            result = judgement.reviewed(result, judged(specs(one, again, reports / "again")))
+    (reports / "result.json").write_text(json.dumps(asdict(result), indent=1))
+    print("\n".join(judgement.lines(result)), flush=True)
+    return result
+
+
+def main() -> int:
+    """Run what was asked for; 0 when all is well."""
+    options = arguments()
+    handlers = options.handler.split(",")
+    if unknown := set(handlers) - set(HANDLERS):
+        print(f"cluster: no handler {', '.join(unknown)}; there are {', '.join(HANDLERS)}", file=sys.stderr)
+        return 2
+    if os.geteuid() != 0:
+        print("cluster: a kubelet needs root", file=sys.stderr)
+        return 2
+    try:
+        prepare()
+        # Short ones at the same time: a run waits more than it computes.
+        with ThreadPoolExecutor(len(handlers) if options.short else 1) as beside:
+            results = list(beside.map(lambda handler: one_run(handler, options), handlers))
+    except (tools.ToolError, AssertionError) as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(judgement.table(results)))
+    bad = judgement.problems(results, 1)
+    print(f"cluster: {len(bad)} problems; reports: {options.report}")
+    for problem in bad:
+        print(f"  {problem}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The images of the cluster's specs: the node suite's, and what they want beside them.
+
+An image that a spec wants and that is not here is in the list of exceptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+from orlop.cli.demo.imagewriter import LayerContent, LayerWriter, Pusher, WrittenImage
+from tests.conformance import images
+from tests.conformance.images import E2E
+from tests.node_e2e import images as node_images
+from tests.node_e2e.programs import Programs
+
+
+def network_layer() -> LayerContent:
+    """Debian's dig and nc, with which specs look for names and ports in agnhost's image."""
+    root = node_images.with_dependencies("bind9-dnsutils", "netcat-openbsd")
+    nc = next(path for path in ("bin/nc.openbsd", "usr/bin/nc.openbsd") if (root / path).is_file())
+    layer = LayerWriter()
+    layer.tree(root, ["usr/bin/dig"])
+    layer.file("bin/nc", (root / nc).read_bytes(), 0o755)
+    images.libraries(layer, root, "usr/bin/dig", nc)
+    return layer.finish()
+
+
+def fill(programs: Programs, address: str) -> None:
+    """Push everything to the registry at ``address``."""
+    node_images.fill(programs, address)
+    network, agnhost = network_layer(), node_images.agnhost_image(programs)
+    names = (images.base_layer(), node_images.hostname_layer(), network)
+    push = Pusher(address).push
+    push(f"{E2E}/agnhost", ["2.63.0"], WrittenImage((*agnhost.layers, network), agnhost.settings))
+    push(f"{E2E}/glibc-dns-testing", ["2.0.0"], WrittenImage(names, node_images.SHELL))
+
+
+def storage(programs: Programs) -> Path:
+    """The registry's storage with every image in it, made once for each version of these files."""
+    digest = hashlib.sha256(node_images.key(programs).encode())
+    digest.update(Path(__file__).read_bytes())
+    return images.stored("cluster-registry", digest.hexdigest()[:16], partial(fill, programs))
