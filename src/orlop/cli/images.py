@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 
+import typer
+
 from orlop.cli import output
 from orlop.cli.problems import CliError
 from orlop.cli.units import show_size
-from orlop.client import images, session
+from orlop.client import credentials, images, session
 from orlop.client.calls import CriClient
 from orlop.cri.api import runtime_v1_pb2 as pb
 
@@ -63,6 +65,24 @@ async def list_command(socket: str, quiet: bool, as_json: bool) -> None:
         rows += [(name, tag, short, show_size(image.size)) for name, tag in names]
     if not quiet:
         output.table(("IMAGE", "TAG", "IMAGE ID", "SIZE"), sorted(rows))
+
+
+async def login_command(registry: str, user: str, password: str, *, from_stdin: bool, secure: bool) -> None:
+    """``orlop login``."""
+    if from_stdin:
+        password = sys.stdin.read().rstrip("\r\n")
+    elif not password and not sys.stdin.isatty():
+        raise CliError("stdin is no terminal: send the password in with --password-stdin", exit_code=2)
+    user = user or str(typer.prompt("Username", err=True))
+    password = password or str(typer.prompt("Password", err=True, hide_input=True))
+    path = await credentials.log_in(registry, user, password, secure=secure)
+    print(f"Login Succeeded: the password is in {path}")
+
+
+async def logout_command(registry: str) -> None:
+    """``orlop logout``."""
+    await credentials.log_out(registry)
+    print(f"Removed login credentials for {registry or 'all registries'}")
 
 
 async def remove_command(socket: str, references: list[str]) -> None:

@@ -26,6 +26,13 @@ class FormatChoice(StrEnum):
     json = "json"
 
 
+class YesNo(StrEnum):
+    """What options take that podman has with a value, such as ``--tls-verify=false``."""
+
+    true = "true"
+    false = "false"
+
+
 Socket = Annotated[
     str, typer.Option("--socket", help="The daemon's socket.", envvar="ORLOP_SOCKET", show_default=False)
 ]

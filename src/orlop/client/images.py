@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 
+from orlop.client import credentials
 from orlop.client.calls import CriClient
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.host import tasks
@@ -30,10 +31,14 @@ async def pull(
     *,
     progress: Progress | None = None,
 ) -> str:
-    """Fetch an image from its registry; its id."""
+    """Fetch an image from its registry; its id.
+
+    Without ``auth`` the credentials are those that ``orlop login``, podman and docker keep for us.
+    """
     if progress is not None:
         async with tasks.beside(_watch(client, reference, progress)):
             return await pull(client, reference, auth)
+    auth = auth or await credentials.of_image(reference)
     request = pb.PullImageRequest(image=pb.ImageSpec(image=reference), auth=auth)
     answer = await client.images.pull_image(request, timeout=PULL_TIMEOUT)
     return str(answer.image_ref)

@@ -35,7 +35,7 @@ from orlop.errors import (
 )
 from orlop.host import process, threads
 from orlop.host.tasks import Tasks
-from orlop.images import policy
+from orlop.images import authfile, policy
 from orlop.images.documents import MAX_DOCUMENT, Descriptor, digest_of
 from orlop.images.failures import failure, last_message
 from orlop.images.model import RegistryAuth
@@ -371,15 +371,7 @@ async def authenticated(
 
 def _own_auths(config: ImageConfig) -> dict[str, Any]:
     """The node's own credentials, so that a mirror still gets those; the request's come on top."""
-    if not config.auth_file:
-        return {}
-    try:
-        document = json.loads(Path(config.auth_file).read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InvalidArgument(f"the credentials file {config.auth_file} cannot be read: {error}") from error
-    return document if isinstance(document, dict) else {}
+    return authfile.read(Path(config.auth_file)) if config.auth_file else authfile.merged()
 
 
 def _auth_entry(auth: RegistryAuth) -> dict[str, str]:

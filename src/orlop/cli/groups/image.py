@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import Json, Many, Quiet, Socket
+from orlop.cli.parameters import Json, Many, Quiet, Socket, YesNo
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -85,3 +85,43 @@ def import_(
     from orlop.cli import archives, session
 
     session.run_async(lambda: archives.import_command(socket, file, name, change or (), quiet))
+
+
+@app.command()
+def login(
+    registry: Annotated[
+        str, typer.Argument(help="For example quay.io or localhost:5000.", show_default=False)
+    ],
+    user: Annotated[str, typer.Option("--username", "-u", help="Asked for else.")] = "",
+    password: Annotated[
+        str, typer.Option("--password", "-p", help="All users of this machine can see it.")
+    ] = "",
+    from_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read it from stdin.")] = False,
+    tls_verify: Annotated[
+        YesNo, typer.Option("--tls-verify", help="false: plain http will do.")
+    ] = YesNo.true,
+) -> None:
+    """Keep a password for a registry, where podman and skopeo keep theirs."""
+    from orlop.cli import images as commands
+    from orlop.cli import session
+
+    session.run_async(
+        lambda: commands.login_command(
+            registry, user, password, from_stdin=from_stdin, secure=tls_verify is YesNo.true
+        )
+    )
+
+
+@app.command()
+def logout(
+    registry: Annotated[str, typer.Argument(help="A registry.", show_default=False)] = "",
+    everything: Annotated[bool, typer.Option("--all", "-a", help="All registries.")] = False,
+) -> None:
+    """Forget the password for a registry."""
+    from orlop.cli import images as commands
+    from orlop.cli import session
+    from orlop.cli.problems import CliError
+
+    if bool(registry) == everything:
+        raise CliError("name a registry, or give --all", exit_code=2)
+    session.run_async(lambda: commands.logout_command(registry))
