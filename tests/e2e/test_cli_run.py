@@ -384,3 +384,23 @@ def test_what_others_have_says_what_to_use_instead(cli: Cli) -> None:
     for args in (["build", "."], ["rename", "a", "b"], ["run", "--health-cmd", "x", BUSYBOX], ["diff", "x"]):
         done = cli(*args, check=False)
         assert done.code == 2 and done.err.startswith("orlop: there is no ") and done.err.count("\n") == 1
+
+
+def test_a_container_runs_again_while_somebody_waits(cli: Cli, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    script = "echo x >> /data/runs; echo run $(wc -l < /data/runs) $(grep -c db.local /etc/hosts); exit 4"
+    options = ("-v", f"{tmp_path}:/data", "--add-host", "db.local:192.0.2.7", "--restart", "on-failure:2")
+    done = cli("run", "--rm", *options, BUSYBOX, "sh", "-c", script, check=False)
+    assert (done.out, done.code) == ("run 1 1\nrun 2 1\nrun 3 1\n", 4), done
+    assert cli("ps", "-a", "-q").out.strip() == "" and list((cli.node.scratch / "cli-logs").iterdir()) == []
+    forever = cli.start("run", "--rm", "--restart", "always", BUSYBOX, "sh", "-c", "echo here; sleep 1")
+    assert forever.stdout is not None
+    for _ in range(2):
+        assert forever.stdout.readline() == b"here\n"
+    forever.send_signal(signal.SIGINT)
+    forever.communicate()
+    assert forever.returncode == 130
+    until(lambda: cli("ps", "-a", "-q").out.strip() == "", "it is still there")
+    for wrong in (("-d", "--restart", "always"), ("--restart", "sometimes"), ("--add-host", "db")):
+        refused = cli("run", *wrong, BUSYBOX, check=False)
+        assert refused.code == 2 and refused.err.count("\n") == 1, refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from orlop import __version__
 from orlop.cli.groups import container, image, pod, system
 from orlop.cli.groups import volume as volume_group
 from orlop.cli.parameters import (
+    AddHost,
     ConfigFile,
     Dns,
     Files,
@@ -31,6 +33,7 @@ from orlop.cli.parameters import (
     NetworkChoice,
     Publish,
     Quiet,
+    Restart,
     Socket,
     Target,
     Volume,
@@ -106,38 +109,38 @@ def run(
     cap_drop: Annotated[Many, typer.Option("--cap-drop", help="A capability less, or ALL.")] = None,
     privileged: Annotated[bool, typer.Option("--privileged", help="All rights, inside its VM.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Forbid writing to the root.")] = False,
+    add_host: AddHost = None,
+    restart: Restart = "no",
     pull: Annotated[PullChoice, typer.Option("--pull", help="When to fetch the image.")] = PullChoice.missing,
     socket: Socket = "",
 ) -> None:
     """Run a command in a new container, in a pod of its own or one that is there. Its exit code is ours."""
+    from orlop.cli import restarts, units
     from orlop.cli import run as running
-    from orlop.cli import units
-    from orlop.client import launch, options
+    from orlop.client import options
 
-    wanted = launch.RunOptions(
+    pod_options = units.pod_options(
+        name=name, handler=handler, hostname=hostname, ports=publish, dns=dns, label=label, network=network
+    )
+    wanted = replace(
+        pod_options,
         image=image,
         command=tuple(command or ()),
         interactive=interactive,
         tty=tty,
-        ports=tuple(options.parse_port(text) for text in publish or ()),
         volumes=tuple(options.parse_volume(text) for text in volume or ()),
         environment=units.environment(env or (), env_file or (), tty=tty),
-        memory=options.parse_size(memory) if memory else 0,
-        cpus=cpus,
-        name=name,
-        handler=handler,
+        **units.limits(memory, cpus),
         workdir=workdir,
         user=user,
         entrypoint=entrypoint,
-        host_network=network is NetworkChoice.host,
         privileged=privileged,
         read_only=read_only,
-        hostname=hostname,
-        dns=options.name_servers(dns or (), ()),
         capabilities=options.capabilities(cap_add or (), cap_drop or ()),
-        labels=units.labels(label or ()),
+        hosts=options.hosts(add_host or ()),
     )
-    _end(partial(running.run_command, socket, wanted, pod=pod, pull=pull.value, detach=detach, remove=remove))
+    job = partial(running.run_command, socket, wanted, pod=pod, pull=pull.value, detach=detach, remove=remove)
+    _end(partial(job, policy=restarts.parse(restart)))
 
 
 @app.command()

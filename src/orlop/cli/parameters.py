@@ -54,6 +54,10 @@ Label = Annotated[Many, typer.Option("--label", "-l", help="KEY=VALUE")]
 Hostname = Annotated[str, typer.Option("--hostname", help="The pod's name else.")]
 Dns = Annotated[Many, typer.Option("--dns", help="Name servers instead of the host's.")]
 DnsSearch = Annotated[Many, typer.Option("--dns-search", help="Domains to look names up in.")]
+Restart = Annotated[
+    str, typer.Option("--restart", help="Run it again while this waits: on-failure[:TIMES] or always.")
+]
+AddHost = Annotated[Many, typer.Option("--add-host", help="NAME:ADDRESS for /etc/hosts.")]
 Handler = Annotated[str, typer.Option("--handler", help="vm or process; the daemon's default else.")]
 Network = Annotated[NetworkChoice, typer.Option("--network", help="host: with --handler process.")]
 Volume = Annotated[

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import signal
 
-from orlop.cli import images, streams, terminal
+from orlop.cli import images, restarts, streams, terminal
 from orlop.cli.problems import CliError
+from orlop.cli.restarts import RestartPolicy
 from orlop.client import logs, session
 from orlop.client.calls import CriClient
 from orlop.client.container import Container
@@ -26,22 +27,49 @@ async def _provide(client: CriClient, image: str, pull: str) -> None:
     await images.pull(client, image)
 
 
-async def _foreground(container: Container, launch: RunOptions) -> int:
-    """Show the output, hand stdin through, return the exit code."""
-    if launch.tty:
-        await _terminal(container, launch)
-    else:
-        await _plain(container, launch)
-    return await container.wait()
+class _Shown:
+    """The container that is shown, which is another one after each restart."""
 
+    def __init__(self, container: Container, launch: RunOptions, policy: RestartPolicy) -> None:
+        self.container = container
+        self._launch = launch
+        self._policy = policy
+        self._lines = 0
 
-async def _plain(container: Container, launch: RunOptions) -> None:
-    # Output comes from the log, which holds all of it from the first byte on.
-    async with contextlib.AsyncExitStack() as stack:
-        if launch.interactive:
-            await stack.enter_async_context(tasks.beside(_feed(container)))
-        async for line in container.logs(follow=True):
-            streams.show(line)
+    async def to_the_end(self) -> int:
+        """Show the output, hand stdin through, return the exit code: the last one."""
+        times = 0
+        while True:
+            if self._launch.tty:
+                await _terminal(self.container, self._launch)
+            else:
+                await self._plain()
+            code = await self.container.wait()
+            if not self._policy.again(code, times):
+                return code
+            await asyncio.sleep(restarts.pause(times))
+            times += 1
+            self.container = await self.container.restart(0)
+
+    async def _plain(self) -> None:
+        # Output comes from the log, which holds all of it from the first byte on: of each container so far.
+        async with contextlib.AsyncExitStack() as stack:
+            if self._launch.interactive:
+                await stack.enter_async_context(tasks.beside(_feed(self.container)))
+            count = 0
+            async for line in self.container.logs(follow=True):
+                count += 1
+                if count > self._lines:
+                    streams.show(line)
+            self._lines = count
+
+    async def stop(self) -> None:
+        """End what is shown."""
+        await self.container.stop()
+
+    async def remove(self) -> None:
+        """Remove it."""
+        await self.container.remove()
 
 
 async def _feed(container: Container) -> None:
@@ -64,12 +92,24 @@ async def _terminal(container: Container, launch: RunOptions) -> None:
 
 
 async def run_command(
-    socket: str, launch: RunOptions, *, pod: str, pull: str, detach: bool, remove: bool
+    socket: str,
+    launch: RunOptions,
+    *,
+    pod: str,
+    pull: str,
+    detach: bool,
+    remove: bool,
+    policy: RestartPolicy,
 ) -> int:
     """``orlop run``, in the pod named ``pod`` if any: the container's exit code, 0 when detached."""
     if detach and remove:
         raise CliError(
             "--rm needs the foreground: a detached container is removed with `orlop rm`", exit_code=2
+        )
+    if policy.after_failure and (detach or launch.interactive):
+        raise CliError(
+            "--restart needs the foreground, without -d and -i: run it in a systemd unit, or by Kubernetes",
+            exit_code=2,
         )
     if launch.tty and launch.interactive and not terminal.is_terminal():
         raise CliError("-it needs a terminal, and stdin is none: leave out -t", exit_code=2)
@@ -85,12 +125,13 @@ async def run_command(
         if detach:
             print(container.id)
             return 0
+        shown = _Shown(container, launch, policy)
         async with contextlib.AsyncExitStack() as stack:
             if remove:
-                stack.push_async_callback(container.remove if pod else found.remove)
+                stack.push_async_callback(shown.remove if pod else found.remove)
             elif not pod:
                 stack.push_async_callback(_rest, found)
-            return await _to_the_end(container, launch)
+            return await _to_the_end(shown)
 
 
 async def _alone(pod: Pod, launch: RunOptions) -> Container:
@@ -108,9 +149,9 @@ async def _rest(pod: Pod) -> None:
         await pod.stop()
 
 
-async def _to_the_end(container: Container, launch: RunOptions) -> int:
+async def _to_the_end(shown: _Shown) -> int:
     loop = asyncio.get_running_loop()
-    showing = asyncio.ensure_future(_foreground(container, launch))
+    showing = asyncio.ensure_future(shown.to_the_end())
     caught: list[int] = []
 
     def interrupt(number: int) -> None:
@@ -124,5 +165,5 @@ async def _to_the_end(container: Container, launch: RunOptions) -> int:
     except asyncio.CancelledError:
         if not caught:
             raise
-        await container.stop()
+        await shown.stop()
         return 128 + caught[0]

@@ -4,12 +4,45 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from orlop.cli.parameters import NetworkChoice
+from orlop.client import options
+from orlop.client.launch import RunOptions
 from orlop.client.options import utf8
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
+
+
+def pod_options(
+    *,
+    name: str,
+    handler: str,
+    hostname: str,
+    ports: Sequence[str] | None,
+    dns: Sequence[str] | None,
+    label: Sequence[str] | None,
+    network: NetworkChoice,
+    dns_search: Sequence[str] | None = None,
+) -> RunOptions:
+    """What a pod is told, by `run` and by `pod create`."""
+    return RunOptions(
+        image="",
+        ports=tuple(options.parse_port(text) for text in ports or ()),
+        name=name,
+        handler=handler,
+        hostname=hostname,
+        dns=options.name_servers(dns or (), dns_search or ()),
+        labels=labels(label or ()),
+        host_network=network is NetworkChoice.host,
+    )
+
+
+def limits(memory: str, cpus: float) -> dict[str, Any]:
+    """What ``--memory`` and ``--cpus`` say."""
+    return {"memory": options.parse_size(memory) if memory else 0, "cpus": cpus}
 
 
 def show_size(size: int) -> str:

@@ -28,6 +28,7 @@ class RunOptions:
 
     ``memory`` is in bytes, ``cpus`` a number of processors. ``user`` is a name or a number, with a number
     as its group after a colon. ``interactive`` keeps stdin open. ``hostname`` is the pod's name if it is "".
+    ``hosts`` are names with addresses for its /etc/hosts.
     """
 
     image: str
@@ -51,6 +52,7 @@ class RunOptions:
     dns: pb.DNSConfig | None = None
     capabilities: pb.Capability | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    hosts: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument for a user that CRI cannot name."""

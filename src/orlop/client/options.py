@@ -6,6 +6,7 @@ The same texts are understood by ``orlop run``: sizes as ``512m``, ports as ``80
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _DIGITS = 20
 _KEY = re.compile(r"(type|source|src|target|dst|destination|readonly|ro)=")
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _PROTOCOLS = {"tcp": pb.TCP, "udp": pb.UDP, "sctp": pb.SCTP}
 
 
@@ -67,6 +69,8 @@ class ContainerKeywords(TypedDict, total=False):
     cap_drop: Sequence[str]
     """Capabilities that it does not have, or ``ALL``."""
     labels: dict[str, str]
+    add_host: Sequence[str]
+    """``NAME:ADDRESS`` for its /etc/hosts."""
 
 
 class RunKeywords(PodKeywords, ContainerKeywords, total=False):
@@ -102,6 +106,7 @@ def launch(
         dns=name_servers(options.get("dns", ()), options.get("dns_search", ())),
         capabilities=capabilities(options.get("cap_add", ()), options.get("cap_drop", ())),
         labels=options.get("labels", {}),
+        hosts=hosts(options.get("add_host", ())),
     )
 
 
@@ -109,6 +114,21 @@ def name_servers(servers: Sequence[str], searches: Sequence[str]) -> pb.DNSConfi
     """None for the host's own."""
     found = pb.DNSConfig(servers=_all_utf8(servers), searches=_all_utf8(searches))
     return found if servers or searches else None
+
+
+def hosts(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """``NAME:ADDRESS`` each, as names with addresses. Raises InvalidArgument."""
+    found = []
+    for text in texts:
+        name, _, address = text.partition(":")
+        try:
+            ip = ipaddress.ip_address(address.strip("[]"))
+        except ValueError:
+            raise InvalidArgument(f"{text}: write NAME:ADDRESS, for example db:10.0.0.7") from None
+        if not _HOST.fullmatch(name):
+            raise InvalidArgument(f"{text}: {name or 'nothing'} is not the name of a host")
+        found.append((name, str(ip)))
+    return tuple(found)
 
 
 def capabilities(more: Sequence[str], less: Sequence[str]) -> pb.Capability | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +54,11 @@ def _config_of(there: pb.PodSandboxStatus) -> pb.PodSandboxConfig:
     own = session.RUN_LABEL in there.labels
     logs = log_directory(there.metadata.name, there.metadata.uid) if own else ""
     return pb.PodSandboxConfig(metadata=there.metadata, log_directory=logs)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o644)  # users of the container read it
 
 
 class Pod:
@@ -107,6 +114,8 @@ class Pod:
             from orlop.client import volumes
 
             config.mounts.extend(await volumes.provided(self._client.path, named))
+        if wanted.hosts:
+            config.mounts.append(await self._hosts(name, wanted.hosts))
         image = await images.present(self._client, wanted.image)
         config.image.image = image or await images.pull(self._client, wanted.image)
         runtime = self._client.runtime
@@ -124,6 +133,19 @@ class Pod:
             await tasks.roll_back(f"container {config.metadata.name}", container.remove())
             raise
         return container
+
+    async def _hosts(self, name: str, more: Sequence[tuple[str, str]]) -> pb.Mount:
+        """An /etc/hosts beside the logs, which goes with them."""
+        if not self._config.log_directory:
+            raise FailedPrecondition(
+                f"pod {self.name} was not made by `orlop`: whoever made it names its hosts"
+            )
+        own = ((await self.ip() or "127.0.0.1", self._config.hostname or self.name),)
+        lines = (("127.0.0.1", "localhost"), ("::1", "localhost"), *own, *((ip, host) for host, ip in more))
+        path = Path(self._config.log_directory) / f"{name}.hosts"
+        text = "".join(f"{ip}\t{host}\n" for ip, host in lines)
+        await asyncio.to_thread(_write, path, text)
+        return pb.Mount(container_path="/etc/hosts", host_path=os.fspath(path))
 
     async def ip(self) -> str:
         """Its address, "" on the host's network."""

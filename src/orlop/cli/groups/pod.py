@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -41,21 +42,18 @@ def create(
 ) -> None:
     """Make a pod that has no containers yet; `orlop run --pod` puts them into it. Prints its id."""
     from orlop.cli import pods, session, units
-    from orlop.client import options
-    from orlop.client.launch import RunOptions
 
-    wanted = RunOptions(
-        image="",
-        ports=tuple(options.parse_port(text) for text in publish or ()),
+    told = units.pod_options(
         name=name,
         handler=handler,
         hostname=hostname,
-        dns=options.name_servers(dns or (), dns_search or ()),
-        labels=units.labels(label or ()),
-        host_network=network is NetworkChoice.host,
-        memory=options.parse_size(memory) if memory else 0,
-        cpus=cpus,
+        ports=publish,
+        dns=dns,
+        dns_search=dns_search,
+        label=label,
+        network=network,
     )
+    wanted = replace(told, **units.limits(memory, cpus))
     session.run_async(lambda: pods.create_command(socket, wanted))
 
 
