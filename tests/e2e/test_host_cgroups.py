@@ -66,6 +66,30 @@ async def test_a_kill_for_memory_is_seen(group: Cgroup) -> None:
     assert cgroupstats.oom_kills(group) == 1
 
 
+@pytest.mark.parametrize(("asked", "held"), [(0.02, 0.2), (0.5, 0.5), (0, -1)])
+async def test_a_vm_has_a_share_of_a_processor_however_little_its_pod_may_use(
+    group: Cgroup, asked: float, held: float
+) -> None:
+    pod = Cgroup(f"/orlop-test-{os.getpid()}")
+    assert pod.cpu_limit() == -1
+    if asked:
+        pod.set(Limits(cpu_quota=int(asked * 100_000), cpu_period=100_000))
+        if pod.cpu_limit() < 0:
+            pytest.skip("processors are not counted in control groups here")
+    child = await process.spawn(["sleep", "60"])
+    try:
+        await hostgroup.enter(group.path, child.pid, 64, IoConfig())
+        assert pod.cpu_limit() == held
+        # The kubelet writes its own value before it tells of a change.
+        if asked:
+            pod.set(Limits(cpu_quota=int(asked * 100_000), cpu_period=100_000))
+        await hostgroup.hold(group.path, 64)
+        assert pod.cpu_limit() == held
+    finally:
+        child.kill()
+        await child.wait()
+
+
 @pytest.mark.skipif(not {"io", "blkio"} & cgroups.hierarchy().controllers.keys(), reason="no such controller")
 async def test_a_vm_reads_no_faster_than_it_may(group: Cgroup, tmp_path: Path) -> None:
     file = tmp_path / "file"

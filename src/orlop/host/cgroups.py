@@ -240,6 +240,16 @@ class Cgroup:
         text = self.read("memory.max" if self.host.version == 2 else "memory.limit_in_bytes", "memory")
         return int(text) if text.strip().isdecimal() else -1
 
+    def cpu_limit(self) -> float:
+        """How many processors the group may use; -1 when there is no bound, no such group or controller."""
+        if self.host.version == 2:
+            words = self.read("cpu.max", "cpu").split()
+        else:
+            words = [self.read(name, "cpu").strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+        if len(words) != 2 or not all(word.isdecimal() for word in words):
+            return -1.0
+        return int(words[0]) / max(int(words[1]), 1)
+
     def _set_legacy(self, name: str, value: str) -> None:
         controller = name.partition(".")[0]
         if controller not in self.host.controllers:

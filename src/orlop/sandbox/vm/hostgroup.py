@@ -1,11 +1,12 @@
 """The control group of a VM's process, below the pod's own group that the kubelet made.
 
-What the pod is allowed is set there, by the kubelet; here the VM only has to be in it. Its memory is the
-exception: the kubelet counts containers, and the overhead of a RuntimeClass where one is declared. A guest
-fills what it has with its page cache, and would be killed as a whole. So the pod's group holds at least the
-VM; the guest keeps each container to its own limit. Processor sets, which CRI gives per container, hold for
-the VM as a whole: the union of its containers' sets. How fast it may use disks Kubernetes does not say; the
-configuration can.
+What the pod is allowed is set there, by the kubelet; here the VM only has to be in it. Two limits are
+exceptions, since the kubelet counts containers, and the overhead of a RuntimeClass where one is declared. A
+guest fills the memory it has with its page cache, and would be killed as a whole; and a VM with a few
+hundredths of a processor takes a minute for what its agent is asked. So the pod's group holds at least the
+VM; the guest keeps each container to its own limits. Processor sets, which CRI gives per container, hold
+for the VM as a whole: the union of its containers' sets. How fast it may use disks Kubernetes does not say;
+the configuration can.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from orlop.host import cgroups, threads
 
 _PREFIX = "orlop-vm-"
 _MIB = 1 << 20
+_PERIOD = 100_000
+_LEAST_CPU = 0.2
+"""Processors that a VM may use for itself and its agent, however little its containers may."""
+
 _MONITOR_MIB = 96
 """What the hypervisor's process takes beside the memory of its guest, and what the kernel counts with it."""
 
@@ -88,6 +93,8 @@ def _hold(path: str, memory_mib: int) -> None:
     needed = (memory_mib + _MONITOR_MIB) * _MIB
     if 0 <= pod.memory_limit() < needed:
         pod.set(cgroups.Limits(memory_limit=needed))
+    if 0 <= pod.cpu_limit() < _LEAST_CPU:
+        pod.set(cgroups.Limits(cpu_quota=int(_LEAST_CPU * _PERIOD), cpu_period=_PERIOD))
 
 
 async def pin(path: str, sets: Iterable[str]) -> None:
