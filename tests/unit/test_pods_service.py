@@ -375,7 +375,7 @@ def test_a_rate_is_not_of_the_moment_between_two_questions() -> None:
     assert meter._rate("c", Usage(timestamp=2 * SECOND, cpu_ns=SECOND // 2)) == SECOND // 4
 
 
-async def test_statistics(service: PodService, world: World) -> None:
+async def test_statistics(service: PodService, world: World, caplog: pytest.LogCaptureFixture) -> None:
     pod_id, container_id = await running(service)
     assert (await service.container_stats(container_id)).stats.nano_cores is None
     assert (await service.container_stats(container_id)).stats.nano_cores == 500_000_000
@@ -388,6 +388,8 @@ async def test_statistics(service: PodService, world: World) -> None:
     assert await service.list_container_stats() == []
     with pytest.raises(FailedPrecondition):
         await service.pod_stats(pod_id)
+    # A pod that goes while it is asked is no fault: who asked hears of it.
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
 async def test_a_container_is_resolved(service: PodService, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.cri.translate import metrics, stats
+from orlop.errors import Unavailable
 from orlop.hypervisor.base import MachineShape, MemoryUse
 from orlop.linux.usage import DeviceUse, LayerFill, Pressure, Usage
 from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRecord, PodUse
@@ -134,6 +135,19 @@ async def test_a_lying_agent_harms_nobody(tmp_path: Path) -> None:
             earlier = one.usage
         await measured.close()
         await agent.close()
+
+
+async def test_a_pod_that_is_being_removed_has_no_figures_and_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Peer(tmp_path / "sock", lambda _: StatsReply()) as peer:
+        agent = await AgentClient.connect(peer.path, name="VM", timeout=5)
+        measured = meter_of(agent, tmp_path)
+        await measured.close()
+        with pytest.raises(Unavailable, match="its VM is being removed"):
+            await measured.measure({}, Detail.POD)
+        await agent.close()
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
 async def test_a_silent_agent_leaves_what_the_host_knows(tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ class Meter:
         task = self._asking.get(key)
         if task is None:
             sandbox = self._node.sandbox(pod_id)
-            task = self._node.tasks.spawn(sandbox.stats(detail), f"figures of pod {pod_id[:12]}")
+            asked = sandbox.stats(detail)
+            task = self._node.tasks.spawn(asked, f"figures of pod {pod_id[:12]}", awaited=True)
             self._asking[key] = task
             task.add_done_callback(lambda done: self._answered(key, done))
         await asyncio.wait((task,), timeout=ANSWER_TIME)

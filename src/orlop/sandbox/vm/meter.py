@@ -16,6 +16,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from orlop.errors import Unavailable
 from orlop.host import cgroupstats, threads
 from orlop.host.cgroups import Cgroup
 from orlop.host.tasks import Tasks, together
@@ -83,8 +84,11 @@ class VmMeter:
     async def measure(self, layers: Mapping[str, str], detail: Detail) -> PodStats:
         """The figures of the pod whose containers write to the files ``layers``.
 
-        Raises Unavailable when the VM has ended.
+        Raises Unavailable when the VM has ended, or is about to.
         """
+        # A kubelet asks for all pods at any time, also for one whose machine is just being removed.
+        if self._tasks.closed:
+            raise Unavailable("its VM is being removed")
         answer, interfaces, (memory, host) = await together(
             self._ask(full=detail >= Detail.METRICS), self._interfaces(detail), self._look(layers)
         )
