@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import platform
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from tests.cluster.room import Cluster
 from tests.conformance.images import E2E
 from tests.node import Done
 from tests.node_e2e import enclosure
+from tests.page import blocks
 from tests.patience import PATIENCE
 
 HANDLERS = ("vm", "process")
@@ -140,6 +142,15 @@ def test_pods_outlive_a_killed(program: str, shared_cluster: Cluster, pods: dict
         assert [one["restartCount"] for one in containers] == [0]
         ids = [one["containerID"] for one in before[name]["containerStatuses"]]
         assert [one["containerID"] for one in containers] == ids
+
+
+def test_the_documented_pod_runs_in_a_vm(shared_cluster: Cluster) -> None:
+    shared_cluster.apply(blocks("kubernetes.md")["pod"])
+    shared_cluster.wait("pod/hello", "condition=Ready")
+    said = shared_cluster.kubectl("logs", "hello").out
+    assert said.startswith("kernel ")
+    assert platform.release() not in said
+    shared_cluster.kubectl("delete", "pod", "hello", "--grace-period=1")
 
 
 def _deployment(handler: str, version: str) -> dict[str, Any]:

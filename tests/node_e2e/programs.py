@@ -116,7 +116,8 @@ def build(names: Sequence[str] = NODE) -> Programs:
 
 def _make(name: str, module: Path) -> Path:
     """Build or copy one of them; where it is."""
-    go, out = tools.find_go(), module.parent / name
+    go, out = tools.find_go(), module.parent / "out" / name
+    out.parent.mkdir(exist_ok=True)
     # What the environment says of flags must not reach the build: -mod=vendor would fail.
     env = {"GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
     if name in PACKAGES:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.cluster import __main__ as harness
-from tests.cluster import certificates, layout
+from tests.cluster import certificates, keeper, layout
 from tests.cluster.layout import Place
 from tests.cluster.room import MANIFESTS
 from tests.node_e2e import judgement
@@ -64,3 +64,10 @@ def test_a_clusters_authority_signs_for_everybody(name: str, tmp_path: Path) -> 
     said = subprocess.run(text, check=True, capture_output=True, text=True).stdout
     wanted = {"apiserver": layout.API_SERVICE, "admin": "system:masters", "node2": "system:node:node2"}
     assert wanted[name] in said
+
+
+def test_a_program_that_ends_is_started_again(tmp_path: Path) -> None:
+    program = keeper.Program("ends", ["true"], tmp_path)
+    first = (tmp_path / "ends.pid").read_text()
+    keeper.keep([program], lambda: (tmp_path / "ends.pid").read_text() != first)
+    program.stop()
