@@ -95,13 +95,19 @@ class VolumeConfig(Section, frozen=True):
 
     An emptyDir on a "disk" is a sparse file of ``empty_dir_mib`` in its directory. Small volumes that only
     the host changes are copied into the guest, and kept in step, up to ``copy_kib``; 0 shares them all.
-    ``direct`` is where CSI drivers write down which devices a VM is to mount, "" for nowhere.
+    ``direct`` is where CSI drivers write down which devices a VM is to mount, "" for nowhere. In and below
+    ``sockets`` containers have sockets of their own for the host, and nothing else is shared with it.
     """
 
     empty_dir: Literal["disk", "share"] = "disk"
     empty_dir_mib: FileSize = 65536
     copy_kib: Annotated[int, Meta(ge=0, le=16384)] = 4096
     direct: OptionalPath = "/run/kata-containers/shared/direct-volumes"
+    sockets: tuple[AbsolutePath, ...] = (
+        "/var/lib/kubelet/plugins",
+        "/var/lib/kubelet/plugins_registry",
+        "/var/lib/kubelet/device-plugins",
+    )
 
 
 class IoConfig(Section, frozen=True):

@@ -1,10 +1,13 @@
 /* Talks over a Unix socket: "connect PATH" sends what comes in, and prints what comes back; "many PATH COUNT" holds
-   so many connections open and says over each a byte that has to come back; "listen PATH" prints what comes in. */
+   so many connections open and says over each a byte that has to come back; "serve PATH MODE" is a server that sends
+   back what it gets, to one client after the other and to several at once. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -54,6 +57,25 @@ int main(int argc, char **argv) {
         }
         printf("all\n");
         return 0;
+    }
+    if (argc == 4 && !strcmp(argv[1], "serve")) {
+        struct sockaddr_un address = {.sun_family = AF_UNIX};
+        int listening = socket(AF_UNIX, SOCK_STREAM, 0);
+        signal(SIGCHLD, SIG_IGN);
+        unlink(argv[2]);
+        strncpy(address.sun_path, argv[2], sizeof address.sun_path - 1);
+        if (listening < 0 || bind(listening, (struct sockaddr *)&address, sizeof address) < 0) fail("bind");
+        if (chmod(argv[2], strtol(argv[3], NULL, 8)) < 0) fail("chmod");
+        if (listen(listening, 16) < 0) fail("listen");
+        for (;;) {
+            int link = accept(listening, NULL, NULL);
+            if (link < 0) fail("accept");
+            if (fork() == 0) {
+                copy(link, link);
+                _exit(0);
+            }
+            close(link);
+        }
     }
     return 2;
 }

@@ -21,6 +21,7 @@ from orlop.guest.machine import cgroup, clock, memory, setup, stats
 from orlop.guest.machine.oom import OomWatch
 from orlop.guest.machine.reserve import MemoryDivision
 from orlop.guest.streams import connect
+from orlop.guest.streams.bound import BoundSockets
 from orlop.guest.streams.calls import HostSockets
 from orlop.guest.streams.table import Streaming
 from orlop.linux import usage
@@ -47,8 +48,9 @@ class Agent:
         self.execs = ExecTable(streaming, self.adopt, self.emit)
         self.disks = MountedDisks(loop)
         self.id_maps = IdMaps()
-        self.volumes = PodVolumes(self.disks)
         self.sockets = HostSockets(streaming, self.emit)
+        self.bound = BoundSockets(streaming, self.emit)
+        self.volumes = PodVolumes(self.disks, self.bound)
         self.identity = setup.PodIdentity()
         self.quiet = False
         self._emit = emit
@@ -328,6 +330,11 @@ class Agent:
 
         self.disks.find((request.disk,), on_found)
 
+    def dial(self, request: messages.Dial, answer: Answer) -> None:
+        """Connect a stream to a socket of a container."""
+        self.bound.dial(request)
+        answer.ok(Done())
+
     # Requests: volumes
 
     def hold(self, request: messages.Hold, answer: Answer) -> None:
@@ -418,6 +425,7 @@ class Agent:
             else:
                 opened.drain()
         self.sockets.resume()
+        self.bound.resume()
         answer.ok(Done())
 
     # Helpers

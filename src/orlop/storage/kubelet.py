@@ -18,7 +18,7 @@ from orlop.host import mounts
 from orlop.storage.share import HostMount
 from orlop.value import Value
 
-Kind = Literal["copy", "file", "log", "disk", "memory", "direct"]
+Kind = Literal["copy", "file", "log", "disk", "memory", "direct", "sockets"]
 
 _EMPTY_DIR = "kubernetes.io~empty-dir"
 _SMALL = (
@@ -39,7 +39,8 @@ class KubeletVolume(Value, frozen=True):
 
     ``copy``: a small volume that the host alone changes. ``file``: a single file that a container may change
     for itself and its pod. ``log``: one that the kubelet reads after the container's end. ``disk`` and
-    ``memory``: an emptyDir. ``direct``: a device, see :mod:`.direct`. ``path`` is where the host has it.
+    ``memory``: an emptyDir. ``direct``: a device, see :mod:`.direct`. ``sockets``: a directory for
+    sockets. ``path`` is where the host has it.
     """
 
     kind: Kind

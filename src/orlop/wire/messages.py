@@ -16,6 +16,7 @@ from orlop.wire.values import (
     NO_STREAMS,
     Arguments,
     Below,
+    BoundSocket,
     Cells,
     Container,
     ContainerState,
@@ -46,8 +47,14 @@ EXEC_AS = "exec-as"
 FREEZE = "freeze"
 FILE_SYSTEMS = "file-systems"
 READY_LAYERS = "ready-layers"
-FEATURES = (VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE, FILE_SYSTEMS, READY_LAYERS)
+LISTENERS = "listeners"
+FEATURES = (
+    VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE, FILE_SYSTEMS, READY_LAYERS, LISTENERS,
+)  # fmt: skip
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
+
+MAX_BOUND = 64
+"""Sockets of containers in one volume that are the host's as well."""
 
 MAX_FETCH = 64 << 10
 """Bytes that one :class:`Fetch` brings."""
@@ -295,6 +302,20 @@ class Accept(Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dial(Request[Done]):
+    """Connect ``stream`` (both directions) to the socket ``name`` in the root of a volume that is held.
+
+    ``not_found`` when there is none, ``failed_precondition`` when nobody listens, ``unavailable`` when who
+    does has no time now.
+    """
+
+    op: ClassVar[str] = "dial"
+    id: Id
+    name: Annotated[str, Length(1, 255)]
+    stream: Annotated[int, Range(1, (1 << 24) - 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class State:
     """All that outlives a daemon. Execs do not: :class:`Resume` kills them. ``clock`` is the guest's time."""
 
@@ -335,7 +356,8 @@ class Hold(Request[Done]):
 
     It is on ``disk``, which holds ext4 and outlives the VM, or in memory, of ``size`` bytes (0: the kernel's
     default). ``directories`` are made where they are missing; the first is the volume's root. With
-    ``file_system`` that is what is on the disk, which has ``size`` bytes by now: it takes all of them.
+    ``file_system`` that is what is on the disk, which has ``size`` bytes by now: it takes all of them. With
+    ``listens`` the host hears of the sockets in its root, see :class:`Listening`.
     """
 
     op: ClassVar[str] = "hold"
@@ -343,6 +365,7 @@ class Hold(Request[Done]):
     disk: PluggedDisk | None = None
     file_system: FileSystem | None = None
     size: Annotated[int, Range(0, 1 << 50)] = 0
+    listens: bool = False
     directories: Annotated[tuple[VolumeEntry, ...], Length(1, 1024)]
 
 
@@ -458,6 +481,15 @@ class Called:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Listening:
+    """The sockets that containers have bound in the root of the volume ``id``: all, at each change."""
+
+    op: ClassVar[str] = "listening"
+    id: Id
+    sockets: Annotated[tuple[BoundSocket, ...], Length(0, MAX_BOUND)] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Log:
     """A line of the agent's own log."""
 
@@ -471,16 +503,17 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     for kind in (
         Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
         Dump, Resume, Quiesce, Online, Hold, Fill, Fetch, Drop, Flush, Clock,
-        Accept, Freeze, Prepare,
+        Accept, Dial, Freeze, Prepare,
     )
 }  # fmt: skip
 
-Event = ContainerExited | ExecExited | OutOfMemory | Called | Log
+Event = ContainerExited | ExecExited | OutOfMemory | Called | Listening | Log
 EVENTS: dict[str, type[Event]] = {
     ContainerExited.op: ContainerExited,
     ExecExited.op: ExecExited,
     OutOfMemory.op: OutOfMemory,
     Called.op: Called,
+    Listening.op: Listening,
     Log.op: Log,
 }
 

@@ -141,6 +141,16 @@ class FileSystem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoundSocket:
+    """A socket that a container has bound in a volume, and its file's mode and owner."""
+
+    name: Annotated[str, Length(1, 255)]
+    mode: Annotated[int, Range(0, 0o777)] = 0o600
+    uid: UserId = 0
+    gid: UserId = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuestDevice:
     """A device node to show in a container: the guest's node ``source``, or that of the disk with the id
     ``disk``, then with this mode and owner; with cgroup ``access`` of rwm."""

@@ -19,6 +19,7 @@ from orlop.guest.containers.entries import bring_to, make, make_directory
 from orlop.guest.devices.block import MountedDisks
 from orlop.guest.launch import spawn
 from orlop.guest.launch.script import ANY, Script
+from orlop.guest.streams.bound import BoundSockets
 from orlop.linux import syscalls
 from orlop.linux.removal import remove_tree
 from orlop.wire import messages
@@ -56,8 +57,9 @@ class Work:
 class PodVolumes:
     """All volumes that the daemon had this pod hold."""
 
-    def __init__(self, disks: MountedDisks) -> None:
+    def __init__(self, disks: MountedDisks, bound: BoundSockets) -> None:
         self._disks = disks
+        self._bound = bound
         self._places: dict[str, str] = {}
         self._filled: set[str] = set()
         self._foreign: set[str] = set()
@@ -207,6 +209,8 @@ class PodVolumes:
         options = f"mode={root.mode:o},uid={root.uid},gid={root.gid}{size}"
         syscalls.mount("tmpfs", place, "tmpfs", 0, options)
         _share_mounts(place)
+        if request.listens:
+            self._bound.watch(request.id, place)
         return place
 
     def _new_small(self, volume: str, entries: list[VolumeEntry]) -> str:

@@ -34,7 +34,7 @@ from orlop.net.network import PodNetwork
 from orlop.sandbox.base import Features
 from orlop.sandbox.figures import LayerUse
 from orlop.sandbox.spec import ContainerSpec, PodSpec
-from orlop.sandbox.vm import diskbound, hostgroup, network, rotation, translate
+from orlop.sandbox.vm import diskbound, hostgroup, listeners, network, rotation, translate
 from orlop.sandbox.vm.checks import check_pod
 from orlop.sandbox.vm.clone import Clone, Cloner, Clones, netns_of
 from orlop.sandbox.vm.files import PodFile, PodFiles, owned_vms, pods_on_disk
@@ -431,6 +431,7 @@ class VmDriver:
         undo = Undo(f"pod {pod_id}")
         if directory is not None:
             await undo.step("its VM", self._clones.end(directory))
+        await undo.step("its sockets", threads.call(listeners.remove, files))
         netns = netns_of(directory or self._clones.directory / "none")
         known = pod or PodFile(pod_id=pod_id)
         detached = await undo.step("its network", network.detach(self._network, known, netns))

@@ -31,6 +31,7 @@ T = TypeVar("T")
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
 _POD = "pod.json"
 _VOLUMES = "volumes"
+_LISTENERS = "listeners"
 
 
 class PodFile(Value, frozen=True):
@@ -73,6 +74,24 @@ class ContainerFile(Value, frozen=True):
     stderr: int = 0
     log: LogPosition | None = None
     raw: tuple[FileMark, ...] = ()
+
+
+class HostListener(Value, frozen=True):
+    """A socket that the host has for one of a container's; ``inode`` is 0 until it was made.
+
+    ``changed`` is the time of its file's last change (ns): a number is soon given to another file.
+    """
+
+    directory: str
+    name: str
+    device: int = 0
+    inode: int = 0
+    changed: int = 0
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return f"{self.directory}/{self.name}"
 
 
 class HeldVolume(Value, frozen=True):
@@ -126,6 +145,14 @@ class PodFiles:
     def write_volumes(self, volumes: Iterable[HeldVolume]) -> None:
         """Replace the file of the volumes."""
         files.save(self.directory / _VOLUMES, msgspec.json.encode(tuple(volumes)))
+
+    def listeners(self) -> tuple[HostListener, ...]:
+        """The host's sockets for containers. Raises DataLoss when their file is damaged, Unavailable."""
+        return _read(self.directory / _LISTENERS, tuple[HostListener, ...]) or ()
+
+    def write_listeners(self, listeners: Iterable[HostListener]) -> None:
+        """Replace the file of the sockets."""
+        files.save(self.directory / _LISTENERS, msgspec.json.encode(tuple(listeners)))
 
     def containers(self) -> list[ContainerFile]:
         """The files of all containers; a damaged one is left out. Raises Unavailable."""

@@ -21,14 +21,14 @@ from orlop.host import mounts, threads
 from orlop.host.tasks import Undo, together
 from orlop.hypervisor.base import Disk, Machine, Stacking
 from orlop.sandbox.spec import ContainerSpec, Device, IdMapping, Mount
-from orlop.sandbox.vm import blockdevices, sockets
+from orlop.sandbox.vm import blockdevices, listeners, sockets
 from orlop.sandbox.vm.blockdevices import HostDevice, Sizes
 from orlop.sandbox.vm.checks import check_shared
 from orlop.sandbox.vm.files import ContainerFile
 from orlop.sandbox.vm.idmaps import user_namespace
 from orlop.sandbox.vm.sockets import FoundSocket
 from orlop.sandbox.vm.translate import Plugged
-from orlop.sandbox.vm.volumes import Volumes
+from orlop.sandbox.vm.volumes import Volumes, has_sockets
 from orlop.sandbox.vm.warm import ReadyLayer
 from orlop.storage import rootfs
 from orlop.storage.disks import check_layers, scratch_disk
@@ -185,8 +185,9 @@ class Plugs:
         await self._share.close()
 
     async def release(self) -> None:
-        """Take all volumes off the share."""
+        """Take all volumes off the share, and from the host what containers had there."""
         await self._sizes.close()
+        await self._volumes.listeners.release()
         await self._share.release_all()
 
     def _divided(self, layers: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
@@ -262,8 +263,13 @@ class Plugs:
         held = await self._volumes.place(spec)
         shared = tuple(mount for mount in spec.mounts if mount.host_path and mount.container_path not in held)
         found: tuple[FoundSocket, ...] = ()
-        if shared and self._volumes.relays_sockets:
-            found = await threads.call(sockets.find, shared, {mount.container_path for mount in spec.mounts})
+        own = tuple(mount for mount in spec.mounts if has_sockets(held, mount))
+        if (shared or own) and self._volumes.relays_sockets:
+            targets = {mount.container_path for mount in spec.mounts}
+            found = await threads.call(sockets.find, (*shared, *own), targets)
+            directories = {os.path.realpath(mount.host_path) for mount in own}
+            made = self._volumes.listeners.paths()
+            found = await threads.call(listeners.of_others, found, directories, made) if own else found
             whole = {one.target for one in found}
             shared = tuple(mount for mount in shared if mount.container_path not in whole)
         check_shared(spec, shared)

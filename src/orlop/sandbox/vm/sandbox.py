@@ -55,6 +55,7 @@ from orlop.wire.messages import (
     Dump,
     Event,
     ExecExited,
+    Listening,
     Log,
     OutOfMemory,
     Resume,
@@ -531,9 +532,11 @@ class VmSandbox:
             log.log(level.get(event.level, logging.ERROR), "guest of pod %s: %s", self.pod_id, event.text)
             return
         container = self._containers.get(event.id)
-        if container is None:
+        if isinstance(event, Listening):
+            self._volumes.listeners.changed(event)
+        elif container is None:
             return
-        if isinstance(event, OutOfMemory):
+        elif isinstance(event, OutOfMemory):
             container.oom = True
         elif isinstance(event, Called):
             self._relay.called(event, container.held.sockets)

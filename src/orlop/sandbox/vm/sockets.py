@@ -127,7 +127,7 @@ class Relay:
         incoming, outgoing = self._agent.incoming(stream), self._agent.outgoing(stream)
         try:
             await self._agent.call(Accept(call=call.call, stream=stream))
-            await together(_inward(reader, outgoing), _outward(incoming, writer))
+            await together(inward(reader, outgoing), outward(incoming, writer))
         except (OSError, OrlopError) as error:
             log.debug("pod %s: a connection to %s was broken off: %s", self._pod_id, path, error)
         finally:
@@ -143,7 +143,7 @@ class Relay:
         return await asyncio.open_unix_connection(sock=link)
 
 
-async def _inward(reader: asyncio.StreamReader, outgoing: Outgoing) -> None:
+async def inward(reader: asyncio.StreamReader, outgoing: Outgoing) -> None:
     """From the host to the container, until either has enough."""
     while not outgoing.gone and (data := await reader.read(_CHUNK)):
         await outgoing.write(data)
@@ -151,7 +151,7 @@ async def _inward(reader: asyncio.StreamReader, outgoing: Outgoing) -> None:
     await outgoing.delivered()
 
 
-async def _outward(incoming: Incoming, writer: asyncio.StreamWriter) -> None:
+async def outward(incoming: Incoming, writer: asyncio.StreamWriter) -> None:
     """From the container to the host."""
     while data := await incoming.read():
         writer.write(data)

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount, Propagation
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.blockdevices import Sizes
 from orlop.sandbox.vm.files import HeldVolume, PodFiles
+from orlop.sandbox.vm.listeners import Listeners
 from orlop.storage import direct, kubelet
 from orlop.storage.direct import DirectVolume
 from orlop.storage.disks import volume_disk
@@ -37,7 +38,18 @@ from orlop.storage.kubelet import KubeletVolume
 from orlop.storage.snapshot import DISK, InMotion, NotCopied, directories_of, read_volume
 from orlop.volumes import shown
 from orlop.wire import values as wire
-from orlop.wire.messages import FILE_SYSTEMS, PROPAGATION, SOCKETS, VOLUMES, Drop, Fetch, Fill, Flush, Hold
+from orlop.wire.messages import (
+    FILE_SYSTEMS,
+    LISTENERS,
+    PROPAGATION,
+    SOCKETS,
+    VOLUMES,
+    Drop,
+    Fetch,
+    Fill,
+    Flush,
+    Hold,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +71,7 @@ _SETTLING = 0.005
 _AGAIN = 0.05
 _TRIES = 40
 _LATER = 2.0
+_FOR_SOCKETS = 1 << 20
 _NOBODY = 65534
 _MOST_MEMORY = 1 << 50
 
@@ -100,6 +113,8 @@ class Volumes:
         self._named = named
         self._held: dict[str, HeldVolume] = {}
         self._watches: dict[str, tuple[int, Callable[[], None]]] = {}
+        self.listeners = Listeners(agent, files, self._sockets_at)
+        """The host's sockets for those that containers have bound."""
         self._lock = asyncio.Lock()
         self._sizes = Sizes(machine)
         self._stale: set[str] = set()
@@ -178,12 +193,17 @@ class Volumes:
                 except OSError as error:
                     log.warning("volume %s is not updated any more: %s", held.path, error)
                 self._mark(held.id)
+        try:
+            self.listeners.adopt()
+        except DataLoss as error:
+            log.error("the sockets of pod %s may stay on the host: %s", self._uid, error)
 
     async def close(self) -> None:
         """Keep nothing in step any more; the guest goes on with what it has. Idempotent."""
         for volume_id in list(self._watches):
             self._forget(volume_id)
         await self._sizes.close()
+        await self.listeners.close()
         await self._tasks.close()
 
     # Which, and how
@@ -197,7 +217,7 @@ class Volumes:
             if (handed := self._direct_one(mount)) is not None:
                 found.append(handed)
                 continue
-            volume = kubelet.recognise(mount, self._uid) or self._named_one(mount)
+            volume = self._for_sockets(mount) or kubelet.recognise(mount, self._uid) or self._named_one(mount)
             if volume is not None and (volume.kind not in _COPIED or self._config.copy_kib):
                 found.append(Showing(mount, volume))
         return found
@@ -212,6 +232,20 @@ class Volumes:
                 f"volume {mount.host_path} is a disk of its VM, which a pod with a user namespace cannot have"
             )
         return KubeletVolume(kind="disk", path=os.fspath(found.data), below=found.below)
+
+    def _for_sockets(self, mount: Mount) -> KubeletVolume | None:
+        """A directory of the host in which containers have sockets for it."""
+        if mount.read_only or mount.propagation is not Propagation.PRIVATE:
+            return None
+        path = os.path.realpath(mount.host_path)
+        wanted = any(Path(path).is_relative_to(os.path.realpath(top)) for top in self._config.sockets)
+        if not wanted or LISTENERS not in self._agent.hello.features or not Path(path).is_dir():
+            return None
+        return KubeletVolume(kind="sockets", path=path)
+
+    def _sockets_at(self, volume_id: str) -> str:
+        held = self._held.get(volume_id)
+        return held.path if held is not None and held.kind == "sockets" else ""
 
     def _direct_one(self, mount: Mount) -> Showing | None:
         # What the guest has stays what it is, whatever has become of what the driver wrote.
@@ -309,6 +343,8 @@ class Volumes:
 
     async def _empty_dir(self, held: HeldVolume, below: tuple[str, ...]) -> HeldVolume | None:
         directories, has_disk, plain = await threads.call(_look, held.path, below)
+        if held.kind == "sockets":
+            has_disk, plain = False, True
         if held.id not in self._held and not has_disk:
             # In an emptyDir that is not plain somebody has put files, which only the host has. Once it is
             # shared it stays so: its containers are to see the same.
@@ -318,13 +354,17 @@ class Volumes:
             self._remember(held)
             return None
         size = 0
-        if held.kind == "memory":
+        if held.kind == "sockets":
+            size = _FOR_SOCKETS
+            self._remember(held)
+        elif held.kind == "memory":
             size = await threads.call(_size_of, held.path)
             self._remember(held)
         else:
             held = await self._with_disk(held, has_disk=has_disk)
         owned = tuple(_owned(entry, held) for entry in directories)
-        await self._agent.call(Hold(id=held.id, disk=held.disk, size=size, directories=owned), _TIMEOUT)
+        hold = Hold(id=held.id, disk=held.disk, size=size, directories=owned, listens=held.kind == "sockets")
+        await self._agent.call(hold, _TIMEOUT)
         return held
 
     async def _with_disk(self, held: HeldVolume, *, has_disk: bool) -> HeldVolume:
@@ -454,6 +494,11 @@ class Volumes:
             self._held[held.id] = held
             self._files.write_volumes(self._held.values())
         return held
+
+
+def has_sockets(held: Mapping[str, tuple[str, str]], mount: Mount) -> bool:
+    """Whether a mount shows a directory for sockets, as :meth:`Volumes.place` has said."""
+    return held.get(mount.container_path, ("", ""))[0].startswith("sockets-")
 
 
 def _id(wanted: Showing) -> str:
