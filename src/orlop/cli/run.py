@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 
-from orlop.cli import images, restarts, streams, terminal
+from orlop.cli import images, restarts, starting, streams, terminal
 from orlop.cli.problems import CliError
 from orlop.cli.restarts import RestartPolicy
 from orlop.client import logs, session
@@ -118,7 +118,7 @@ async def run_command(
             "ports, handler, hostname, name servers and network are a pod's: give them to `orlop pod create`",
             exit_code=2,
         )
-    async with session.connect(socket) as client:
+    async with starting.offered(socket, lasting=detach), session.connect(socket) as client:
         await _provide(client, launch.image, pull)
         found = await find_pod(client, pod) if pod else Pod(client, launch)
         container = await (found.launch(launch, launch.name) if pod else _alone(found, launch))

@@ -11,7 +11,6 @@ import hashlib
 import ipaddress
 import json
 import os
-import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -20,16 +19,14 @@ from typing import Any
 
 import msgspec
 
+from orlop.cli import starting
 from orlop.cli.demo import lending
 from orlop.cli.demo.children import stop
 from orlop.cli.guest import cache_of
-from orlop.cli.problems import CliError
 from orlop.config import Config
 from orlop.errors import NotFound
 from orlop.guestos import build as guestos
 from orlop.host import process
-
-START_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
@@ -159,35 +156,8 @@ def write_files(settings: Settings) -> Path:
 
 async def start(settings: Settings) -> Process:
     """Start the daemon on files that were written, and wait until it listens."""
-    with settings.log.open("ab") as log:
-        child = await process.spawn(
-            [sys.executable, "-m", "orlop.daemon", "--config", settings.scratch / "config.toml"],
-            env=dict(os.environ),
-            stdout=log,
-            stderr=log,
-        )
-    loop = asyncio.get_running_loop()
-    limit = loop.time() + START_TIMEOUT
-    while not await _listens(settings.socket):
-        if child.returncode is not None:
-            raise CliError(f"the private daemon ended at once:\n{settings.log_tail()}")
-        if loop.time() > limit:
-            child.kill()
-            await child.wait()
-            raise CliError(
-                f"the private daemon does not listen after {START_TIMEOUT:g} s:\n{settings.log_tail()}"
-            )
-        await asyncio.sleep(0.05)
-    return child
-
-
-async def _listens(path: str) -> bool:
-    try:
-        _, writer = await asyncio.open_unix_connection(path)
-    except OSError:
-        return False
-    writer.close()
-    return True
+    command = (*starting.COMMAND, "--config", settings.scratch / "config.toml")
+    return await starting.listening(command, settings.socket, settings.log)
 
 
 async def remove_bridge(settings: Settings) -> None:
