@@ -94,10 +94,11 @@ def nonewprivs_layer() -> LayerContent:
 
 
 def pets_layer(name: str) -> LayerContent:
-    """What the image of a pet holds: a picture's file and a document."""
+    """What the image of a pet holds: a picture's file, a document, and what the original was built upon."""
     layer = LayerWriter()
     layer.file(f"{name}.jpg", f"a picture of a {name}\n")
     layer.file("data.json", f'{{"image": "{name}.jpg"}}\n')
+    layer.file("etc/os-release", 'NAME="Alpine Linux"\n')
     return layer.finish()
 
 
