@@ -24,6 +24,7 @@ from tests.node_e2e import judgement, programs, suite
 HANDLERS = ("vm", "process", "auto")
 CONFORMANCE = r"\[Conformance\]"
 SUITE = "e2e.test"
+NEEDED = (SUITE, "ginkgo", "agnhost", "porter")
 NODES = 2
 HERE = Path(__file__).parent
 SHORT, EXCEPTIONS = HERE / "short.txt", HERE / "exceptions.toml"
@@ -51,7 +52,7 @@ def focus(options: argparse.Namespace) -> str:
 
 def specs(one: Cluster, order: suite.Order, reports: Path) -> Path:
     """Run specs on a cluster; the path of the JUnit report. Raises ToolError when there is none."""
-    built = programs.build((*programs.CLUSTER, SUITE, "ginkgo"))
+    built = programs.build((*programs.CLUSTER, *NEEDED))
     given = [
         "--provider=local",
         f"--kubeconfig={layout.kubeconfig(one.directory)}",
@@ -68,7 +69,7 @@ def specs(one: Cluster, order: suite.Order, reports: Path) -> Path:
     return reports / suite.REPORT
 
 
-def one_run(handler: str, options: argparse.Namespace) -> judgement.Result:
+def one_run(handler: str, options: argparse.Namespace, storage: Path) -> judgement.Result:
     """A cluster, the specs, and those that failed once more."""
     reports: Path = (options.report / handler).resolve()
     shutil.rmtree(reports, ignore_errors=True)
@@ -85,7 +86,6 @@ def one_run(handler: str, options: argparse.Namespace) -> judgement.Result:
             handler, judgement.parse(report, handler, excused), time.monotonic() - started
         )
 
-    storage = images.storage(programs.build())
     with cluster(NODES, handler=handler, extra=named, storage=storage, reports=reports) as one:
         result = judged(specs(one, order, reports))
         if failed := [spec for spec in result.of("failed") if spec.can_run_alone]:
@@ -110,9 +110,10 @@ def main() -> int:
         return 2
     try:
         prepare()
+        storage = images.storage(programs.build(NEEDED))
         # Short ones at the same time: a run waits more than it computes.
         with ThreadPoolExecutor(len(handlers) if options.short else 1) as beside:
-            results = list(beside.map(lambda handler: one_run(handler, options), handlers))
+            results = list(beside.map(lambda handler: one_run(handler, options, storage), handlers))
     except (tools.ToolError, AssertionError) as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 2

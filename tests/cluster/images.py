@@ -17,13 +17,13 @@ from tests.node_e2e.programs import Programs
 
 
 def network_layer() -> LayerContent:
-    """Debian's dig and nc, with which specs look for names and ports in agnhost's image."""
-    root = node_images.with_dependencies("bind9-dnsutils", "netcat-openbsd")
+    """Debian's dig, getent and nc, with which specs look for names and ports in agnhost's image."""
+    root = node_images.with_dependencies("bind9-dnsutils", "libc-bin", "netcat-openbsd")
     nc = next(path for path in ("bin/nc.openbsd", "usr/bin/nc.openbsd") if (root / path).is_file())
     layer = LayerWriter()
-    layer.tree(root, ["usr/bin/dig"])
+    layer.tree(root, ["usr/bin/dig", "usr/bin/getent"])
     layer.file("bin/nc", (root / nc).read_bytes(), 0o755)
-    images.libraries(layer, root, "usr/bin/dig", nc)
+    images.libraries(layer, root, "usr/bin/dig", "usr/bin/getent", nc)
     return layer.finish()
 
 

@@ -183,7 +183,8 @@ def test_a_rollout_completes_while_daemons_are_killed(handler: str, shared_clust
         node.kill("orlopd")
     shared_cluster.kubectl(*status, timeout=LIMIT * 3)
     # Those of the old version go, whoever was asked to remove them and died.
-    limit, pods = time.monotonic() + LIMIT, []
+    limit = time.monotonic() + LIMIT
+    pods: list[dict[str, Any]] = []
     while len(pods) != 2:
         assert time.monotonic() < limit, [one["metadata"]["name"] for one in pods]
         pods = shared_cluster.json("get", "pods", rolled)["items"]
