@@ -22,6 +22,7 @@ from orlop.cli.parameters import (
     Files,
     Format,
     FormatChoice,
+    Grace,
     Handler,
     Hostname,
     Json,
@@ -234,7 +235,7 @@ def logs(
 @app.command()
 def stop(
     names: Names,
-    timeout: Annotated[int, typer.Option("--timeout", "-t", help="Seconds before it is killed.", min=0)] = 10,
+    timeout: Grace = 10,
     socket: Socket = "",
 ) -> None:
     """Stop containers."""

@@ -54,6 +54,7 @@ Label = Annotated[Many, typer.Option("--label", "-l", help="KEY=VALUE")]
 Hostname = Annotated[str, typer.Option("--hostname", help="The pod's name else.")]
 Dns = Annotated[Many, typer.Option("--dns", help="Name servers instead of the host's.")]
 DnsSearch = Annotated[Many, typer.Option("--dns-search", help="Domains to look names up in.")]
+Grace = Annotated[int, typer.Option("--timeout", "-t", help="Seconds before it is killed.", min=0)]
 Restart = Annotated[
     str, typer.Option("--restart", help="Run it again while this waits: on-failure[:TIMES] or always.")
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import Name, Names, Socket
+from orlop.cli.parameters import Grace, Name, Names, Socket
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -42,7 +42,7 @@ def unpause(names: Names, socket: Socket = "") -> None:
 @app.command()
 def restart(
     names: Names,
-    timeout: Annotated[int, typer.Option("--timeout", "-t", help="Seconds before it is killed.", min=0)] = 10,
+    timeout: Grace = 10,
     socket: Socket = "",
 ) -> None:
     """Run containers that `orlop run` made again, running or not: with new ids, and fresh files."""
