@@ -21,6 +21,14 @@ PROTOS = (
     "orlop/csi/api/registration.proto",
     "orlop/native/api/native_v1.proto",
     "orlop/nri/api/nri_v1alpha1.proto",
+    "orlop/shim/api/door.proto",
+    "orlop/shim/api/events.proto",
+    "orlop/shim/api/forward.proto",
+    "orlop/shim/api/metrics.proto",
+    "orlop/shim/api/process.proto",
+    "orlop/shim/api/task_v2.proto",
+    "orlop/shim/api/task_v3.proto",
+    "orlop/shim/api/types.proto",
     "orlop/ttrpc/messages.proto",
 )
 

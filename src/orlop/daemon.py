@@ -40,6 +40,7 @@ from orlop.pods.service import PodService
 from orlop.rpc.deferred import Deferred, Handler
 from orlop.rpc.router import Router
 from orlop.sandbox.base import SandboxDriver
+from orlop.shim.door import ShimDoor
 from orlop.volumes.publisher import Publisher
 from orlop.volumes.store import VolumeStore
 
@@ -250,6 +251,9 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         door = Door(config.state_dir, pods)
         stack.push_async_callback(door.stop)
         await door.start()
+        shims = ShimDoor(config.state_dir, pods)
+        stack.push_async_callback(shims.stop)
+        await shims.start()
         volumes = await opened_volumes(config)
         if config.csi.enabled:
             from orlop.csi.server import CsiServer

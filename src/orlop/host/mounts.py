@@ -121,6 +121,19 @@ def mount(source: str | Path, target: str | Path, fstype: str, *, flags: int = 0
     sys.mount(source, target, fstype, flags, options)
 
 
+def mount_in(
+    directory: str, source: str, target: str | Path, fstype: str, *, flags: int = 0, options: str = ""
+) -> None:
+    """The same, with relative paths in ``options`` that begin at ``directory``. Raises OSError."""
+
+    def body() -> None:
+        sys.unshare(sys.CLONE_FS)
+        os.chdir(directory)
+        sys.mount(source, target, fstype, flags, options)
+
+    _apart(body)
+
+
 def inside(namespace: Path | None, function: Callable[[], None]) -> None:
     """Call ``function`` in the mount namespace at ``namespace``, or with None right here.
 

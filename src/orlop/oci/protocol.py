@@ -15,9 +15,6 @@ from typing import Any
 
 from orlop.errors import Code, FailedPrecondition, Internal, OrlopError, Unavailable
 
-SPECIFICATION = "1.2.0"
-"""The newest version of the OCI runtime specification that is understood."""
-
 FRONT = "oci"
 """Whose pods those of this front are."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 from google.protobuf import message_factory
@@ -27,6 +29,9 @@ from orlop.ttrpc.messages_pb2 import Request, Response
 from orlop.ttrpc.status import refusal
 
 MAX_STREAMS = 256
+
+METADATA: ContextVar[Mapping[str, str]] = ContextVar("METADATA", default=MappingProxyType({}))
+"""What came with the call that is being served, beside its request; of one key the first value."""
 
 Method = Callable[[Any], Awaitable[Message] | AsyncGenerator[Message, None]]
 
@@ -123,6 +128,7 @@ class _Connection:
         self, frame: TtrpcFrame, request: Request, method: MethodDescriptor, call: Method
     ) -> None:
         timeout = request.timeout_nano / 1e9 if request.timeout_nano > 0 else None
+        METADATA.set({pair.key: pair.value for pair in reversed(request.metadata)})
         # Who called is gone; what the method does then is not wanted by anybody.
         with suppress(LinkLost):
             try:

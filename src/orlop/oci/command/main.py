@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from orlop import __version__
+from orlop.bundle.features import SPECIFICATION
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError, Unimplemented
 from orlop.oci.command import namespaces, parser, processes, report
-from orlop.oci.protocol import SOCKET, SPECIFICATION, ask
+from orlop.oci.protocol import SOCKET, ask
 
 EXIT_FAILED = 1
 EXIT_EXEC_FAILED = 255

@@ -4,25 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from orlop.linux.capabilities import CAPABILITIES
-from orlop.oci.protocol import SPECIFICATION
+from orlop.bundle.features import FEATURES, SPECIFICATION
 
-FEATURES: dict[str, Any] = {
-    "ociVersionMin": "1.0.0",
-    "ociVersionMax": SPECIFICATION,
-    "hooks": ["prestart", "createRuntime", "poststart", "poststop"],
-    "mountOptions": ["bind", "nodev", "noexec", "nosuid", "rbind", "ro", "rprivate", "rro", "rslave", "rw"],
-    "linux": {
-        "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
-        "capabilities": [f"CAP_{name}" for name in CAPABILITIES],
-        "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
-        "seccomp": {"enabled": True},
-        "apparmor": {"enabled": False},
-        "selinux": {"enabled": False},
-        "intelRdt": {"enabled": False},
-        "mountExtensions": {"idmap": {"enabled": False}},
-    },
-}
+__all__ = ["CONFIG", "FEATURES"]
 
 _CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 _MASKED = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",

@@ -1,0 +1,1 @@
+"""What containerd starts, and the keeper of its connections: of the standard library alone."""

@@ -1,0 +1,407 @@
+"""The keeper of a node: it holds containerd's connections while the daemon is away.
+
+containerd takes a shim whose connection closes for dead, and removes its container. So what it connects to
+is this process, which lives as long as there are tasks, and does little that could fail. For each connection
+of containerd's it has one to the daemon, and passes frames on. When that one ends, it makes it anew and
+repeats the questions that have no answer yet; those that may not be done twice fail. It also holds what the
+daemon gives it: descriptors of FIFOs, whose other ends would take the daemon's death for the end.
+
+One thread, the standard library alone, one message of 4 MiB at most at a time in each direction.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import json
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from orlop.errors import Code
+from orlop.shim import places
+from orlop.shim.command import protobuf
+from orlop.shim.command.call import HEADER, MAX_MESSAGE, REQUEST, RESPONSE, refusal
+
+MOST_LINKS = 4096
+MOST_PENDING = 1024
+MOST_WAITING = 2 * MAX_MESSAGE
+"""Bytes that one side may leave unread before the other is not read from any more."""
+
+PATIENCE = 30.0
+"""Seconds that a question waits for a daemon; only that for an end waits longer."""
+
+LINGER = 5.0
+"""Seconds without connections, and with nothing to hold, after which the keeper ends."""
+
+RETRY = 0.1
+_CHUNK = 1 << 16
+_MOST_KEYS = 1 << 16
+_LONGEST_NOTE = 1 << 12
+_DESCRIPTORS = 4
+
+ONCE = frozenset({"Checkpoint", "Create", "Exec", "Start"})
+"""What may not be done twice."""
+
+_AGAIN = protobuf.text(5, protobuf.text(1, places.AGAIN) + protobuf.text(2, "1"))
+_ABSENT = "no orlopd listens at {path}: start it with 'systemctl start orlopd'"
+_LOST = "orlopd went away during {method}: ask for the state, and try again"
+
+
+class OpenCall:
+    """A request that has no answer yet."""
+
+    def __init__(self, stream: int, data: bytes, namespace: str) -> None:
+        self.stream = stream
+        self.data = data + protobuf.text(5, protobuf.text(1, places.NAMESPACE) + protobuf.text(2, namespace))
+        self.since = time.monotonic()
+        self.sent = False
+        try:
+            self.method = protobuf.strings(data).get(2, "")
+        except ValueError:
+            self.method = ""
+
+    def frame(self) -> bytes:
+        """It as it travels; one that travelled before says so."""
+        data = self.data + _AGAIN if self.sent else self.data
+        self.sent = True
+        return HEADER.pack(len(data), self.stream, REQUEST, 0) + data
+
+
+class Wire:
+    """One socket: what came and is not a whole frame yet, and what could not be sent yet."""
+
+    def __init__(self, link: socket.socket) -> None:
+        link.setblocking(False)
+        self.link = link
+        self.incoming = bytearray()
+        self.outgoing = bytearray()
+
+    def read(self) -> list[tuple[int, int, bytes, bytes]]:
+        """Frames: stream, kind, message, and all of it. Raises OSError, also at the end and for nonsense."""
+        try:
+            data = self.link.recv(_CHUNK)
+        except BlockingIOError:
+            return []
+        if not data:
+            raise ConnectionResetError
+        self.incoming += data
+        found = []
+        while len(self.incoming) >= HEADER.size:
+            length, stream, kind, _ = HEADER.unpack_from(self.incoming)
+            if length > MAX_MESSAGE:
+                raise ConnectionAbortedError
+            if len(self.incoming) < HEADER.size + length:
+                break
+            frame = bytes(self.incoming[: HEADER.size + length])
+            del self.incoming[: len(frame)]
+            found.append((stream, kind, frame[HEADER.size :], frame))
+        return found
+
+    def write(self) -> None:
+        """Send what can be sent now. Raises OSError."""
+        while self.outgoing:
+            try:
+                count = self.link.send(memoryview(self.outgoing)[:_CHUNK])
+            except BlockingIOError:
+                return
+            del self.outgoing[:count]
+
+
+class Pair:
+    """A connection of containerd's, and the daemon's for it."""
+
+    def __init__(self, link: socket.socket, address: str, namespace: str) -> None:
+        self.client = Wire(link)
+        self.daemon: Wire | None = None
+        self.questions: dict[int, OpenCall] = {}
+        self._address = address
+        self._namespace = namespace
+
+    def heard(self) -> None:
+        """Take what containerd says. Raises OSError when that has ended."""
+        for stream, kind, data, frame in self.client.read():
+            if kind != REQUEST:
+                if self.daemon is not None:
+                    self.daemon.outgoing += frame
+                continue
+            question = OpenCall(stream, data, self._namespace)
+            waiting = sum(len(one.data) for one in self.questions.values()) if data else 0
+            if len(self.questions) >= MOST_PENDING or waiting + len(data) > MOST_WAITING:
+                self._refuse(question, f"{len(self.questions)} calls wait on this connection already")
+                continue
+            self.questions[stream] = question
+            if self.daemon is not None:
+                self.daemon.outgoing += question.frame()
+
+    def answered(self) -> None:
+        """Take what the daemon says. Raises OSError when that has ended."""
+        assert self.daemon is not None
+        for stream, kind, _, frame in self.daemon.read():
+            if kind == RESPONSE:
+                self.questions.pop(stream, None)
+            self.client.outgoing += frame
+
+    def connect(self) -> bool:
+        """Try to reach the daemon, and ask it all that has no answer."""
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        link.setblocking(False)
+        try:
+            link.connect(self._address)
+        except OSError:
+            link.close()
+            return False
+        self.daemon = Wire(link)
+        for stream in sorted(self.questions):
+            self.daemon.outgoing += self.questions[stream].frame()
+        return True
+
+    def lost(self) -> None:
+        """The daemon is gone: what it may have done by half has failed."""
+        assert self.daemon is not None
+        self.daemon.link.close()
+        self.daemon = None
+        for question in list(self.questions.values()):
+            if question.sent and question.method in ONCE:
+                self._refuse(question, _LOST.format(method=question.method))
+
+    def impatient(self, now: float) -> None:
+        """Refuse what has waited long enough for a daemon."""
+        for question in list(self.questions.values()):
+            if question.method != "Wait" and now - question.since > PATIENCE:
+                self._refuse(question, _ABSENT.format(path=self._address))
+
+    def _refuse(self, question: OpenCall, reason: str) -> None:
+        self.questions.pop(question.stream, None)
+        data = refusal(reason, Code.UNAVAILABLE)
+        self.client.outgoing += HEADER.pack(len(data), question.stream, RESPONSE, 0) + data
+
+    def close(self) -> None:
+        """Let go of both."""
+        self.client.link.close()
+        if self.daemon is not None:
+            self.daemon.link.close()
+
+
+class Holds:
+    """What the daemon has left here: descriptors by their keys, or keys alone."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, list[int]] = {}
+        self._old: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def take(self, verb: str, key: str, descriptors: list[int]) -> None:
+        """Do what a note says: hold, drop, or forget all that was not held anew since ``begin``."""
+        if verb == "hold" and (key in self._held or len(self._held) < _MOST_KEYS):
+            self._drop(key)
+            self._held[key], descriptors = descriptors, []
+        elif verb == "drop":
+            self._drop(key)
+        elif verb == "begin":
+            self._old = set(self._held)
+        elif verb == "end":
+            for one in self._old:
+                self._drop(one)
+            self._old = set()
+        self._old.discard(key)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _drop(self, key: str) -> None:
+        for descriptor in self._held.pop(key, ()):
+            os.close(descriptor)
+
+
+class Keeper:
+    """All of it: sockets for containerd to connect to, one for the daemon, and what came of that."""
+
+    def __init__(self, state: str, holding: socket.socket) -> None:
+        self._state = state
+        self._address = f"{state}/{places.DAEMON_SOCKET}"
+        self._serving: dict[str, socket.socket] = {}
+        self._holding = holding
+        self._selector = selectors.DefaultSelector()
+        self._watched: dict[int, tuple[socket.socket, int]] = {}
+        self._pairs: set[Pair] = set()
+        self._notes: set[socket.socket] = set()
+        self._holds = Holds()
+        self._idle_since = time.monotonic()
+
+    def run(self) -> None:
+        """Serve until there is nothing to keep."""
+        self._holding.setblocking(False)
+        self._selector.register(self._holding, selectors.EVENT_READ, self._accept_notes)
+        while True:
+            away = any(pair.daemon is None for pair in self._pairs)
+            for key, events in self._selector.select(RETRY if away else LINGER):
+                work: Callable[[int], None] = key.data
+                work(events)
+            self._care()
+            if self._useless() and self._end():
+                return
+
+    def _care(self) -> None:
+        now = time.monotonic()
+        for pair in list(self._pairs):
+            if pair.daemon is None and not pair.connect():
+                pair.impatient(now)
+            self._watch(pair)
+
+    def _serve(self, namespace: str, descriptor: int) -> None:
+        """Listen for a namespace; in the place of what listened before."""
+        listener = socket.socket(fileno=descriptor)
+        listener.setblocking(False)
+        if (before := self._serving.pop(namespace, None)) is not None:
+            self._selector.unregister(before)
+            before.close()
+        self._serving[namespace] = listener
+        self._selector.register(listener, selectors.EVENT_READ, lambda _: self._accept(namespace, listener))
+
+    def _accept(self, namespace: str, listener: socket.socket) -> bool:
+        try:
+            link, _ = listener.accept()
+        except OSError:
+            return False
+        if len(self._pairs) >= MOST_LINKS:
+            link.close()
+            return False
+        self._pairs.add(Pair(link, self._address, namespace))
+        return True
+
+    def _accept_notes(self, _events: int) -> None:
+        with suppress(OSError):
+            link, _ = self._holding.accept()
+            link.setblocking(False)
+            self._notes.add(link)
+            self._selector.register(link, selectors.EVENT_READ, lambda _: self._note(link))
+
+    def _note(self, link: socket.socket) -> None:
+        try:
+            note, ancillary, _, _ = link.recvmsg(_LONGEST_NOTE, socket.CMSG_SPACE(_DESCRIPTORS * 4))
+        except BlockingIOError:
+            return
+        except OSError:
+            note, ancillary = b"", []
+        descriptors = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+        if not note:
+            self._selector.unregister(link)
+            self._notes.discard(link)
+            link.close()
+            return
+        verb, key = _understood(note)
+        if verb == "serve" and len(descriptors) == 1 and key:
+            self._serve(key, descriptors[0])
+        else:
+            self._holds.take(verb, key, list(descriptors))
+        with suppress(OSError):
+            link.send(b"done")  # so that who holds knows it is held
+
+    def _watch(self, pair: Pair) -> None:
+        """Look at both sides of a pair for what can be done now."""
+        for wire, other, work in (
+            (pair.client, pair.daemon, lambda events: self._client(pair, events)),
+            (pair.daemon, pair.client, lambda events: self._daemon(pair, events)),
+        ):
+            if wire is None:
+                continue
+            events = selectors.EVENT_WRITE if wire.outgoing else 0
+            if other is None or len(other.outgoing) < MOST_WAITING:
+                events |= selectors.EVENT_READ
+            self._select(wire.link, events, work)
+
+    def _select(self, link: socket.socket, events: int, work: Callable[[int], None]) -> None:
+        number = link.fileno()
+        known = self._watched.get(number)
+        if known is not None and known[0] is link:
+            if known[1] == events:
+                return
+            if not events:
+                self._selector.unregister(link)
+                del self._watched[number]
+                return
+            self._selector.modify(link, events, work)
+        elif events:
+            self._selector.register(link, events, work)
+        self._watched[number] = (link, events)
+
+    def _forget(self, wire: Wire | None) -> None:
+        if wire is not None and wire.link.fileno() in self._watched:
+            del self._watched[wire.link.fileno()]
+            self._selector.unregister(wire.link)
+
+    def _client(self, pair: Pair, events: int) -> None:
+        if pair not in self._pairs:
+            return
+        try:
+            if events & selectors.EVENT_WRITE:
+                pair.client.write()
+            if events & selectors.EVENT_READ:
+                pair.heard()
+        except OSError:
+            self._forget(pair.client)
+            self._forget(pair.daemon)
+            self._pairs.discard(pair)
+            pair.close()
+
+    def _daemon(self, pair: Pair, events: int) -> None:
+        if pair not in self._pairs or pair.daemon is None:
+            return
+        try:
+            if events & selectors.EVENT_WRITE:
+                pair.daemon.write()
+            if events & selectors.EVENT_READ:
+                pair.answered()
+        except OSError:
+            self._forget(pair.daemon)
+            pair.lost()
+
+    def _useless(self) -> bool:
+        now = time.monotonic()
+        if self._pairs or self._holds:
+            self._idle_since = now
+        return now - self._idle_since >= LINGER
+
+    def _end(self) -> bool:
+        """Give the sockets up; not while somebody is about to connect."""
+        lock = os.open(f"{self._state}/{places.LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if any(self._accept(name, listener) for name, listener in self._serving.items()):
+                return False
+            sockets = [places.SOCKET.format(namespace=name) for name in self._serving]
+            for name in (*sockets, places.HOLD_SOCKET):
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{self._state}/{name}")  # noqa: PTH108 - this process lives long: no more modules
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lock)
+        return True
+
+
+def main(state: str) -> None:
+    """Keep, with the socket for the daemon as descriptor 3."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with socket.socket(fileno=3) as holding:
+        Keeper(state, holding).run()
+
+
+def _understood(note: bytes) -> tuple[str, str]:
+    """The verb and the key of a note; nothing of one that is none."""
+    try:
+        said = json.loads(note)
+        return str(said["verb"]), str(said.get("key", ""))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return "", ""

@@ -1,0 +1,113 @@
+"""What containerd is told of tasks, in the order in which it happened.
+
+A containerd that is away gets what it missed when it is back, as far as that is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from orlop.errors import OrlopError
+from orlop.host.tasks import Tasks
+from orlop.shim import places
+from orlop.shim.api import events_pb2 as pb
+from orlop.shim.api import forward_pb2, types_pb2
+from orlop.ttrpc import link
+from orlop.ttrpc.client import Client
+
+log = logging.getLogger(__name__)
+
+MOST_WAITING = 2048
+"""Events of one containerd that wait; the oldest are dropped then."""
+
+_CALL_TIME = 10.0
+_PAUSES = (0.1, 0.5, 2.0, 5.0)
+_GIVE_UP = 300.0
+"""Seconds after which a containerd that does not listen is not tried any more until the next event."""
+
+_SERVICE = "containerd.services.events.ttrpc.v1.Events"
+_TOPICS = {
+    pb.TaskCreate: "/tasks/create",
+    pb.TaskStart: "/tasks/start",
+    pb.TaskOOM: "/tasks/oom",
+    pb.TaskExit: "/tasks/exit",
+    pb.TaskDelete: "/tasks/delete",
+    pb.TaskExecAdded: "/tasks/exec-added",
+    pb.TaskExecStarted: "/tasks/exec-started",
+}
+
+
+@dataclass
+class _Queue:
+    waiting: deque[forward_pb2.ForwardRequest]
+    task: asyncio.Task[None] | None = None
+
+
+class Announcer:
+    """Tells each containerd, by the address of its socket. :meth:`close` drops what waits."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, _Queue] = {}
+        self._tasks = Tasks()
+
+    def tell(self, address: str, namespace: str, event: Message) -> None:
+        """Let it know; does not wait. An empty address is nobody."""
+        if not address or self._tasks.closed:
+            return
+        queue = self._queues.setdefault(address, _Queue(deque(maxlen=MOST_WAITING)))
+        packed = AnyMessage(type_url=event.DESCRIPTOR.full_name, value=event.SerializeToString())
+        envelope = types_pb2.Envelope(namespace=namespace, topic=_TOPICS[type(event)], event=packed)
+        envelope.timestamp.FromNanoseconds(time.time_ns())
+        queue.waiting.append(forward_pb2.ForwardRequest(envelope=envelope))
+        if queue.task is None:
+            queue.task = self._tasks.spawn(self._deliver(address, queue), f"events for {address}")
+
+    async def close(self) -> None:
+        """Tell no more. Idempotent."""
+        await self._tasks.close()
+
+    async def _deliver(self, address: str, queue: _Queue) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                client: Client | None = None
+                failures, given_up = 0, time.monotonic() + _GIVE_UP
+                while queue.waiting:
+                    try:
+                        if client is None:
+                            connection = await link.connect(Path(address.removeprefix("unix://")))
+                            client = Client(connection, "containerd")
+                            stack.push_async_callback(client.close)
+                        await _forward(client, queue.waiting[0])
+                    except OrlopError as error:
+                        if time.monotonic() > given_up:
+                            log.warning(
+                                "%d events cannot be told to %s: %s", len(queue.waiting), address, error
+                            )
+                            queue.waiting.clear()
+                            return
+                        await stack.aclose()
+                        client = None
+                        await asyncio.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
+                        failures += 1
+                    else:
+                        queue.waiting.popleft()
+                        failures = 0
+        finally:
+            queue.task = None
+            if not queue.waiting:
+                self._queues.pop(address, None)
+
+
+async def _forward(client: Client, request: forward_pb2.ForwardRequest) -> None:
+    metadata = ((places.NAMESPACE, request.envelope.namespace),)
+    await client.call(_SERVICE, "Forward", request, Empty, timeout=_CALL_TIME, metadata=metadata)

@@ -1,0 +1,117 @@
+"""What is known of a task: what containerd said when it made one, and how it stands now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import msgspec
+
+from orlop.bundle.document import OciProcess
+from orlop.sandbox.base import ProcessIO
+from orlop.sandbox.spec import ExitStatus
+from orlop.shim.stdio import Feed, Stdio
+from orlop.value import Value
+
+FRONT = "shim"
+"""Whose pods those of this front are."""
+
+KEY = "orlop.shim/task"
+"""The annotation of a container, or of a pod that is a task itself, with its :class:`TaskRecord`."""
+
+CODE_LOST = 137
+"""The exit code of a process of which nobody knows how it ended."""
+
+Key = tuple[str, str]
+"""containerd's namespace and the task's id in it."""
+
+
+class TaskRecord(Value, frozen=True):
+    """A task as containerd made it; kept in the engine's own record.
+
+    ``events`` is the path of containerd's socket for events, ``rootfs`` where something was mounted for the
+    task, and ``netns`` the network namespace that was made for it, "" for none. ``sandbox`` is a pod of a
+    kubelet's: the task is the VM itself. ``member`` is a container of one.
+    """
+
+    namespace: str
+    id: str
+    bundle: str
+    events: str = ""
+    stdio: Stdio = Stdio()
+    rootfs: str = ""
+    netns: str = ""
+    sandbox: bool = False
+    member: bool = False
+
+    @property
+    def key(self) -> Key:
+        """Its name among all."""
+        return self.namespace, self.id
+
+
+def encoded(record: TaskRecord) -> dict[str, str]:
+    """The annotation."""
+    return {KEY: msgspec.json.encode(record).decode()}
+
+
+def decoded(annotations: dict[str, str]) -> TaskRecord | None:
+    """What the annotation says, None where there is none."""
+    text = annotations.get(KEY)
+    return msgspec.json.decode(text, type=TaskRecord) if text else None
+
+
+class Standing(IntEnum):
+    """How a process stands, by the numbers that containerd has for that."""
+
+    CREATED = 1
+    RUNNING = 2
+    STOPPED = 3
+
+
+@dataclass
+class TaskProcess:
+    """A process of a task: its first one, or one more with an ``exec_id``. ``asked`` is what is to run."""
+
+    stdio: Stdio
+    exec_id: str = ""
+    asked: OciProcess | None = None
+    started: bool = False
+    exit: ExitStatus | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    io: ProcessIO | None = None
+    feed: Feed | None = None
+    stdin_done: bool = False
+    send: Callable[[int], Awaitable[None]] | None = None
+    size: tuple[int, int] = (0, 0)
+
+    @property
+    def standing(self) -> Standing:
+        """How it stands."""
+        if self.exit is not None:
+            return Standing.STOPPED
+        return Standing.RUNNING if self.started else Standing.CREATED
+
+    def end(self, status: ExitStatus) -> None:
+        """It has ended; who waits for that hears of it. The first end counts."""
+        if self.exit is None:
+            self.exit = status
+        self.ended.set()
+
+
+@dataclass
+class LiveTask:
+    """A task that is there. ``container_id`` is "" for a sandbox."""
+
+    record: TaskRecord
+    pod_id: str
+    container_id: str
+    first: TaskProcess
+    execs: dict[str, TaskProcess] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"task {self.record.id}"

@@ -1,0 +1,78 @@
+"""Where a task belongs: a pod of a kubelet's, a container in one, or a VM of its own. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import Enum
+
+import msgspec
+
+from orlop.bundle import translate
+from orlop.bundle.document import OciConfig
+from orlop.errors import InvalidArgument
+from orlop.sandbox.spec import PodSpec, Resources
+from orlop.shim.model import FRONT
+
+_KINDS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
+_SANDBOXES = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
+_PID_PATH = re.compile(r"/proc/\d{1,9}/ns/pid")
+_MOST = 1 << 62
+
+
+class Place(Enum):
+    """What a task is."""
+
+    ALONE = "alone"
+    SANDBOX = "sandbox"
+    MEMBER = "member"
+
+
+def place(config: OciConfig) -> tuple[Place, str]:
+    """What it is, and of which sandbox where it is a container of one. Raises InvalidArgument."""
+    annotations = config.annotations or {}
+    kind = _first(annotations, _KINDS)
+    if kind == "container":
+        sandbox = _first(annotations, _SANDBOXES)
+        if not sandbox:
+            raise InvalidArgument("config.json: a container of a pod that does not name its sandbox")
+        return Place.MEMBER, sandbox
+    return (Place.SANDBOX if kind == "sandbox" else Place.ALONE), ""
+
+
+def sees_others(config: OciConfig) -> bool:
+    """Whether a container wants the PID namespace of another process."""
+    namespaces = (config.linux.namespaces or ()) if config.linux else ()
+    return any(one.type == "pid" and _PID_PATH.fullmatch(one.path) for one in namespaces)
+
+
+def network(config: OciConfig) -> str:
+    """The path of its network namespace, "" for one of its own."""
+    namespaces = (config.linux.namespaces or ()) if config.linux else ()
+    return next((one.path for one in namespaces if one.type == "network"), "")
+
+
+def pod(config: OciConfig, namespace: str, task_id: str, *, netns: str) -> PodSpec:
+    """The VM of a sandbox, or of a task that is alone."""
+    annotations = config.annotations or {}
+    spec = translate.pod(config, task_id, namespace, netns=netns, cgroup="", front=FRONT)
+    return msgspec.structs.replace(spec, resources=_size(annotations))
+
+
+def _size(annotations: Mapping[str, str]) -> Resources:
+    """The sum of its containers' limits, which a kubelet knows before there are any."""
+
+    def number(name: str) -> int:
+        text = annotations.get(f"io.kubernetes.cri.sandbox-{name}", "")
+        return int(text) if text.isdecimal() and int(text) < _MOST else 0
+
+    return Resources(
+        cpu_period=number("cpu-period"),
+        cpu_quota=number("cpu-quota"),
+        cpu_shares=number("cpu-shares"),
+        memory_limit=number("memory"),
+    )
+
+
+def _first(annotations: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((annotations[name] for name in names if name in annotations), "")

@@ -1,0 +1,582 @@
+"""The tasks of containerd: each verb of a shim, done by the engine's.
+
+All that is known of a task is in the engine's own record of its container or pod; so it is there after a
+restart, and goes with that. Of a pod of a kubelet's the sandbox container is the VM itself: no process runs
+in its stead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from orlop.bundle import document, translate
+from orlop.errors import (
+    AlreadyExists,
+    CannotRun,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OrlopError,
+    ResourceExhausted,
+)
+from orlop.host import netns, threads
+from orlop.host.tasks import Tasks, Undo, roll_back
+from orlop.host.turns import Turns
+from orlop.linux.usage import Usage
+from orlop.pods.records import (
+    REASON_OOM,
+    ContainerFilter,
+    ContainerPhase,
+    ContainerRecord,
+    EventKind,
+    PodFilter,
+    PodRecord,
+)
+from orlop.pods.requests import ContainerRequest
+from orlop.pods.service import PodService
+from orlop.sandbox.base import StartedProcess
+from orlop.sandbox.spec import ExitStatus, NamespaceMode, Namespaces
+from orlop.shim import model, placing, rootfs, running
+from orlop.shim.events import Announcer
+from orlop.shim.holding import KeeperLine
+from orlop.shim.model import FRONT, Key, LiveTask, Standing, TaskProcess, TaskRecord
+from orlop.shim.placing import Place
+from orlop.shim.rootfs import RootMount
+from orlop.shim.stdio import Stdio
+from orlop.shim.telling import Teller
+
+log = logging.getLogger(__name__)
+
+NETNS = "shim-netns"
+MOST_EXECS = 256
+MOST_REGISTERED = 4096
+MOST_CONFIG = 8 << 20
+_KILL = 9
+_ENDING = frozenset({1, 2, 3, 9, 15})
+"""The signals that end a sandbox."""
+
+
+class ShimTasks:
+    """The verbs. :meth:`open` before use, :meth:`close` after it; tasks run on."""
+
+    def __init__(self, pods: PodService, state: Path) -> None:
+        self._pods = pods
+        self._netns = state / NETNS
+        self._keeper = KeeperLine(state)
+        self._announcer = Announcer()
+        self._tell = Teller(self._announcer)
+        self._tasks = Tasks()
+        self._turns = Turns()
+        self._live: dict[Key, LiveTask] = {}
+        self._registered: dict[Key, str] = {}
+        self._found = asyncio.Event()
+
+    # Of the daemon
+
+    def open(self) -> None:
+        """Go on with the tasks of an earlier daemon, as soon as the engine knows them again."""
+        self._tasks.spawn(self._again(), "the tasks of containerd")
+        self._tasks.spawn(self._watch_pods(), "the pods of containerd")
+
+    async def close(self) -> None:
+        """Let go of everything that runs on."""
+        await self._tasks.close()
+        await self._announcer.close()
+        await self._keeper.close()
+
+    async def _again(self) -> None:
+        await self._pods.recovered()
+        try:
+            await self._find_again()
+        finally:
+            self._found.set()
+
+    async def _find_again(self) -> None:
+        found = [self._of_pod(pod) for pod in self._pods.pods(PodFilter(front=FRONT))]
+        found += [self._of_container(one) for one in self._pods.containers(ContainerFilter(front=FRONT))]
+        tasks = [task for task in found if task is not None]
+        wanted = {Path(task.record.netns) for task in tasks if task.record.netns}
+        if self._netns.is_dir():
+            for path in set(self._netns.iterdir()) - wanted:
+                await netns.delete(path)
+        if not tasks:
+            return
+        await self._keeper.begin()
+        for task in tasks:
+            self._live[task.record.key] = task
+            await self._hold(task)
+            if task.container_id and task.first.started:
+                self._follow(task)
+        await self._keeper.end()
+
+    def _of_pod(self, pod: PodRecord) -> LiveTask | None:
+        record = model.decoded(pod.spec.annotations)
+        if record is None:
+            return None
+        first = TaskProcess(record.stdio, started=True)
+        if not pod.ready:
+            first.end(running.lost(pod.reason))
+        return LiveTask(record, pod.id, "", first)
+
+    def _of_container(self, container: ContainerRecord) -> LiveTask | None:
+        record = model.decoded(container.annotations)
+        if record is None:
+            return None
+        first = TaskProcess(record.stdio, started=container.phase is not ContainerPhase.CREATED)
+        return LiveTask(record, container.pod_id, container.id, first)
+
+    async def _watch_pods(self) -> None:
+        """Notice when a sandbox ends."""
+        while True:
+            with suppress(ResourceExhausted):
+                async for event in self._pods.events():
+                    if event.kind in (EventKind.STOPPED, EventKind.DELETED):
+                        self._pod_ended(event.container_id)
+            for task in list(self._live.values()):
+                if not task.container_id and not self._pod_runs(task.pod_id):
+                    self._pod_ended(task.pod_id)
+
+    def _pod_runs(self, pod_id: str) -> bool:
+        try:
+            return self._pods.pod(pod_id).ready
+        except NotFound:
+            return False
+
+    def _pod_ended(self, pod_id: str) -> None:
+        for task in list(self._live.values()):
+            if task.pod_id == pod_id and not task.container_id and task.first.exit is None:
+                task.first.end(running.lost("its VM has ended"))
+                self._tell.exited(task, task.first, 0)
+
+    # Make
+
+    async def register(self, key: Key, events: str) -> None:
+        """A task of that name will be made, whose events go to the socket at ``events``."""
+        await self._found.wait()
+        if len(self._registered) >= MOST_REGISTERED:
+            self._registered.pop(next(iter(self._registered)))
+        self._registered[key] = events
+        await self._keeper.hold(key)
+
+    async def create(
+        self, key: Key, bundle: str, root: tuple[RootMount, ...], stdio: Stdio, *, checkpoint: bool = False
+    ) -> int:
+        """Make a task, ready to start; its process on this host. A failure leaves nothing behind."""
+        await self._found.wait()
+        if checkpoint:
+            raise FailedPrecondition("a task cannot be made from a checkpoint: a VM does not read those")
+        async with self._turns.of("/".join(key)):
+            if key in self._live:
+                raise AlreadyExists(f"task {key[1]} exists already in namespace {key[0]}")
+            config = document.config(await threads.call(_config, bundle))
+            task = await self._create(key, bundle, root, stdio, config)
+            self._live[key] = task
+            self._registered.pop(key, None)
+        await self._hold(task)
+        pid = self.pid(task)
+        self._tell.created(task, root, pid)
+        return pid
+
+    async def _create(
+        self,
+        key: Key,
+        bundle: str,
+        root: tuple[RootMount, ...],
+        stdio: Stdio,
+        config: document.OciConfig,
+    ) -> LiveTask:
+        translate.check(config)
+        place, sandbox_id = placing.place(config)
+        record = TaskRecord(
+            namespace=key[0],
+            id=key[1],
+            bundle=bundle,
+            events=self._registered.get(key, ""),
+            stdio=stdio,
+            sandbox=place is Place.SANDBOX,
+            member=place is Place.MEMBER,
+        )
+        if place is Place.SANDBOX:
+            return await self._create_sandbox(record, config)
+        rootfs.check(root)
+        if place is Place.MEMBER:
+            sandbox = self._live.get((key[0], sandbox_id))
+            if sandbox is None or not sandbox.record.sandbox:
+                raise NotFound(f"task {key[1]}: its sandbox {sandbox_id} is not there")
+            record = msgspec.structs.replace(record, events=record.events or sandbox.record.events)
+            return await self._create_container(record, root, config, sandbox.pod_id)
+        return await self._create_container(record, root, config, "")
+
+    async def _create_sandbox(self, record: TaskRecord, config: document.OciConfig) -> LiveTask:
+        path = placing.network(config)
+        if not path:
+            record = msgspec.structs.replace(record, netns=await self._new_network(record.key))
+        spec = placing.pod(config, *record.key, netns=path or record.netns)
+        spec = msgspec.structs.replace(spec, annotations=model.encoded(record))
+        try:
+            pod_id = await self._pods.run_pod(spec)
+        except BaseException:
+            await roll_back(f"the making of sandbox {record.id}", self._release(record))
+            raise
+        return LiveTask(record, pod_id, "", TaskProcess(record.stdio))
+
+    async def _create_container(
+        self, record: TaskRecord, root: tuple[RootMount, ...], config: document.OciConfig, pod_id: str
+    ) -> LiveTask:
+        own, alone = "", not pod_id
+        assert config.root is not None
+        directory = os.path.normpath(Path(record.bundle, config.root.path))
+        try:
+            if root:
+                record = msgspec.structs.replace(record, rootfs=directory)
+                await threads.call(rootfs.mount, root, Path(directory))
+            if alone:
+                path = placing.network(config)
+                if not path:
+                    record = msgspec.structs.replace(record, netns=await self._new_network(record.key))
+                pod_id = own = await self._pods.run_pod(
+                    placing.pod(config, *record.key, netns=path or record.netns)
+                )
+            container_id = await self._pods.create_container(self._request(record, config, pod_id))
+            if reason := self._pods.container(container_id).cannot_start:
+                await self._pods.remove_container(container_id)
+                raise CannotRun(reason)
+        except BaseException:
+            await roll_back(f"the making of task {record.id}", self._unmake(record, own))
+            raise
+        return LiveTask(record, pod_id, container_id, TaskProcess(record.stdio))
+
+    def _request(self, record: TaskRecord, config: document.OciConfig, pod_id: str) -> ContainerRequest:
+        made = translate.container(
+            config,
+            record.id,
+            record.bundle,
+            pod_id=pod_id,
+            sink=record.stdio.sink,
+            stdin=bool(record.stdio.stdin),
+            target="",
+            annotations=model.encoded(record),
+        )
+        return msgspec.structs.replace(
+            made, tty=record.stdio.terminal, namespaces=self._namespaces(config, record, pod_id)
+        )
+
+    def _namespaces(self, config: document.OciConfig, record: TaskRecord, pod_id: str) -> Namespaces:
+        """Whose processes it sees: its own, those of all, or where each sees its own, those of the other one.
+
+        containerd names the process whose namespace is wanted, which is the VM for every container.
+        """
+        if not record.member or not placing.sees_others(config):
+            return Namespaces(pid=NamespaceMode.CONTAINER)
+        others = self._pods.containers(ContainerFilter(front=FRONT, pod_id=pod_id))
+        alone = [one for one in others if one.spec.namespaces.pid is NamespaceMode.CONTAINER]
+        if not alone:
+            return Namespaces(pid=NamespaceMode.POD)
+        if len(alone) > 1:
+            raise FailedPrecondition(
+                f"task {record.id} wants to see the processes of another container, but there are "
+                f"{len(alone)} in its VM, which containerd does not tell apart"
+            )
+        return Namespaces(pid=NamespaceMode.TARGET, target_container=alone[0].id)
+
+    async def _new_network(self, key: Key) -> str:
+        """A network namespace with nothing in it. Raises FailedPrecondition."""
+        path = self._netns / "-".join(key)
+        try:
+            await netns.create(path)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"no network namespace can be made at {path}: {error.strerror}"
+            ) from error
+        return os.fspath(path)
+
+    async def _unmake(self, record: TaskRecord, pod_id: str) -> None:
+        if pod_id:
+            await self._pods.remove_pod(pod_id)
+        await self._release(record)
+
+    async def _release(self, record: TaskRecord) -> None:
+        """Take away what was made for a task outside of the engine."""
+        undo = Undo(f"task {record.id}")
+        if record.rootfs:
+            await undo.step("its root file system", threads.call(rootfs.unmount, record.rootfs))
+        if record.netns:
+            await undo.step("its network namespace", netns.delete(Path(record.netns)))
+        undo.finish()
+
+    async def _hold(self, task: LiveTask) -> None:
+        await self._keeper.hold(task.record.key)
+        await self._hold_streams(task, task.first)
+
+    async def _hold_streams(self, task: LiveTask, process: TaskProcess) -> None:
+        stdio = process.stdio
+        for name, path in (("in", stdio.stdin), ("out", stdio.stdout), ("err", stdio.stderr)):
+            if path in stdio.fifos:
+                await self._keeper.hold(task.record.key, f"{process.exec_id}/{name}", [path])
+
+    async def _drop_streams(self, task: LiveTask, process: TaskProcess) -> None:
+        for name in ("in", "out", "err"):
+            await self._keeper.drop(task.record.key, f"{process.exec_id}/{name}")
+
+    # Run
+
+    async def start(self, key: Key, exec_id: str) -> int:
+        """Run what was made: a task, or one more process of it. Its process on this host."""
+        task = await self._known(key)
+        process = self._process(task, exec_id)
+        if process.standing is not Standing.CREATED:
+            raise FailedPrecondition(f"{task.name} cannot be started: it is {process.standing.name.lower()}")
+        process.started = True
+        pid = self.pid(task)
+        if exec_id:
+            await self._start_exec(task, process)
+        elif task.container_id:
+            try:
+                await self._pods.start_container(task.container_id)
+            except BaseException:
+                self._follow(task, silent=True)
+                raise
+            self._follow(task)
+        self._tell.started(task, process, pid)
+        return pid
+
+    def _follow(self, task: LiveTask, *, silent: bool = False) -> None:
+        self._tasks.spawn(self._until_end(task, silent=silent), f"the end of {task.name}")
+        if task.first.stdio.attached and not silent:
+            self._tasks.spawn(self._attach(task), f"the streams of {task.name}")
+
+    async def _attach(self, task: LiveTask) -> None:
+        stdin = bool(task.first.stdio.stdin)
+        try:
+            io = await self._pods.attach(task.container_id, stdin=stdin)
+        except OrlopError as error:
+            log.debug("%s has ended already: %s", task.name, error)
+            return
+        await running.accompany(task.first, io)
+
+    async def _until_end(self, task: LiveTask, *, silent: bool) -> None:
+        record = await self._pods.ended_container(task.container_id)
+        if record is None:
+            status = running.lost("it was removed")
+        else:
+            if record.reason == REASON_OOM:
+                self._tell.out_of_memory(task)
+            status = ExitStatus(code=record.exit_code, finished_at=record.finished_at)
+        for one in task.execs.values():
+            if one.started:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(one.ended.wait(), running.DRAIN_TIME)
+        pid = self.pid(task)
+        task.first.end(status)
+        if not silent:
+            self._tell.exited(task, task.first, pid)
+        await self._drop_streams(task, task.first)
+        if record is not None and not task.record.member:
+            await self._pods.stop_pod(task.pod_id)
+
+    # Further processes
+
+    async def exec(self, key: Key, exec_id: str, process: bytes, stdio: Stdio) -> None:
+        """Make one more process ready to start."""
+        task = await self._known(key)
+        if not task.container_id:
+            raise FailedPrecondition(
+                f"{task.name} is a VM, not a container: there is no program to run in it"
+            )
+        if task.first.standing is not Standing.RUNNING:
+            raise FailedPrecondition(f"{task.name} does not run")
+        if exec_id in task.execs:
+            raise AlreadyExists(f"{task.name} has a process {exec_id} already")
+        if len(task.execs) >= MOST_EXECS:
+            raise ResourceExhausted(f"{task.name} has {MOST_EXECS} processes already, which nobody deletes")
+        asked = document.process(process)
+        made = TaskProcess(stdio, exec_id=exec_id, asked=asked)
+        task.execs[exec_id] = made
+        await self._hold_streams(task, made)
+        self._tell.added(task, made)
+
+    async def _start_exec(self, task: LiveTask, process: TaskProcess) -> None:
+        assert process.asked is not None
+        stdio = process.stdio
+        asked = msgspec.structs.replace(process.asked, terminal=stdio.terminal)
+        try:
+            io = await self._pods.exec(task.container_id, translate.command(asked, stdin=bool(stdio.stdin)))
+        except BaseException:
+            process.end(running.lost("it was not started"))
+            await self._drop_streams(task, process)
+            raise
+        self._tasks.spawn(self._run(task, process, io), f"process {process.exec_id} of {task.name}")
+
+    async def _run(self, task: LiveTask, process: TaskProcess, io: StartedProcess) -> None:
+        status = running.lost("its streams were lost")
+        try:
+            status = await running.run(process, io)
+        finally:
+            if not self._tasks.closed:
+                pid = self.pid(task)
+                process.end(status)
+                self._tell.exited(task, process, pid)
+                await self._drop_streams(task, process)
+
+    # Change
+
+    async def kill(self, key: Key, exec_id: str, number: int) -> None:
+        """Send a signal. Raises NotFound for a process that has ended, as containerd expects it."""
+        task = await self._known(key)
+        process = self._process(task, exec_id)
+        if process.standing is Standing.STOPPED:
+            raise NotFound(f"{task.name}: process already finished")
+        if exec_id:
+            if process.send is None:
+                raise FailedPrecondition(f"{task.name}: process {exec_id} is not started")
+            await process.send(number)
+        elif not task.container_id:
+            if number in _ENDING:
+                self._tasks.spawn(self._pods.stop_pod(task.pod_id), f"the end of {task.name}")
+        elif process.standing is Standing.CREATED:
+            await self._end_unstarted(task)
+        else:
+            try:
+                await self._pods.signal_container(task.container_id, number)
+            except FailedPrecondition as error:
+                raise NotFound(f"{task.name}: process already finished") from error
+
+    async def _end_unstarted(self, task: LiveTask) -> None:
+        task.first.end(running.lost("it was killed before it was started"))
+        self._tell.exited(task, task.first, 0)
+
+    async def resize(self, key: Key, exec_id: str, columns: int, rows: int) -> None:
+        """Set the size of a process's terminal."""
+        task = await self._known(key)
+        await running.resize(self._process(task, exec_id), columns, rows)
+
+    async def close_stdin(self, key: Key, exec_id: str) -> None:
+        """No more comes to a process's stdin than what clients have written by now."""
+        task = await self._known(key)
+        process = self._process(task, exec_id)
+        if process.stdio.stdin:
+            await self._keeper.drop(key, f"{exec_id}/in")
+            running.finish_stdin(process)
+
+    async def update(self, key: Key, resources: bytes) -> None:
+        """Change limits; what is not said stays. Those of a sandbox are the sum of its containers'."""
+        task = await self._known(key)
+        limits = translate.resources(document.resources(resources))
+        if task.container_id:
+            await self._pods.update_container(task.container_id, limits)
+
+    # Ask
+
+    async def wait(self, key: Key, exec_id: str, *, again: bool = False) -> ExitStatus:
+        """Wait for the end of a process. ``again``: an earlier daemon was asked, which knew it."""
+        task = await self._known(key)
+        if again and exec_id and exec_id not in task.execs:
+            return running.lost("its streams went through a daemon that is gone")
+        process = self._process(task, exec_id)
+        await process.ended.wait()
+        assert process.exit is not None
+        return process.exit
+
+    async def state(self, key: Key, exec_id: str) -> tuple[LiveTask, TaskProcess]:
+        """A task, and the process that is asked for."""
+        task = await self._known(key)
+        return task, self._process(task, exec_id)
+
+    async def usage(self, key: Key) -> Usage:
+        """What a task uses: a sandbox what the whole pod does."""
+        task = await self._known(key)
+        if task.container_id:
+            return (await self._pods.container_stats(task.container_id)).stats.usage
+        return (await self._pods.pod_stats(task.pod_id)).stats.usage
+
+    def pid(self, task: LiveTask) -> int:
+        """The process of this host that a task is in: its VM's, 0 when there is none."""
+        with suppress(NotFound):
+            found = self._pods.pod_info(task.pod_id).get("pid", 0)
+            return found if isinstance(found, int) else 0
+        return 0
+
+    # Remove
+
+    async def delete(self, key: Key, exec_id: str) -> tuple[ExitStatus, int]:
+        """Remove a process that does not run, a task with all that is its own; how it ended."""
+        async with self._turns.of("/".join(key)):
+            task = await self._known(key)
+            process = self._process(task, exec_id)
+            if process.standing is Standing.RUNNING:
+                raise FailedPrecondition(f"{task.name} cannot be deleted: it is running")
+            pid = self.pid(task)
+            status = process.exit or running.lost("it was never started")
+            process.end(status)
+            if exec_id:
+                del task.execs[exec_id]
+            else:
+                await self._remove(task)
+                self._tell.deleted(task, status, pid)
+            await self._drop_streams(task, process)
+            return status, pid
+
+    async def clear(self, key: Key) -> tuple[ExitStatus, int]:
+        """Kill and remove a task if it is there: containerd has given it up."""
+        await self._found.wait()
+        async with self._turns.of("/".join(key)):
+            self._registered.pop(key, None)
+            task = self._live.get(key)
+            if task is None:
+                await self._keeper.drop(key)
+                return running.lost("there is no such task"), 0
+            pid = self.pid(task)
+            await self._remove(task)
+            task.first.end(running.lost("containerd has given it up"))
+            for process in (task.first, *task.execs.values()):
+                await self._drop_streams(task, process)
+            assert task.first.exit is not None
+            return task.first.exit, pid
+
+    async def _remove(self, task: LiveTask) -> None:
+        undo = Undo(task.name)
+        if task.record.member:
+            await undo.step("it", self._pods.remove_container(task.container_id))
+        else:
+            await undo.step("its VM", self._pods.remove_pod(task.pod_id))
+        if undo.complete:
+            await undo.step("what is its own", self._release(task.record))
+        undo.finish()
+        self._live.pop(task.record.key, None)
+        await self._keeper.drop(task.record.key)
+
+    # What is known
+
+    async def _known(self, key: Key) -> LiveTask:
+        await self._found.wait()
+        task = self._live.get(key)
+        if task is None:
+            raise NotFound(f"task {key[1]} is not there in namespace {key[0]}")
+        return task
+
+    @staticmethod
+    def _process(task: LiveTask, exec_id: str) -> TaskProcess:
+        if not exec_id:
+            return task.first
+        process = task.execs.get(exec_id)
+        if process is None:
+            raise NotFound(f"{task.name} has no process {exec_id}")
+        return process
+
+
+def _config(bundle: str) -> bytes:
+    path = Path(bundle, "config.json")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_CONFIG + 1)
+    except OSError as error:
+        raise FailedPrecondition(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > MOST_CONFIG:
+        raise InvalidArgument(f"{path} is longer than {MOST_CONFIG} bytes")
+    return data

@@ -1,0 +1,169 @@
+"""containerd with ``containerd-shim-orlop-v2`` as a runtime, in a directory of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.conformance import images, tools
+from tests.node import Done, Node
+from tests.patience import PATIENCE
+
+CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
+RUNTIME = "io.containerd.orlop.v2"
+PAUSE = "registry.k8s.io/pause:3.10"
+TIMEOUT = 300 * PATIENCE
+START_TIMEOUT = 60 * PATIENCE
+
+
+class Containerd:
+    """The containerd in ``binaries``, whose storage, state and network are below ``directory``."""
+
+    def __init__(self, directory: Path, binaries: Path, node: Node, registry: str) -> None:
+        self.directory = directory
+        self.socket = directory / "c.sock"
+        self._binaries = binaries
+        self._registry = registry
+        self._log = directory / "containerd.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        tools_directory = directory / "bin"
+        tools_directory.mkdir()
+        self.shim = tools_directory / "containerd-shim-orlop-v2"
+        self.shim.write_text(
+            f"#!/bin/sh\nORLOP_STATE={node.scratch}/state exec "
+            f'{sys.executable} -m orlop.shim.command.main "$@"\n'
+        )
+        self.shim.chmod(0o755)
+        path = os.pathsep.join(map(os.fspath, (tools_directory, binaries)))
+        self.env = {**os.environ, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
+        self._bridge = f"shm{os.urandom(3).hex()}"
+        (directory / "config.toml").write_text(self._config())
+
+    def _hosts(self) -> Path:
+        for host in images.HOSTS:
+            place = self.directory / "certs.d" / host
+            place.mkdir(parents=True)
+            url = f"http://{self._registry}/v2/{host}"
+            (place / "hosts.toml").write_text(
+                f'server = "{url}"\n[host."{url}"]\ncapabilities = ["pull", "resolve"]\n'
+                "override_path = true\n"
+            )
+        return self.directory / "certs.d"
+
+    def _network(self) -> Path:
+        place = self.directory / "cni"
+        place.mkdir()
+        ipam = {
+            "type": "host-local",
+            "dataDir": os.fspath(self.directory / "ipam"),
+            "ranges": [[{"subnet": f"10.{100 + os.urandom(1)[0] % 100}.{os.urandom(1)[0]}.0/24"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        }
+        bridge = {
+            "type": "bridge",
+            "bridge": self._bridge,
+            "isGateway": True,
+            "ipMasq": True,
+            "hairpinMode": True,
+            "ipam": ipam,
+        }
+        plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
+        (place / "10-test.conflist").write_text(
+            json.dumps({"cniVersion": "1.0.0", "name": "test", "plugins": plugins})
+        )
+        return place
+
+    def _config(self) -> str:
+        """Of version 2, which 1.6, 1.7 and 2.x read."""
+        cri = "plugins.'io.containerd.grpc.v1.cri'"
+        runtimes = f"{cri}.containerd.runtimes"
+        cni = f'bin_dir = "{next(place for place in CNI_BIN if Path(place).is_dir())}"'
+        return (
+            f'version = 2\nroot = "{self.directory}/root"\nstate = "{self.directory}/state"\n'
+            f'[grpc]\naddress = "{self.socket}"\n[ttrpc]\naddress = "{self.socket}.ttrpc"\n'
+            f'[{cri}]\nsandbox_image = "{PAUSE}"\nrestrict_oom_score_adj = true\nstream_server_port = "0"\n'
+            f'[{cri}.registry]\nconfig_path = "{self._hosts()}"\n'
+            f'[{cri}.cni]\n{cni}\nconf_dir = "{self._network()}"\n'
+            f'[{cri}.containerd]\ndefault_runtime_name = "runc"\nsnapshotter = "overlayfs"\n'
+            f'[{runtimes}.runc]\nruntime_type = "io.containerd.runc.v2"\n'
+            f'[{runtimes}.orlop]\nruntime_type = "{RUNTIME}"\nprivileged_without_host_devices = true\n'
+        )
+
+    def start(self) -> None:
+        """Start it and wait until it serves."""
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [self._binaries / "containerd", "--config", self.directory / "config.toml"],
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        limit = time.monotonic() + START_TIMEOUT
+        while self("version", check=False).code:
+            if self._process.poll() is not None or time.monotonic() > limit:
+                raise tools.ToolError(f"containerd does not serve:\n{self.log_tail()}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End it; what it runs goes on."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(60 * PATIENCE)
+            self._process = None
+
+    def log_tail(self) -> str:
+        """The last of what it said."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-30:])
+
+    def argv(self, *args: str) -> list[str]:
+        """The command line of a ctr command."""
+        return [os.fspath(self._binaries / "ctr"), "--address", os.fspath(self.socket), *args]
+
+    def __call__(self, *args: str, stdin: bytes | None = None, check: bool = True) -> Done:
+        argv = self.argv(*args)
+        done = Done(
+            argv,
+            subprocess.run(
+                argv, input=stdin or b"", capture_output=True, timeout=TIMEOUT, env=self.env, check=False
+            ),
+        )
+        if check:
+            assert done.code == 0, f"{done}\n{self.log_tail()}"
+        return done
+
+    def pull(self, image: str) -> None:
+        """Pull an image from the registry of the tests."""
+        self("image", "pull", "--hosts-dir", os.fspath(self.directory / "certs.d"), image)
+
+    def remove_containers(self) -> None:
+        """Remove what ctr has made."""
+        for name in self("task", "ls", "-q", check=False).out.split():
+            self("task", "kill", "-s", "KILL", name, check=False)
+            self("task", "rm", "-f", name, check=False)
+        for name in self("container", "ls", "-q", check=False).out.split():
+            self("container", "rm", name, check=False)
+
+    def remove_all(self) -> None:
+        """End it, and remove what it has mounted."""
+        if self._process is not None:
+            self.remove_containers()
+            self.stop()
+        subprocess.run(["ip", "link", "delete", self._bridge], capture_output=True, check=False)
+
+
+@contextlib.contextmanager
+def containerd(directory: Path, binaries: Path, node: Node, registry: str) -> Iterator[Containerd]:
+    """containerd until the block ends, with nothing left of it."""
+    one = Containerd(directory, binaries, node, registry)
+    try:
+        one.start()
+        yield one
+    finally:
+        one.remove_all()
