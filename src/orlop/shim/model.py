@@ -63,7 +63,7 @@ def decoded(annotations: dict[str, str]) -> TaskRecord | None:
     return msgspec.json.decode(text, type=TaskRecord) if text else None
 
 
-class Standing(IntEnum):
+class TaskStatus(IntEnum):
     """How a process stands, by the numbers that containerd has for that."""
 
     CREATED = 1
@@ -88,11 +88,11 @@ class TaskProcess:
     size: tuple[int, int] = (0, 0)
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> TaskStatus:
         """How it stands."""
         if self.exit is not None:
-            return Standing.STOPPED
-        return Standing.RUNNING if self.started else Standing.CREATED
+            return TaskStatus.STOPPED
+        return TaskStatus.RUNNING if self.started else TaskStatus.CREATED
 
     def end(self, status: ExitStatus) -> None:
         """It has ended; who waits for that hears of it. The first end counts."""

@@ -20,7 +20,7 @@ _PID_PATH = re.compile(r"/proc/\d{1,9}/ns/pid")
 _MOST = 1 << 62
 
 
-class Place(Enum):
+class TaskPlace(Enum):
     """What a task is."""
 
     ALONE = "alone"
@@ -28,7 +28,7 @@ class Place(Enum):
     MEMBER = "member"
 
 
-def place(config: OciConfig) -> tuple[Place, str]:
+def place(config: OciConfig) -> tuple[TaskPlace, str]:
     """What it is, and of which sandbox where it is a container of one. Raises InvalidArgument."""
     annotations = config.annotations or {}
     kind = _first(annotations, _KINDS)
@@ -36,8 +36,8 @@ def place(config: OciConfig) -> tuple[Place, str]:
         sandbox = _first(annotations, _SANDBOXES)
         if not sandbox:
             raise InvalidArgument("config.json: a container of a pod that does not name its sandbox")
-        return Place.MEMBER, sandbox
-    return (Place.SANDBOX if kind == "sandbox" else Place.ALONE), ""
+        return TaskPlace.MEMBER, sandbox
+    return (TaskPlace.SANDBOX if kind == "sandbox" else TaskPlace.ALONE), ""
 
 
 def sees_others(config: OciConfig) -> bool:

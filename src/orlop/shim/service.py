@@ -182,15 +182,15 @@ class TaskCalls:
 
     async def pause(self, _request: pb.PauseRequest) -> Empty:
         """Refused."""
-        raise Unimplemented("a container in a VM cannot be paused")
+        raise Unimplemented("the shim of orlopd does not pause tasks")
 
     async def resume(self, _request: pb.ResumeRequest) -> Empty:
         """Refused."""
-        raise Unimplemented("a container in a VM cannot be resumed, as it cannot be paused")
+        raise Unimplemented("the shim of orlopd does not resume tasks, as it pauses none")
 
     async def checkpoint(self, _request: pb.CheckpointTaskRequest) -> Empty:
         """Refused."""
-        raise Unimplemented("a container in a VM cannot be checkpointed")
+        raise Unimplemented("the shim of orlopd does not checkpoint tasks")
 
 
 def _key(namespace: str, name: str) -> Key:

@@ -45,8 +45,8 @@ from orlop.sandbox.spec import ExitStatus, NamespaceMode, Namespaces
 from orlop.shim import model, placing, rootfs, running
 from orlop.shim.events import Announcer
 from orlop.shim.holding import KeeperLine
-from orlop.shim.model import FRONT, Key, LiveTask, Standing, TaskProcess, TaskRecord
-from orlop.shim.placing import Place
+from orlop.shim.model import FRONT, Key, LiveTask, TaskProcess, TaskRecord, TaskStatus
+from orlop.shim.placing import TaskPlace
 from orlop.shim.rootfs import RootMount
 from orlop.shim.stdio import Stdio
 from orlop.shim.telling import Teller
@@ -199,13 +199,13 @@ class ShimTasks:
             bundle=bundle,
             events=self._registered.get(key, ""),
             stdio=stdio,
-            sandbox=place is Place.SANDBOX,
-            member=place is Place.MEMBER,
+            sandbox=place is TaskPlace.SANDBOX,
+            member=place is TaskPlace.MEMBER,
         )
-        if place is Place.SANDBOX:
+        if place is TaskPlace.SANDBOX:
             return await self._create_sandbox(record, config)
         rootfs.check(root)
-        if place is Place.MEMBER:
+        if place is TaskPlace.MEMBER:
             sandbox = self._live.get((key[0], sandbox_id))
             if sandbox is None or not sandbox.record.sandbox:
                 raise NotFound(f"task {key[1]}: its sandbox {sandbox_id} is not there")
@@ -330,7 +330,7 @@ class ShimTasks:
         """Run what was made: a task, or one more process of it. Its process on this host."""
         task = await self._known(key)
         process = self._process(task, exec_id)
-        if process.standing is not Standing.CREATED:
+        if process.standing is not TaskStatus.CREATED:
             raise FailedPrecondition(f"{task.name} cannot be started: it is {process.standing.name.lower()}")
         process.started = True
         pid = self.pid(task)
@@ -389,7 +389,7 @@ class ShimTasks:
             raise FailedPrecondition(
                 f"{task.name} is a VM, not a container: there is no program to run in it"
             )
-        if task.first.standing is not Standing.RUNNING:
+        if task.first.standing is not TaskStatus.RUNNING:
             raise FailedPrecondition(f"{task.name} does not run")
         if exec_id in task.execs:
             raise AlreadyExists(f"{task.name} has a process {exec_id} already")
@@ -430,7 +430,7 @@ class ShimTasks:
         """Send a signal. Raises NotFound for a process that has ended, as containerd expects it."""
         task = await self._known(key)
         process = self._process(task, exec_id)
-        if process.standing is Standing.STOPPED:
+        if process.standing is TaskStatus.STOPPED:
             raise NotFound(f"{task.name}: process already finished")
         if exec_id:
             if process.send is None:
@@ -439,7 +439,7 @@ class ShimTasks:
         elif not task.container_id:
             if number in _ENDING:
                 self._tasks.spawn(self._pods.stop_pod(task.pod_id), f"the end of {task.name}")
-        elif process.standing is Standing.CREATED:
+        elif process.standing is TaskStatus.CREATED:
             await self._end_unstarted(task)
         else:
             try:
@@ -509,7 +509,7 @@ class ShimTasks:
         async with self._turns.of("/".join(key)):
             task = await self._known(key)
             process = self._process(task, exec_id)
-            if process.standing is Standing.RUNNING:
+            if process.standing is TaskStatus.RUNNING:
                 raise FailedPrecondition(f"{task.name} cannot be deleted: it is running")
             pid = self.pid(task)
             status = process.exit or running.lost("it was never started")
