@@ -16,6 +16,8 @@ from orlop.guest.containers.entries import bring_to, make
 from orlop.guest.containers.volumes import PodVolumes
 from orlop.guest.devices.block import MountedDisks
 from orlop.guest.loop import Loop
+from orlop.guest.streams.bound import BoundSockets
+from orlop.guest.streams.table import Streaming
 from orlop.host.watching import Watcher
 from orlop.storage import snapshot
 from orlop.storage.kubelet import recognise
@@ -179,7 +181,7 @@ def test_a_file_in_place_stays_the_same_file(tmp_path: Path) -> None:
 
 def test_parts_of_a_daemon_that_is_gone_are_not_mixed_with_the_next_ones(tmp_path: Path) -> None:
     loop = Loop(pytest.fail)
-    volumes = PodVolumes(MountedDisks(loop))
+    volumes = PodVolumes(MountedDisks(loop), BoundSockets(Streaming(loop, pytest.fail), pytest.fail))
     volumes._small = os.fspath(tmp_path)  # else a tmpfs
 
     def part(name: str) -> tuple[VolumeEntry, ...]:

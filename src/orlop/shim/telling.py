@@ -40,6 +40,14 @@ class Teller:
         else:
             self._tell(task, pb.TaskStart(container_id=name, pid=pid))
 
+    def paused(self, task: LiveTask) -> None:
+        """Its processes stand still."""
+        self._tell(task, pb.TaskPaused(container_id=task.record.id))
+
+    def resumed(self, task: LiveTask) -> None:
+        """Its processes go on."""
+        self._tell(task, pb.TaskResumed(container_id=task.record.id))
+
     def out_of_memory(self, task: LiveTask) -> None:
         """A process was killed for want of memory."""
         self._tell(task, pb.TaskOOM(container_id=task.record.id))
