@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import time
@@ -43,6 +44,30 @@ def test_a_container_ends_as_its_program_does(ctr: Containerd) -> None:
     done = ctr(*RUN, "--rm", BUSYBOX, "ends", "sh", "-c", script, check=False)
     assert done.code == 7 and done.out.startswith("out\n") and done.err.startswith("err\n"), done
     assert ctr("container", "ls", "-q").out == ""
+
+
+def status(ctr: Containerd, name: str) -> str:
+    rows = [line.split() for line in ctr("task", "ls").out.splitlines()[1:]]
+    return next((row[2] for row in rows if row[0] == name), "")
+
+
+def test_it_is_a_vm_that_is_looked_at_paused_and_ended(ctr: Containerd) -> None:
+    ctr(*RUN, "-d", BUSYBOX, "stays", "sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait")
+    kernel = ctr("task", "exec", "--exec-id", "e", "stays", "cat", "/proc/sys/kernel/osrelease").out
+    assert kernel.strip() != os.uname().release
+    assert "memory.usage" in ctr("task", "metrics", "stays").out
+    ctr("task", "pause", "stays")
+    assert status(ctr, "stays") == "PAUSED"
+    ctr("task", "resume", "stays")
+    assert status(ctr, "stays") == "RUNNING"
+    again = ctr(*RUN, "-d", BUSYBOX, "stays", "true", check=False)
+    assert again.code and "already exists" in again.err, again
+    assert ctr("task", "rm", "stays", check=False).code, "it runs"
+    ctr("task", "kill", "-s", "TERM", "stays")
+    until(lambda: status(ctr, "stays") == "STOPPED", "it does not end")
+    ctr("task", "rm", "stays", check=False)
+    ctr("container", "rm", "stays")
+    assert status(ctr, "stays") == ""
 
 
 def test_what_cannot_be_says_so(ctr: Containerd) -> None:

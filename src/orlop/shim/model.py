@@ -69,6 +69,7 @@ class TaskStatus(IntEnum):
     CREATED = 1
     RUNNING = 2
     STOPPED = 3
+    PAUSED = 4
 
 
 @dataclass

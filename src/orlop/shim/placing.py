@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 import msgspec
 
 from orlop.bundle import translate
 from orlop.bundle.document import OciConfig
-from orlop.errors import InvalidArgument
-from orlop.sandbox.spec import PodSpec, Resources
+from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.pods.records import ContainerRecord
+from orlop.sandbox.spec import NamespaceMode, Namespaces, PodSpec, Resources
 from orlop.shim.model import FRONT
 
 _KINDS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
@@ -40,10 +41,24 @@ def place(config: OciConfig) -> tuple[TaskPlace, str]:
     return (TaskPlace.SANDBOX if kind == "sandbox" else TaskPlace.ALONE), ""
 
 
-def sees_others(config: OciConfig) -> bool:
-    """Whether a container wants the PID namespace of another process."""
-    namespaces = (config.linux.namespaces or ()) if config.linux else ()
-    return any(one.type == "pid" and _PID_PATH.fullmatch(one.path) for one in namespaces)
+def namespaces(config: OciConfig, name: str, others: Sequence[ContainerRecord] | None) -> Namespaces:
+    """Whose processes it sees: its own, those of all, or where each sees its own, those of the other one.
+
+    ``others`` are those in its sandbox, None without one. containerd names the process whose namespace is
+    wanted, which is the VM for every container. Raises FailedPrecondition.
+    """
+    asked = (config.linux.namespaces or ()) if config.linux else ()
+    if others is None or not any(one.type == "pid" and _PID_PATH.fullmatch(one.path) for one in asked):
+        return Namespaces(pid=NamespaceMode.CONTAINER)
+    alone = [one for one in others if one.spec.namespaces.pid is NamespaceMode.CONTAINER]
+    if not alone:
+        return Namespaces(pid=NamespaceMode.POD)
+    if len(alone) > 1:
+        raise FailedPrecondition(
+            f"task {name} wants to see the processes of another container, but there are "
+            f"{len(alone)} in its VM, which containerd does not tell apart"
+        )
+    return Namespaces(pid=NamespaceMode.TARGET, target_container=alone[0].id)
 
 
 def network(config: OciConfig) -> str:

@@ -132,7 +132,7 @@ class TaskCalls:
             id=task.record.id,
             bundle=task.record.bundle,
             pid=self._tasks.pid(task),
-            status=process_pb2.Status.ValueType(int(process.standing)),
+            status=process_pb2.Status.ValueType(int(self._tasks.standing(task, process))),
             stdin=streams.stdin,
             stdout=streams.stdout,
             stderr=streams.stderr,
@@ -180,13 +180,15 @@ class TaskCalls:
         """Nothing: what serves one task serves all."""
         return Empty()
 
-    async def pause(self, _request: pb.PauseRequest) -> Empty:
-        """Refused."""
-        raise Unimplemented("the shim of orlopd does not pause tasks")
+    async def pause(self, request: pb.PauseRequest) -> Empty:
+        """Stop its processes where they are."""
+        await self._tasks.pause(_of(request))
+        return Empty()
 
-    async def resume(self, _request: pb.ResumeRequest) -> Empty:
-        """Refused."""
-        raise Unimplemented("the shim of orlopd does not resume tasks, as it pauses none")
+    async def resume(self, request: pb.ResumeRequest) -> Empty:
+        """Let them go on."""
+        await self._tasks.resume(_of(request))
+        return Empty()
 
     async def checkpoint(self, _request: pb.CheckpointTaskRequest) -> Empty:
         """Refused."""

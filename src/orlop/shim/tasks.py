@@ -41,7 +41,7 @@ from orlop.pods.records import (
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
 from orlop.sandbox.base import StartedProcess
-from orlop.sandbox.spec import ExitStatus, NamespaceMode, Namespaces
+from orlop.sandbox.spec import ExitStatus
 from orlop.shim import model, placing, rootfs, running
 from orlop.shim.events import Announcer
 from orlop.shim.holding import KeeperLine
@@ -263,27 +263,9 @@ class ShimTasks:
             target="",
             annotations=model.encoded(record),
         )
-        return msgspec.structs.replace(
-            made, tty=record.stdio.terminal, namespaces=self._namespaces(config, record, pod_id)
-        )
-
-    def _namespaces(self, config: document.OciConfig, record: TaskRecord, pod_id: str) -> Namespaces:
-        """Whose processes it sees: its own, those of all, or where each sees its own, those of the other one.
-
-        containerd names the process whose namespace is wanted, which is the VM for every container.
-        """
-        if not record.member or not placing.sees_others(config):
-            return Namespaces(pid=NamespaceMode.CONTAINER)
-        others = self._pods.containers(ContainerFilter(front=FRONT, pod_id=pod_id))
-        alone = [one for one in others if one.spec.namespaces.pid is NamespaceMode.CONTAINER]
-        if not alone:
-            return Namespaces(pid=NamespaceMode.POD)
-        if len(alone) > 1:
-            raise FailedPrecondition(
-                f"task {record.id} wants to see the processes of another container, but there are "
-                f"{len(alone)} in its VM, which containerd does not tell apart"
-            )
-        return Namespaces(pid=NamespaceMode.TARGET, target_container=alone[0].id)
+        others = self._pods.containers(ContainerFilter(front=FRONT, pod_id=pod_id)) if record.member else None
+        namespaces = placing.namespaces(config, record.id, others)
+        return msgspec.structs.replace(made, tty=record.stdio.terminal, namespaces=namespaces)
 
     async def _new_network(self, key: Key) -> str:
         """A network namespace with nothing in it. Raises FailedPrecondition."""
@@ -451,6 +433,24 @@ class ShimTasks:
         task.first.end(running.lost("it was killed before it was started"))
         self._tell.exited(task, task.first, 0)
 
+    async def pause(self, key: Key) -> None:
+        """Stop a task's processes where they are. Raises FailedPrecondition for one that does not run."""
+        task = await self._known(key)
+        await self._pods.pause_container(self._container(task))
+        self._tell.paused(task)
+
+    async def resume(self, key: Key) -> None:
+        """Let them go on."""
+        task = await self._known(key)
+        await self._pods.resume_container(self._container(task))
+        self._tell.resumed(task)
+
+    @staticmethod
+    def _container(task: LiveTask) -> str:
+        if not task.container_id:
+            raise FailedPrecondition(f"{task.name} is a VM, not a container: pause its containers")
+        return task.container_id
+
     async def resize(self, key: Key, exec_id: str, columns: int, rows: int) -> None:
         """Set the size of a process's terminal."""
         task = await self._known(key)
@@ -487,6 +487,14 @@ class ShimTasks:
         """A task, and the process that is asked for."""
         task = await self._known(key)
         return task, self._process(task, exec_id)
+
+    def standing(self, task: LiveTask, process: TaskProcess) -> TaskStatus:
+        """How a process of a task stands, one that runs in a paused container as paused."""
+        if process.standing is TaskStatus.RUNNING and task.container_id:
+            with suppress(NotFound):
+                if self._pods.container(task.container_id).paused:
+                    return TaskStatus.PAUSED
+        return process.standing
 
     async def usage(self, key: Key) -> Usage:
         """What a task uses: a sandbox what the whole pod does."""
