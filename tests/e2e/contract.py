@@ -20,8 +20,11 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 
-def published(module: str, path: str, scratch: Path) -> FileDescriptorProto:
-    """The descriptor of the file ``path`` of ``module`` (with its version)."""
+def published(module: str, path: str, scratch: Path, *, whole: bool = False) -> FileDescriptorProto:
+    """The descriptor of the file ``path`` of ``module`` (with its version).
+
+    With ``whole`` it may import other files of the module.
+    """
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
     if go is None:
         pytest.skip("needs the go command to fetch the published API")
@@ -31,12 +34,13 @@ def published(module: str, path: str, scratch: Path) -> FileDescriptorProto:
     if done.returncode:
         pytest.skip(f"{module} cannot be downloaded: {done.stdout.decode()[-300:]}")
     source = Path(json.loads(done.stdout)["Dir"]) / path
+    root = Path(json.loads(done.stdout)["Dir"]) if whole else source.parent
     included = importlib.resources.files("grpc_tools") / "_proto"
     output = scratch / "api.bin"
     subprocess.run(
         [
             sys.executable, "-m", "grpc_tools.protoc",
-            f"-I{source.parent}", f"-I{included}", f"--descriptor_set_out={output}", source.name,
+            f"-I{root}", f"-I{included}", f"--descriptor_set_out={output}", str(source.relative_to(root)),
         ],
         check=True,
     )  # fmt: skip
