@@ -40,6 +40,8 @@ _TOPICS = {
     pb.TaskCreate: "/tasks/create",
     pb.TaskStart: "/tasks/start",
     pb.TaskOOM: "/tasks/oom",
+    pb.TaskPaused: "/tasks/paused",
+    pb.TaskResumed: "/tasks/resumed",
     pb.TaskExit: "/tasks/exit",
     pb.TaskDelete: "/tasks/delete",
     pb.TaskExecAdded: "/tasks/exec-added",
