@@ -1,0 +1,97 @@
+"""What containerd asks of a shim: flags, root file systems, streams, whose processes are seen."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from orlop.bundle import document
+from orlop.errors import InvalidArgument, OrlopError
+from orlop.sandbox.spec import NamespaceMode
+from orlop.shim import placing, rootfs, stdio
+from orlop.shim.command.main import parsed
+from orlop.shim.placing import TaskPlace
+from orlop.shim.rootfs import RootMount
+
+OVERLAY = RootMount(
+    kind="overlay", source="overlay", options=("lowerdir=/a:/b", "upperdir=/u", "workdir=/w", "index=off")
+)
+
+
+def test_flags_are_gos() -> None:
+    given = parsed(["-namespace", "k8s.io", "--id=one", "-debug", "-address", "/run/c.sock", "start"])
+    assert given.action == "start"
+    assert given.options == {"namespace": "k8s.io", "id": "one", "debug": "true", "address": "/run/c.sock"}
+    for wrong in (["-nothing", "start"], ["-id"]):
+        with pytest.raises(InvalidArgument):
+            parsed(wrong)
+
+
+def test_the_usual_root_file_systems_are_known() -> None:
+    rootfs.check(())
+    rootfs.check((OVERLAY,))
+    rootfs.check((RootMount(kind="bind", source="/snap/1/fs", options=("rbind", "ro")),))
+    rootfs.check((RootMount(kind="ext4", source="/dev/loop7", options=("ro", "nodev")),))
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        RootMount(kind="proc", source="proc"),
+        RootMount(kind="nfs", source="host:/x"),
+        RootMount(kind="bind", source="relative", options=("bind",)),
+        RootMount(kind="bind", source="/a/../etc", options=("bind",)),
+        RootMount(kind="ext4", source="/dev/sda", options=("errors=panic",)),
+        RootMount(kind="overlay", source="overlay", options=("upperdir=/u", "workdir=/w")),
+        RootMount(kind="overlay", source="overlay", options=("lowerdir=/a,upperdir=/etc",)),
+        RootMount(kind="overlay", source="overlay", options=("lowerdir=/a", "lowerdir")),
+        RootMount(kind="bind", source="/a", options=("bind",) * 65),
+    ],
+)
+def test_other_mounts_are_refused(mount: RootMount) -> None:
+    with pytest.raises(OrlopError):
+        rootfs.check((mount,))
+
+
+def test_streams_are_fifos_or_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out")
+    (tmp_path / "plain").touch()
+    found = stdio.of("", f"{tmp_path}/out", f"file://{tmp_path}/plain", terminal=False)
+    assert found.fifos == [f"{tmp_path}/out"]
+    for wrong in ("relative", "binary:///bin/logger", "http://host/x"):
+        with pytest.raises(OrlopError):
+            stdio.of("", wrong, "", terminal=False)
+
+
+def config(pid: str = "", **annotations: str) -> document.OciConfig:
+    return document.config(
+        json.dumps(
+            {
+                "ociVersion": "1.0.2",
+                "process": {"cwd": "/", "args": ["true"]},
+                "root": {"path": "rootfs"},
+                "linux": {"namespaces": [{"type": "pid", "path": pid}, {"type": "network", "path": "/ns"}]},
+                "annotations": {f"io.kubernetes.cri.{key}": one for key, one in annotations.items()},
+            }
+        ).encode()
+    )
+
+
+def test_a_task_is_a_vm_of_its_own_a_sandbox_or_one_in_a_sandbox() -> None:
+    assert placing.place(config()) == (TaskPlace.ALONE, "")
+    assert placing.place(config(**{"container-type": "sandbox"})) == (TaskPlace.SANDBOX, "")
+    member = {"container-type": "container", "sandbox-id": "abc"}
+    assert placing.place(config(**member)) == (TaskPlace.MEMBER, "abc")
+    with pytest.raises(InvalidArgument, match="does not name its sandbox"):
+        placing.place(config(**{"container-type": "container"}))
+    assert placing.network(config()) == "/ns"
+
+
+def test_the_namespace_of_the_vms_process_is_the_pods() -> None:
+    shared = config(pid="/proc/4711/ns/pid")
+    assert placing.namespaces(config(), "one", []).pid is NamespaceMode.CONTAINER
+    assert placing.namespaces(shared, "one", []).pid is NamespaceMode.POD
+    assert placing.namespaces(shared, "one", None).pid is NamespaceMode.CONTAINER, "it is in no sandbox"
