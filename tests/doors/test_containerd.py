@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from bench import peers
 
+from tests.conformance import tools
 from tests.doors.containerd import RUNTIME, Containerd, containerd
 from tests.node import BUSYBOX, Node
 from tests.patience import PATIENCE
@@ -68,6 +70,41 @@ def test_it_is_a_vm_that_is_looked_at_paused_and_ended(ctr: Containerd) -> None:
     ctr("task", "rm", "stays", check=False)
     ctr("container", "rm", "stays")
     assert status(ctr, "stays") == ""
+
+
+def test_a_kubelets_pod_is_one_vm(ctr: Containerd) -> None:
+    crictl = [os.fspath(tools.cri_tools()[0]), "-r", f"unix://{ctr.socket}", "-t", f"{int(LIMIT)}s"]
+
+    def cri(*args: str | Path) -> str:
+        done = subprocess.run([*crictl, *args], capture_output=True, text=True, env=ctr.env, check=False)
+        assert done.returncode == 0, f"{done}\n{ctr.log_tail()}"
+        return done.stdout.strip()
+
+    pod, container = ctr.directory / "pod.json", ctr.directory / "container.json"
+    metadata = {"name": "p", "namespace": "n", "uid": "u", "attempt": 0}
+    described = {"metadata": metadata, "hostname": "inside", "log_directory": os.fspath(ctr.directory)}
+    pod.write_text(json.dumps({**described, "linux": {}}))
+    script = "hostname; touch /dev/shm/mark; trap 'exit 3' TERM; sleep 1000 & wait"
+    cri("pull", BUSYBOX)
+    pod_id = cri("runp", "-r", "orlop", pod)
+    made = []
+    for name in ("first", "second"):
+        described = {"metadata": {"name": name}, "image": {"image": BUSYBOX}, "log_path": f"{name}.log"}
+        container.write_text(json.dumps({**described, "command": ["sh", "-c", script], "linux": {}}))
+        made.append(cri("create", pod_id, container, pod))
+        cri("start", made[-1])
+    until(lambda: "inside" in cri("logs", made[1]), "it does not run")
+    kernels = {cri("exec", one, "cat", "/proc/sys/kernel/random/boot_id") for one in made}
+    assert len(kernels) == 1 and kernels != {Path("/proc/sys/kernel/random/boot_id").read_text().strip()}
+    assert cri("exec", "-s", made[0], "ls", "/dev/shm") == "mark", "what the pod's containers share"
+    assert "eth0" in cri("exec", made[0], "cat", "/proc/net/dev")
+    cri("stop", "-t", str(int(LIMIT)), made[0])
+    status = json.loads(cri("inspect", made[0]))["status"]
+    assert (status["state"], status["exitCode"]) == ("CONTAINER_EXITED", 3)
+    assert json.loads(cri("inspect", made[1]))["status"]["state"] == "CONTAINER_RUNNING"
+    cri("stopp", pod_id)
+    cri("rmp", pod_id)
+    assert json.loads(cri("pods", "-o", "json"))["items"] == []
 
 
 def test_what_cannot_be_says_so(ctr: Containerd) -> None:
