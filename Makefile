@@ -92,7 +92,7 @@ csi-sanity: $(PYTHON) ## The CSI driver, judged by the sanity suite of kubernete
 oci-validation: $(PYTHON) ## The OCI runtime specification, judged by runtime-tools; table in build/oci-validation.md (root)
 	$(PYTHON) -m pytest tests/oci_validation -q --junitxml build/tests/oci-validation.xml
 
-doors: $(PYTHON) ## podman and Docker with orlop-oci as their runtime (root)
+doors: $(PYTHON) ## podman and Docker with orlop-oci, containerd with the shim (root)
 	$(PYTHON) -m pytest tests/doors -q --junitxml build/tests/doors.xml
 
 lasting: $(PYTHON) ## 110 pods, VMs as far as memory goes, images, logs, a full disk; figures in build/lasting.md (root)
