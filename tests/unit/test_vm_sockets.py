@@ -74,8 +74,30 @@ async def test_a_guest_gets_no_more_than_was_given_to_it(
         raise AssertionError
 
     monkeypatch.setattr(unixsockets, "connect", never)
-    monkeypatch.setattr(sockets, "_MOST", 5)
+    monkeypatch.setattr(sockets, "_MOST", 3)
+    monkeypatch.setattr(sockets, "_MOST_WAITING", 2)
     for number in range(9):
         relay.called(Called(id="c", socket="file", call=number, uid=0, gid=0), held)
     assert len(relay._tasks) == 5, "what no honest guest says is not heard"
+    await relay.close()
+
+
+async def test_a_connection_that_is_over_for_the_guest_alone_keeps_no_other_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over = asyncio.Event()
+
+    async def lingering(path: str, **ids: Any) -> socket.socket:
+        await over.wait()
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(unixsockets, "connect", lingering)
+    monkeypatch.setattr(sockets, "_MOST", 1)
+    agent = Agent()
+    relay = Relay(cast(AgentClient, agent), "p")
+    for number in range(2):
+        relay.called(Called(id="c", socket="s", call=number, uid=0, gid=0), [HostSocket(id="s", path="/s")])
+    over.set()
+    async with asyncio.timeout(60):
+        assert [await agent.asked.get() for _ in range(2)] == [Accept(call=0), Accept(call=1)]
     await relay.close()

@@ -28,7 +28,11 @@ from orlop.wire.messages import Accept, Called
 log = logging.getLogger(__name__)
 
 _MOST = 64
-"""Connections of a pod at a time: no honest guest tells of more."""
+"""Connections of a pod at a time, as in the guest (``guest/streams/calls.py``)."""
+
+_MOST_WAITING = 64
+"""Those that wait for one of them to be over: a guest is done with a connection before its end is done here,
+and tells of the next. No honest guest has told of more that were not answered."""
 
 _AT_ONCE = 4
 """Connections of a pod that are being made."""
@@ -103,17 +107,22 @@ class Relay:
         self._agent = agent
         self._pod_id = pod_id
         self._making = asyncio.Semaphore(_AT_ONCE)
+        self._serving = asyncio.Semaphore(_MOST)
         self._tasks = Tasks()
 
     def called(self, call: Called, sockets: Iterable[HostSocket]) -> None:
         """A container that has these sockets has connected to one of them, as its guest says."""
         path = next((one.path for one in sockets if one.id == call.socket), "")
-        if len(self._tasks) < _MOST and not self._tasks.closed:
-            self._tasks.spawn(self._serve(call, path), f"a connection of pod {self._pod_id} to {path}")
+        if len(self._tasks) < _MOST + _MOST_WAITING and not self._tasks.closed:
+            self._tasks.spawn(self._in_turn(call, path), f"a connection of pod {self._pod_id} to {path}")
 
     async def close(self) -> None:
         """Break off all connections. Idempotent."""
         await self._tasks.close()
+
+    async def _in_turn(self, call: Called, path: str) -> None:
+        async with self._serving:
+            await self._serve(call, path)
 
     async def _serve(self, call: Called, path: str) -> None:
         try:
