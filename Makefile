@@ -19,7 +19,7 @@ GUEST ?=
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
-test: lint types unit e2e conformance-all ## Everything that CI runs (root)
+test: lint types unit e2e conformance-all ## What a newcomer runs; CI runs more (root)
 
 lint: $(PYTHON) ## ruff
 	$(PYTHON) -m ruff check src tests bench scripts
@@ -31,11 +31,11 @@ types: $(PYTHON) ## mypy --strict
 unit: $(PYTHON) ## Tests that need no root, and a short round of fuzzing
 	$(PYTHON) -m pytest tests/unit tests/fuzz -q --junitxml build/tests/unit.xml
 
-e2e: $(PYTHON) ## Tests against real QEMU, CNI, registry and crictl, and attacks (root)
-	$(PYTHON) -m pytest tests/e2e tests/hostile -q --junitxml build/tests/e2e.xml
+e2e: $(PYTHON) ## Tests against real QEMU, CNI, registry and crictl (root)
+	$(PYTHON) -m pytest tests/e2e -q --junitxml build/tests/e2e.xml
 
 hostile: $(PYTHON) ## Attacks on a node, each of which must fail (root)
-	$(PYTHON) -m pytest tests/hostile -q
+	$(PYTHON) -m pytest tests/hostile -q --junitxml build/tests/hostile.xml
 
 fuzz: $(PYTHON) ## Look for inputs that break a parser: TARGET=name SECONDS=for all together
 	$(PYTHON) -m tests.fuzz $(if $(TARGET),--target $(TARGET)) --seconds $(SECONDS)
