@@ -355,11 +355,7 @@ def stored(name: str, key: str, filling: Callable[[str], None]) -> Path:
     try:
         with serve(making, f"127.0.0.1:{tools.free_port()}", read_only=False) as address:
             filling(address)
-        try:
-            making.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
+        tools.place(making, target)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     # What another checkout may still serve stays for a day.

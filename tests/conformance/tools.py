@@ -60,6 +60,19 @@ def run(argv: Sequence[str | Path], *, cwd: Path | None = None, env: dict[str, s
     return done.stdout
 
 
+def place(made: Path, target: Path) -> None:
+    """Give what was made its name in the cache. Where another process was quicker, what it made stays.
+
+    ``made`` is of the same file system, in a directory that its maker removes.
+    """
+    try:
+        made.rename(target)
+    except OSError:
+        # A file replaces the other's; a directory replaces only an empty one.
+        if not target.exists():
+            raise
+
+
 def free_port() -> int:
     """A TCP port on loopback that was free a moment ago."""
     with socket.socket() as probe:
@@ -183,7 +196,7 @@ def debian_packages(names: Iterable[str]) -> Path:
         for name in ("bin", "lib", "lib64", "sbin"):
             if not (root / name).exists():
                 (root / name).symlink_to(f"usr/{name}")
-        root.rename(target)
+        place(root, target)
     return target
 
 
@@ -292,10 +305,12 @@ def compile_c(name: str, source: str) -> Path:
     target = cache_dir() / "compiled" / f"{name}-{key}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="orlop-cc-") as scratch:
-            file = Path(scratch) / f"{name}.c"
+        with tempfile.TemporaryDirectory(prefix="cc-", dir=target.parent) as scratch:
+            file, made = Path(scratch) / f"{name}.c", Path(scratch) / name
             file.write_text(source)
-            run(["cc", "-O2", "-static", "-o", target, file])
+            run(["cc", "-O2", "-static", "-o", made, file])
+            # Nobody starts one that the compiler still writes.
+            place(made, target)
     return target
 
 

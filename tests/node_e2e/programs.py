@@ -104,13 +104,7 @@ def build(names: Sequence[str] = NODE) -> Programs:
             # Go wants to write beside go.mod.
             module = Path(shutil.copytree(MODULE, Path(scratch) / "module"))
             for name in missing:
-                made = _make(name, module)
-                try:
-                    made.rename(target / name)
-                except OSError:
-                    # Another run was quicker with a directory.
-                    if not (target / name).exists():
-                        raise
+                tools.place(_make(name, module), target / name)
     return Programs(target, key)
 
 

@@ -53,7 +53,7 @@ def build() -> Path:
         tools.run([*command, built / INSIDE, f"{PACKAGE}/cmd/{INSIDE}"], cwd=source, env=env)
         found = tools.run([go, "list", "-m", "-f", "{{.Dir}}", PACKAGE], cwd=source, env=env).strip()
         shutil.copyfile(Path(found) / ROOT, built / ROOT)
-        built.rename(target)
+        tools.place(built, target)
     return target
 
 

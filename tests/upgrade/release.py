@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.conformance.tools import cache_dir, run
+from tests.conformance.tools import cache_dir, place, run
 
 VERSION = "0.1.0"
 COMMIT = "fcc2a3ab42cd1133a8f378c3d8148c16de14de9a"
@@ -34,7 +34,7 @@ def site() -> Path:
         run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", scratch, scratch / "source"])
         (wheel,) = scratch.glob("orlop-*.whl")
         run([*pip, "install", "--no-deps", "--target", scratch / "site", wheel])
-        (scratch / "site").rename(target)
+        place(scratch / "site", target)
     return target
 
 
