@@ -350,10 +350,11 @@ class ShimTasks:
             if record.reason == REASON_OOM:
                 self._tell.out_of_memory(task)
             status = ExitStatus(code=record.exit_code, finished_at=record.finished_at)
-        for one in task.execs.values():
-            if one.started:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(one.ended.wait(), running.DRAIN_TIME)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(running.DRAIN_TIME):
+                # A copy: containerd deletes those that have ended meanwhile.
+                for one in [one for one in task.execs.values() if one.started]:
+                    await one.ended.wait()
         pid = self.pid(task)
         task.first.end(status)
         if not silent:
