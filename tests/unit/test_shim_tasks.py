@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from orlop.errors import NotFound, OrlopError
 from orlop.pods.records import ContainerPhase
 from orlop.pods.service import PodService
 from orlop.shim import running
@@ -79,7 +78,7 @@ async def node(root: Path, world: World | None = None) -> AsyncIterator[Node]:
 
 async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(30 * PATIENCE):
-        while not true():
+        while not true():  # noqa: ASYNC110 - what is waited for sets no event
             await asyncio.sleep(0.01)
 
 
@@ -102,3 +101,16 @@ async def test_an_end_is_told_though_processes_are_deleted_meanwhile(
             await one.tasks.delete(key, f"c{number}")
             await asyncio.sleep(0.02)
         assert (await asyncio.wait_for(waiting, 30 * PATIENCE)).code == 7
+
+
+async def test_tasks_are_found_again_beside_what_cannot_be_removed(tmp_path: Path) -> None:
+    async with node(tmp_path) as one:
+        key = await one.running()
+        (tmp_path / "shim-netns" / "left" / "something").mkdir(parents=True)
+        later = ShimTasks(one.pods, tmp_path)
+        later.open()
+        try:
+            task, process = await later.state(key, "")
+            assert later.standing(task, process).name == "RUNNING"
+        finally:
+            await later.close()

@@ -101,10 +101,7 @@ class ShimTasks:
         found = [self._of_pod(pod) for pod in self._pods.pods(PodFilter(front=FRONT))]
         found += [self._of_container(one) for one in self._pods.containers(ContainerFilter(front=FRONT))]
         tasks = [task for task in found if task is not None]
-        wanted = {Path(task.record.netns) for task in tasks if task.record.netns}
-        if self._netns.is_dir():
-            for path in set(self._netns.iterdir()) - wanted:
-                await netns.delete(path)
+        await self._sweep({Path(task.record.netns) for task in tasks if task.record.netns})
         if not tasks:
             return
         await self._keeper.begin()
@@ -114,6 +111,15 @@ class ShimTasks:
             if task.container_id and task.first.started:
                 self._follow(task)
         await self._keeper.end()
+
+    async def _sweep(self, wanted: set[Path]) -> None:
+        """Remove the network namespaces that were made for tasks which then were not."""
+        found = set(self._netns.iterdir()) if self._netns.is_dir() else set()
+        for path in found - wanted:
+            try:
+                await netns.delete(path)
+            except OSError as error:
+                log.warning("%s is nobody's and cannot be removed: %s", path, error.strerror)
 
     def _of_pod(self, pod: PodRecord) -> LiveTask | None:
         record = model.decoded(pod.spec.annotations)
@@ -269,7 +275,8 @@ class ShimTasks:
 
     async def _new_network(self, key: Key) -> str:
         """A network namespace with nothing in it. Raises FailedPrecondition."""
-        path = self._netns / "-".join(key)
+        # A sign that neither of them has: namespace "a-b" and task "c" are not "a" and "b-c".
+        path = self._netns / "+".join(key)
         try:
             await netns.create(path)
         except OSError as error:
