@@ -582,3 +582,39 @@ async def test_time_limits_hold_when_a_guest_is_silent(
     assert time.monotonic() - begun < 1
     assert signals[-1] == 9
     assert service.container(container_id).phase is ContainerPhase.EXITED
+
+
+async def begun(service: PodService, world: World) -> tuple[str, asyncio.Task[None]]:
+    """A container whose start is under way."""
+    world.delays["start"] = 0.1
+    pod_id = await service.run_pod(pod_spec())
+    container_id = await service.create_container(request(pod_id))
+    starting = asyncio.create_task(service.start_container(container_id))
+    async with asyncio.timeout(20):
+        while "before start" not in world.steps:  # noqa: ASYNC110 - nothing would set an event
+            await asyncio.sleep(0.001)
+    return container_id, starting
+
+
+async def test_a_signal_waits_for_a_start_that_is_under_way(service: PodService, world: World) -> None:
+    container_id, starting = await begun(service, world)
+    await service.signal_container(container_id, signal.SIGTERM)
+    assert starting.done()
+    await exited(service, container_id)
+    assert service.container(container_id).exit_code == 128 + signal.SIGTERM
+    await starting
+
+
+async def test_what_is_being_started_has_not_ended_though_nobody_waits_for_that(
+    service: PodService, world: World
+) -> None:
+    container_id, starting = await begun(service, world)
+    starting.cancel()
+    ended = asyncio.create_task(service.ended_container(container_id))
+    async with asyncio.timeout(20):
+        while service.container(container_id).phase is not ContainerPhase.RUNNING:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert not ended.done()
+    world.exit(container_id, 4)
+    record = await asyncio.wait_for(ended, 20)
+    assert record is not None and record.exit_code == 4

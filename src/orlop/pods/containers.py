@@ -356,6 +356,8 @@ class Containers:
 
     async def signal(self, ref: str, number: int) -> None:
         """Send a signal to a running container. Raises FailedPrecondition for one that does not run."""
+        # Not to be lost between the start that somebody asked for and its end.
+        await self._node.done.settled(("start", self._node.container(ref).id))
         record, sandbox = self._node.running(ref)
         with in_words(f"container {record.name} ({record.id[:12]}) cannot be sent a signal"):
             await sandbox.signal(record.id, number)
@@ -406,11 +408,14 @@ class Containers:
     async def ended(self, ref: str) -> ContainerRecord | None:
         """Wait until a container does not run; what it is then, None when it was removed."""
         while (record := self._node.ledger.find_container(ref)) is not None:
+            if ("start", record.id) in self._node.done:
+                await self._node.done.settled(("start", record.id))
+                continue
             if record.phase is not ContainerPhase.RUNNING:
                 return record
             watcher = self._node.watchers.get(record.id)
             if watcher is None or watcher.done():
-                # It is being started, found again or concluded this moment.
+                # It is found again or concluded this moment.
                 await asyncio.sleep(UNWATCHED)
             else:
                 await asyncio.wait([watcher])

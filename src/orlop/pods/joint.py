@@ -51,6 +51,11 @@ class JointCalls(Generic[T]):
                 raise conflict()
         return await wait_shielded(task, str(key))
 
+    async def settled(self, key: Hashable) -> None:
+        """Wait until no call for ``key`` is under way, whatever comes of it."""
+        while (flight := self._flights.get(key)) is not None:
+            await asyncio.wait((flight[1],))
+
 
 async def wait_shielded(task: asyncio.Task[T], what: str) -> T:
     """The result of ``task``, which a cancelled waiter leaves running.
