@@ -307,7 +307,8 @@ class Bundles:
         undo = Undo(f"container {asked.id}")
         if len(self._members(record.pod_id)) > 1:
             await undo.step("it", self._pods.remove_container(record.id))
-        else:
+        # Asked for only now: two that are deleted at once would each leave the VM to the other.
+        if undo.complete and all(one.id == record.id for one in self._members(record.pod_id)):
             await undo.step("its VM", self._pods.remove_pod(record.pod_id))
         await undo.step("its process", bundle.companion.kill())
         await undo.step("its control group", _leave_cgroup(bundle))

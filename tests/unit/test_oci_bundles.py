@@ -1,0 +1,66 @@
+"""The verbs of an OCI runtime over pods in memory: calls against each other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from orlop.oci import questions
+from orlop.oci.bundles import KEY, Bundle, Bundles
+from orlop.oci.companion import Companion
+from orlop.oci.protocol import FRONT
+from orlop.pods.requests import ContainerRequest
+from orlop.pods.service import PodService
+from tests.unit.pods_double import World, make_service, pod_spec
+
+
+@contextlib.asynccontextmanager
+async def node(root: Path, world: World) -> AsyncIterator[tuple[PodService, Bundles]]:
+    pods, _ = make_service(root, world)
+    await pods.open()
+    bundles = Bundles(pods, ())
+    bundles.open()
+    try:
+        yield pods, bundles
+    finally:
+        await bundles.close()
+        await pods.close()
+
+
+async def made(pods: PodService, root: Path, pod_id: str, name: str) -> None:
+    """A container whose stand-in is gone."""
+    bundle = Bundle(
+        root="/r",
+        id=name,
+        directory=os.fspath(root),
+        rootfs=os.fspath(root),
+        version="1.2.0",
+        created="",
+        companion=Companion(pid=1 << 22, since=1),
+    )
+    await pods.create_container(
+        ContainerRequest(
+            pod_id=pod_id,
+            name=name,
+            directory=os.fspath(root),
+            command=("sh",),
+            annotations={KEY: msgspec.json.encode(bundle).decode()},
+        )
+    )
+
+
+async def test_the_vm_goes_with_its_containers_though_they_are_deleted_at_once(tmp_path: Path) -> None:
+    world = World()
+    async with node(tmp_path, world) as (pods, bundles):
+        pod_id = await pods.run_pod(pod_spec(front=FRONT))
+        for name in ("one", "two"):
+            await made(pods, tmp_path, pod_id, name)
+        world.delays["delete"] = 0.05
+        gone = [bundles.delete(questions.ToDelete(root="/r", id=name)) for name in ("one", "two")]
+        await asyncio.gather(*gone)
+        assert not world.pods
