@@ -353,3 +353,38 @@ async def test_a_damaged_record_costs_nobody_the_data(tmp_path: Path) -> None:
     with pytest.raises(AlreadyExists, match="log"):
         await later.create("data", SIZE)
     assert read(later, "data", 8) == b"precious"
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "copy"])
+async def test_a_copy_of_what_grows_meanwhile_is_not_cut_off(store: VolumeStore, kind: str) -> None:
+    await store.create("a", SIZE, content="block")
+
+    def begun() -> asyncio.Task[Any]:
+        if kind == "snapshot":
+            return asyncio.create_task(store.take_snapshot("b", "a"))
+        return asyncio.create_task(
+            store.create("b", SIZE, content="block", origin=Origin(kind="volume", id="a"))
+        )
+
+    async with store.turn("a"):
+        growing = asyncio.create_task(store.grow("a", 2 * SIZE))
+        await asyncio.sleep(0)
+        copying_of_it = begun()
+        await asyncio.sleep(0)
+    await growing
+    with pytest.raises(Unavailable, match="has grown meanwhile"):
+        await copying_of_it
+    again = await begun()
+    assert again.size == 2 * SIZE
+
+
+async def test_a_copy_of_itself_waits_for_nobody(store: VolumeStore) -> None:
+    await store.create("a", SIZE, content="block")
+    async with store.turn("a"):
+        removing = asyncio.create_task(store.remove("a"))
+        await asyncio.sleep(0)
+        own = asyncio.create_task(store.create("a", SIZE, origin=Origin(kind="volume", id="a")))
+        await asyncio.sleep(0)
+    await removing
+    with pytest.raises(NotFound):
+        await asyncio.wait_for(own, 20 * PATIENCE)

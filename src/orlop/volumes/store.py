@@ -136,7 +136,7 @@ class VolumeStore:
         With an ``origin`` it begins as a copy, and is at least as large as that. Raises AlreadyExists for
         another one of that name, NotFound for an origin that is not there, InvalidArgument,
         ResourceExhausted, FailedPrecondition for an origin that is written to and cannot be copied at one
-        moment.
+        moment, Unavailable for one that grows meanwhile.
         """
         volume_id = records.id_of(name)
         begun = self._original(origin) if origin is not None else None
@@ -155,6 +155,9 @@ class VolumeStore:
                 if found.step is VolumeStep.READY:
                     return _same(found, wanted, rounded(size))
                 await self._clear(self._volumes, directory, volume_id)
+            if origin is not None:
+                # Gone meanwhile, perhaps: and a copy of itself would wait for its own turn for ever.
+                self._original(origin)
 
             async def fill(disk: Path) -> None:
                 if origin is not None:
@@ -302,7 +305,8 @@ class VolumeStore:
                     await copying.copy(file, target, size)
             return
         async with self._turns.of(origin.id), self._copies:
-            self.volume(origin.id)
+            if self.volume(origin.id).size > size:
+                raise Unavailable(f"volume {origin.id} has grown meanwhile, and would be cut off: try again")
             source = disk_of(self.directory(origin.id))
             with _opened(source) as file:
                 if await threads.call(_lock, file):
