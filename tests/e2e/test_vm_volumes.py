@@ -396,8 +396,10 @@ async def test_a_named_volume_is_a_disk_of_one_vm_at_a_time(
         await started(second, other, mount("/data", tmp_path / "3"))
     with pytest.raises(FailedPrecondition):
         await store.remove("data")
-    await store.grow("data", 256 << 20)
+    with pytest.raises(FailedPrecondition, match="has grown, and is in use: a VM sees that"):
+        await publisher.expand("data", f"{tmp_path}/1", 256 << 20)
     await sandbox.stop()
+    assert (await publisher.expand("data", f"{tmp_path}/1", 256 << 20)).size == 256 << 20
     third = pod_spec()
     later = await env.run(third)
     found = await started(later, third, mount("/data", tmp_path / "3"))

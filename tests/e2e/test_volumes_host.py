@@ -182,8 +182,10 @@ async def test_a_block_volume_is_a_device(place: Place) -> None:
     with pytest.raises(FailedPrecondition, match="all or none"):
         await place.publisher.publish("raw", f"{place.pods}/third", read_only=True)
     assert not (place.pods / "third").exists()
-    await place.store.grow("raw", 2 * SIZE)
-    await place.publisher.expand("raw", str(target))
+    with pytest.raises(NotFound, match="is not at"):
+        await place.publisher.expand("raw", f"{place.pods}/elsewhere", 2 * SIZE)
+    assert place.disk("raw").stat().st_size == SIZE
+    assert (await place.publisher.expand("raw", str(target), 2 * SIZE)).size == 2 * SIZE
     size = subprocess.run(["blockdev", "--getsize64", target], capture_output=True, check=True)  # noqa: ASYNC221
     assert int(size.stdout) == 2 * SIZE
     await place.publisher.unpublish("raw", str(target))
@@ -221,12 +223,12 @@ async def test_a_volume_that_grew_is_larger_when_it_is_mounted_next(place: Place
 async def test_a_volume_grows_while_it_is_mounted(place: Place) -> None:
     await place.store.create("data", SIZE)
     target = await place.mounted("data")
-    await place.store.grow("data", 3 * SIZE)
     if not may_resize():
         with pytest.raises(FailedPrecondition, match="mounted next"):
-            await place.publisher.expand("data", str(target))
+            await place.publisher.expand("data", str(target), 3 * SIZE)
+        assert place.store.volume("data").size == 3 * SIZE
         return
-    await place.publisher.expand("data", str(target))
+    await place.publisher.expand("data", str(target), 3 * SIZE)
     assert (await place.publisher.usage("data", str(target))).total > 2 * SIZE
 
 

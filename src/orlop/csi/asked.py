@@ -97,6 +97,12 @@ def check_limit(found: VolumeRecord, wanted: pb.CapacityRange) -> None:
         )
 
 
+def check_grown(found: VolumeRecord, wanted: pb.CapacityRange) -> None:
+    """See that a volume which has grown is not too large. Raises OutOfRange."""
+    if wanted.limit_bytes and found.size > wanted.limit_bytes:
+        raise OutOfRange(f"volume {found.id} has {found.size} bytes already, above {wanted.limit_bytes}")
+
+
 def whole(parameters: Mapping[str, str]) -> bool | None:
     """Whether a VM is to have a volume's disk itself, None where nothing is said. Raises InvalidArgument."""
     mounted_by = ""

@@ -44,7 +44,11 @@ class ControllerCalls:
     async def controller_get_capabilities(
         self, request: pb.ControllerGetCapabilitiesRequest
     ) -> pb.ControllerGetCapabilitiesResponse:
-        """What of the service there is."""
+        """What of the service there is for a cluster.
+
+        Not EXPAND_VOLUME: external-resizer knows no nodes, and would ask one driver for the volumes of all of
+        them. Without it the kubelet of the right node is who asks, and NodeExpandVolume does it all.
+        """
         kinds = pb.ControllerServiceCapability.RPC
         known = (
             kinds.CREATE_DELETE_VOLUME,
@@ -53,7 +57,6 @@ class ControllerCalls:
             kinds.CREATE_DELETE_SNAPSHOT,
             kinds.LIST_SNAPSHOTS,
             kinds.CLONE_VOLUME,
-            kinds.EXPAND_VOLUME,
             kinds.GET_VOLUME,
             kinds.SINGLE_NODE_MULTI_WRITER,
         )
@@ -73,7 +76,16 @@ class ControllerCalls:
         self._check_topology(request.accessibility_requirements)
         origin = _origin(request.volume_content_source)
         if origin is not None:
-            self._check_origin(origin, ways[0], whole, request.capacity_range)
+            try:
+                self._check_origin(origin, ways[0], whole, request.capacity_range)
+            except NotFound as error:
+                if names.CLAIM not in request.parameters:
+                    raise
+                # The cluster has seen it, so it is on another node: its scheduler can choose again.
+                raise ResourceExhausted(
+                    f"{error} on node {self._node}: a copy is made on the node of its source, "
+                    "where the pod has to run"
+                ) from error
         made = await self._store.create(
             request.name,
             asked.size(request.capacity_range),
@@ -137,13 +149,12 @@ class ControllerCalls:
     async def controller_expand_volume(
         self, request: pb.ControllerExpandVolumeRequest
     ) -> pb.ControllerExpandVolumeResponse:
-        """Make a volume larger."""
+        """Make a volume larger. For the command line: a cluster does not call it."""
         asked.required(request.volume_id, "volume_id")
         if not request.HasField("capacity_range"):
             raise InvalidArgument("capacity_range is missing")
         found = await self._store.grow(request.volume_id, asked.size(request.capacity_range))
-        if (limit := request.capacity_range.limit_bytes) and found.size > limit:
-            raise OutOfRange(f"volume {found.id} has {found.size} bytes already, above {limit}")
+        asked.check_grown(found, request.capacity_range)
         # A guest sees by itself how large its disk is.
         return pb.ControllerExpandVolumeResponse(
             capacity_bytes=found.size, node_expansion_required=not found.whole

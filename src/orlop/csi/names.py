@@ -14,7 +14,10 @@ MOUNTED_BY = "mountedBy"
 """The parameter of a StorageClass that says whose kernel has a file system: ``host`` or ``guest``."""
 
 CLUSTERS_OWN = "csi.storage.k8s.io/"
-"""What parameters begin with that a cluster adds, and which say nothing to a driver."""
+"""What parameters begin with that a cluster adds."""
+
+CLAIM = f"{CLUSTERS_OWN}pvc/name"
+"""A claim's name. An external-provisioner that gives it has seen what is to be copied."""
 
 
 def node_of(config: CsiConfig) -> str:

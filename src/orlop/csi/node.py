@@ -5,7 +5,7 @@ from __future__ import annotations
 import orlop
 from orlop.csi import asked, names
 from orlop.csi.api import csi_v1_pb2 as pb
-from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.errors import InvalidArgument
 from orlop.volumes.publisher import Publisher
 from orlop.volumes.store import VolumeStore
 
@@ -123,12 +123,13 @@ class NodeServiceCalls:
         return answer
 
     async def node_expand_volume(self, request: pb.NodeExpandVolumeRequest) -> pb.NodeExpandVolumeResponse:
-        """Have who uses it see that it has grown."""
+        """Make a volume larger, and have who uses it see that."""
         asked.required(request.volume_id, "volume_id")
         asked.required(request.volume_path, "volume_path")
-        volume = await self._publisher.expand(request.volume_id, request.volume_path)
-        if volume.size < request.capacity_range.required_bytes:
-            raise FailedPrecondition(f"volume {volume.id} has not grown yet: it has {volume.size} bytes")
+        wanted = request.capacity_range
+        least = asked.size(wanted) if wanted.required_bytes else 0
+        volume = await self._publisher.expand(request.volume_id, request.volume_path, least)
+        asked.check_grown(volume, wanted)
         return pb.NodeExpandVolumeResponse(capacity_bytes=volume.size)
 
     def _way(self, request: pb.NodeStageVolumeRequest | pb.NodePublishVolumeRequest) -> asked.Wish:

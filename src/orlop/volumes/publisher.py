@@ -104,14 +104,21 @@ class Publisher:
             if volume is not None and volume.content == "block":
                 await threads.call(self._let_go, volume)
 
-    async def expand(self, volume_id: str, path: str) -> VolumeRecord:
-        """Give who uses the volume at ``path`` all of its size now. Raises NotFound, FailedPrecondition."""
+    async def expand(self, volume_id: str, path: str, least: int = 0) -> VolumeRecord:
+        """Give who uses the volume at ``path`` all of its size now, and at least ``least`` bytes.
+
+        Raises NotFound, ResourceExhausted, and FailedPrecondition where its user sees that it has grown only
+        when it begins anew.
+        """
         place = await threads.call(_place, path)
+        await self._find(volume_id, place)
+        if least:
+            await self._store.grow(volume_id, least)
         async with self._store.turn(volume_id):
-            volume = self._store.volume(volume_id)
-            if not await threads.call(self._is_ours, volume, place):
-                raise NotFound(f"volume {volume_id} is not at {path}")
+            volume = await self._find(volume_id, place)
             disk = disk_of(self._store.directory(volume_id))
+            if volume.whole:
+                await threads.call(_check_unused, volume, disk)
             for device in await threads.call(loop.devices_of, os.fspath(disk)):
                 await threads.call(loop.follow_size, device)
                 if volume.content == "filesystem":
@@ -120,10 +127,8 @@ class Publisher:
 
     async def usage(self, volume_id: str, path: str) -> VolumeUse:
         """What is taken of the volume at ``path``. Raises NotFound."""
-        volume = self._store.volume(volume_id)
         place = await threads.call(_place, path)
-        if not await threads.call(self._is_ours, volume, place):
-            raise NotFound(f"volume {volume_id} is not at {path}")
+        volume = await self._find(volume_id, place)
         if volume.content == "block":
             return VolumeUse(total=volume.size, free=0)
         if volume.whole:
@@ -149,6 +154,13 @@ class Publisher:
             return self._store.volume(records.check_id(volume_id, "volume"))
         except NotFound:
             return None
+
+    async def _find(self, volume_id: str, place: Path) -> VolumeRecord:
+        """The volume that is at ``place``. Raises NotFound."""
+        volume = self._store.volume(volume_id)
+        if not await threads.call(self._is_ours, volume, place):
+            raise NotFound(f"volume {volume_id} is not at {place}")
+        return volume
 
     # On threads
 
@@ -254,6 +266,17 @@ def _place(path: str) -> Path:
         return given.parent.resolve() / given.name
     except (OSError, RuntimeError) as error:
         raise InvalidArgument(f"{path!a}: {error}") from error
+
+
+def _check_unused(volume: VolumeRecord, disk: Path) -> None:
+    """Raises FailedPrecondition for a disk that a VM has: it knows the size that was there at its start."""
+    try:
+        with claimed(disk, f"volume {volume.id}"):
+            return
+    except FailedPrecondition as error:
+        raise FailedPrecondition(
+            f"volume {volume.id} has grown, and is in use: a VM sees that when its pod is started again"
+        ) from error
 
 
 def _points(device: str) -> list[Path]:
