@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from orlop.errors import FailedPrecondition
 from orlop.hypervisor.qemu.machine import QemuMachine
 from orlop.sandbox.spec import (
     ContainerSpec,
+    Dns,
     ExecSpec,
     IdMapping,
     Mount,
@@ -76,11 +78,15 @@ async def started(sandbox: VmSandbox, pod: PodSpec, *mounts: Mount, **more: Any)
 async def test_a_typical_pod_shares_nothing_with_the_host(
     env: Environment, pod: PodSpec, directory: PodDirectory
 ) -> None:
+    """With all that a kubelet gives to pods without being asked, and all that they ask for most."""
     empty = directory.empty_dir("scratch", mode=0o2777, group=2000)
     memory = directory.empty_dir("memory", memory=8 << 20)
     config = directory.atomic("configmap", "config", {"key": b"value", "deep/er": b"down"}, group=2000)
+    secret = directory.atomic("secret", "secret", {"password": b"hidden"}, mode=0o400)
+    labels = directory.atomic("downward-api", "labels", {"labels": b'app="one"'})
     token = directory.atomic("projected", "token", {"token": b"secret"}, mode=0o640, group=2000)
     log = directory.termination_log("main")
+    pod = msgspec.structs.replace(pod, dns=Dns(servers=("192.0.2.53",), searches=("test.svc",)))
     sandbox = await env.run(pod)
     main = await started(
         sandbox,
@@ -89,6 +95,8 @@ async def test_a_typical_pod_shares_nothing_with_the_host(
         mount("/sub", directory.sub_path(empty, "main", 0, "below/it")),
         mount("/memory", memory),
         mount("/config", config, read_only=True),
+        mount("/secret", secret, read_only=True),
+        mount("/labels", labels, read_only=True),
         mount("/token", token, read_only=True),
         mount("/one", directory.sub_path(config, "main", 1, "key"), read_only=True),
         mount("/etc/hosts", directory.etc_hosts("127.0.0.1\tlocalhost # of the kubelet\n")),
@@ -97,6 +105,17 @@ async def test_a_typical_pod_shares_nothing_with_the_host(
     )
     other = await started(sandbox, pod, mount("/other", empty))
     assert await obstacles(sandbox) == ""
+    assert await kinds(sandbox, main, other) == {
+        "/": "overlay",
+        "/empty": "ext4",
+        "/other": "ext4",
+        "/sub": "ext4",
+        **dict.fromkeys(("/memory", "/config", "/secret", "/labels", "/token", "/one"), "tmpfs"),
+        **dict.fromkeys(("/etc/hosts", "/etc/hostname", "/etc/resolv.conf"), "tmpfs"),
+        "/dev/termination-log": "tmpfs",
+    }
+    assert "nameserver 192.0.2.53" in await said(sandbox, main, "cat /etc/resolv.conf")
+    assert await said(sandbox, main, "cat /secret/password /labels/labels") == 'hiddenapp="one"'
     assert (
         await said(sandbox, main, "cat /config/key /config/deep/er /token/token /one")
         == "valuedownsecretvalue"
@@ -116,6 +135,7 @@ async def test_a_typical_pod_shares_nothing_with_the_host(
     # With a directory of the host there is a share, and after it none any more.
     host = await started(sandbox, pod, mount("/host", directory.path))
     assert "VirtFS" in await obstacles(sandbox)
+    assert (await kinds(sandbox, host))["/host"] == "9p"
     await sandbox.signal(host.id, signal.SIGKILL)
     await sandbox.delete(host.id)
     assert await obstacles(sandbox) == ""
@@ -346,6 +366,17 @@ async def test_users_of_the_pod_own_what_they_own_on_the_host(
     await said(sandbox, main, "touch /empty/file /memory/file")
     stat = "stat -c '%a %u %g' /empty /empty/file /memory /config/..data/key"
     assert await said(sandbox, main, stat) == "2770 0 3000\n644 0 3000\n777 0 0\n640 0 3000"
+
+
+async def kinds(sandbox: VmSandbox, *containers: ContainerSpec) -> dict[str, str]:
+    """The file system of each mount that containers have, but for those of the kernel's own."""
+    found = {}
+    for container in containers:
+        for line in (await said(sandbox, container, "cat /proc/mounts")).splitlines():
+            _, place, kind, *_ = line.split()
+            if place == "/dev/termination-log" or not place.startswith(("/proc", "/sys", "/dev")):
+                found[place] = kind
+    return found
 
 
 async def obstacles(sandbox: VmSandbox) -> str:
