@@ -22,7 +22,7 @@ from orlop.host.watching import Watcher
 from orlop.storage import snapshot
 from orlop.storage.kubelet import recognise
 from orlop.storage.snapshot import DISK, InMotion, NotCopied, directories_of, read_volume
-from orlop.wire.messages import Drop, Fill, Refused
+from orlop.wire.messages import Fill, Refused
 from orlop.wire.values import VolumeEntry
 from tests.volumes.kubelet import PodDirectory
 
@@ -195,8 +195,8 @@ def test_parts_of_a_daemon_that_is_gone_are_not_mixed_with_the_next_ones(tmp_pat
     assert set(content(tmp_path / "v")) == {"first", "second"}
     with pytest.raises(Refused, match="does not hold"):
         volumes.place("another")
-    volumes.drop(Drop(id="v"))
-    volumes.drop(Drop(id="v"))
+    volumes.drop("v")
+    volumes.drop("v")
     assert not (tmp_path / "v").exists()
 
 

@@ -46,6 +46,10 @@ class FakeMachine:
 class NoVolumes:
     """A guest that holds no volume."""
 
+    @property
+    def copies(self) -> NoVolumes:
+        return self
+
     async def place(self, spec: ContainerSpec) -> dict[str, tuple[str, str]]:
         return {}
 

@@ -23,7 +23,7 @@ from orlop.storage.snapshot import DISK
 from orlop.volumes import shown
 from orlop.volumes.store import VolumeStore
 from orlop.wire import messages
-from orlop.wire.messages import FEATURES, Drop, Fetch, Fill, Hello, Hold
+from orlop.wire.messages import FEATURES, MANY_VOLUMES, Drop, DropAll, Fetch, Fill, FillAll, Hello, Hold
 from tests.unit.test_vm_plugs import FakeMachine
 from tests.volumes.kubelet import PodDirectory
 
@@ -107,8 +107,8 @@ async def test_an_empty_dir_is_one_disk_for_all_containers_and_daemons(bed: Bed)
     hold = bed.agent.asked[0]
     assert isinstance(hold, Hold) and hold.disk is not None and hold.disk.at
     assert hold.directories[0].mode == 0o2775
-    await volumes.release("one")
-    await volumes.release("two")
+    await volumes.copies.release("one")
+    await volumes.copies.release("two")
     assert bed.machine.plugged, "it lasts as long as the pod"
     await volumes.close()
     later = bed.daemon(empty_dir="share")
@@ -171,13 +171,73 @@ async def test_a_copy_lasts_as_long_as_its_containers(bed: Bed) -> None:
     volumes = bed.daemon()
     placed = await volumes.place(spec("one", config, read_only=True))
     assert placed == await volumes.place(spec("two", config, read_only=True))
-    assert [type(request) for request in bed.agent.asked] == [Fill], "the second has what the first has"
-    await volumes.release("one")
+    assert [type(request) for request in bed.agent.asked] == [FillAll], "the second has what the first has"
+    await volumes.copies.release("one")
     assert len(bed.agent.asked) == 1
-    await volumes.release("two")
-    await volumes.release("two")
-    assert [type(request) for request in bed.agent.asked] == [Fill, Drop]
+    await volumes.copies.release("two")
+    await volumes.copies.release("two")
+    assert [type(request) for request in bed.agent.asked] == [FillAll, DropAll]
     assert bed.files.volumes() == []
+    await volumes.close()
+
+
+async def test_the_small_volumes_of_a_container_are_one_message(bed: Bed) -> None:
+    one, two = (bed.kubelet.atomic("configmap", name, {"key": name.encode()}) for name in ("one", "two"))
+    hosts, gone = bed.kubelet.etc_hosts(), bed.kubelet.atomic("secret", "gone", {})
+    (gone / "fifo").parent.mkdir(exist_ok=True)
+    os.mkfifo(gone / "fifo")
+    volumes = bed.daemon()
+    small = (
+        Mount(container_path="/one", host_path=os.fspath(one), read_only=True),
+        Mount(container_path="/two", host_path=os.fspath(two), read_only=True),
+        Mount(container_path="/gone", host_path=os.fspath(gone), read_only=True),
+        Mount(container_path="/etc/hosts", host_path=os.fspath(hosts)),
+    )
+    placed = await volumes.place(ContainerSpec(id="c", pod_id="pod", name="c", mounts=small))
+    assert placed.keys() == {"/one", "/two", "/etc/hosts"}, "what cannot be copied keeps nothing else from it"
+    (told,) = bed.agent.asked
+    assert isinstance(told, FillAll)
+    assert {fill.id for fill in told.fills} == {volume for volume, _ in placed.values()}
+    data = [b"".join(entry.data for entry in fill.entries) for fill in told.fills]
+    assert data == [b"one", b"two", hosts.read_bytes()]
+    assert {held.id for held in bed.files.volumes()} == {fill.id for fill in told.fills}
+    await volumes.copies.release("c")
+    assert bed.agent.asked[1:] == [DropAll(ids=tuple(fill.id for fill in told.fills))]
+    assert not bed.files.volumes()
+    await volumes.close()
+
+
+async def test_an_agent_of_before_is_told_of_each_volume(bed: Bed) -> None:
+    bed.agent.hello = Hello(features=tuple(one for one in FEATURES if one != MANY_VOLUMES))
+    paths = [bed.kubelet.atomic("configmap", name, {"key": b"value"}) for name in ("one", "two")]
+    volumes = bed.daemon()
+    assert len(await volumes.place(spec("c", *paths, read_only=True))) == 2
+    await volumes.copies.release("c")
+    assert [type(request) for request in bed.agent.asked] == [Fill, Fill, Drop, Drop]
+    await volumes.close()
+
+
+async def test_many_volumes_go_in_messages_that_a_guest_takes(bed: Bed) -> None:
+    paths = [bed.kubelet.atomic("secret", str(n), {"key": bytes(900 << 10)}) for n in range(5)]
+    volumes = bed.daemon()
+    assert len(await volumes.place(spec("c", *paths, read_only=True))) == 5
+    assert [len(request.fills) for request in bed.agent.asked] == [2, 2, 1]
+    for request in bed.agent.asked:
+        assert len(messages.pack_request(request)) < 4 << 20
+    await volumes.copies.release("c")
+    await volumes.close()
+
+
+async def test_volumes_that_the_guest_did_not_take_are_held_by_nobody(bed: Bed) -> None:
+    paths = [bed.kubelet.atomic("configmap", name, {"key": b"value"}) for name in ("one", "two")]
+    volumes = bed.daemon()
+    bed.agent.fails = True
+    with pytest.raises(Unavailable):
+        await volumes.place(spec("c", *paths, read_only=True))
+    assert not bed.watcher._calls and not bed.files.volumes()
+    bed.agent.fails = False
+    assert len(await volumes.place(spec("c", *paths, read_only=True))) == 2
+    await volumes.copies.release("c")
     await volumes.close()
 
 
@@ -195,7 +255,7 @@ async def test_a_large_volume_goes_in_parts_and_a_too_large_one_not_at_all(bed: 
     other = bed.kubelet.atomic("secret", "other", {str(n): bytes(1 << 20) for n in range(2)})
     assert await small.place(spec("two", other, read_only=True)) == {}
     assert not bed.agent.asked
-    await volumes.release("one")
+    await volumes.copies.release("one")
     await volumes.close()
     await small.close()
 
@@ -206,20 +266,20 @@ async def test_a_termination_log_is_written_over_the_kubelets_file_and_no_other(
     log = bed.kubelet.termination_log("main")
     volumes = bed.daemon()
     assert (await volumes.place(spec("one", log)))["/0"][1] == log.name
-    await volumes.write_back("another")
+    await volumes.copies.write_back("another")
     assert log.read_bytes() == b""
-    await volumes.write_back("one")
+    await volumes.copies.write_back("one")
     assert log.read_bytes() == b"said"
     outside = tmp_path / "outside"
     outside.write_text("of the host")
     log.unlink()
     log.symlink_to(outside)
-    await volumes.write_back("one")
+    await volumes.copies.write_back("one")
     assert outside.read_text() == "of the host"
     bed.agent.fails = True
-    await volumes.write_back("one")
+    await volumes.copies.write_back("one")
     bed.agent.fails = False
-    await volumes.release("one")
+    await volumes.copies.release("one")
     await volumes.close()
 
 
@@ -231,9 +291,9 @@ async def test_a_busy_guest_has_time_to_say_why_a_container_ended_but_not_for_ev
     volumes = bed.daemon()
     await volumes.place(spec("one", log))
     bed.agent.needs = needs
-    await volumes.write_back("one")
+    await volumes.copies.write_back("one")
     assert log.read_bytes() == said
-    await volumes.release("one")
+    await volumes.copies.release("one")
     await volumes.close()
 
 

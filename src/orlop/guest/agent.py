@@ -374,13 +374,25 @@ class Agent:
         self.volumes.fill(request)
         answer.ok(Done())
 
+    def fill_all(self, request: messages.FillAll, answer: Answer) -> None:
+        """Bring volumes up to date."""
+        for one in request.fills:
+            self.volumes.fill(one)
+        answer.ok(Done())
+
     def fetch(self, request: messages.Fetch, answer: Answer) -> None:
         """Read a file's end."""
         answer.ok(self.volumes.fetch(request))
 
     def drop(self, request: messages.Drop, answer: Answer) -> None:
         """Forget a volume."""
-        self.volumes.drop(request)
+        self.volumes.drop(request.id)
+        answer.ok(Done())
+
+    def drop_all(self, request: messages.DropAll, answer: Answer) -> None:
+        """Forget volumes."""
+        for volume in request.ids:
+            self.volumes.drop(volume)
         answer.ok(Done())
 
     def flush(self, request: messages.Flush, answer: Answer) -> None:

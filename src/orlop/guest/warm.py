@@ -93,7 +93,7 @@ def _walk(agent: Agent, then: Callable[[], None]) -> None:
     )
     steps = iter(
         (
-            lambda step: agent.fill(_fill(), step),
+            lambda step: agent.fill_all(messages.FillAll(fills=(_fill(),)), step),
             lambda step: agent.fill(_fill("..after"), step),
             lambda step: agent.bring_up(entry, step),
             lambda step: agent.start(messages.Start(id=_ID), step),
@@ -101,7 +101,7 @@ def _walk(agent: Agent, then: Callable[[], None]) -> None:
             lambda step: agent.stats(messages.Stats(full=True), step),
             lambda step: agent.fetch(messages.Fetch(id=_ID, path="key"), step),
             lambda step: agent.delete(messages.Delete(id=_ID), step),
-            lambda step: agent.drop(messages.Drop(id=_ID), step),
+            lambda step: agent.drop_all(messages.DropAll(ids=(_ID,)), step),
         )
     )
 
@@ -169,7 +169,8 @@ def _exec() -> messages.Exec:
 def _talk() -> None:
     """Encode and decode what will come."""
     said: tuple[messages.Request[Any], ...] = (
-        _create(), _exec(), _fill(), messages.Setup(hostname=_ID), messages.Start(id=_ID),
+        _create(), _exec(), _fill(), messages.FillAll(fills=(_fill(),)), messages.DropAll(ids=(_ID,)),
+        messages.Setup(hostname=_ID), messages.Start(id=_ID),
         messages.Delete(id=_ID), messages.Signal(id=_ID, signal=15), messages.Resume(), messages.Dump(),
         messages.Stats(), messages.Clock(),
     )  # fmt: skip

@@ -48,8 +48,10 @@ FREEZE = "freeze"
 FILE_SYSTEMS = "file-systems"
 READY_LAYERS = "ready-layers"
 LISTENERS = "listeners"
+MANY_VOLUMES = "many-volumes"
 FEATURES = (
     VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE, FILE_SYSTEMS, READY_LAYERS, LISTENERS,
+    MANY_VOLUMES,
 )  # fmt: skip
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
@@ -62,15 +64,9 @@ MAX_FETCH = 64 << 10
 R = TypeVar("R")
 
 Code = Literal[
-    "invalid",
-    "not_found",
-    "exists",
-    "failed_precondition",
-    "exec_failed",
-    "unavailable",
-    "internal",
+    "invalid", "not_found", "exists", "failed_precondition", "exec_failed", "unavailable", "internal",
     "unknown_op",
-]
+]  # fmt: skip
 
 
 class Refused(Exception):
@@ -386,6 +382,14 @@ class Fill(Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FillAll(Request[Done]):
+    """Do what each of these says, none of them in parts: a message costs a guest more than a volume does."""
+
+    op: ClassVar[str] = "fill_all"
+    fills: Annotated[tuple[Fill, ...], Length(1, 1024)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FetchReply:
     """The end of a file."""
 
@@ -407,6 +411,14 @@ class Drop(Request[Done]):
 
     op: ClassVar[str] = "drop"
     id: Id
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropAll(Request[Done]):
+    """Forget these, each as :class:`Drop` has it."""
+
+    op: ClassVar[str] = "drop_all"
+    ids: Annotated[tuple[Id, ...], Length(1, 1024)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -502,7 +514,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     kind.op: kind
     for kind in (
         Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
-        Dump, Resume, Quiesce, Online, Hold, Fill, Fetch, Drop, Flush, Clock,
+        Dump, Resume, Quiesce, Online, Hold, Fill, FillAll, Fetch, Drop, DropAll, Flush, Clock,
         Accept, Dial, Freeze, Prepare,
     )
 }  # fmt: skip

@@ -155,11 +155,11 @@ class PodVolumes:
             os.close(fd)
         return messages.FetchReply(data=data)
 
-    def drop(self, request: messages.Drop) -> None:
+    def drop(self, volume: str) -> None:
         """See :class:`messages.Drop`."""
-        if request.id in self._filled:
-            self._filled.discard(request.id)
-            remove_tree(self._places.pop(request.id))
+        if volume in self._filled:
+            self._filled.discard(volume)
+            remove_tree(self._places.pop(volume))
 
     def flush(self) -> spawn.Spawned | None:
         """A child that writes all volumes on disks out and ends; None when there is nothing to write.

@@ -8,7 +8,7 @@ container. Files are written aside and renamed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -181,6 +181,48 @@ class PodFiles:
         for path in sorted(self.directory.iterdir(), key=lambda path: path.name == _POD):
             path.unlink(missing_ok=True)  # the pod's own file goes last
         self.directory.rmdir()
+
+
+class HeldTable:
+    """The volumes that the guest of one pod holds, by id; each change is on disk when a method returns."""
+
+    def __init__(self, files: PodFiles) -> None:
+        self._files = files
+        self._held: dict[str, HeldVolume] = {}
+
+    def __contains__(self, volume_id: str) -> bool:
+        return volume_id in self._held
+
+    def __getitem__(self, volume_id: str) -> HeldVolume:
+        return self._held[volume_id]
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, volume_id: str) -> HeldVolume | None:
+        """The volume of that id, None if the guest holds none."""
+        return self._held.get(volume_id)
+
+    def values(self) -> Collection[HeldVolume]:
+        """All of them."""
+        return self._held.values()
+
+    def load(self) -> None:
+        """Take over what an earlier daemon wrote. Raises DataLoss, Unavailable."""
+        self._held = {held.id: held for held in self._files.volumes()}
+
+    def remember(self, *volumes: HeldVolume) -> None:
+        """Have these, in place of those of the same ids."""
+        new = {held.id: held for held in volumes if self._held.get(held.id) != held}
+        if new:
+            self._held |= new
+            self._files.write_volumes(self._held.values())
+
+    def forget(self, *volume_ids: str) -> None:
+        """Have those no more. Idempotent."""
+        gone = [volume_id for volume_id in volume_ids if self._held.pop(volume_id, None) is not None]
+        if gone:
+            self._files.write_volumes(self._held.values())
 
 
 def directory(state: Path) -> Path:

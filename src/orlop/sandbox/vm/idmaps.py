@@ -17,9 +17,11 @@ from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.host import process
 from orlop.hypervisor.jail import ids
 from orlop.sandbox.spec import IdMapping
+from orlop.wire.values import VolumeEntry
 
 _PASSING = 4294967293
 _LIMIT = 340
+_NOBODY = 65534
 _WAIT = ("unshare", "--user", "--", "sh", "-c", "echo; read line")
 
 
@@ -61,6 +63,31 @@ def lines(mappings: Sequence[IdMapping], owner: int = 0) -> str:
             for part, start in ids.outside(range(outer, outer + length), owner)
         ]
     return "".join(f"{inner} {outer} {length}\n" for inner, outer, length in entries)
+
+
+def owned(
+    entry: VolumeEntry, uid_mappings: Sequence[IdMapping], gid_mappings: Sequence[IdMapping]
+) -> VolumeEntry:
+    """With the owners that the pod's user namespace makes of the host's."""
+    if not uid_mappings and not gid_mappings:
+        return entry
+    return VolumeEntry(
+        path=entry.path,
+        kind=entry.kind,
+        mode=entry.mode,
+        uid=_outer(entry.uid, uid_mappings),
+        gid=_outer(entry.gid, gid_mappings),
+        modified=entry.modified,
+        data=entry.data,
+        target=entry.target,
+    )
+
+
+def _outer(inner: int, mappings: Sequence[IdMapping]) -> int:
+    for one in mappings:
+        if one.container_id <= inner < one.container_id + one.length:
+            return one.host_id + inner - one.container_id
+    return _NOBODY
 
 
 def _write(path: Path, text: str) -> None:

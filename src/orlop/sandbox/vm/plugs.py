@@ -174,7 +174,7 @@ class Plugs:
         )
         for key in held.shares:
             await undo.step(f"volume {key}", self._share.remove(key))
-        await undo.step("its small volumes", self._volumes.release(held.id))
+        await undo.step("its small volumes", self._volumes.copies.release(held.id))
         if held.scratch:
             await undo.step("its writable layer", threads.call(Path(held.scratch).unlink, missing_ok=True))
         undo.finish()

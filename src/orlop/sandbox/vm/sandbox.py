@@ -548,7 +548,7 @@ class VmSandbox:
 
     async def _finish(self, container: VmContainer, exit_status: wire.Exit, at: int) -> None:
         # Whoever hears of the end reads what was said about it.
-        await self._volumes.write_back(container.spec.id)
+        await self._volumes.copies.write_back(container.spec.id)
         await container.finish(exit_status, at)
 
     def _weigh(self) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,19 +23,21 @@ import msgspec
 from orlop.config import VolumeConfig
 from orlop.errors import DataLoss, FailedPrecondition, NotFound, OrlopError, of_system
 from orlop.host import threads
-from orlop.host.tasks import Tasks, roll_back, together
+from orlop.host.tasks import roll_back, together
 from orlop.host.watching import Watcher
 from orlop.hypervisor.base import Disk, Machine
-from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount, Propagation
+from orlop.sandbox.spec import ContainerSpec, Mount, Propagation
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.blockdevices import Sizes
-from orlop.sandbox.vm.files import HeldVolume, PodFiles
+from orlop.sandbox.vm.copies import COPIED, Copies
+from orlop.sandbox.vm.files import HeldTable, HeldVolume, PodFiles
+from orlop.sandbox.vm.idmaps import owned
 from orlop.sandbox.vm.listeners import Listeners
 from orlop.storage import direct, kubelet
 from orlop.storage.direct import DirectVolume
 from orlop.storage.disks import volume_disk
 from orlop.storage.kubelet import KubeletVolume
-from orlop.storage.snapshot import DISK, InMotion, NotCopied, directories_of, read_volume
+from orlop.storage.snapshot import DISK, directories_of
 from orlop.volumes import shown
 from orlop.wire import values as wire
 from orlop.wire.messages import (
@@ -44,35 +46,18 @@ from orlop.wire.messages import (
     PROPAGATION,
     SOCKETS,
     VOLUMES,
-    Drop,
-    Fetch,
-    Fill,
     Flush,
     Hold,
 )
 
 log = logging.getLogger(__name__)
 
-_COPIED = ("copy", "file", "log")
 _TIMEOUT = 60.0
 _MOUNT_TIME = 100.0
 """Seconds for a file system to be recovered and given to a group: less than a kubelet waits."""
 
 _FLUSH_TIME = 5.0
-_FETCH_TIME = 20.0
-"""Seconds until a container's end is told without what was said about it. A busy host's guest may need some;
-who kills a container waits longer."""
-
-_BATCH_BYTES = 2 << 20
-_BATCH_ENTRIES = 512
-_SETTLING = 0.005
-"""Seconds between the first word of a change and the look at it: a kubelet makes it in several steps."""
-
-_AGAIN = 0.05
-_TRIES = 40
-_LATER = 2.0
 _FOR_SOCKETS = 1 << 20
-_NOBODY = 65534
 _MOST_MEMORY = 1 << 50
 
 
@@ -105,21 +90,17 @@ class Volumes:
     ) -> None:
         self._machine = machine
         self._agent = agent
-        self._files = files
-        self._watcher = watcher
         self._uid = uid
         self._config = config
         self._workplace = workplace
         self._named = named
-        self._held: dict[str, HeldVolume] = {}
-        self._watches: dict[str, tuple[int, Callable[[], None]]] = {}
+        self._held = HeldTable(files)
         self.listeners = Listeners(agent, files, self._sockets_at)
         """The host's sockets for those that containers have bound."""
         self._lock = asyncio.Lock()
+        self.copies = Copies(agent, self._held, watcher, self._lock, name=uid, limit=config.copy_kib << 10)
+        """Those that are small."""
         self._sizes = Sizes(machine)
-        self._stale: set[str] = set()
-        self._changed = asyncio.Event()
-        self._tasks = Tasks()
 
     @property
     def relays_sockets(self) -> bool:
@@ -140,37 +121,20 @@ class Volumes:
         for one in wanted:
             groups.setdefault(_id(one), []).append(one)
         async with self._lock:
-            held = await together(
-                *(self._hold(spec.id, volume_id, group) for volume_id, group in groups.items())
+            known = [self._known(volume_id, group) for volume_id, group in groups.items()]
+            small = tuple(one for one in known if one.kind in COPIED)
+            others = tuple(one for one in known if one.kind not in COPIED)
+            copied, held = await together(
+                self.copies.hold(spec.id, small),
+                together(*(self._hold(one, groups[one.id]) for one in others)),
             )
+        inside = copied.union(one.id for one in held if one is not None)
         return {
-            one.mount.container_path: (known.id, known.file or one.volume.below)
-            for known, group in zip(held, groups.values(), strict=True)
-            if known is not None
+            one.mount.container_path: (volume_id, self._held[volume_id].file or one.volume.below)
+            for volume_id, group in groups.items()
+            if volume_id in inside
             for one in group
         }
-
-    async def release(self, container_id: str) -> None:
-        """A container is gone. Idempotent."""
-        async with self._lock:
-            for held in list(self._held.values()):
-                if container_id in held.users:
-                    users = tuple(user for user in held.users if user != container_id)
-                    if users:
-                        self._remember(msgspec.structs.replace(held, users=users))
-                    else:
-                        await self._drop(held)
-
-    async def write_back(self, container_id: str) -> None:
-        """A container has ended: give the host what it may have said about that. Fails for no reason."""
-        for held in list(self._held.values()):
-            if held.kind == "log" and container_id in held.users:
-                try:
-                    reply = await self._agent.call(Fetch(id=held.id, path=held.file), _FETCH_TIME)
-                    if reply.data:
-                        await threads.call(_write, held.path, reply.data)
-                except (OrlopError, OSError) as error:
-                    log.warning("the termination log %s: %s", held.path, error)
 
     async def flush(self) -> None:
         """Have what was written to volumes on disks in their files, before the VM is ended."""
@@ -180,19 +144,13 @@ class Volumes:
     def adopt(self) -> None:
         """Take over what an earlier daemon had the guest hold."""
         try:
-            known = self._files.volumes()
+            self._held.load()
         except DataLoss as error:
             log.error("the volumes of pod %s are not updated any more: %s", self._uid, error)
             return
-        for held in known:
-            self._held[held.id] = held
+        for held in self._held.values():
             self._follow(held)
-            if held.kind in _COPIED:
-                try:
-                    self._watch(held)
-                except OSError as error:
-                    log.warning("volume %s is not updated any more: %s", held.path, error)
-                self._mark(held.id)
+        self.copies.adopt()
         try:
             self.listeners.adopt()
         except DataLoss as error:
@@ -200,11 +158,9 @@ class Volumes:
 
     async def close(self) -> None:
         """Keep nothing in step any more; the guest goes on with what it has. Idempotent."""
-        for volume_id in list(self._watches):
-            self._forget(volume_id)
         await self._sizes.close()
         await self.listeners.close()
-        await self._tasks.close()
+        await self.copies.close()
 
     # Which, and how
 
@@ -218,7 +174,7 @@ class Volumes:
                 found.append(handed)
                 continue
             volume = self._for_sockets(mount) or kubelet.recognise(mount, self._uid) or self._named_one(mount)
-            if volume is not None and (volume.kind not in _COPIED or self._config.copy_kib):
+            if volume is not None and (volume.kind not in COPIED or self._config.copy_kib):
                 found.append(Showing(mount, volume))
         return found
 
@@ -268,10 +224,10 @@ class Volumes:
         volume = KubeletVolume(kind="direct", path=handed.path, below=below)
         return Showing(mount, volume, handed)
 
-    async def _hold(self, container_id: str, volume_id: str, group: list[Showing]) -> HeldVolume | None:
-        """The volume, held for this container; None when it has to be shared."""
+    def _known(self, volume_id: str, group: list[Showing]) -> HeldVolume:
+        """The volume as the guest holds it, or as it is to."""
         volume, mount = group[0].volume, group[0].mount
-        held = self._held.get(volume_id) or HeldVolume(
+        return self._held.get(volume_id) or HeldVolume(
             id=volume_id,
             kind=volume.kind,
             path=volume.path,
@@ -279,8 +235,9 @@ class Volumes:
             uid_mappings=mount.uid_mappings,
             gid_mappings=mount.gid_mappings,
         )
-        if held.kind in _COPIED:
-            return await self._copy(held, container_id)
+
+    async def _hold(self, held: HeldVolume, group: list[Showing]) -> HeldVolume | None:
+        """A volume that is no copy, held for its containers; None when it has to be shared."""
         below = tuple(one.volume.below for one in group if one.volume.below)
         if held.direct is not None:
             return await self._handed(held, held.direct, below)
@@ -329,8 +286,7 @@ class Volumes:
     async def _let_go(self, held: HeldVolume) -> None:
         with suppress(NotFound):
             await self._machine.detach_disk(held.id)
-        if self._held.pop(held.id, None) is not None:
-            self._files.write_volumes(self._held.values())
+        self._held.forget(held.id)
 
     def _follow(self, held: HeldVolume) -> None:
         """Have the file system of a device grow with it."""
@@ -351,19 +307,21 @@ class Volumes:
             shared = not plain or (held.kind == "disk" and self._config.empty_dir == "share")
             held = msgspec.structs.replace(held, shared=shared)
         if held.shared:
-            self._remember(held)
+            self._held.remember(held)
             return None
         size = 0
         if held.kind == "sockets":
             size = _FOR_SOCKETS
-            self._remember(held)
+            self._held.remember(held)
         elif held.kind == "memory":
             size = await threads.call(_size_of, held.path)
-            self._remember(held)
+            self._held.remember(held)
         else:
             held = await self._with_disk(held, has_disk=has_disk)
-        owned = tuple(_owned(entry, held) for entry in directories)
-        hold = Hold(id=held.id, disk=held.disk, size=size, directories=owned, listens=held.kind == "sockets")
+        directories = tuple(owned(entry, held.uid_mappings, held.gid_mappings) for entry in directories)
+        hold = Hold(
+            id=held.id, disk=held.disk, size=size, directories=directories, listens=held.kind == "sockets"
+        )
         await self._agent.call(hold, _TIMEOUT)
         return held
 
@@ -386,113 +344,10 @@ class Volumes:
             # An earlier daemon ended before it wrote down whether it had attached it.
             with suppress(NotFound):
                 await self._machine.detach_disk(held.id)
-        held = self._remember(msgspec.structs.replace(held, disk=wire.PluggedDisk(id=held.id)))
+        self._held.remember(msgspec.structs.replace(held, disk=wire.PluggedDisk(id=held.id)))
         at = await self._machine.attach_disk(disk)
-        return self._remember(msgspec.structs.replace(held, disk=wire.PluggedDisk(id=held.id, at=at)))
-
-    # Copies
-
-    async def _copy(self, held: HeldVolume, container_id: str) -> HeldVolume | None:
-        if held.id in self._held:
-            await self._update(held.id)
-            held = self._held[held.id]
-        else:
-            try:
-                self._watch(held)
-                held = await self._fill(held)
-            except BaseException as error:
-                self._forget(held.id)
-                if not isinstance(error, NotCopied | InMotion | OSError):
-                    raise
-                log.info("volume %s is shared with its pod, not copied: %s", held.path, error)
-                return None
-        users = (*(user for user in held.users if user != container_id), container_id)
-        return self._remember(msgspec.structs.replace(held, users=users))
-
-    async def _fill(self, held: HeldVolume) -> HeldVolume:
-        """Bring the guest's copy up to date. Raises NotCopied, InMotion, OSError, OrlopError."""
-        limit = self._config.copy_kib << 10
-        for again in range(_TRIES, -1, -1):
-            try:
-                root, single, entries = await threads.call(_read, held.path, limit)
-                break
-            except InMotion:
-                if not again:
-                    raise
-                await asyncio.sleep(_AGAIN)
-        digest = _digest(entries)
-        if digest == held.sent or (held.root and root != held.root):
-            return held  # with another root it is not what was mounted: the host has taken that away
-        await self._send(held, tuple(_owned(entry, held) for entry in entries))
-        return msgspec.structs.replace(held, sent=digest, root=root, file=single)
-
-    async def _send(self, held: HeldVolume, entries: tuple[wire.VolumeEntry, ...]) -> None:
-        batch: list[wire.VolumeEntry] = []
-        size = 0
-        for entry in entries:
-            if batch and (size + len(entry.data) > _BATCH_BYTES or len(batch) >= _BATCH_ENTRIES):
-                await self._agent.call(Fill(id=held.id, entries=tuple(batch), more=True), _TIMEOUT)
-                batch, size = [], 0
-            batch.append(entry)
-            size += len(entry.data)
-        # A container has the very file mounted that the host's writer changes.
-        in_place = held.kind != "copy"
-        await self._agent.call(Fill(id=held.id, entries=tuple(batch), in_place=in_place), _TIMEOUT)
-
-    async def _drop(self, held: HeldVolume) -> None:
-        self._forget(held.id)
-        if not self._agent.closed:
-            await self._agent.call(Drop(id=held.id), _TIMEOUT)
-        del self._held[held.id]
-        self._files.write_volumes(self._held.values())
-
-    def _watch(self, held: HeldVolume) -> None:
-        """Hear of changes. Raises OSError."""
-        if held.kind != "log" and held.id not in self._watches:
-            mark = partial(self._mark, held.id)
-            self._watches[held.id] = (self._watcher.watch(held.path, mark), mark)
-
-    def _forget(self, volume_id: str) -> None:
-        self._stale.discard(volume_id)
-        watch = self._watches.pop(volume_id, None)
-        if watch is not None:
-            self._watcher.forget(*watch)
-
-    def _mark(self, volume_id: str) -> None:
-        self._stale.add(volume_id)
-        self._changed.set()
-        if not len(self._tasks) and not self._tasks.closed:
-            self._tasks.spawn(self._keep_in_step(), f"the volumes of pod {self._uid}")
-
-    async def _keep_in_step(self) -> None:
-        while True:
-            await self._changed.wait()
-            await asyncio.sleep(_SETTLING)
-            self._changed.clear()
-            stale, self._stale = self._stale, set()
-            for volume_id in stale:
-                if self._agent.closed:
-                    return
-                async with self._lock:
-                    await self._update(volume_id)
-
-    async def _update(self, volume_id: str) -> None:
-        held = self._held.get(volume_id)
-        if held is None or held.kind == "log":
-            return  # one that is being made is read after this, and what was said last is the container's
-        try:
-            self._remember(await self._fill(held))
-        except FileNotFoundError:
-            log.debug("volume %s is gone from the host", held.path)
-        except (NotCopied, InMotion, OSError, OrlopError) as error:
-            log.warning("volume %s is not up to date in its pod: %s", held.path, error)
-            if isinstance(error, InMotion | OrlopError):
-                asyncio.get_running_loop().call_later(_LATER, self._mark, volume_id)
-
-    def _remember(self, held: HeldVolume) -> HeldVolume:
-        if self._held.get(held.id) != held:
-            self._held[held.id] = held
-            self._files.write_volumes(self._held.values())
+        held = msgspec.structs.replace(held, disk=wire.PluggedDisk(id=held.id, at=at))
+        self._held.remember(held)
         return held
 
 
@@ -521,58 +376,6 @@ def _look(path: str, below: tuple[str, ...]) -> tuple[tuple[wire.VolumeEntry, ..
     return tuple(entries), has_disk, directories is not None
 
 
-def _read(path: str, limit: int) -> tuple[tuple[int, int], str, tuple[wire.VolumeEntry, ...]]:
-    """Which directory or file a small volume is, its name if it is a file, and all that is in it."""
-    found = Path(path).lstat()
-    entries = read_volume(path, limit)
-    name = "" if stat.S_ISDIR(found.st_mode) else Path(path).name
-    return (found.st_dev, found.st_ino), name, entries
-
-
 def _size_of(path: str) -> int:
     found = os.statvfs(path)
     return min(found.f_blocks * found.f_frsize, _MOST_MEMORY)
-
-
-def _owned(entry: wire.VolumeEntry, held: HeldVolume) -> wire.VolumeEntry:
-    """With the owners that the pod's user namespace makes of the host's."""
-    if not held.uid_mappings and not held.gid_mappings:
-        return entry
-    return wire.VolumeEntry(
-        path=entry.path,
-        kind=entry.kind,
-        mode=entry.mode,
-        uid=_outer(entry.uid, held.uid_mappings),
-        gid=_outer(entry.gid, held.gid_mappings),
-        modified=entry.modified,
-        data=entry.data,
-        target=entry.target,
-    )
-
-
-def _outer(inner: int, mappings: Sequence[IdMapping]) -> int:
-    for one in mappings:
-        if one.container_id <= inner < one.container_id + one.length:
-            return one.host_id + inner - one.container_id
-    return _NOBODY
-
-
-def _digest(entries: Sequence[wire.VolumeEntry]) -> str:
-    digest = hashlib.sha256()
-    for entry in entries:
-        words = (entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.modified, entry.target)
-        digest.update(msgspec.json.encode((*words, len(entry.data))))
-        digest.update(entry.data)
-    return digest.hexdigest()
-
-
-def _write(path: str, data: bytes) -> None:
-    """Replace what is in a file of the kubelet's; what is none any more is left alone. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            os.ftruncate(fd, 0)
-            while data:
-                data = data[os.write(fd, data) :]
-    finally:
-        os.close(fd)
