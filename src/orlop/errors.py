@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import errno
 from enum import IntEnum
-from typing import ClassVar
+
+# The name tells type checkers: importing typing would cost commands and guests a while.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 SHORT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN})
 """Numbers (errno(3)) with which the system says that something of it ran out."""

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,32 @@ def test_without_a_daemon_the_command_says_how_to_start_one(
     assert main.main([*options, "--nonsense"]) == 1
     assert main.main(["--log", "/nowhere/log", "bogus"]) == 1
     assert "the log /nowhere/log cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["state", "c"], ["create", "c"], ["delete", "--force", "c"]])
+def test_a_call_loads_little(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config()))
+    script = (
+        "import sys; before = set(sys.modules); from orlop.oci.command.main import main\n"
+        "main(sys.argv[1:]); print(*set(sys.modules) - before)"
+    )
+    argv = [sys.executable, "-c", script, "--state", os.fspath(tmp_path), *arguments]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "start it with" in done.stderr
+    # Each of these takes as long as a tenth of a call, or makes others do so.
+    slow = {
+        "asyncio",
+        "dataclasses",
+        "inspect",
+        "msgspec",
+        "pathlib",
+        "shutil",
+        "socket",
+        "subprocess",
+        "typing",
+    }
+    assert not slow & set(done.stdout.split())
+    assert "argparse" in done.stdout.split()
 
 
 def test_a_new_config_is_one_that_is_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,14 @@ import fcntl
 import os
 import signal
 import termios
-from pathlib import Path
-from typing import NoReturn
 
 from orlop.errors import FailedPrecondition
 from orlop.linux import syscalls
+
+# The name tells type checkers: importing typing would cost commands a while.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 EXIT, SIGNALS, _MUTE, STDIN, STDOUT, STDERR = range(6)
 """Its descriptors. The pipes are where a shell reads and writes by itself: to redirect them it would put what
@@ -39,7 +42,7 @@ _CODE_LOST = 255
 _READ = 1 << 12
 
 
-def make(stdio: tuple[int, int, int], directory: Path, *, netns: str = "", terminal: bool = False) -> int:
+def make(stdio: tuple[int, int, int], directory: str, *, netns: str = "", terminal: bool = False) -> int:
     """Make one with these streams, in the network namespace at the path ``netns``; returns its pid.
 
     "" gives it a network namespace of its own, with nothing in it. ``directory`` is its working directory;
@@ -59,7 +62,7 @@ def make(stdio: tuple[int, int, int], directory: Path, *, netns: str = "", termi
     return pid
 
 
-def _become(stdio: tuple[int, int, int], directory: Path, netns: str, terminal: bool, told: int) -> NoReturn:
+def _become(stdio: tuple[int, int, int], directory: str, netns: str, terminal: bool, told: int) -> NoReturn:
     what = "the process that stands in for the container's"
     try:
         told = _aside(told)

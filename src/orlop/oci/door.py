@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orlop import tracing
 from orlop.errors import FailedPrecondition, Internal, InvalidArgument, OrlopError, ResourceExhausted
 from orlop.host import process, sockets, threads
 from orlop.host.tasks import Tasks, beside
@@ -109,11 +110,12 @@ class Door:
         found = getattr(self._verbs(), question.verb)(question)
         if not asyncio.iscoroutine(found):
             return found
-        async with beside(found, type(question).__name__) as work, beside(reader.read(1)) as gone:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ConnectionResetError("the caller has hung up")
-            return work.result()
+        with tracing.span(f"oci.{question.verb}"):
+            async with beside(found, type(question).__name__) as work, beside(reader.read(1)) as gone:
+                await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+                if not work.done():
+                    raise ConnectionResetError("the caller has hung up")
+                return work.result()
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:

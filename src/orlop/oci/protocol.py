@@ -9,11 +9,15 @@ for each call.
 
 from __future__ import annotations
 
+import _socket as socket  # The one without the underscore first makes enumerations of all its constants.
 import json
-import socket
-from typing import Any
 
 from orlop.errors import Code, FailedPrecondition, Internal, OrlopError, Unavailable
+
+# The name tells type checkers: importing typing would cost every call a while.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FRONT = "oci"
 """Whose pods those of this front are."""
@@ -56,7 +60,8 @@ def absent(path: str) -> Unavailable:
 
 def ask(path: str, verb: str, **question: Any) -> Any:
     """The daemon's answer. Raises RefusedByDaemon, or Unavailable when there is no daemon."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
         link.settimeout(_CONNECT_TIME)
         try:
             link.connect(path)
@@ -71,6 +76,8 @@ def ask(path: str, verb: str, **question: Any) -> Any:
             answer = json.loads(_exactly(link, length))
         except OSError as error:
             raise Unavailable(f"orlopd went away during {verb}: {error.strerror or error}") from error
+    finally:
+        link.close()
     if "error" in answer:
         raise RefusedByDaemon(str(answer["error"]), int(answer.get("code", Code.UNKNOWN)))
     return answer.get("answer")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from pathlib import Path
-from typing import Any
 
 from orlop.errors import FailedPrecondition, InvalidArgument
+
+# The name tells type checkers: importing typing would cost every call a while.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _NS_GET_NSTYPE = 0xB703
 _KINDS = {
@@ -54,7 +57,7 @@ def _look(kind: str, path: str) -> None:
             f"namespace {kind}: open {path}: {(error.strerror or '').lower()}"
         ) from error
     try:
-        found, here = os.fstat(descriptor), Path(f"/proc/self/ns/{name}").stat()
+        found, here = os.fstat(descriptor), os.stat(f"/proc/self/ns/{name}")
         actual = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
     except OSError as error:
         raise InvalidArgument(f"namespace {kind}: {path} is not a namespace") from error

@@ -6,13 +6,15 @@ import os
 import signal
 import stat
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 from orlop.errors import FailedPrecondition
 from orlop.host import standin
-from orlop.oci.command import terminal
 from orlop.oci.protocol import SOCKET, STANDINS, absent
+
+# The name tells type checkers: importing typing would cost every call a while.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _PASSED_ON = (1, 2, 3, 10, 12, 13, 14, 15)
 
@@ -47,6 +49,8 @@ class Standing:
         for number in _PASSED_ON:
             signal.signal(number, pass_on)
         if self.master >= 0:
+            from orlop.oci.command import terminal
+
             ended = os.pidfd_open(self.pid)
             with terminal.own():
                 terminal.serve(self.master, ended)
@@ -56,30 +60,33 @@ class Standing:
 
 
 def stand(
-    process: dict[str, Any], state: Path, netns: str, *, console_socket: str, foreground: bool
+    process: dict[str, Any], state: str, netns: str, *, console_socket: str, foreground: bool
 ) -> Standing:
     """Make the stand-in of a process that is to run as its document says.
 
     ``netns`` is the path of its network namespace, "" for a new one. Raises FailedPrecondition.
     """
-    if not (state / STANDINS).is_dir():
-        raise absent(os.fspath(state / SOCKET))
+    directory = os.path.join(state, STANDINS)
+    if not os.path.isdir(directory):
+        raise absent(os.path.join(state, SOCKET))
     if not process.get("terminal"):
         if console_socket:
             raise FailedPrecondition("cannot use console socket if the process has no terminal")
-        pid = standin.make((0, 1, 2), state / STANDINS, netns=netns)
+        pid = standin.make((0, 1, 2), directory, netns=netns)
         return Standing(pid, stdin=not _is_null(0))
     if not console_socket and not foreground:
         raise FailedPrecondition(
             "cannot allocate tty if the process is detached and no console socket is set"
         )
+    from orlop.oci.command import terminal
+
     size = process.get("consoleSize") or {}
     master, slave = terminal.make(int(size.get("width") or 0), int(size.get("height") or 0))
     if console_socket:
         terminal.send(console_socket, master)
         os.close(master)
         master = -1
-    pid = standin.make((slave, slave, slave), state / STANDINS, netns=netns, terminal=True)
+    pid = standin.make((slave, slave, slave), directory, netns=netns, terminal=True)
     os.close(slave)
     return Standing(pid, stdin=True, master=master)
 
@@ -88,14 +95,15 @@ def write_pid(path: str, pid: int) -> None:
     """Write the pid file, whole or not at all; none for an empty path. Raises FailedPrecondition."""
     if not path:
         return
-    place = Path(path)
-    aside = place.with_name(f".{place.name}")
+    directory, name = os.path.split(path)
+    aside = os.path.join(directory, f".{name}")
     try:
-        aside.write_text(str(pid), encoding="ascii")
-        aside.rename(place)
+        with open(aside, "w", encoding="ascii") as file:
+            file.write(str(pid))
+        os.rename(aside, path)
     except OSError as error:
         with suppress(OSError):
-            aside.unlink()
+            os.unlink(aside)
         raise FailedPrecondition(f"open {path}: {(error.strerror or '').lower()}") from error
 
 
@@ -108,5 +116,5 @@ def _is_null(fd: int) -> bool:
 
 
 def _start_time(pid: int) -> int:
-    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    return int(text.rpartition(")")[2].split()[19])
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        return int(file.read().rpartition(")")[2].split()[19])

@@ -10,10 +10,14 @@ import socket
 import struct
 import termios
 import tty
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 from orlop.errors import FailedPrecondition, InvalidArgument
+
+# The name tells type checkers: importing typing would cost every call a while.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _CHUNK = 1 << 16
 _LONGEST_PATH = 107
