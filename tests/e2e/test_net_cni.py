@@ -171,7 +171,8 @@ async def test_tap_takes_the_place_of_the_interface(network: PodNetwork, tmp_pat
         descriptor = await tap.create_tap(a)
         try:
             addresses = await _attach(network, "pod-a", a)
-            info = await tap.join_tap(a, "eth0", "pci:0000:00:05.0")
+            info = await tap.described(a, "eth0", "pci:0000:00:05.0")
+            await tap.join_tap(a, "eth0")
             assert tuple(address.partition("/")[0] for address in info.addresses) == addresses
             assert info.mac == network.result("pod-a").mac  # type: ignore[union-attr]
             assert {route.destination for route in info.routes} == {"0.0.0.0/0", "::/0"}

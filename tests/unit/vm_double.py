@@ -271,8 +271,11 @@ def install(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         await host.step("make the tap")
         return os.open("/dev/null", os.O_RDONLY)
 
-    async def join_tap(path: Path, interface: str, at: str, *, tap: str) -> Interface:
+    async def join_tap(path: Path, interface: str, *, tap: str) -> None:
         await host.step("join the tap")
+
+    async def described(path: Path, interface: str, at: str) -> Interface:
+        await host.step("look at the interface")
         mac = "02:00:00:00:00:01"
         return Interface(at=at, name=interface, mac=mac, mtu=1500, addresses=("10.0.0.2/24",))
 
@@ -299,6 +302,7 @@ def install(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netns, "create", create)
     monkeypatch.setattr(netns, "delete", delete)
     monkeypatch.setattr(clones, "create_tap", create_tap)
+    monkeypatch.setattr(networks, "described", described)
     monkeypatch.setattr(networks, "join_tap", join_tap)
     monkeypatch.setattr(Share, "release_all", release_all)
     monkeypatch.setattr(warm, "rehearse", exercise)

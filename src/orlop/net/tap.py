@@ -77,16 +77,16 @@ async def move_tap(netns: Path, target: Path, name: str = "tap0") -> None:
     await namespaces.within(target, set_up)
 
 
-async def join_tap(netns: Path, interface: str, at: GuestAddress, *, tap: str = "tap0") -> Interface:
-    """Join the pod's ``interface`` to ``tap``, both ways. Raises Internal naming what failed.
+async def described(netns: Path, interface: str, at: GuestAddress) -> Interface:
+    """What the VM's own interface, which its guest finds ``at``, must be given to be the pod's ``interface``.
 
-    Returns what the VM's own interface, which its guest finds ``at``, must be given.
+    Raises Internal naming what failed.
     """
 
-    def join() -> Interface:
+    def look() -> Interface:
         with Netlink() as netlink:
-            outside, inside = links.find(netlink, interface), links.find(netlink, tap)
-            info = Interface(
+            outside = links.find(netlink, interface)
+            return Interface(
                 at=at,
                 name=interface,
                 mac=outside.mac,
@@ -95,13 +95,25 @@ async def join_tap(netns: Path, interface: str, at: GuestAddress, *, tap: str = 
                 routes=links.routes(netlink, outside.index),
                 neighbours=links.neighbours(netlink, outside.index),
             )
+
+    try:
+        return await namespaces.within(netns, look)
+    except OSError as error:
+        raise Internal(f"cannot read what {interface} in {netns} has: {error.strerror}") from error
+
+
+async def join_tap(netns: Path, interface: str, *, tap: str = "tap0") -> None:
+    """Join the pod's ``interface`` to ``tap``, both ways. Raises Internal naming what failed."""
+
+    def join() -> None:
+        with Netlink() as netlink:
+            outside, inside = links.find(netlink, interface), links.find(netlink, tap)
             links.set_up(netlink, inside.index, mtu=outside.mtu)
             links.redirect(netlink, outside.index, inside.index)
             links.redirect(netlink, inside.index, outside.index)
-            return info
 
     try:
-        return await namespaces.within(netns, join)
+        await namespaces.within(netns, join)
     except OSError as error:
         raise Internal(f"cannot join {interface} to {tap} in {netns}: {error.strerror}") from error
 

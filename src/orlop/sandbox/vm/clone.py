@@ -46,6 +46,7 @@ _ANSWER_TIMEOUT = 30.0
 _SETTLE_TIMEOUT = 60.0
 _ONLINE_TIME = 5.0
 _REST = 1.0
+_OUTSIDE = "netns.outside"
 
 
 class Clone:
@@ -107,13 +108,21 @@ class Clone:
             await self._bring_online(now.vcpus)
         return now
 
-    async def enter(self, namespace: Path) -> None:
-        """Move into a network namespace that somebody else made; :attr:`netns` is that one from now on.
+    async def pin_outside(self, namespace: Path) -> Path:
+        """Keep a network namespace that somebody else made, for :meth:`enter_outside`; where it is kept.
 
-        Raises NotFound, InvalidArgument, FailedPrecondition.
+        Raises NotFound, InvalidArgument.
         """
-        aside = self.directory / "netns.outside"
+        aside = self.directory / _OUTSIDE
         await netns.pin(namespace, aside)
+        return aside
+
+    async def enter_outside(self) -> None:
+        """Move into the network namespace that was pinned; :attr:`netns` is that one from now on.
+
+        Raises FailedPrecondition.
+        """
+        aside = self.directory / _OUTSIDE
         await move_tap(self.netns, aside, TAP)
         # What is pinned keeps its name while it is exchanged: one of the two is always there.
         await netns.delete(self.netns)

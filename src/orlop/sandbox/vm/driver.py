@@ -343,8 +343,11 @@ class VmDriver:
                 _timed(timings, step, partial(_obtain, held, cloner, directory, shape, enter)),
             )
             (clone,) = held
-            interface = await _timed(timings, "join", partial(network.join, spec, clone, remember))
-            reply = await _timed(timings, "setup", partial(self._set_up, spec, clone, interface))
+            interface = await _timed(timings, "look", partial(network.look, spec, clone, remember))
+            _, reply = await together(
+                _timed(timings, "join", partial(network.join, spec, clone, interface)),
+                _timed(timings, "setup", partial(self._set_up, spec, clone, interface)),
+            )
         except BaseException:
             # Its machine ends with the clean-up, which finds it by the pod's file.
             for clone in held:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orlop.net import outside
 from orlop.net.network import INTERFACE, PodNetwork
-from orlop.net.tap import join_tap
+from orlop.net.tap import described, join_tap
 from orlop.sandbox.spec import PodSpec
 from orlop.sandbox.vm.clone import TAP, Clone
 from orlop.sandbox.vm.files import PodFile
@@ -34,22 +34,34 @@ async def attach(network: PodNetwork, spec: PodSpec, netns: Path) -> None:
     )
 
 
-async def join(spec: PodSpec, clone: Clone, remember: Callable[[str], None]) -> Interface | None:
-    """Join the VM with the pod's interface; returns what the guest is to take over, if there is one.
+async def look(spec: PodSpec, clone: Clone, remember: Callable[[str], None]) -> Interface | None:
+    """What the guest is to take over, if there is something; for :func:`join` afterwards.
 
     ``remember`` is told the name of an interface from outside before anything is done to it. Raises
     NotFound, InvalidArgument, FailedPrecondition for a namespace that cannot be used, or Internal.
     """
     at = clone.machine.network_at
     if not spec.netns:
-        return await join_tap(clone.netns, INTERFACE, at, tap=TAP)
-    await clone.enter(Path(spec.netns))
-    interface = await outside.interface(clone.netns)
+        return await described(clone.netns, INTERFACE, at)
+    netns = await clone.pin_outside(Path(spec.netns))
+    interface = await outside.interface(netns)
     if not interface:
         return None
-    await outside.check_free(clone.netns, interface)
+    await outside.check_free(netns, interface)
     remember(interface)
-    return await join_tap(clone.netns, interface, at, tap=TAP)
+    return await described(netns, interface, at)
+
+
+async def join(spec: PodSpec, clone: Clone, found: Interface | None) -> None:
+    """Join the VM with the pod's interface that was ``found``.
+
+    Most of it is waiting for the kernel, which moves a tap to another namespace when no processor can see
+    it any more: the guest can take the interface over meanwhile. Raises FailedPrecondition, Internal.
+    """
+    if spec.netns:
+        await clone.enter_outside()
+    if found is not None:
+        await join_tap(clone.netns, found.name, tap=TAP)
 
 
 async def detach(network: PodNetwork, pod: PodFile, netns: Path) -> None:
