@@ -10,6 +10,7 @@ Every call may be made from any thread. See docs/python.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -157,9 +158,11 @@ class Container:
         """Its log file on this machine."""
         return self._loop.call(self._container.log_path())
 
-    def logs(self, *, follow: bool = False) -> Iterator[Line]:
+    def logs(
+        self, *, follow: bool = False, tail: int = -1, since: float = 0.0, until: float = math.inf
+    ) -> Iterator[Line]:
         """What it has written; with ``follow`` also what it writes, until it has ended."""
-        return self._loop.iterate(self._container.logs(follow=follow))
+        return self._loop.iterate(self._container.logs(follow=follow, tail=tail, since=since, until=until))
 
     def put(self, path: str, source: bytes | Path) -> None:
         """Write a file, or copy a directory of this machine, to ``path``."""

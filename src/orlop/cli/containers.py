@@ -5,77 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from pathlib import Path
 
-from orlop.cli import output, streams, terminal
+from orlop.cli import streams, terminal
 from orlop.cli.problems import CliError
-from orlop.cli.units import show_age, show_size
+from orlop.cli.ps import shown_address
 from orlop.client import forward, logs, options, session
 from orlop.client.calls import CriClient
+from orlop.client.container import Container
 from orlop.client.node import Node
 from orlop.client.pod import remove_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.errors import NotFound
-
-
-async def _pod_facts(client: CriClient, pod_id: str) -> tuple[str, str, str]:
-    """Name, handler and address of a pod; dashes when it is just going away."""
-    try:
-        answer = await client.runtime.pod_sandbox_status(
-            pb.PodSandboxStatusRequest(pod_sandbox_id=pod_id, verbose=True)
-        )
-    except NotFound:
-        return "-", "-", "-"
-    status = answer.status
-    name = f"{status.metadata.namespace}/{status.metadata.name}"
-    # The status has the handler that was asked for, "" for the node's default; the info the one it got.
-    info = json.loads(answer.info.get("info", "{}"))
-    return name, str(info.get("handler") or status.runtime_handler or "-"), status.network.ip or "-"
-
-
-async def _state(client: CriClient, one: pb.Container) -> str:
-    text = session.STATES.get(one.state, "unknown")
-    if one.state != pb.CONTAINER_EXITED:
-        return text
-    status = await session.container_status(client, one.id)
-    reason = f", {status.reason}" if status.reason not in ("", "Completed", "Error") else ""
-    return f"{text} ({status.exit_code}{reason})"
-
-
-async def ps_command(socket: str, everything: bool, quiet: bool, as_json: bool) -> None:
-    """``orlop ps``."""
-    async with session.connect(socket) as client:
-        request = pb.ListContainersRequest()
-        if not everything:
-            request.filter.state.state = pb.CONTAINER_RUNNING
-        answer = await client.runtime.list_containers(request)
-        if as_json:
-            output.print_message(answer)
-            return
-        if quiet:
-            print("\n".join(one.id for one in answer.containers))
-            return
-        pods = {one.pod_sandbox_id: ("-", "-", "-") for one in answer.containers}
-        for pod_id in pods:
-            pods[pod_id] = await _pod_facts(client, pod_id)
-        rows = []
-        for one in sorted(answer.containers, key=lambda item: -item.created_at):
-            pod, handler, address = pods[one.pod_sandbox_id]
-            image = one.image.user_specified_image or one.image.image
-            rows.append(
-                (
-                    one.id[:13],
-                    image if len(image) <= 48 else image[:45] + "...",
-                    show_age(one.created_at),
-                    await _state(client, one),
-                    one.metadata.name,
-                    pod,
-                    handler,
-                    address,
-                )
-            )
-    output.table(("CONTAINER ID", "IMAGE", "CREATED", "STATE", "NAME", "POD", "HANDLER", "IP"), rows)
 
 
 async def exec_command(
@@ -93,35 +33,6 @@ async def exec_command(
     return code
 
 
-async def logs_command(socket: str, name: str, *, follow: bool, timestamps: bool, tail: int) -> None:
-    """``orlop logs``."""
-    async with session.connect(socket) as client:
-        container = await session.find_container(client, name)
-        status = await session.container_status(client, container.id)
-        if not status.log_path:
-            raise CliError(f"container {container.id[:13]} keeps no log: its pod has no log directory")
-
-        async def ended() -> bool:
-            try:
-                now = await session.container_status(client, container.id)
-            except NotFound:
-                return True
-            return bool(not follow or now.state == pb.CONTAINER_EXITED)
-
-        path = Path(status.log_path)
-        if tail >= 0 and not follow:
-            lines = await asyncio.to_thread(logs.read_all, path)
-            for line in lines[len(lines) - tail if tail < len(lines) else 0 :]:
-                streams.show(line, timestamps=timestamps)
-            return
-        skip = max(0, len(await asyncio.to_thread(logs.read_all, path)) - tail) if tail >= 0 else 0
-        async for line in logs.follow(path, ended):
-            if skip:
-                skip -= 1
-                continue
-            streams.show(line, timestamps=timestamps)
-
-
 async def attach_command(socket: str, name: str, *, interactive: bool, tty: bool) -> int:
     """``orlop attach``: the exit code of the container."""
     async with session.connect(socket) as client:
@@ -131,11 +42,20 @@ async def attach_command(socket: str, name: str, *, interactive: bool, tty: bool
         return await container.wait()
 
 
-async def wait_command(socket: str, names: list[str]) -> None:
-    """``orlop wait``."""
+async def wait_command(socket: str, names: list[str], *, running: bool) -> None:
+    """``orlop wait``: until they have ended, or only until they run."""
     async with session.connect(socket) as client:
         for container in [await Node(client).container(name) for name in names]:
-            print(await container.wait(), flush=True)
+            if running:
+                await _until_running(container)
+            print(-1 if running else await container.wait(), flush=True)
+
+
+async def _until_running(container: Container) -> None:
+    while (facts := await container.facts()).state != "running":
+        if facts.state == "exited":
+            raise CliError(f"container {container.id[:13]} has ended: it will not run")
+        await asyncio.sleep(logs.POLL)
 
 
 async def port_forward_command(socket: str, name: str, ports: list[str]) -> None:
@@ -202,9 +122,7 @@ async def port_command(socket: str, name: str) -> None:
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=await _pod_of(client, name), verbose=True)
         answer = await client.runtime.pod_sandbox_status(request)
     for one in json.loads(answer.info["info"]).get("ports", []):
-        address = one["address"] or "0.0.0.0"
-        address = f"[{address}]" if ":" in address else address
-        print(f"{one['inside']}/{one['protocol'].lower()} -> {address}:{one['port']}")
+        print(f"{one['inside']}/{one['protocol'].lower()} -> {shown_address(one)}")
 
 
 async def _pod_of(client: CriClient, name: str) -> str:
@@ -227,60 +145,3 @@ async def rm_command(socket: str, names: list[str], *, force: bool) -> None:
                     pb.RemoveContainerRequest(container_id=container.id), timeout=120
                 )
             print(name)
-
-
-async def inspect_command(socket: str, name: str) -> None:
-    """``orlop inspect``: a container, a pod or an image, whichever has that name."""
-    async with session.connect(socket) as client:
-        try:
-            container = await session.find_container(client, name)
-        except NotFound:
-            if pod_id := await session.find_pod_id(client, name):
-                output.print_message(
-                    await client.runtime.pod_sandbox_status(
-                        pb.PodSandboxStatusRequest(pod_sandbox_id=pod_id, verbose=True)
-                    )
-                )
-                return
-            request = pb.ImageStatusRequest(image=pb.ImageSpec(image=name), verbose=True)
-            image = await client.images.image_status(request)
-            if not image.HasField("image"):
-                raise CliError(f"nothing here is called {name}: no container, pod or image") from None
-            output.print_message(image)
-            return
-        status = output.message_to_dict(
-            await client.runtime.container_status(
-                pb.ContainerStatusRequest(container_id=container.id, verbose=True)
-            )
-        )
-        pod = output.message_to_dict(
-            await client.runtime.pod_sandbox_status(
-                pb.PodSandboxStatusRequest(pod_sandbox_id=container.pod_sandbox_id, verbose=True)
-            )
-        )
-    output.print_json({"container": status, "pod": pod})
-
-
-async def stats_command(socket: str, interval: float) -> None:
-    """``orlop stats``: one table, CPU measured over ``interval`` seconds."""
-    async with session.connect(socket) as client:
-        before = await client.runtime.list_container_stats(pb.ListContainerStatsRequest())
-        started = time.monotonic()
-        await asyncio.sleep(interval)
-        after = await client.runtime.list_container_stats(pb.ListContainerStatsRequest())
-        elapsed = time.monotonic() - started
-    used = {one.attributes.id: one.cpu.usage_core_nano_seconds.value for one in before.stats}
-    rows = []
-    for one in after.stats:
-        now = one.cpu.usage_core_nano_seconds.value
-        share = (now - used.get(one.attributes.id, now)) / 1e9 / elapsed
-        rows.append(
-            (
-                one.attributes.id[:13],
-                one.attributes.metadata.name,
-                f"{share * 100:.1f} %",
-                show_size(one.memory.working_set_bytes.value),
-                show_size(one.writable_layer.used_bytes.value),
-            )
-        )
-    output.table(("CONTAINER ID", "NAME", "CPU", "MEMORY", "DISK"), rows)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
+import json
 import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
 import typer
 
-from orlop.cli import output
+from orlop.cli import filters, output
+from orlop.cli.formats import Age, Bytes, Id, Printer, Row, Shape
 from orlop.cli.problems import CliError
-from orlop.cli.units import show_size
 from orlop.client import credentials, images, session
 from orlop.client.calls import CriClient
 from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.errors import InvalidArgument
 
 
 def split_credentials(text: str) -> pb.AuthConfig | None:
@@ -41,30 +47,110 @@ async def pull_command(socket: str, reference: str, credentials: str, quiet: boo
         print(await pull(client, reference, credentials=credentials, quiet=quiet))
 
 
+SHAPE = Shape(
+    headings={
+        "Repository": "IMAGE",
+        "Tag": "TAG",
+        "ID": "IMAGE ID",
+        "Size": "SIZE",
+        "Digest": "DIGEST",
+        "Pinned": "PINNED",
+        "CreatedAt": "CREATED AT",
+        "CreatedSince": "CREATED",
+        "Labels": "LABELS",
+    },
+    columns=("Repository", "Tag", "ID", "Size"),
+)
+FILTERS = ("reference", "dangling", "id", "label")
+_OF_STATUS = frozenset({"CreatedAt", "CreatedSince", "Labels"})
+
+
+def checked_filters(texts: Sequence[str]) -> filters.Filters:
+    """What ``--filter`` says. Raises InvalidArgument."""
+    found = filters.parse(texts, FILTERS)
+    for value in found.get("dangling", ()):
+        if value not in ("true", "false"):
+            raise InvalidArgument(f"--filter dangling={value}: write true or false")
+    return found
+
+
 def _split_tag(tag: str) -> tuple[str, str]:
     name, _, label = tag.rpartition(":")
     return (name, label) if name and "/" not in label else (tag, "")
 
 
-async def list_command(socket: str, quiet: bool, as_json: bool) -> None:
+def referred(image: pb.Image, pattern: str) -> bool:
+    """Whether a name matches, with or without its tag, its registry and the path before its last part."""
+    for tag in image.repo_tags:
+        for name in (tag, _split_tag(tag)[0]):
+            parts = name.split("/")
+            ends = ["/".join(parts[start:]) for start in range(len(parts))]
+            if any(fnmatch.fnmatchcase(end, pattern) for end in ends):
+                return True
+    return False
+
+
+async def list_command(
+    socket: str, printer: Printer, wanted: filters.Filters, *, quiet: bool, as_json: bool
+) -> None:
     """``orlop images``."""
     async with session.connect(socket) as client:
         answer = await client.images.list_images(pb.ListImagesRequest())
-    if as_json:
-        output.print_message(answer)
+        if as_json:
+            output.print_message(answer)
+            return
+        asked = "label" in wanted or (not quiet and _OF_STATUS & printer.fields)
+        made = {one.id: await _image_spec(client, one.id) if asked else {} for one in answer.images}
+    tests: dict[str, filters.Test] = {
+        "reference": referred,
+        "dangling": lambda one, text: (not one.repo_tags) is (text == "true"),
+        "id": lambda one, text: one.id.removeprefix("sha256:").startswith(text.removeprefix("sha256:")),
+        "label": lambda one, text: filters.labelled(_labels(made[one.id]), text),
+    }
+    found = [one for one in answer.images if filters.matches(one, wanted, tests)]
+    if quiet:
+        for one in found:
+            print(one.id)
         return
-    rows = []
-    for image in answer.images:
-        short = image.id.removeprefix("sha256:")[:13]
-        if quiet:
-            print(image.id)
-            continue
-        names = [_split_tag(tag) for tag in image.repo_tags]
-        if not names:
-            names = [(digest.partition("@")[0], "-") for digest in image.repo_digests[:1]] or [("-", "-")]
-        rows += [(name, tag, short, show_size(image.size)) for name, tag in names]
-    if not quiet:
-        output.table(("IMAGE", "TAG", "IMAGE ID", "SIZE"), sorted(rows))
+    rows = [row for one in found for row in _rows(one, made[one.id])]
+    printer.show(sorted(rows, key=lambda row: (row["Repository"], row["Tag"], row["ID"])))
+
+
+async def _image_spec(client: CriClient, image_id: str) -> Mapping[str, Any]:
+    request = pb.ImageStatusRequest(image=pb.ImageSpec(image=image_id), verbose=True)
+    answer = await client.images.image_status(request)
+    told: Mapping[str, Any] = json.loads(answer.info.get("info", "{}")).get("imageSpec", {})
+    return told
+
+
+def _labels(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    found: Mapping[str, str] = spec.get("config", {}).get("Labels", {})
+    return found
+
+
+def _rows(image: pb.Image, spec: Mapping[str, Any]) -> list[Row]:
+    """A row for each name."""
+    names = [_split_tag(tag) for tag in image.repo_tags]
+    if not names:
+        names = [(digest.partition("@")[0], "") for digest in image.repo_digests[:1]] or [("", "")]
+    created = spec.get("created", "")
+    common = {
+        "ID": Id(image.id),
+        "Size": Bytes(image.size),
+        "Digest": next((one.partition("@")[2] for one in image.repo_digests), ""),
+        "Pinned": image.pinned,
+        "CreatedAt": created,
+        "CreatedSince": _since(created),
+        "Labels": _labels(spec),
+    }
+    return [{"Repository": name, "Tag": tag, **common} for name, tag in names]
+
+
+def _since(created: str) -> str:
+    try:
+        return str(Age(datetime.fromisoformat(created).timestamp()))
+    except ValueError:
+        return ""
 
 
 async def login_command(registry: str, user: str, password: str, *, from_stdin: bool, secure: bool) -> None:

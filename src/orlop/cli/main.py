@@ -12,8 +12,7 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
-from orlop import __version__
-from orlop.cli.groups import container, image, pod, system
+from orlop.cli.groups import container, image, look, pod, system
 from orlop.cli.groups import volume as volume_group
 from orlop.cli.parameters import (
     AddHost,
@@ -33,7 +32,6 @@ from orlop.cli.parameters import (
     Network,
     NetworkChoice,
     Publish,
-    Quiet,
     Restart,
     Socket,
     Target,
@@ -57,6 +55,7 @@ node_app = typer.Typer(
     rich_markup_mode=None, help="Make this machine a Kubernetes node.", no_args_is_help=True
 )
 app.add_typer(node_app, name="node")
+app.add_typer(look.app)
 app.add_typer(container.app)
 app.add_typer(image.app)
 app.add_typer(pod.app, name="pod")
@@ -144,19 +143,6 @@ def run(
     _end(partial(job, policy=restarts.parse(restart)))
 
 
-@app.command()
-def ps(
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Those that ended as well.")] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    socket: Socket = "",
-) -> None:
-    """List containers."""
-    from orlop.cli import containers, session
-
-    session.run_async(lambda: containers.ps_command(socket, everything, quiet, as_json))
-
-
 @app.command("exec", context_settings=PASS_THROUGH)
 def exec_(
     name: Name,
@@ -209,30 +195,6 @@ def port_forward(
 
 
 @app.command()
-def wait(names: Names, socket: Socket = "") -> None:
-    """Wait until containers have ended, and print their exit codes."""
-    from orlop.cli import containers, session
-
-    session.run_async(lambda: containers.wait_command(socket, names))
-
-
-@app.command()
-def logs(
-    name: Name,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
-    timestamps: Annotated[bool, typer.Option("--timestamps", "-t", help="When each line came.")] = False,
-    tail: Annotated[int, typer.Option("--tail", "-n", help="Only the last lines.", show_default=False)] = -1,
-    socket: Socket = "",
-) -> None:
-    """Show what a container has written."""
-    from orlop.cli import containers, session
-
-    session.run_async(
-        lambda: containers.logs_command(socket, name, follow=follow, timestamps=timestamps, tail=tail)
-    )
-
-
-@app.command()
 def stop(
     names: Names,
     timeout: Grace = 10,
@@ -257,45 +219,11 @@ def rm(
 
 
 @app.command()
-def inspect(name: Name, socket: Socket = "") -> None:
-    """Everything about a container, a pod or an image, as JSON."""
-    from orlop.cli import containers, session
-
-    session.run_async(lambda: containers.inspect_command(socket, name))
-
-
-@app.command()
 def csi(config: ConfigFile = None) -> None:
     """Serve named volumes to a cluster whose pods another runtime runs; orlopd does that itself."""
     from orlop.cli.csi import csi_command
 
     csi_command(config)
-
-
-@app.command()
-def stats(
-    interval: Annotated[float, typer.Option("--interval", help="Seconds to measure over.", min=0.1)] = 1.0,
-    socket: Socket = "",
-) -> None:
-    """CPU, memory and disk of the running containers."""
-    from orlop.cli import containers, session
-
-    session.run_async(lambda: containers.stats_command(socket, interval))
-
-
-@app.command()
-def top(
-    once: Annotated[bool, typer.Option("--once", help="One table, then the end.")] = False,
-    interval: Annotated[float, typer.Option("--interval", help="Seconds to measure over.", min=0.1)] = 2.0,
-    format: Format = FormatChoice.text,  # noqa: A002 - the option's name
-    socket: Socket = "",
-) -> None:
-    """What pods use: processors, memory of their own and shared, disk, network; and the pool of VMs."""
-    from orlop.cli import session
-    from orlop.cli.observe.top import top_command
-
-    as_json = format is FormatChoice.json
-    session.run_async(lambda: top_command(socket, once=once, interval=interval, as_json=as_json))
 
 
 @app.command()
@@ -361,20 +289,6 @@ def demo(
     from orlop.cli.demo.command import demo_command
 
     _end(lambda: demo_command(handler, keep=keep))
-
-
-@app.command()
-def version(socket: Socket = "") -> None:
-    """The version of this command and of the running daemon."""
-    from orlop.cli import session
-    from orlop.cli.problems import CliError
-    from orlop.cli.version import daemon_version
-
-    print(f"orlop {__version__}")
-    try:
-        print(session.run_async(lambda: daemon_version(socket)))
-    except CliError as error:
-        print(f"daemon: {error}")
 
 
 @guest_app.command("build")

@@ -38,7 +38,6 @@ COMMANDS = {
     "container": "leave the word out: `orlop ps`, `orlop rm`, `orlop inspect`",
     "image": "leave the word out: `orlop images`, `orlop pull`, `orlop rmi`",
     "ls": "use `orlop ps`",
-    "info": "use `orlop system info`",
     "init": "a container is made and started at once: use `orlop run -d`",
     "auto-update": "pull the new image and run it, or let Kubernetes do that",
     "unshare": "Orlop runs as root",
@@ -81,6 +80,8 @@ FLAGS = {
     "--replace": "remove the other one first: `orlop rm -f`",
     "--arch": "images are pulled for this machine",
     "--platform": "images are pulled for this machine",
+    "--no-stream": "`orlop stats` prints one table; leave it out",
+    "--size": "`orlop stats` and `orlop system df` tell sizes",
 }
 """By the name of an option of ``run`` and the like."""
 

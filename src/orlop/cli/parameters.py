@@ -48,6 +48,15 @@ Target = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads this at run time
     typer.Option("--output", "-o", help="The file to write.", show_default=False),
 ]
+FormatText = Annotated[
+    str,
+    typer.Option(
+        "--format", help="json, a template such as '{{.ID}}', or table and one.", show_default=False
+    ),
+]
+Filter = Annotated[Many, typer.Option("--filter", help="KEY=VALUE; a wrong key names those there are.")]
+Whole = Annotated[bool, typer.Option("--no-trunc", help="Cut nothing.")]
+Some = Annotated[Many, typer.Argument(help="Ids, starts of ids, or names.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="The daemon's answer as JSON.")]
 Publish = Annotated[Many, typer.Option("--publish", "-p", help="[HOSTIP:]HOSTPORT:PORT[/udp]")]
 Label = Annotated[Many, typer.Option("--label", "-l", help="KEY=VALUE")]

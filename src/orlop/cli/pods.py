@@ -5,13 +5,27 @@ from __future__ import annotations
 from collections import Counter
 
 from orlop.cli import output
+from orlop.cli.formats import Age, Id, Printer, Row, Shape, moment
 from orlop.cli.problems import CliError
-from orlop.cli.units import show_age
 from orlop.client import session
 from orlop.client.calls import CriClient
 from orlop.client.launch import RunOptions
 from orlop.client.pod import Pod, find_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
+
+SHAPE = Shape(
+    headings={
+        "ID": "POD ID",
+        "Name": "NAME",
+        "Created": "CREATED",
+        "Status": "STATE",
+        "Handler": "HANDLER",
+        "NumberOfContainers": "CONTAINERS",
+        "CreatedAt": "CREATED AT",
+        "Labels": "LABELS",
+    },
+    columns=("ID", "Name", "Created", "Status", "Handler", "NumberOfContainers"),
+)
 
 
 async def create_command(socket: str, wanted: RunOptions) -> None:
@@ -22,7 +36,7 @@ async def create_command(socket: str, wanted: RunOptions) -> None:
     print(pod.id)
 
 
-async def list_command(socket: str, quiet: bool, as_json: bool) -> None:
+async def list_command(socket: str, printer: Printer, *, quiet: bool, as_json: bool) -> None:
     """``orlop pod ls``."""
     async with session.connect(socket) as client:
         answer = await client.runtime.list_pod_sandbox(pb.ListPodSandboxRequest())
@@ -35,18 +49,21 @@ async def list_command(socket: str, quiet: bool, as_json: bool) -> None:
             return
         containers = await client.runtime.list_containers(pb.ListContainersRequest())
     held = Counter(one.pod_sandbox_id for one in containers.containers)
-    rows = [
-        (
-            pod.id[:13],
-            f"{pod.metadata.namespace}/{pod.metadata.name}",
-            show_age(pod.created_at),
-            "ready" if pod.state == pb.SANDBOX_READY else "ended",
-            pod.runtime_handler or "-",
-            str(held[pod.id]),
-        )
-        for pod in sorted(answer.items, key=lambda item: -item.created_at)
-    ]
-    output.table(("POD ID", "NAME", "CREATED", "STATE", "HANDLER", "CONTAINERS"), rows)
+    printer.show([_row(pod, held[pod.id]) for pod in sorted(answer.items, key=lambda item: -item.created_at)])
+
+
+def _row(pod: pb.PodSandbox, held: int) -> Row:
+    created = Age(pod.created_at // 1_000_000_000)
+    return {
+        "ID": Id(pod.id),
+        "Name": f"{pod.metadata.namespace}/{pod.metadata.name}",
+        "Created": created,
+        "CreatedAt": moment(pod.created_at),
+        "Status": "ready" if pod.state == pb.SANDBOX_READY else "ended",
+        "Handler": pod.runtime_handler,
+        "NumberOfContainers": held,
+        "Labels": dict(pod.labels),
+    }
 
 
 async def stop_command(socket: str, names: list[str]) -> None:

@@ -9,16 +9,28 @@ from collections.abc import Iterable
 
 import typer
 
-from orlop.cli import output
+from orlop.cli import formats, output
+from orlop.cli.formats import Bytes, Printer, Shape
 from orlop.cli.problems import CliError
-from orlop.cli.units import show_size
+from orlop.cli.version import server
 from orlop.client import session
 from orlop.client.launch import log_directory
 from orlop.client.pod import remove_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
 
+DF = Shape(
+    headings={
+        "Type": "WHAT",
+        "Total": "NUMBER",
+        "Active": "IN USE",
+        "Size": "SIZE",
+        "Reclaimable": "UNUSED",
+    },
+    columns=("Type", "Total", "Active", "Size", "Reclaimable"),
+)
 
-async def info_command(socket: str, as_json: bool) -> None:
+
+async def info_command(socket: str, text: str, as_json: bool) -> None:
     """``orlop system info``."""
     async with session.connect(socket) as client:
         status = await client.runtime.status(pb.StatusRequest(verbose=True))
@@ -31,11 +43,24 @@ async def info_command(socket: str, as_json: bool) -> None:
         images = (await client.images.list_images(pb.ListImagesRequest())).images
     ready = Counter(pod.runtime_handler or "the default" for pod in pods if pod.state == pb.SANDBOX_READY)
     running = sum(one.state == pb.CONTAINER_RUNNING for one in containers)
+    handlers = sorted(one.name for one in status.runtime_handlers if one.name)
+    if text:
+        told = {
+            "Server": server(version),
+            "Socket": session.socket_path(socket),
+            "Conditions": {one.type: one.status for one in status.status.conditions},
+            "Handlers": handlers,
+            "Pods": {"Total": len(pods), "Ready": sum(ready.values())},
+            "Containers": {"Total": len(containers), "Running": running},
+            "Images": len(images),
+        }
+        formats.show_document(text, told)
+        return
     lines = [
         ("Daemon", f"{version.runtime_name} {version.runtime_version}, CRI {version.runtime_api_version}"),
         ("Socket", session.socket_path(socket)),
         *((one.type, _condition(one)) for one in status.status.conditions),
-        ("Handlers", ", ".join(sorted(one.name for one in status.runtime_handlers if one.name))),
+        ("Handlers", ", ".join(handlers)),
         ("Pods", f"{len(pods)}" + "".join(f", {count} with handler {name}" for name, count in ready.items())),
         ("Containers", f"{len(containers)}, {running} running"),
         ("Images", str(len(images))),
@@ -47,7 +72,7 @@ def _condition(one: pb.RuntimeCondition) -> str:
     return "yes" if one.status else f"no: {one.message or one.reason}"
 
 
-async def df_command(socket: str) -> None:
+async def df_command(socket: str, printer: Printer) -> None:
     """``orlop system df``."""
     async with session.connect(socket) as client:
         images = (await client.images.list_images(pb.ListImagesRequest())).images
@@ -60,11 +85,24 @@ async def df_command(socket: str) -> None:
     # An image's size counts the layers that it shares with others, so these may be less than what goes.
     unused = min(taken, sum(one.size for one in idle))
     written = sum(one.writable_layer.used_bytes.value for one in stats)
-    rows = [
-        ("images", len(images), len(images) - len(idle), show_size(taken), show_size(unused)),
-        ("containers", len(containers), running, show_size(written), "-"),
-    ]
-    output.table(("WHAT", "NUMBER", "IN USE", "SIZE", "UNUSED"), [tuple(map(str, row)) for row in rows])
+    printer.show(
+        [
+            {
+                "Type": "images",
+                "Total": len(images),
+                "Active": len(images) - len(idle),
+                "Size": Bytes(taken),
+                "Reclaimable": Bytes(unused),
+            },
+            {
+                "Type": "containers",
+                "Total": len(containers),
+                "Active": running,
+                "Size": Bytes(written),
+                "Reclaimable": None,
+            },
+        ]
+    )
 
 
 async def prune_command(socket: str, *, images: bool, force: bool) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,11 @@ from orlop.client.launch import RunOptions
 from orlop.client.options import utf8
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
+
+_PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(ms|s|m|h|d)")
+_AGO = re.compile(rf"(?:{_PART.pattern})+")
+_SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def pod_options(
@@ -64,6 +71,25 @@ def show_age(then_ns: int) -> str:
         if seconds < limit:
             return f"{seconds // divisor} {unit} ago"
     return f"{seconds // 86400} days ago"
+
+
+def moment(text: str, otherwise: float) -> float:
+    """A time in seconds since 1970: ``2026-01-31T12:00:00Z``, such seconds, or how long ago (``1h30m``).
+
+    ``otherwise`` for "". A time without a zone is this machine's. Raises InvalidArgument.
+    """
+    if not text:
+        return otherwise
+    if _AGO.fullmatch(text):
+        return time.time() - sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise InvalidArgument(
+            f"{text} is no time: write for example 10m, 2026-01-31T12:00:00Z or seconds since 1970"
+        ) from None
 
 
 def parse_environment(text: str) -> pb.KeyValue:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orlop.cli import output
-from orlop.cli.units import show_size
+from orlop.cli.formats import Bytes, Printer, Row, Shape
 from orlop.client import volumes
 from orlop.client.options import parse_size
 from orlop.csi.api import csi_v1_pb2 as pb
+
+SHAPE = Shape(headings={"Name": "VOLUME", "Size": "SIZE", "Kind": "KIND"}, columns=("Name", "Size", "Kind"))
+SNAPSHOTS = Shape(
+    headings={"Name": "SNAPSHOT", "Volume": "VOLUME", "Size": "SIZE"}, columns=("Name", "Volume", "Size")
+)
 
 
 async def create_command(socket: str, name: str, size: str, *, vm: bool, source: str) -> None:
@@ -24,27 +29,31 @@ async def create_command(socket: str, name: str, size: str, *, vm: bool, source:
     print(name)
 
 
-async def list_command(socket: str, *, snapshots: bool, quiet: bool, as_json: bool) -> None:
+async def list_command(socket: str, printer: Printer, *, snapshots: bool, quiet: bool, as_json: bool) -> None:
     """``orlop volume ls``."""
-    rows: list[tuple[str, ...]]
+    rows: list[Row]
     async with volumes.connect(socket) as client:
         if snapshots:
             answer = await client.controller.list_snapshots(pb.ListSnapshotsRequest())
             kept: list[pb.Snapshot] = [one.snapshot for one in answer.entries]
-            rows = [(one.snapshot_id, one.source_volume_id, show_size(one.size_bytes)) for one in kept]
-            header: tuple[str, ...] = ("SNAPSHOT", "VOLUME", "SIZE")
+            rows = [
+                {"Name": one.snapshot_id, "Volume": one.source_volume_id, "Size": Bytes(one.size_bytes)}
+                for one in kept
+            ]
         else:
             answer = await client.controller.list_volumes(pb.ListVolumesRequest())
             found: list[pb.Volume] = [one.volume for one in answer.entries]
-            rows = [(one.volume_id, show_size(one.capacity_bytes), volumes.kind_of(one)) for one in found]
-            header = ("VOLUME", "SIZE", "KIND")
+            rows = [
+                {"Name": one.volume_id, "Size": Bytes(one.capacity_bytes), "Kind": volumes.kind_of(one)}
+                for one in found
+            ]
     if as_json:
         output.print_message(answer)
     elif quiet:
         for row in rows:
-            print(row[0])
+            print(row["Name"])
     else:
-        output.table(header, rows)
+        printer.show(rows)
 
 
 async def remove_command(socket: str, names: Sequence[str], *, snapshot: bool) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +38,13 @@ async def collected(output: AsyncIterator[tuple[str, bytes]], remedy: str) -> tu
         if len(written["stdout"]) + len(written["stderr"]) > MAX_OUTPUT:
             raise ResourceExhausted(f"the command wrote more than {MAX_OUTPUT >> 20} MiB: {remedy}")
     return bytes(written["stdout"]), bytes(written["stderr"])
+
+
+async def paused(client: CriClient) -> frozenset[str]:
+    """The ids of the containers that stand still: for CRI they run."""
+    async with NativeClient(client.path) as ours:
+        answer = await ours.containers.list_paused_containers(native.ListPausedContainersRequest())
+    return frozenset(answer.container_ids)
 
 
 class Process:
@@ -184,15 +193,26 @@ class Container:
             raise FailedPrecondition(f"container {self.id[:13]} keeps no log: its pod has no log directory")
         return Path(path)
 
-    async def logs(self, *, follow: bool = False) -> AsyncIterator[logs.Line]:
-        """What it has written; with ``follow`` also what it writes, until it has ended."""
+    async def logs(
+        self, *, follow: bool = False, tail: int = -1, since: float = 0.0, until: float = math.inf
+    ) -> AsyncIterator[logs.Line]:
+        """What it has written; with ``follow`` also what it writes, until it has ended.
+
+        ``since`` and ``until`` are seconds since 1970. Of what is there in between, only the last ``tail``
+        entries are told, all for -1.
+        """
         path = await self.log_path()
+        span = logs.Period(since, until)
+        skip = await asyncio.to_thread(logs.before_last, path, tail, span) if tail >= 0 else 0
 
         async def ended() -> bool:
-            return not follow or await self.exited()
+            return not follow or time.time() > until or await self.exited()
 
         async for line in logs.follow(path, ended):
-            yield line
+            if span.holds(line):
+                if skip <= 0:
+                    yield line
+                skip -= 1
 
     async def put(self, path: str, source: bytes | Path) -> None:
         """Write a file, or copy a directory of this machine, to ``path``.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -29,6 +31,27 @@ def parse(raw: bytes) -> Line | None:
     # Tags may be joined by ":"; P marks a line that goes on in the next entry.
     whole = b"P" not in parts[2].split(b":")
     return Line(parts[0].decode("ascii", "replace"), parts[1].decode(), content + (b"\n" if whole else b""))
+
+
+class Period(NamedTuple):
+    """From when to when, in seconds since 1970."""
+
+    since: float = 0.0
+    until: float = math.inf
+
+    def holds(self, line: Line) -> bool:
+        """Whether the entry came then; one whose time cannot be read did."""
+        if self.since <= 0 and self.until == math.inf:
+            return True
+        try:
+            return self.since <= datetime.fromisoformat(line.time).timestamp() <= self.until
+        except ValueError:
+            return True
+
+
+def before_last(path: Path, tail: int, span: Period) -> int:
+    """How many entries of that time the file holds now before the last ``tail``."""
+    return max(0, sum(span.holds(line) for line in read_all(path)) - tail)
 
 
 def read_all(path: Path) -> list[Line]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import Json, Many, Quiet, Socket, YesNo
+from orlop.cli.parameters import Filter, FormatText, Json, Many, Quiet, Socket, Whole, YesNo
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -26,12 +26,26 @@ def pull(
 
 
 @app.command()
-def images(quiet: Quiet = False, as_json: Json = False, socket: Socket = "") -> None:
+def images(
+    name: Annotated[
+        str, typer.Argument(help="Those of this name, which may have a *.", show_default=False)
+    ] = "",
+    *,
+    filter: Filter = None,  # noqa: A002 - the option's name
+    no_trunc: Whole = False,
+    quiet: Quiet = False,
+    format: FormatText = "",  # noqa: A002 - the option's name
+    as_json: Json = False,
+    socket: Socket = "",
+) -> None:
     """List the images that are here."""
+    from orlop.cli import formats, session
     from orlop.cli import images as commands
-    from orlop.cli import session
 
-    session.run_async(lambda: commands.list_command(socket, quiet, as_json))
+    printer = formats.Printer(commands.SHAPE, format, whole=no_trunc)
+    named = [f"reference={name}"] if name else []
+    wanted = commands.checked_filters([*named, *(filter or ())])
+    session.run_async(lambda: commands.list_command(socket, printer, wanted, quiet=quiet, as_json=as_json))
 
 
 @app.command()

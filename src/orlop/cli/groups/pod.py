@@ -10,6 +10,7 @@ import typer
 from orlop.cli.parameters import (
     Dns,
     DnsSearch,
+    FormatText,
     Handler,
     Hostname,
     Json,
@@ -20,6 +21,7 @@ from orlop.cli.parameters import (
     Publish,
     Quiet,
     Socket,
+    Whole,
 )
 
 app = typer.Typer(rich_markup_mode=None, help="Pods for several containers.", no_args_is_help=True)
@@ -58,11 +60,18 @@ def create(
 
 
 @app.command("ls")
-def list_(quiet: Quiet = False, as_json: Json = False, socket: Socket = "") -> None:
+def list_(
+    quiet: Quiet = False,
+    no_trunc: Whole = False,
+    format: FormatText = "",  # noqa: A002 - the option's name
+    as_json: Json = False,
+    socket: Socket = "",
+) -> None:
     """List the pods."""
-    from orlop.cli import pods, session
+    from orlop.cli import formats, pods, session
 
-    session.run_async(lambda: pods.list_command(socket, quiet, as_json))
+    printer = formats.Printer(pods.SHAPE, format, whole=no_trunc)
+    session.run_async(lambda: pods.list_command(socket, printer, quiet=quiet, as_json=as_json))
 
 
 @app.command()

@@ -6,25 +6,27 @@ from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import Json, Socket
+from orlop.cli.parameters import FormatText, Json, Socket
 
 app = typer.Typer(rich_markup_mode=None, help="What the daemon has on this machine.", no_args_is_help=True)
 
 
 @app.command()
-def info(as_json: Json = False, socket: Socket = "") -> None:
+def info(format: FormatText = "", as_json: Json = False, socket: Socket = "") -> None:  # noqa: A002
     """The daemon, whether it is ready, and how much it looks after."""
-    from orlop.cli import session, system
+    from orlop.cli import formats, session, system
 
-    session.run_async(lambda: system.info_command(socket, as_json))
+    formats.check(format)
+    session.run_async(lambda: system.info_command(socket, format, as_json))
 
 
 @app.command()
-def df(socket: Socket = "") -> None:
+def df(format: FormatText = "", socket: Socket = "") -> None:  # noqa: A002 - the option's name
     """What images and containers take on the disk, and what of it nobody needs."""
-    from orlop.cli import session, system
+    from orlop.cli import formats, session, system
 
-    session.run_async(lambda: system.df_command(socket))
+    printer = formats.Printer(system.DF, format)
+    session.run_async(lambda: system.df_command(socket, printer))
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import Json, Quiet, Socket
+from orlop.cli.parameters import FormatText, Json, Quiet, Socket
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -35,14 +35,19 @@ def create(
 @app.command()
 def ls(
     snapshots: Annotated[bool, typer.Option("--snapshots", help="Snapshots, not volumes.")] = False,
+    *,
     quiet: Quiet = False,
+    format: FormatText = "",  # noqa: A002 - the option's name
     as_json: Json = False,
     socket: Socket = "",
 ) -> None:
     """List volumes."""
-    from orlop.cli import session, volumes
+    from orlop.cli import formats, session, volumes
 
-    session.run_async(lambda: volumes.list_command(socket, snapshots=snapshots, quiet=quiet, as_json=as_json))
+    printer = formats.Printer(volumes.SNAPSHOTS if snapshots else volumes.SHAPE, format)
+    session.run_async(
+        lambda: volumes.list_command(socket, printer, snapshots=snapshots, quiet=quiet, as_json=as_json)
+    )
 
 
 @app.command()
