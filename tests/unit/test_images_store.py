@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import os
+import tarfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,9 +27,12 @@ from orlop.errors import (
     Unavailable,
 )
 from orlop.images.failures import failure, last_message, retryable
+from orlop.images.loading import Loader
 from orlop.images.model import ImageConfigOci, RegistryAuth
 from orlop.images.records import ImageRecord, Records, boot_id
 from orlop.images.store import ImageStore
+from orlop.native.api import native_v1_pb2 as pb
+from orlop.native.archives import ArchiveCalls
 
 
 def digest(letter: str) -> str:
@@ -251,3 +256,20 @@ async def test_a_registry_token_is_not_put_into_a_command_line(tmp_path: Path) -
     async with opened(tmp_path) as store:
         with pytest.raises(InvalidArgument, match="registry token"):
             await store.pull("localhost/app:1", RegistryAuth(registry_token="secret"))
+
+
+async def test_who_turns_away_from_an_archive_leaves_nothing_held(tmp_path: Path) -> None:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+
+    async def sent() -> AsyncIterator[bytes]:
+        yield made.getvalue()
+
+    async with opened(tmp_path) as store:
+        image = await Loader(store).import_tree(sent(), "localhost/a:1")
+        saved = ArchiveCalls(store).save_images(pb.SaveImagesRequest(names=[image.id]))
+        assert (await anext(saved)).data
+        await saved.aclose()
+        assert not list((tmp_path / "uses").iterdir())
+        assert not list(store.layers.ingest.iterdir())

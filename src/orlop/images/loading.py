@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import FileIO
@@ -75,19 +74,18 @@ class Loader:
         layers = self._store.layers
         if self._arriving.locked():
             raise ResourceExhausted(f"{MAX_ARRIVING} archives are being loaded already; try again later")
-        async with self._arriving:
-            with tempfile.TemporaryDirectory(prefix="load-", dir=layers.ingest) as directory:
-                path, plain = Path(directory) / "archive", Path(directory) / "plain"
-                try:
-                    await _write(path, data)
-                    if await threads.call(_is_packed, path):
-                        with plain.open("wb") as output:
-                            await layers.expand(path, output.fileno(), limit=MAX_ARCHIVE)
-                        path.unlink()
-                        path = plain
-                except OSError as error:
-                    raise ResourceExhausted(f"the archive cannot be stored: {error.strerror}") from error
-                yield path
+        async with self._arriving, layers.scratch("load") as directory:
+            path, plain = directory / "archive", directory / "plain"
+            try:
+                await _write(path, data)
+                if await threads.call(_is_packed, path):
+                    with plain.open("wb") as output:
+                        await layers.expand(path, output.fileno(), limit=MAX_ARCHIVE)
+                    await threads.call(path.unlink)
+                    path = plain
+            except OSError as error:
+                raise ResourceExhausted(f"the archive cannot be stored: {error.strerror}") from error
+            yield path
 
 
 async def _write(path: Path, data: AsyncIterator[bytes]) -> None:

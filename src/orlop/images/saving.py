@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import tarfile
-import tempfile
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ class _PackedLayer(NamedTuple):
     size: int
 
 
-async def save(store: ImageStore, names: Sequence[str]) -> AsyncIterator[bytes]:
+async def save(store: ImageStore, names: Sequence[str]) -> AsyncGenerator[bytes, None]:
     """The archive of images, in pieces, with the names they are asked for by; all names when by their ids.
 
     Raises NotFound, InvalidArgument, ResourceExhausted (disk), DataLoss.
@@ -55,11 +55,12 @@ async def save(store: ImageStore, names: Sequence[str]) -> AsyncIterator[bytes]:
             image = await store.use(name, owner)
             images[image.id] = image
             tags.setdefault(image.id, []).extend(_tags(image, name))
-        with tempfile.TemporaryDirectory(prefix="save-", dir=store.layers.ingest) as directory:
-            saving = _Saving(store, Path(directory) / "layer")
+        async with store.layers.scratch("save") as directory:
+            saving = _Saving(store, directory / "layer")
             for image in images.values():
-                async for piece in saving.image(image, tuple(dict.fromkeys(tags[image.id]))):
-                    yield piece
+                async with aclosing(saving.image(image, tuple(dict.fromkeys(tags[image.id])))) as pieces:
+                    async for piece in pieces:
+                        yield piece
             yield saving.end()
     except OSError as error:
         raise ResourceExhausted(f"the images cannot be saved: {error.strerror}") from error
@@ -86,7 +87,7 @@ class _Saving:
         self._index: list[dict[str, Any]] = []
         self._list: list[dict[str, Any]] = []
 
-    async def image(self, image: Image, tags: Sequence[str]) -> AsyncIterator[bytes]:
+    async def image(self, image: Image, tags: Sequence[str]) -> AsyncGenerator[bytes, None]:
         """The layers of an image that are not in the archive yet, and its documents."""
         for path in image.layers:
             if path not in self._packed:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from orlop.images import saving
 from orlop.images.loading import Loader
@@ -32,10 +33,11 @@ class ArchiveCalls:
         image = await self._loader.import_tree(_data(first, requests), first.name, first.config)
         return pb.ImportImageResponse(image=_told(image))
 
-    async def save_images(self, request: pb.SaveImagesRequest) -> AsyncIterator[pb.SaveImagesResponse]:
+    async def save_images(self, request: pb.SaveImagesRequest) -> AsyncGenerator[pb.SaveImagesResponse, None]:
         """The archive of images, in pieces."""
-        async for piece in saving.save(self._images, request.names):
-            yield pb.SaveImagesResponse(data=piece)
+        async with aclosing(saving.save(self._images, request.names)) as pieces:
+            async for piece in pieces:
+                yield pb.SaveImagesResponse(data=piece)
 
 
 async def _data(first: pb.LoadImagesRequest | pb.ImportImageRequest, others: Parts) -> AsyncIterator[bytes]:
