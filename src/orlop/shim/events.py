@@ -17,7 +17,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from orlop.errors import OrlopError
+from orlop.errors import DeadlineExceeded, OrlopError, Unavailable
 from orlop.host.tasks import Tasks
 from orlop.shim import places
 from orlop.shim.api import events_pb2 as pb
@@ -80,34 +80,44 @@ class Announcer:
 
     async def _deliver(self, address: str, queue: _Queue) -> None:
         try:
-            async with AsyncExitStack() as stack:
-                client: Client | None = None
-                failures, given_up = 0, time.monotonic() + _GIVE_UP
-                while queue.waiting:
-                    try:
-                        if client is None:
-                            connection = await link.connect(Path(address.removeprefix("unix://")))
-                            client = Client(connection, "containerd")
-                            stack.push_async_callback(client.close)
-                        await _forward(client, queue.waiting[0])
-                    except OrlopError as error:
-                        if time.monotonic() > given_up:
-                            log.warning(
-                                "%d events cannot be told to %s: %s", len(queue.waiting), address, error
-                            )
-                            queue.waiting.clear()
-                            return
-                        await stack.aclose()
-                        client = None
-                        await asyncio.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
-                        failures += 1
-                    else:
-                        queue.waiting.popleft()
-                        failures = 0
+            # Again for what comes while the connection is closed.
+            while queue.waiting:
+                await _tell_all(address, queue.waiting)
         finally:
             queue.task = None
             if not queue.waiting:
                 self._queues.pop(address, None)
+
+
+async def _tell_all(address: str, waiting: deque[forward_pb2.ForwardRequest]) -> None:
+    """Tell what waits until nothing does, or nobody has listened for too long: then nothing waits either."""
+    failures, given_up = 0, time.monotonic() + _GIVE_UP
+    async with AsyncExitStack() as stack:
+        client: Client | None = None
+        while waiting:
+            event = waiting[0]
+            try:
+                if client is None:
+                    connection = await link.connect(Path(address.removeprefix("unix://")))
+                    client = Client(connection, "containerd")
+                    stack.push_async_callback(client.close)
+                await _forward(client, event)
+            except (Unavailable, DeadlineExceeded) as error:
+                if time.monotonic() > given_up:
+                    log.warning("%d events cannot be told to %s: %s", len(waiting), address, error)
+                    waiting.clear()
+                    return
+                await stack.aclose()
+                client = None
+                await asyncio.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
+                failures += 1
+                continue
+            except OrlopError as error:
+                # It has heard it and does not want it. The next ones are not to wait for that.
+                log.warning("%s does not take an event: %s", address, error)
+            failures, given_up = 0, time.monotonic() + _GIVE_UP
+            if waiting and waiting[0] is event:  # it may have been dropped meanwhile
+                waiting.popleft()
 
 
 async def _forward(client: Client, request: forward_pb2.ForwardRequest) -> None:
