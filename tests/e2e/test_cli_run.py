@@ -403,6 +403,14 @@ def test_a_container_runs_again_while_somebody_waits(cli: Cli, tmp_path: Path) -
     forever.communicate()
     assert forever.returncode == 130
     until(lambda: cli("ps", "-a", "-q").out.strip() == "", "it is still there")
+    lasting = cli.start("run", "--rm", "--restart", "on-failure", BUSYBOX, "sh", "-c", "echo up; sleep 600")
+    assert lasting.stdout is not None and lasting.stdout.readline() == b"up\n"
+    (pod,) = cli("pod", "ls", "-q").out.split()
+    os.kill(int(json.loads(cli.node.crictl("inspectp", pod).out)["info"]["pid"]), signal.SIGKILL)
+    assert lasting.stdout.readline() == b"up\n", lasting.communicate()
+    lasting.send_signal(signal.SIGINT)
+    lasting.communicate()
+    assert not cli("pod", "ls", "-q").out.strip(), "the pod that was made anew goes as well"
     for wrong in (("-d", "--restart", "always"), ("--restart", "sometimes"), ("--add-host", "db")):
         refused = cli("run", *wrong, BUSYBOX, check=False)
         assert refused.code == 2 and refused.err.count("\n") == 1, refused

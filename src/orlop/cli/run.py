@@ -28,10 +28,11 @@ async def _provide(client: CriClient, image: str, pull: str) -> None:
 
 
 class _Shown:
-    """The container that is shown, which is another one after each restart."""
+    """The container that is shown, which is another one after each restart, and so may its pod be."""
 
-    def __init__(self, container: Container, launch: RunOptions, policy: RestartPolicy) -> None:
+    def __init__(self, container: Container, pod: Pod, launch: RunOptions, policy: RestartPolicy) -> None:
         self.container = container
+        self._pod = pod
         self._launch = launch
         self._policy = policy
         self._lines = 0
@@ -49,7 +50,12 @@ class _Shown:
                 return code
             await asyncio.sleep(restarts.pause(times))
             times += 1
-            self.container = await self.container.restart(0)
+            # Whole: who is interrupted in it must know what to stop.
+            await tasks.uncancelled(self._again())
+
+    async def _again(self) -> None:
+        self.container = await self.container.restart(0)
+        self._pod.id = self.container.pod_id
 
     async def _plain(self) -> None:
         # Output comes from the log, which holds all of it from the first byte on: of each container so far.
@@ -125,7 +131,7 @@ async def run_command(
         if detach:
             print(container.id)
             return 0
-        shown = _Shown(container, launch, policy)
+        shown = _Shown(container, found, launch, policy)
         async with contextlib.AsyncExitStack() as stack:
             if remove:
                 stack.push_async_callback(shown.remove if pod else found.remove)
