@@ -177,3 +177,36 @@ def test_what_a_killed_daemon_was_making_is_found(files: PodFiles, place: Path, 
         assert (place / "a").exists() is served, "who listens there is somebody else"
     assert files.listeners() == ()
     listeners.remove(files)
+
+
+async def test_a_descriptor_that_was_closed_is_somebody_elses(files: PodFiles, place: Path) -> None:
+    one = of(Agent(), files, place)
+    one.changed(listening("a"))
+    await until(lambda: one.paths() == {f"{place}/a"})
+    loop, heard = asyncio.get_running_loop(), asyncio.Event()
+    near, far = socket.socketpair()
+
+    class Reused:
+        """A socket whose number goes to another one as soon as it is closed."""
+
+        def __init__(self, link: socket.socket) -> None:
+            self.number = link.fileno()
+            self._link = link
+
+        def close(self) -> None:
+            self._link.close()
+            os.dup2(near.fileno(), self.number)
+            loop.add_reader(self.number, heard.set)
+
+    made = one._made["sockets-1", "a"]
+    made.link = reused = Reused(made.link)  # type: ignore[assignment]
+    one.changed(listening())
+    await until(lambda: not one.paths())
+    far.send(b"x")
+    async with asyncio.timeout(20 * PATIENCE):
+        await heard.wait()
+    loop.remove_reader(reused.number)
+    os.close(reused.number)
+    near.close()
+    far.close()
+    await one.release()

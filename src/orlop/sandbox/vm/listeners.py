@@ -22,7 +22,7 @@ from pathlib import Path
 
 from orlop.errors import FailedPrecondition, OrlopError, Unavailable
 from orlop.host import threads
-from orlop.host.tasks import Tasks, together
+from orlop.host.tasks import Tasks, end, together
 from orlop.linux import syscalls
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.files import HostListener, PodFiles
@@ -117,7 +117,8 @@ class Listeners:
     async def _bring_to(self, volume: str, directory: str, wanted: Mapping[str, BoundSocket]) -> None:
         for key, one in list(self._made.items()):
             if key[0] == volume and wanted.get(key[1]) != one.bound:
-                one.serving.cancel()
+                # In this order: what is waited for at a descriptor that was closed may by then be another's.
+                await end(one.serving)
                 one.link.close()
                 await threads.call(_unlink, one.file)
                 del self._made[key]
