@@ -12,7 +12,8 @@ from orlop.bundle import document
 from orlop.errors import InvalidArgument, OrlopError
 from orlop.sandbox.spec import NamespaceMode
 from orlop.shim import placing, rootfs, stdio
-from orlop.shim.command.main import parsed
+from orlop.shim.command import protobuf
+from orlop.shim.command.main import bootstrap, parsed
 from orlop.shim.placing import TaskPlace
 from orlop.shim.rootfs import RootMount
 
@@ -95,3 +96,16 @@ def test_the_namespace_of_the_vms_process_is_the_pods() -> None:
     assert placing.namespaces(config(), "one", []).pid is NamespaceMode.CONTAINER
     assert placing.namespaces(shared, "one", []).pid is NamespaceMode.POD
     assert placing.namespaces(shared, "one", None).pid is NamespaceMode.CONTAINER, "it is in no sandbox"
+
+
+def test_what_containerd_says_at_the_start_may_have_anything_beside_it() -> None:
+    def field(number: int, value: bytes) -> bytes:
+        return protobuf.text(number, value)
+
+    said = field(1, b"one") + field(2, b"k8s.io") + field(4, b"2.3.4") + field(5, b"/run/c.ttrpc")
+    expected = {1: "one", 2: "k8s.io", 4: "2.3.4", 5: "/run/c.ttrpc"}
+    assert bootstrap(said) == expected
+    extension = field(1, field(1, b"runtimeoptions.v1.Options") + field(2, b"x" * 200))
+    assert bootstrap(said + field(8, extension)) == expected
+    options = field(1, b"runtimeoptions.v1.Options") + field(2, b"x" * 200)
+    assert bootstrap(options) == bootstrap(b"") == bootstrap(b"\xff") == {}

@@ -43,6 +43,9 @@ _MOST_KEYS = 1 << 16
 _LONGEST_NOTE = 1 << 12
 _DESCRIPTORS = 4
 
+_METHOD = 2
+"""Its field in a request."""
+
 ONCE = frozenset({"Checkpoint", "Create", "Exec", "Start"})
 """What may not be done twice."""
 
@@ -60,7 +63,7 @@ class OpenCall:
         self.since = time.monotonic()
         self.sent = False
         try:
-            self.method = protobuf.strings(data).get(2, "")
+            self.method = protobuf.strings(data, (_METHOD,)).get(_METHOD, "")
         except ValueError:
             self.method = ""
 
@@ -227,7 +230,7 @@ class Keeper:
         self._serving: dict[str, socket.socket] = {}
         self._holding = holding
         self._selector = selectors.DefaultSelector()
-        self._watched: dict[int, tuple[socket.socket, int]] = {}
+        self._watched: dict[int, int] = {}
         self._pairs: set[Pair] = set()
         self._notes: set[socket.socket] = set()
         self._holds = Holds()
@@ -314,28 +317,27 @@ class Keeper:
             if wire is None:
                 continue
             events = selectors.EVENT_WRITE if wire.outgoing else 0
-            if other is None or len(other.outgoing) < MOST_WAITING:
+            # Of a client that does not take its answers nothing more is taken; the daemon always answers.
+            full = wire is pair.client and len(wire.outgoing) >= MOST_WAITING
+            if not full and (other is None or len(other.outgoing) < MOST_WAITING):
                 events |= selectors.EVENT_READ
             self._select(wire.link, events, work)
 
     def _select(self, link: socket.socket, events: int, work: Callable[[int], None]) -> None:
         number = link.fileno()
-        known = self._watched.get(number)
-        if known is not None and known[0] is link:
-            if known[1] == events:
-                return
-            if not events:
-                self._selector.unregister(link)
-                del self._watched[number]
-                return
-            self._selector.modify(link, events, work)
-        elif events:
+        before = self._watched.get(number, 0)
+        if events == before:
+            return
+        if not before:
             self._selector.register(link, events, work)
-        self._watched[number] = (link, events)
+        elif events:
+            self._selector.modify(link, events, work)
+        else:
+            self._selector.unregister(link)
+        self._watched[number] = events
 
     def _forget(self, wire: Wire | None) -> None:
-        if wire is not None and wire.link.fileno() in self._watched:
-            del self._watched[wire.link.fileno()]
+        if wire is not None and self._watched.pop(wire.link.fileno(), 0):
             self._selector.unregister(wire.link)
 
     def _client(self, pair: Pair, events: int) -> None:

@@ -124,12 +124,16 @@ def _params() -> dict[int, str]:
     """What containerd 2.3 and later say on the standard input; nothing of what earlier ones do."""
     if sys.stdin is None or os.isatty(0):
         return {}
-    data = sys.stdin.buffer.read(MOST_INPUT)
+    return bootstrap(sys.stdin.buffer.read(MOST_INPUT))
+
+
+def bootstrap(data: bytes) -> dict[int, str]:
+    """The BootstrapParams in ``data`` by the numbers of their fields, nothing where it is something else."""
     try:
-        params = protobuf.strings(data)
+        params = protobuf.strings(data, _PARAMS.values())
     except ValueError:
         return {}
-    # An earlier one writes the runtime's options there, which have none of these.
+    # Earlier containerds write the runtime's options there, which have no fourth field.
     return params if _PARAMS["version"] in params and _PARAMS["id"] in params else {}
 
 

@@ -5,7 +5,7 @@ See https://protobuf.dev/programming-guides/encoding/.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT = 10
@@ -54,9 +54,13 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         place += length
 
 
-def strings(data: bytes) -> dict[int, str]:
-    """The fields of a message that are strings; the last of those with one number. Raises ValueError."""
-    return {field: value.decode() for field, value in fields(data) if isinstance(value, bytes)}
+def strings(data: bytes, wanted: Container[int]) -> dict[int, str]:
+    """The fields with those numbers, which are strings; the last of each. What others hold is not looked at.
+
+    Raises ValueError.
+    """
+    found = fields(data)
+    return {field: value.decode() for field, value in found if isinstance(value, bytes) and field in wanted}
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:
