@@ -12,6 +12,7 @@ MINUTES ?= 60
 SEED ?=
 COMMAND ?=
 GUEST ?=
+CONTAINERDS ?= 1.6,1.7
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
 	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short debian13 deb bare wheel monitoring csi-sanity oci-validation doors lasting upgrade kvm-lab bench sbom lock clean
@@ -92,8 +93,8 @@ csi-sanity: $(PYTHON) ## The CSI driver, judged by the sanity suite of kubernete
 oci-validation: $(PYTHON) ## The OCI runtime specification, judged by runtime-tools; table in build/oci-validation.md (root)
 	$(PYTHON) -m pytest tests/oci_validation -q --junitxml build/tests/oci-validation.xml
 
-doors: $(PYTHON) ## podman and Docker with orlop-oci, containerd with the shim (root)
-	$(PYTHON) -m pytest tests/doors -q --junitxml build/tests/doors.xml
+doors: $(PYTHON) ## podman and Docker with orlop-oci, the shim under containerd: CONTAINERDS=1.6,1.7,2.3 (root)
+	ORLOP_CONTAINERDS=$(CONTAINERDS) $(PYTHON) -m pytest tests/doors -q --junitxml build/tests/doors.xml
 
 lasting: $(PYTHON) ## 110 pods, VMs as far as memory goes, images, logs, a full disk; figures in build/lasting.md (root)
 	$(PYTHON) -m pytest tests/lasting -q -s

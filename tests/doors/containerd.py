@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bench import peers
+
+from orlop.host.process import pid_alive, process_start_time
 from tests.conformance import images, tools
+from tests.lab import archive
 from tests.node import Done, Node
 from tests.patience import PATIENCE
 
@@ -21,17 +26,29 @@ PAUSE = "registry.k8s.io/pause:3.10"
 TIMEOUT = 300 * PATIENCE
 START_TIMEOUT = 60 * PATIENCE
 
+RELEASES: dict[str, Callable[[], Path]] = {
+    "1.6": lambda: archive.unpacked(["containerd"], "12") / "usr/bin",
+    "1.7": lambda: archive.unpacked(["containerd"], "13") / "usr/bin",
+    "2.3": peers.containerd,
+}
+"""Where each containerd comes from: Debian's packages in seconds, the newest built from its Go module."""
+
+ASKED = tuple(os.environ.get("ORLOP_CONTAINERDS", "1.6,1.7").split(","))
+"""Those that the tests run: without a word those that need no building."""
+
 
 class Containerd:
-    """The containerd in ``binaries``, whose storage, state and network are below ``directory``."""
+    """The containerd of a release, whose storage, state and network are below ``directory``."""
 
-    def __init__(self, directory: Path, binaries: Path, node: Node, registry: str) -> None:
+    def __init__(self, directory: Path, release: str, node: Node, registry: str) -> None:
+        binaries = RELEASES[release]()
+        self.release = release
         self.directory = directory
         self.socket = directory / "c.sock"
         self._binaries = binaries
         self._registry = registry
         self._log = directory / "containerd.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: tuple[int, int] | None = None
         tools_directory = directory / "bin"
         tools_directory.mkdir()
         self.shim = tools_directory / "containerd-shim-orlop-v2"
@@ -96,27 +113,38 @@ class Containerd:
         )
 
     def start(self) -> None:
-        """Start it and wait until it serves."""
-        with self._log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [self._binaries / "containerd", "--config", self.directory / "config.toml"],
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
+        """Start it and wait until it serves. It is no child of ours: one test starts it anew."""
+        script = '"$@" </dev/null >>"$0" 2>&1 & echo $!'
+        argv = [self._binaries / "containerd", "--config", self.directory / "config.toml"]
+        done = subprocess.run(
+            ["setsid", "sh", "-c", script, self._log, *argv], env=self.env, stdout=subprocess.PIPE, check=True
+        )
+        pid = int(done.stdout)
+        self._process = pid, process_start_time(pid)
         limit = time.monotonic() + START_TIMEOUT
         while self("version", check=False).code:
-            if self._process.poll() is not None or time.monotonic() > limit:
+            if not pid_alive(*self._process) or time.monotonic() > limit:
                 raise tools.ToolError(f"containerd does not serve:\n{self.log_tail()}")
             time.sleep(0.1)
 
     def stop(self) -> None:
         """End it; what it runs goes on."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(60 * PATIENCE)
-            self._process = None
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it without a warning."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process[0], number)
+        limit = time.monotonic() + START_TIMEOUT
+        while pid_alive(*self._process):
+            assert time.monotonic() < limit, f"containerd does not end:\n{self.log_tail()}"
+            time.sleep(0.05)
+        self._process = None
 
     def log_tail(self) -> str:
         """The last of what it said."""
@@ -159,9 +187,9 @@ class Containerd:
 
 
 @contextlib.contextmanager
-def containerd(directory: Path, binaries: Path, node: Node, registry: str) -> Iterator[Containerd]:
+def containerd(directory: Path, release: str, node: Node, registry: str) -> Iterator[Containerd]:
     """containerd until the block ends, with nothing left of it."""
-    one = Containerd(directory, binaries, node, registry)
+    one = Containerd(directory, release, node, registry)
     try:
         one.start()
         yield one
