@@ -10,7 +10,7 @@ import pytest
 
 from orlop.errors import Unavailable
 from orlop.sandbox.crilog import STDERR, STDOUT, CriLog
-from orlop.sandbox.vm.output import Output
+from orlop.sandbox.vm.output import Output, Tap
 from orlop.sandbox.vm.streams import Incoming
 from orlop.wire.framing import Frame, Kind, Parser, preamble
 
@@ -115,3 +115,24 @@ async def test_stopping_leaves_the_unfinished_line_to_the_guest(tmp_path: Path) 
     await output.stop()
     assert line.streams[STDOUT].offset == 6
     assert "half" not in path.read_text()
+
+
+async def test_clients_may_go_while_the_others_are_told_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Leaving(Tap):
+        async def end(self) -> None:
+            await super().end()
+            if self in output._taps:
+                await output.untap(self)
+
+    monkeypatch.setattr("orlop.sandbox.vm.output.Tap", Leaving)
+    line = Line()
+    output = await output_to(tmp_path / "0.log", line)
+    taps = [output.tap() for _ in range(3)]
+    line.end(STDOUT, 0)
+    line.end(STDERR, 0)
+    await asyncio.wait_for(output.ended.wait(), 30)
+    for tap in taps:
+        assert [chunk async for chunk in tap.chunks()] == []
+    await output.stop()

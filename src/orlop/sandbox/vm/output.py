@@ -155,6 +155,6 @@ class Output:
             stream.consumed(fresh)
 
     async def _end_taps(self) -> None:
-        for tap in self._taps:
+        for tap in tuple(self._taps):  # they may go as they hear of it
             await tap.end()
         self._taps.clear()
