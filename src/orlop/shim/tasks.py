@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,15 +17,13 @@ import msgspec
 from orlop.bundle import document, translate
 from orlop.errors import (
     AlreadyExists,
-    CannotRun,
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
     OrlopError,
     ResourceExhausted,
 )
-from orlop.host import netns, threads
-from orlop.host.tasks import Tasks, Undo, roll_back
+from orlop.host import threads
+from orlop.host.tasks import Tasks, Undo
 from orlop.host.turns import Turns
 from orlop.linux.usage import Usage
 from orlop.pods.records import (
@@ -38,13 +35,13 @@ from orlop.pods.records import (
     PodFilter,
     PodRecord,
 )
-from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
 from orlop.sandbox.base import StartedProcess
 from orlop.sandbox.spec import ExitStatus
-from orlop.shim import model, placing, rootfs, running
+from orlop.shim import making, model, placing, running
 from orlop.shim.events import Announcer
 from orlop.shim.holding import KeeperLine
+from orlop.shim.making import Maker
 from orlop.shim.model import FRONT, Key, LiveTask, TaskProcess, TaskRecord, TaskStatus
 from orlop.shim.placing import TaskPlace
 from orlop.shim.rootfs import RootMount
@@ -53,10 +50,8 @@ from orlop.shim.telling import Teller
 
 log = logging.getLogger(__name__)
 
-NETNS = "shim-netns"
 MOST_EXECS = 256
 MOST_REGISTERED = 4096
-MOST_CONFIG = 8 << 20
 _KILL = 9
 _ENDING = frozenset({1, 2, 3, 9, 15})
 """The signals that end a sandbox."""
@@ -67,7 +62,7 @@ class ShimTasks:
 
     def __init__(self, pods: PodService, state: Path) -> None:
         self._pods = pods
-        self._netns = state / NETNS
+        self._maker = Maker(pods, state)
         self._keeper = KeeperLine(state)
         self._announcer = Announcer()
         self._tell = Teller(self._announcer)
@@ -101,7 +96,7 @@ class ShimTasks:
         found = [self._of_pod(pod) for pod in self._pods.pods(PodFilter(front=FRONT))]
         found += [self._of_container(one) for one in self._pods.containers(ContainerFilter(front=FRONT))]
         tasks = [task for task in found if task is not None]
-        await self._sweep({Path(task.record.netns) for task in tasks if task.record.netns})
+        await self._maker.sweep({Path(task.record.netns) for task in tasks if task.record.netns})
         if not tasks:
             return
         await self._keeper.begin()
@@ -111,15 +106,6 @@ class ShimTasks:
             if task.container_id and task.first.started:
                 self._follow(task)
         await self._keeper.end()
-
-    async def _sweep(self, wanted: set[Path]) -> None:
-        """Remove the network namespaces that were made for tasks which then were not."""
-        found = set(self._netns.iterdir()) if self._netns.is_dir() else set()
-        for path in found - wanted:
-            try:
-                await netns.delete(path)
-            except OSError as error:
-                log.warning("%s is nobody's and cannot be removed: %s", path, error.strerror)
 
     def _of_pod(self, pod: PodRecord) -> LiveTask | None:
         record = model.decoded(pod.spec.annotations)
@@ -180,124 +166,40 @@ class ShimTasks:
         async with self._turns.of("/".join(key)):
             if key in self._live:
                 raise AlreadyExists(f"task {key[1]} exists already in namespace {key[0]}")
-            config = document.config(await threads.call(_config, bundle))
-            task = await self._create(key, bundle, root, stdio, config)
+            config = document.config(await threads.call(making.read_config, bundle))
+            translate.check(config)
+            record, sandbox = self._placed(key, bundle, stdio, config)
+            task = await self._maker.make(record, root, config, sandbox)
             self._live[key] = task
             self._registered.pop(key, None)
-        await self._hold(task)
+            # Before anybody can remove it: what is held is let go of by then.
+            await self._hold(task)
         pid = self.pid(task)
         self._tell.created(task, root, pid)
         return pid
 
-    async def _create(
-        self,
-        key: Key,
-        bundle: str,
-        root: tuple[RootMount, ...],
-        stdio: Stdio,
-        config: document.OciConfig,
-    ) -> LiveTask:
-        translate.check(config)
+    def _placed(
+        self, key: Key, bundle: str, stdio: Stdio, config: document.OciConfig
+    ) -> tuple[TaskRecord, LiveTask | None]:
+        """What is to be kept of a task, and the sandbox that it is to be in, if any. Raises NotFound."""
         place, sandbox_id = placing.place(config)
-        record = TaskRecord(
-            namespace=key[0],
-            id=key[1],
-            bundle=bundle,
-            events=self._registered.get(key, ""),
-            stdio=stdio,
-            sandbox=place is TaskPlace.SANDBOX,
-            member=place is TaskPlace.MEMBER,
-        )
-        if place is TaskPlace.SANDBOX:
-            return await self._create_sandbox(record, config)
-        rootfs.check(root)
+        events = self._registered.get(key, "")
+        sandbox = None
         if place is TaskPlace.MEMBER:
             sandbox = self._live.get((key[0], sandbox_id))
             if sandbox is None or not sandbox.record.sandbox:
                 raise NotFound(f"task {key[1]}: its sandbox {sandbox_id} is not there")
-            record = msgspec.structs.replace(record, events=record.events or sandbox.record.events)
-            return await self._create_container(record, root, config, sandbox.pod_id)
-        return await self._create_container(record, root, config, "")
-
-    async def _create_sandbox(self, record: TaskRecord, config: document.OciConfig) -> LiveTask:
-        path = placing.network(config)
-        if not path:
-            record = msgspec.structs.replace(record, netns=await self._new_network(record.key))
-        spec = placing.pod(config, *record.key, netns=path or record.netns)
-        spec = msgspec.structs.replace(spec, annotations=model.encoded(record))
-        try:
-            pod_id = await self._pods.run_pod(spec)
-        except BaseException:
-            await roll_back(f"the making of sandbox {record.id}", self._release(record))
-            raise
-        return LiveTask(record, pod_id, "", TaskProcess(record.stdio))
-
-    async def _create_container(
-        self, record: TaskRecord, root: tuple[RootMount, ...], config: document.OciConfig, pod_id: str
-    ) -> LiveTask:
-        own, alone = "", not pod_id
-        assert config.root is not None
-        directory = os.path.normpath(Path(record.bundle, config.root.path))
-        try:
-            if root:
-                record = msgspec.structs.replace(record, rootfs=directory)
-                await threads.call(rootfs.mount, root, Path(directory))
-            if alone:
-                path = placing.network(config)
-                if not path:
-                    record = msgspec.structs.replace(record, netns=await self._new_network(record.key))
-                pod_id = own = await self._pods.run_pod(
-                    placing.pod(config, *record.key, netns=path or record.netns)
-                )
-            container_id = await self._pods.create_container(self._request(record, config, pod_id))
-            if reason := self._pods.container(container_id).cannot_start:
-                await self._pods.remove_container(container_id)
-                raise CannotRun(reason)
-        except BaseException:
-            await roll_back(f"the making of task {record.id}", self._unmake(record, own))
-            raise
-        return LiveTask(record, pod_id, container_id, TaskProcess(record.stdio))
-
-    def _request(self, record: TaskRecord, config: document.OciConfig, pod_id: str) -> ContainerRequest:
-        made = translate.container(
-            config,
-            record.id,
-            record.bundle,
-            pod_id=pod_id,
-            sink=record.stdio.sink,
-            stdin=bool(record.stdio.stdin),
-            target="",
-            annotations=model.encoded(record),
+            events = events or sandbox.record.events
+        record = TaskRecord(
+            namespace=key[0],
+            id=key[1],
+            bundle=bundle,
+            events=events,
+            stdio=stdio,
+            sandbox=place is TaskPlace.SANDBOX,
+            member=place is TaskPlace.MEMBER,
         )
-        others = self._pods.containers(ContainerFilter(front=FRONT, pod_id=pod_id)) if record.member else None
-        namespaces = placing.namespaces(config, record.id, others)
-        return msgspec.structs.replace(made, tty=record.stdio.terminal, namespaces=namespaces)
-
-    async def _new_network(self, key: Key) -> str:
-        """A network namespace with nothing in it. Raises FailedPrecondition."""
-        # A sign that neither of them has: namespace "a-b" and task "c" are not "a" and "b-c".
-        path = self._netns / "+".join(key)
-        try:
-            await netns.create(path)
-        except OSError as error:
-            raise FailedPrecondition(
-                f"no network namespace can be made at {path}: {error.strerror}"
-            ) from error
-        return os.fspath(path)
-
-    async def _unmake(self, record: TaskRecord, pod_id: str) -> None:
-        if pod_id:
-            await self._pods.remove_pod(pod_id)
-        await self._release(record)
-
-    async def _release(self, record: TaskRecord) -> None:
-        """Take away what was made for a task outside of the engine."""
-        undo = Undo(f"task {record.id}")
-        if record.rootfs:
-            await undo.step("its root file system", threads.call(rootfs.unmount, record.rootfs))
-        if record.netns:
-            await undo.step("its network namespace", netns.delete(Path(record.netns)))
-        undo.finish()
+        return record, sandbox
 
     async def _hold(self, task: LiveTask) -> None:
         await self._keeper.hold(task.record.key)
@@ -562,7 +464,7 @@ class ShimTasks:
         else:
             await undo.step("its VM", self._pods.remove_pod(task.pod_id))
         if undo.complete:
-            await undo.step("what is its own", self._release(task.record))
+            await undo.step("what is its own", self._maker.release(task.record))
         undo.finish()
         self._live.pop(task.record.key, None)
         await self._keeper.drop(task.record.key)
@@ -584,15 +486,3 @@ class ShimTasks:
         if process is None:
             raise NotFound(f"{task.name} has no process {exec_id}")
         return process
-
-
-def _config(bundle: str) -> bytes:
-    path = Path(bundle, "config.json")
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_CONFIG + 1)
-    except OSError as error:
-        raise FailedPrecondition(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > MOST_CONFIG:
-        raise InvalidArgument(f"{path} is longer than {MOST_CONFIG} bytes")
-    return data

@@ -1,0 +1,151 @@
+"""A task is made: its VM, its container, and what is outside of the engine for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import msgspec
+
+from orlop.bundle import document, translate
+from orlop.errors import CannotRun, FailedPrecondition, InvalidArgument
+from orlop.host import netns, threads
+from orlop.host.tasks import Undo, roll_back
+from orlop.pods.records import ContainerFilter
+from orlop.pods.requests import ContainerRequest
+from orlop.pods.service import PodService
+from orlop.shim import model, placing, rootfs
+from orlop.shim.model import FRONT, Key, LiveTask, TaskProcess, TaskRecord
+from orlop.shim.rootfs import RootMount
+
+log = logging.getLogger(__name__)
+
+NETNS = "shim-netns"
+MOST_CONFIG = 8 << 20
+
+
+class Maker:
+    """Makes tasks, and takes away what is theirs alone. Network namespaces are below ``state``."""
+
+    def __init__(self, pods: PodService, state: Path) -> None:
+        self._pods = pods
+        self._netns = state / NETNS
+
+    async def make(
+        self,
+        record: TaskRecord,
+        root: tuple[RootMount, ...],
+        config: document.OciConfig,
+        sandbox: LiveTask | None,
+    ) -> LiveTask:
+        """The task, ready to start: a sandbox, a container in ``sandbox``, or one with a VM of its own.
+
+        A failure leaves nothing behind.
+        """
+        if record.sandbox:
+            return await self._sandbox(record, config)
+        rootfs.check(root)
+        return await self._container(record, root, config, "" if sandbox is None else sandbox.pod_id)
+
+    async def _sandbox(self, record: TaskRecord, config: document.OciConfig) -> LiveTask:
+        path = placing.network(config)
+        if not path:
+            record = msgspec.structs.replace(record, netns=await self._new_network(record.key))
+        spec = placing.pod(config, *record.key, netns=path or record.netns)
+        spec = msgspec.structs.replace(spec, annotations=model.encoded(record))
+        try:
+            pod_id = await self._pods.run_pod(spec)
+        except BaseException:
+            await roll_back(f"the making of sandbox {record.id}", self.release(record))
+            raise
+        return LiveTask(record, pod_id, "", TaskProcess(record.stdio))
+
+    async def _container(
+        self, record: TaskRecord, root: tuple[RootMount, ...], config: document.OciConfig, pod_id: str
+    ) -> LiveTask:
+        own, alone = "", not pod_id
+        assert config.root is not None
+        directory = os.path.normpath(Path(record.bundle, config.root.path))
+        try:
+            if root:
+                record = msgspec.structs.replace(record, rootfs=directory)
+                await threads.call(rootfs.mount, root, Path(directory))
+            if alone:
+                path = placing.network(config)
+                if not path:
+                    record = msgspec.structs.replace(record, netns=await self._new_network(record.key))
+                pod_id = own = await self._pods.run_pod(
+                    placing.pod(config, *record.key, netns=path or record.netns)
+                )
+            container_id = await self._pods.create_container(self._request(record, config, pod_id))
+            if reason := self._pods.container(container_id).cannot_start:
+                await self._pods.remove_container(container_id)
+                raise CannotRun(reason)
+        except BaseException:
+            await roll_back(f"the making of task {record.id}", self._unmake(record, own))
+            raise
+        return LiveTask(record, pod_id, container_id, TaskProcess(record.stdio))
+
+    def _request(self, record: TaskRecord, config: document.OciConfig, pod_id: str) -> ContainerRequest:
+        made = translate.container(
+            config,
+            record.id,
+            record.bundle,
+            pod_id=pod_id,
+            sink=record.stdio.sink,
+            stdin=bool(record.stdio.stdin),
+            target="",
+            annotations=model.encoded(record),
+        )
+        others = self._pods.containers(ContainerFilter(front=FRONT, pod_id=pod_id)) if record.member else None
+        namespaces = placing.namespaces(config, record.id, others)
+        return msgspec.structs.replace(made, tty=record.stdio.terminal, namespaces=namespaces)
+
+    async def _new_network(self, key: Key) -> str:
+        """A network namespace with nothing in it. Raises FailedPrecondition."""
+        # A sign that neither of them has: namespace "a-b" and task "c" are not "a" and "b-c".
+        path = self._netns / "+".join(key)
+        try:
+            await netns.create(path)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"no network namespace can be made at {path}: {error.strerror}"
+            ) from error
+        return os.fspath(path)
+
+    async def _unmake(self, record: TaskRecord, pod_id: str) -> None:
+        if pod_id:
+            await self._pods.remove_pod(pod_id)
+        await self.release(record)
+
+    async def release(self, record: TaskRecord) -> None:
+        """Take away what was made for a task outside of the engine."""
+        undo = Undo(f"task {record.id}")
+        if record.rootfs:
+            await undo.step("its root file system", threads.call(rootfs.unmount, record.rootfs))
+        if record.netns:
+            await undo.step("its network namespace", netns.delete(Path(record.netns)))
+        undo.finish()
+
+    async def sweep(self, wanted: set[Path]) -> None:
+        """Remove the network namespaces that were made for tasks which then were not."""
+        found = set(self._netns.iterdir()) if self._netns.is_dir() else set()
+        for path in found - wanted:
+            try:
+                await netns.delete(path)
+            except OSError as error:
+                log.warning("%s is nobody's and cannot be removed: %s", path, error.strerror)
+
+
+def read_config(bundle: str) -> bytes:
+    """The text of a bundle's ``config.json``. Blocks. Raises FailedPrecondition, InvalidArgument."""
+    path = Path(bundle, "config.json")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_CONFIG + 1)
+    except OSError as error:
+        raise FailedPrecondition(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > MOST_CONFIG:
+        raise InvalidArgument(f"{path} is longer than {MOST_CONFIG} bytes")
+    return data
