@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from orlop.errors import NotFound
 from orlop.pods.records import ContainerPhase
 from orlop.pods.service import PodService
 from orlop.shim import running
 from orlop.shim.model import Key
+from orlop.shim.places import FRONT
 from orlop.shim.stdio import Stdio
 from orlop.shim.tasks import ShimTasks
 from tests.patience import PATIENCE
-from tests.unit.pods_double import World, make_service
+from tests.unit.pods_double import World, make_service, pod_spec
 
 SHELL = {"cwd": "/", "args": ["sh"]}
 COMMAND = json.dumps({"cwd": "/", "args": ["sleep", "600"]}).encode()
@@ -114,3 +116,15 @@ async def test_tasks_are_found_again_beside_what_cannot_be_removed(tmp_path: Pat
             assert later.standing(task, process).name == "RUNNING"
         finally:
             await later.close()
+
+
+async def test_a_vm_whose_daemon_ended_before_its_task_was_made_is_removed(tmp_path: Path) -> None:
+    world = World()
+    pods, _ = make_service(tmp_path, world)
+    await pods.open()
+    await pods.run_pod(pod_spec(front=FRONT))
+    await pods.close()
+    async with node(tmp_path, world) as one:
+        with pytest.raises(NotFound):
+            await one.tasks.state(("test", "one"), "")
+        assert not world.pods

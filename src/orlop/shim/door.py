@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 MOST_LINKS = 4096
 """Connections at one time: containerd has one for each task."""
 
-_FRONT = "shim"
-
 
 class ShimDoor:
     """Listens from :meth:`start` to :meth:`stop`."""
@@ -33,7 +31,7 @@ class ShimDoor:
     async def start(self) -> None:
         """Listen. Raises FailedPrecondition."""
         await self._listener.start()
-        if self._pods.pods(PodFilter(front=_FRONT)):
+        if self._pods.pods(PodFilter(front=places.FRONT)):
             self._offered()
 
     async def stop(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,11 +13,12 @@ from orlop.bundle import document, translate
 from orlop.errors import CannotRun, FailedPrecondition, InvalidArgument
 from orlop.host import netns, threads
 from orlop.host.tasks import Undo, roll_back
-from orlop.pods.records import ContainerFilter
+from orlop.pods.records import ContainerFilter, PodRecord
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
 from orlop.shim import model, placing, rootfs
-from orlop.shim.model import FRONT, Key, LiveTask, TaskProcess, TaskRecord
+from orlop.shim.model import Key, LiveTask, TaskProcess, TaskRecord
+from orlop.shim.places import FRONT
 from orlop.shim.rootfs import RootMount
 
 log = logging.getLogger(__name__)
@@ -127,6 +129,12 @@ class Maker:
         if record.netns:
             await undo.step("its network namespace", netns.delete(Path(record.netns)))
         undo.finish()
+
+    async def remove_empty(self, pods: Sequence[PodRecord]) -> None:
+        """Remove the VMs of an earlier daemon which ended before there was a container in them."""
+        for pod in pods:
+            if not self._pods.containers(ContainerFilter(front=FRONT, pod_id=pod.id)):
+                await roll_back(f"the making of task {pod.spec.name}", self._pods.remove_pod(pod.id))
 
     async def sweep(self, wanted: set[Path]) -> None:
         """Remove the network namespaces that were made for tasks which then were not."""

@@ -15,9 +15,6 @@ from orlop.sandbox.spec import ExitStatus
 from orlop.shim.stdio import Feed, Stdio
 from orlop.value import Value
 
-FRONT = "shim"
-"""Whose pods those of this front are."""
-
 KEY = "orlop.shim/task"
 """The annotation of a container, or of a pod that is a task itself, with its :class:`TaskRecord`."""
 

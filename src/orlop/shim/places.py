@@ -1,5 +1,8 @@
 """Names that the command, the keeper and the daemon have in common. Imports nothing."""
 
+FRONT = "shim"
+"""Whose pods those of this front are."""
+
 SOCKET = "shim-{namespace}.sock"
 """In the state directory: where containerd and the command connect, one for each of containerd's namespaces,
 which containerd 1.6 does not say with its calls; the keeper's."""

@@ -13,7 +13,7 @@ from orlop.bundle.document import OciConfig
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.pods.records import ContainerRecord
 from orlop.sandbox.spec import NamespaceMode, Namespaces, PodSpec, Resources
-from orlop.shim.model import FRONT
+from orlop.shim.places import FRONT
 
 _KINDS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
 _SANDBOXES = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")

@@ -42,7 +42,8 @@ from orlop.shim import making, model, placing, running
 from orlop.shim.events import Announcer
 from orlop.shim.holding import KeeperLine
 from orlop.shim.making import Maker
-from orlop.shim.model import FRONT, Key, LiveTask, TaskProcess, TaskRecord, TaskStatus
+from orlop.shim.model import Key, LiveTask, TaskProcess, TaskRecord, TaskStatus
+from orlop.shim.places import FRONT
 from orlop.shim.placing import TaskPlace
 from orlop.shim.rootfs import RootMount
 from orlop.shim.stdio import Stdio
@@ -52,7 +53,6 @@ log = logging.getLogger(__name__)
 
 MOST_EXECS = 256
 MOST_REGISTERED = 4096
-_KILL = 9
 _ENDING = frozenset({1, 2, 3, 9, 15})
 """The signals that end a sandbox."""
 
@@ -93,7 +93,9 @@ class ShimTasks:
             self._found.set()
 
     async def _find_again(self) -> None:
-        found = [self._of_pod(pod) for pod in self._pods.pods(PodFilter(front=FRONT))]
+        pods = self._pods.pods(PodFilter(front=FRONT))
+        await self._maker.remove_empty([pod for pod in pods if model.decoded(pod.spec.annotations) is None])
+        found = [self._of_pod(pod) for pod in pods]
         found += [self._of_container(one) for one in self._pods.containers(ContainerFilter(front=FRONT))]
         tasks = [task for task in found if task is not None]
         await self._maker.sweep({Path(task.record.netns) for task in tasks if task.record.netns})
