@@ -16,6 +16,7 @@ from orlop.oci.companion import Companion
 from orlop.oci.protocol import FRONT
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
+from tests.patience import PATIENCE
 from tests.unit.pods_double import World, make_service, pod_spec
 
 
@@ -64,3 +65,18 @@ async def test_the_vm_goes_with_its_containers_though_they_are_deleted_at_once(t
         gone = [bundles.delete(questions.ToDelete(root="/r", id=name)) for name in ("one", "two")]
         await asyncio.gather(*gone)
         assert not world.pods
+
+
+async def test_a_vm_whose_daemon_ended_before_its_container_was_made_is_removed(tmp_path: Path) -> None:
+    world = World()
+    pods, _ = make_service(tmp_path, world)
+    await pods.open()
+    kept = await pods.run_pod(pod_spec(front=FRONT))
+    await made(pods, tmp_path, kept, "one")
+    await pods.run_pod(pod_spec("empty", front=FRONT))
+    await pods.close()
+    async with node(tmp_path, world):
+        async with asyncio.timeout(30 * PATIENCE):
+            while len(world.pods) > 1:  # noqa: ASYNC110 - nothing would set an event
+                await asyncio.sleep(0.005)
+        assert set(world.pods) == {kept}

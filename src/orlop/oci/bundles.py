@@ -26,7 +26,7 @@ from orlop.oci import conduit, events, questions
 from orlop.oci.companion import Companion
 from orlop.oci.protocol import FRONT
 from orlop.pods import resolve
-from orlop.pods.records import ContainerFilter, ContainerPhase, ContainerRecord
+from orlop.pods.records import ContainerFilter, ContainerPhase, ContainerRecord, PodFilter, PodRecord
 from orlop.pods.service import PodService
 from orlop.sandbox.base import ProcessIO, StartedProcess
 from orlop.sandbox.spec import Resources
@@ -84,14 +84,20 @@ class Bundles:
 
     def open(self) -> None:
         """Go on with the containers of an earlier daemon, as soon as the engine knows them again."""
-        self._tasks.spawn(self._again(), "the containers of OCI callers")
+        self._tasks.spawn(
+            self._again(self._pods.pods(PodFilter(front=FRONT))), "the containers of OCI callers"
+        )
 
     async def close(self) -> None:
         """Let go of everything that runs on."""
         await self._tasks.close()
 
-    async def _again(self) -> None:
+    async def _again(self, before: list[PodRecord]) -> None:
         await self._pods.recovered()
+        for pod in before:
+            if not self._members(pod.id):
+                # Made for a container by a daemon which ended before there was one.
+                await roll_back(f"the making of container {pod.spec.name}", self._pods.remove_pod(pod.id))
         for record in self._all():
             bundle = _bundle(record)
             self._left.discard(bundle.companion.pid)
@@ -99,7 +105,7 @@ class Bundles:
             if record.phase is not ContainerPhase.CREATED:
                 self._spawn(self._until_end(record.id, bundle), bundle)
         # The streams of these went through the daemon that is gone; and a create that it did not finish.
-        for pid in self._left:
+        for pid in tuple(self._left):
             await Companion(pid=pid, since=process.process_start_time(pid)).end(conduit.CODE_LOST)
 
     # Make
