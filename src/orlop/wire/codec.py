@@ -203,28 +203,41 @@ def _optional(inner: Any) -> Decoder:
 
 def _dataclass(cls: Any) -> Decoder:
     hints = typing.get_type_hints(cls, include_extras=True)
-    fields = []
+    decoders: dict[str, Decoder] = {}
+    defaults: dict[str, Any] = {}
+    required: list[str] = []
     for field in dataclasses.fields(cls):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        fields.append((field.name, _decoder(hints[field.name]), required))
+        decoders[field.name] = _decoder(hints[field.name])
+        if field.default is dataclasses.MISSING:
+            required.append(field.name)
+        else:
+            defaults[field.name] = field.default
+    check = getattr(cls, "__post_init__", None)
 
     def decode_object(value: Any) -> Any:
         if type(value) is not dict:
             raise _unfit("an object", value)
-        arguments = {}
-        for name, decoder, required in fields:
-            if name in value:
+        arguments = defaults.copy()
+        for name, item in value.items():
+            decoder = decoders.get(name)
+            if decoder is not None:
                 try:
-                    arguments[name] = decoder(value[name])
+                    arguments[name] = decoder(item)
                 except _Unfit as unfit:
                     unfit.place.append(f".{name}")
                     raise
-            elif required:
+        for name in required:
+            if name not in arguments:
                 raise _Unfit(f"{name} is missing")
-        try:
-            return cls(**arguments)
-        except ValueError as error:
-            raise _Unfit(str(error)) from error
+        # The constructor of a frozen class sets each field by itself, and takes longer than all the checks.
+        made = object.__new__(cls)
+        made.__dict__.update(arguments)
+        if check is not None:
+            try:
+                check(made)
+            except ValueError as error:
+                raise _Unfit(str(error)) from error
+        return made
 
     return decode_object
 

@@ -23,14 +23,15 @@ from orlop.sandbox.vm.agent import AgentClient
 from orlop.storage.disks import scratch_disk
 from orlop.wire import values as wire
 from orlop.wire.messages import (
+    MANY_VOLUMES,
     READY_LAYERS,
-    VOLUMES,
     Clock,
     Create,
     Delete,
-    Drop,
+    DropAll,
     Exec,
     Fill,
+    FillAll,
     Prepare,
     Setup,
     Signal,
@@ -45,6 +46,15 @@ _NOTHING = ("/usr/bin/busybox", "true")
 _EXECS = 2
 _REHEARSALS = 3
 _READY = "ready"
+_SMALL = (
+    wire.VolumeEntry(mode=0o777),
+    wire.VolumeEntry(path="..kept"),
+    wire.VolumeEntry(path="..kept/key", kind="file", data=b"value", modified=1),
+    wire.VolumeEntry(path="..data", kind="link", target="..kept"),
+    wire.VolumeEntry(path="key", kind="link", target="..data/key"),
+)
+"""A volume as kubelets make them."""
+
 _CAPABILITIES = ("CHOWN", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID")
 
 
@@ -134,10 +144,9 @@ async def _run(agent: AgentClient, disks: wire.Disks, share: str, program: bytes
     mounts: tuple[wire.GuestMount, ...] = ()
     if share:
         mounts = (wire.GuestMount(target="/mnt", kind="share", source=share),)
-    small = bool(share) and VOLUMES in agent.hello.features
+    small = bool(share) and MANY_VOLUMES in agent.hello.features
     if small:
-        file = wire.VolumeEntry(path="key", kind="file", data=b"value")
-        await agent.call(Fill(id=_ID, entries=(wire.VolumeEntry(), file)), _TIMEOUT)
+        await agent.call(FillAll(fills=(Fill(id=_ID, entries=_SMALL),)), _TIMEOUT)
         mounts = (*mounts, wire.GuestMount(target="/srv", kind="volume", volume=_ID, read_only=True))
     container = wire.Container(
         id=_ID,
@@ -165,7 +174,7 @@ async def _run(agent: AgentClient, disks: wire.Disks, share: str, program: bytes
         stream.end_consumed()
     await agent.call(Delete(id=_ID), _TIMEOUT)
     if small:
-        await agent.call(Drop(id=_ID), _TIMEOUT)
+        await agent.call(DropAll(ids=(_ID,)), _TIMEOUT)
 
 
 async def _exec(agent: AgentClient, exec_id: str) -> None:
