@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orlop.errors import FailedPrecondition
 from orlop.guest.containers.entries import bring_to, make
 from orlop.guest.containers.volumes import PodVolumes
 from orlop.guest.devices.block import MountedDisks
@@ -75,6 +76,38 @@ def test_only_what_the_kubelet_made_for_this_pod_is_recognised(kubelet: PodDirec
     assert kind(config, uid="uid-2") == kind(config, uid="") == kind(config, uid="/uid-1") == ""
     assert kind(f"{config}/key") == kind(f"{config}-not-there") == kind(os.fspath(tmp_path)) == ""
     assert kind(os.fspath(kubelet.path / "volumes")) == ""
+
+
+@pytest.mark.parametrize(
+    ("place", "read_only"),
+    [
+        ("volumes/kubernetes.io~configmap/x", True),
+        ("volumes/kubernetes.io~secret/x", True),
+        ("volumes/kubernetes.io~empty-dir/x", False),
+        ("etc-hosts", False),
+        ("containers/main/0a1b2c3d", False),
+    ],
+)
+def test_what_a_kubelet_makes_is_no_link_to_a_directory_of_the_host(
+    kubelet: PodDirectory, tmp_path: Path, place: str, read_only: bool
+) -> None:
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    (etc / "passwd").write_text("of the host")
+    path = kubelet.path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(etc if "volumes" in place else etc / "passwd")
+    with pytest.raises(FailedPrecondition, match=f"{place} is a symbolic link to {etc}"):
+        recognise(Asked(os.fspath(path), read_only=read_only), "uid-1")
+    # The kubelet's own directory may be one, and so may a path that is none of its making.
+    path.unlink()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.symlink_to(kubelet.path.parent.parent)
+    config = elsewhere / kubelet.atomic("configmap", "y", {}).relative_to(kubelet.path.parent.parent)
+    found = recognise(Asked(os.fspath(config)), "uid-1")
+    assert found is not None and found.kind == "copy"
+    (kubelet.path / "own").symlink_to(etc)
+    assert recognise(Asked(os.fspath(kubelet.path / "own")), "uid-1") is None
 
 
 def test_a_volume_is_read_as_it_is_and_nothing_is_followed(kubelet: PodDirectory, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ from orlop.volumes import shown
 from orlop.volumes.store import VolumeStore
 from orlop.wire import messages
 from orlop.wire.messages import FEATURES, MANY_VOLUMES, Drop, DropAll, Fetch, Fill, FillAll, Hello, Hold
+from tests.patience import PATIENCE
 from tests.unit.test_vm_plugs import FakeMachine
 from tests.volumes.kubelet import PodDirectory
 
@@ -258,6 +260,42 @@ async def test_a_large_volume_goes_in_parts_and_a_too_large_one_not_at_all(bed: 
     await volumes.copies.release("one")
     await volumes.close()
     await small.close()
+
+
+async def test_a_volume_that_outgrows_its_bound_stays_as_it_was_until_it_is_small_again(
+    bed: Bed, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = bed.kubelet.atomic("configmap", "config", {"key": b"small"})
+    volumes = bed.daemon(copy_kib=1024)
+    placed = await volumes.place(spec("one", config, read_only=True))
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30 * PATIENCE):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    bed.kubelet.atomic("configmap", "config", {"key": bytes(2 << 20)})
+    await until(lambda: "is not up to date in its pod" in caplog.text)
+    assert len(bed.agent.asked) == 1
+    # Another container of the pod gets what the first one has.
+    assert await volumes.place(spec("two", config, read_only=True)) == placed
+    bed.kubelet.atomic("configmap", "config", {"key": b"again"})
+    await until(lambda: len(bed.agent.asked) > 1)
+    assert any(entry.data == b"again" for entry in bed.agent.asked[-1].entries)
+    for name in ("one", "two"):
+        await volumes.copies.release(name)
+    await volumes.close()
+
+
+async def test_a_link_among_a_kubelets_volumes_makes_nothing(bed: Bed, tmp_path: Path) -> None:
+    good = bed.kubelet.atomic("configmap", "good", {"key": b"value"})
+    bad = good.with_name("bad")
+    bad.symlink_to("/etc")
+    volumes = bed.daemon()
+    with pytest.raises(FailedPrecondition, match="bad is a symbolic link to /etc"):
+        await volumes.place(spec("one", good, bad, read_only=True))
+    assert not bed.agent.asked and not bed.files.volumes() and not bed.machine.plugged
+    await volumes.close()
 
 
 async def test_a_termination_log_is_written_over_the_kubelets_file_and_no_other(

@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 from typing import Literal
 
+from orlop.errors import FailedPrecondition
 from orlop.host import mounts
 from orlop.storage.share import HostMount
 from orlop.value import Value
@@ -51,7 +52,8 @@ class KubeletVolume(Value, frozen=True):
 def recognise(mount: HostMount, uid: str) -> KubeletVolume | None:
     """The volume of the pod ``uid`` that a mount shows, None for any other path of the host.
 
-    Looks at the host; a path that is not there is not recognised.
+    Looks at the host; a path that is not there is not recognised. Raises FailedPrecondition for one of these
+    that leads somewhere else by a symbolic link, which no kubelet makes there.
     """
     if not uid or "/" in uid:
         return None
@@ -59,6 +61,18 @@ def recognise(mount: HostMount, uid: str) -> KubeletVolume | None:
     if not found:
         return None
     pod += found.rstrip("/")
+    volume = _recognise(mount, pod, inside)
+    real = os.path.realpath(mount.host_path)
+    if volume is not None and real != f"{os.path.realpath(pod)}/{inside}":
+        raise FailedPrecondition(
+            f"volume {mount.host_path} is a symbolic link to {real}, and not what a kubelet makes; remove "
+            "the link, or name what it leads to as a hostPath"
+        )
+    return volume
+
+
+def _recognise(mount: HostMount, pod: str, inside: str) -> KubeletVolume | None:
+    """The volume that the path ``inside`` the directory ``pod`` is."""
     try:
         mode = Path(mount.host_path).stat().st_mode
         if match := _VOLUME.fullmatch(inside):
