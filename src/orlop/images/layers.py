@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import orlop
-from orlop.errors import DataLoss, Internal, OrlopError, ResourceExhausted, Unavailable, of_system
+from orlop.errors import DataLoss, Internal, OrlopError, ResourceExhausted, Unavailable
 from orlop.host import process, threads
-from orlop.host.tasks import Tasks, uncancelled
+from orlop.host.tasks import Tasks
 from orlop.images import repair
 from orlop.images.documents import Descriptor
 from orlop.images.erofsread import ErofsReader
@@ -158,20 +158,6 @@ class LayerStore:
                         raise _NothingMade
                 return own
         return ""
-
-    @asynccontextmanager
-    async def scratch(self, purpose: str) -> AsyncIterator[Path]:
-        """A directory for what is on its way, which goes with the block. Raises ResourceExhausted."""
-        path = self.ingest / f"{purpose}-{uuid.uuid4().hex}"
-        try:
-            path.mkdir(mode=0o700)
-        except OSError as error:
-            raise of_system(error, f"{path} cannot be made: {error.strerror}") from error
-        try:
-            yield path
-        finally:
-            # On a thread: what is large takes the disk its time, and everybody else would wait for that.
-            await uncancelled(threads.call(remove_tree, path))
 
     async def expand(self, packed: Path, output: int, *, limit: int) -> None:
         """Write to ``output`` what a compressed file holds, at most ``limit`` bytes; others as they are.

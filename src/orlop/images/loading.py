@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from orlop.errors import DataLoss, InvalidArgument, ResourceExhausted
-from orlop.host import threads
+from orlop.host import scratch, threads
 from orlop.images import archives, documents, inflate, reference
 from orlop.images.archives import FileSource, Span
 from orlop.images.documents import Descriptor, Manifest, digest_of
@@ -74,7 +74,7 @@ class Loader:
         layers = self._store.layers
         if self._arriving.locked():
             raise ResourceExhausted(f"{MAX_ARRIVING} archives are being loaded already; try again later")
-        async with self._arriving, layers.scratch("load") as directory:
+        async with self._arriving, scratch.directory(layers.ingest, "load") as directory:
             path, plain = directory / "archive", directory / "plain"
             try:
                 await _write(path, data)

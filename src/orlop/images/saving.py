@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from orlop.errors import InvalidArgument, ResourceExhausted
-from orlop.host import threads
+from orlop.host import scratch, threads
 from orlop.images import reference
 from orlop.images.archives import BLOBS, FULL_NAME, NAME
 from orlop.images.documents import digest_of
@@ -55,7 +55,7 @@ async def save(store: ImageStore, names: Sequence[str]) -> AsyncGenerator[bytes,
             image = await store.use(name, owner)
             images[image.id] = image
             tags.setdefault(image.id, []).extend(_tags(image, name))
-        async with store.layers.scratch("save") as directory:
+        async with scratch.directory(store.layers.ingest, "save") as directory:
             saving = _Saving(store, directory / "layer")
             for image in images.values():
                 async with aclosing(saving.image(image, tuple(dict.fromkeys(tags[image.id])))) as pieces:

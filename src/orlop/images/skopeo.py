@@ -33,7 +33,7 @@ from orlop.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from orlop.host import process, threads
+from orlop.host import process, scratch, threads
 from orlop.host.tasks import Tasks
 from orlop.images import authfile, policy
 from orlop.images.documents import MAX_DOCUMENT, Descriptor, digest_of
@@ -121,19 +121,19 @@ class Skopeo:
         return done.stdout
 
     @asynccontextmanager
-    async def blobs(self, scratch: Path) -> AsyncIterator[BlobSource]:
+    async def blobs(self, place: Path) -> AsyncIterator[BlobSource]:
         """Where the blobs of images come from; whatever runs for it is dead when the context ends.
 
         Before version 0.2.6 the proxy does not look at signature policies (skopeo before 1.15). Where
-        one is asked for, the image is copied to ``scratch`` instead, which enforces it.
+        one is asked for, the image is copied to ``place`` instead, which enforces it.
         """
         async with self._proxy() as proxy:
             version = await proxy.initialize()
             if version >= POLICY_VERSION or not self._policy_asked:
                 yield proxy
                 return
-        with tempfile.TemporaryDirectory(prefix="copy-", dir=scratch) as directory:
-            yield Copy([*self._base, "copy", "-q", *self._copy_options], Path(directory))
+        async with scratch.directory(place, "copy") as directory:
+            yield Copy([*self._base, "copy", "-q", *self._copy_options], directory)
 
     @asynccontextmanager
     async def _proxy(self) -> AsyncIterator[Proxy]:
@@ -346,7 +346,7 @@ async def _read_pipe(pipe: Any, size: int) -> bytes:
 
 @asynccontextmanager
 async def authenticated(
-    config: ImageConfig, reference: Reference, auth: RegistryAuth | None, scratch: Path, arch: str
+    config: ImageConfig, reference: Reference, auth: RegistryAuth | None, place: Path, arch: str
 ) -> AsyncIterator[Skopeo]:
     """Skopeo with the credentials of a request, which stand in a private file only inside the context."""
     entry = _auth_entry(auth) if auth is not None else {}
@@ -360,7 +360,7 @@ async def authenticated(
         return
     document = await threads.call(_own_auths, config)
     document.setdefault("auths", {})[reference.domain] = entry
-    descriptor, path = tempfile.mkstemp(prefix="auth-", suffix=".json", dir=scratch)
+    descriptor, path = tempfile.mkstemp(prefix="auth-", suffix=".json", dir=place)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(document, file)
