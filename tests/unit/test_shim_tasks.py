@@ -10,15 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from google.protobuf.any_pb2 import Any
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 
 from orlop.errors import NotFound
 from orlop.pods.records import ContainerPhase
 from orlop.pods.service import PodService
-from orlop.shim import running
+from orlop.shim import places, running
+from orlop.shim.api import task_v2_pb2 as pb
+from orlop.shim.door import ShimDoor
 from orlop.shim.model import Key
-from orlop.shim.places import FRONT
 from orlop.shim.stdio import Stdio
-from orlop.shim.tasks import ShimTasks
+from orlop.shim.tasks import MOST_EXECS, ShimTasks
+from orlop.ttrpc import link
+from orlop.ttrpc.client import Client
 from tests.patience import PATIENCE
 from tests.unit.pods_double import World, make_service, pod_spec
 
@@ -122,9 +128,44 @@ async def test_a_vm_whose_daemon_ended_before_its_task_was_made_is_removed(tmp_p
     world = World()
     pods, _ = make_service(tmp_path, world)
     await pods.open()
-    await pods.run_pod(pod_spec(front=FRONT))
+    await pods.run_pod(pod_spec(front=places.FRONT))
     await pods.close()
     async with node(tmp_path, world) as one:
         with pytest.raises(NotFound):
             await one.tasks.state(("test", "one"), "")
         assert not world.pods
+
+
+async def test_each_process_of_a_task_can_be_waited_for_at_once(tmp_path: Path) -> None:
+    pods, _ = make_service(tmp_path, World())
+    await pods.open()
+    door = ShimDoor(tmp_path, pods)
+    await door.start()
+    client = Client(await link.connect(tmp_path / places.DAEMON_SOCKET), "orlopd")
+    metadata = ((places.NAMESPACE, "test"),)
+
+    async def call(method: str, request: Message, reply: type[Message] = Empty) -> Message:
+        return await client.call("containerd.task.v2.Task", method, request, reply, metadata=metadata)
+
+    try:
+        bundle = Node(World(), pods, ShimTasks(pods, tmp_path), tmp_path).bundle("one")
+        await call("Create", pb.CreateTaskRequest(id="one", bundle=bundle), pb.CreateTaskResponse)
+        await call("Start", pb.StartRequest(id="one"), pb.StartResponse)
+        command = Any(type_url="types.containerd.io/opencontainers/runtime-spec/1/Process", value=COMMAND)
+        names = ["", *(f"exec-{number}" for number in range(MOST_EXECS))]
+        for name in names[1:]:
+            await call("Exec", pb.ExecProcessRequest(id="one", exec_id=name, spec=command))
+        async with asyncio.TaskGroup() as group:
+            waiting = [
+                group.create_task(call("Wait", pb.WaitRequest(id="one", exec_id=name), pb.WaitResponse))
+                for name in names
+            ]
+            await asyncio.sleep(0)
+            for name in names[1:]:
+                await call("Delete", pb.DeleteRequest(id="one", exec_id=name), pb.DeleteResponse)
+            await call("Kill", pb.KillRequest(id="one", signal=9))
+        assert all(one.result() for one in waiting)
+    finally:
+        await client.close()
+        await door.stop()
+        await pods.close()

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 MOST_LINKS = 4096
 """Connections at one time: containerd has one for each task."""
 
+MOST_CALLS = 1024
+"""Calls of one connection under way: as many as the keeper has. Each process of a task is waited for, and
+when all are that a task may have, it can still be killed."""
+
 
 class ShimDoor:
     """Listens from :meth:`start` to :meth:`stop`."""
@@ -54,4 +58,4 @@ class ShimDoor:
     async def _serve(self, connection: link.SocketLink) -> None:
         from orlop.ttrpc.server import serve
 
-        await serve(connection, self._offered())
+        await serve(connection, self._offered(), max_streams=MOST_CALLS)
