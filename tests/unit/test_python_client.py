@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from wsproto import ConnectionType, WSConnection
@@ -14,7 +15,9 @@ from wsproto.events import AcceptConnection, BytesMessage, CloseConnection
 import orlop
 import orlop.blocking
 from orlop import errors
+from orlop.client import forward
 from orlop.client.channels import PROTOCOL, Channels
+from tests.patience import PATIENCE
 
 PUBLIC = {
     "CommandFailed",
@@ -89,3 +92,32 @@ async def test_what_comes_with_the_answer_to_the_handshake_is_not_lost() -> None
         assert await channels.receive(lambda channel, data: seen.append((channel, data))) == 0
         assert seen == [(1, b"out")]
         await channels.close()
+
+
+async def test_connections_to_a_forwarded_port_end_with_it() -> None:
+    gone = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = WSConnection(ConnectionType.SERVER)
+        connection.receive_data(await reader.readuntil(b"\r\n\r\n"))
+        greeting = (AcceptConnection(subprotocol=PROTOCOL), BytesMessage(b"\x00\x50\x00hello"))
+        writer.write(b"".join(connection.send(part) for part in greeting))
+        while await reader.read(1 << 16):
+            pass
+        gone.set()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/portforward/token"
+
+        async def answer(request: object) -> SimpleNamespace:
+            return SimpleNamespace(url=url)
+
+        client = SimpleNamespace(runtime=SimpleNamespace(port_forward=answer))
+        async with asyncio.timeout(30 * PATIENCE):
+            async with forward.listen(client, "pod", 80) as port:  # type: ignore[arg-type]
+                visitor, writer = await asyncio.open_connection("127.0.0.1", port)
+                assert await visitor.read(5) == b"hello"
+            assert await visitor.read() == b""
+            await gone.wait()
+        writer.close()

@@ -11,7 +11,7 @@ from typing import Self
 from orlop.client.calls import CriClient
 from orlop.client.websocket import CHUNK, StreamingSocket
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.errors import Unavailable
+from orlop.errors import OrlopError, Unavailable
 from orlop.host import tasks
 
 PROTOCOL = "v5.channel.k8s.io"
@@ -70,20 +70,34 @@ async def dial(client: CriClient, pod_id: str, port: int) -> PortStream:
 
 @contextlib.asynccontextmanager
 async def listen(client: CriClient, pod_id: str, port: int, local: int = 0) -> AsyncIterator[int]:
-    """A port of this machine's loopback that leads to one of a pod; any free one for ``local`` 0."""
+    """A port of this machine's loopback that leads to one of a pod; any free one for ``local`` 0.
+
+    Its connections end with it.
+    """
+
+    connections = tasks.Tasks()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             # A connection that breaks is the visitor's to notice: the port stays.
-            with contextlib.suppress(Unavailable, ConnectionError):
+            with contextlib.suppress(OrlopError, ConnectionError):
                 async with await dial(client, pod_id, port) as stream:
                     await _carry(reader, writer, stream)
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", local)
-    async with server:
+    def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if connections.closed:
+            writer.close()
+            return
+        connections.spawn(serve(reader, writer), f"a connection to port {port} of pod {pod_id[:12]}")
+
+    server = await asyncio.start_server(accepted, "127.0.0.1", local)
+    try:
         yield int(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        await connections.close()
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stream: PortStream) -> None:
