@@ -198,14 +198,14 @@ async def opened_volumes(config: Config) -> VolumeStore:
     return store
 
 
-def _csi(config: Config, volumes: VolumeStore) -> Deferred:
+def _csi(config: Config, volumes: VolumeStore, pods: PodService) -> Deferred:
     """CSI on the daemon's own socket, for the command line."""
 
     def make() -> Sequence[Handler]:
         from orlop.csi import names
         from orlop.csi.server import handlers
 
-        return handlers(Router(), volumes, names.node_of(config.csi))
+        return handlers(Router(), volumes, names.node_of(config.csi), pods.volume_usage)
 
     return Deferred("csi.v1", make)
 
@@ -258,13 +258,13 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         if config.csi.enabled:
             from orlop.csi.server import CsiServer
 
-            driver = CsiServer(config.csi, volumes)
+            driver = CsiServer(config.csi, volumes, pods.volume_usage)
             stack.push_async_callback(driver.stop)
             await driver.start()
         streaming = StreamingServer(config.streaming, pods)
         await streaming.start()
         stack.push_async_callback(streaming.stop)
-        others = [_csi(config, volumes), _native(pods, images)]
+        others = [_csi(config, volumes, pods), _native(pods, images)]
         server = CriServer(config, pods, images, streaming, metrics=rpcs, others=others)
         await server.start()
         stack.push_async_callback(server.stop)

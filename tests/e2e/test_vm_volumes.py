@@ -29,7 +29,7 @@ from orlop.sandbox.spec import (
 from orlop.sandbox.vm.sandbox import VmSandbox
 from orlop.storage.snapshot import DISK
 from orlop.volumes.publisher import Publisher
-from orlop.volumes.records import Origin
+from orlop.volumes.records import Origin, VolumeUse
 from orlop.volumes.store import VolumeStore
 from tests.e2e.vm_environment import (
     Environment,
@@ -411,7 +411,11 @@ async def test_a_named_volume_is_a_disk_of_one_vm_at_a_time(
     """It outlives its VM, has grown for the next one, and what is copied of it is a volume like it."""
     store = VolumeStore(env.config.root_dir / "volumes")
     await store.open()
-    publisher = Publisher(store)
+
+    async def inside(data: Path) -> VolumeUse | None:
+        return await sandbox.volume_usage(os.fspath(data))
+
+    publisher = Publisher(store, inside)
     await store.create("data", 64 << 20, whole=True)
     for number in ("1", "2", "3"):
         await publisher.publish("data", f"{tmp_path}/{number}")
@@ -421,6 +425,14 @@ async def test_a_named_volume_is_a_disk_of_one_vm_at_a_time(
     size = "stat -f -c '%b' /data; python3 -c 0 2>/dev/null; mkfifo /data/pipe; echo hello > /data/file; sync"
     blocks = int((await said(sandbox, first, size)).split()[0])
     assert await said(sandbox, again, "cat /same/file; test -p /same/pipe && echo fifo") == "hello\nfifo"
+    # A cluster asks the driver how full it is, and is told what `df` says in the container.
+    use = await publisher.usage("data", f"{tmp_path}/1")
+    assert use.total == blocks * 4096 or use.total == blocks * 1024
+    assert 0 < use.free < use.total and 0 < use.inodes_free < use.inodes
+    await said(sandbox, first, "dd if=/dev/zero of=/data/much bs=1M count=20 2>&1; touch /data/a /data/b")
+    later_use = await publisher.usage("data", f"{tmp_path}/1")
+    assert use.free - later_use.free >= 20 << 20 and use.inodes_free - later_use.inodes_free == 3
+    await said(sandbox, first, "rm /data/much /data/a /data/b")
     other = pod_spec()
     second = await env.run(other)
     with pytest.raises(FailedPrecondition, match="in use"):

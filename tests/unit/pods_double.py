@@ -28,6 +28,7 @@ from orlop.sandbox.spec import (
     PodSpec,
     Resources,
 )
+from orlop.volumes.records import VolumeUse
 
 
 class Crash(Exception):
@@ -51,6 +52,7 @@ class WorldPod:
     died: str = ""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     containers: dict[str, WorldContainer] = field(default_factory=dict)
+    volumes: dict[str, VolumeUse] = field(default_factory=dict)
 
 
 class World:
@@ -146,6 +148,9 @@ class DoubleSandbox:
 
     async def console(self) -> str:
         return "kernel"
+
+    async def volume_usage(self, path: str) -> VolumeUse | None:
+        return self.pod.volumes.get(path)
 
     def _container(self, container_id: str) -> WorldContainer:
         if (container := self.pod.containers.get(container_id)) is None:

@@ -15,6 +15,7 @@ from orlop.config import VolumeConfig
 from orlop.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from orlop.host.watching import Watcher
 from orlop.hypervisor.base import Machine
+from orlop.linux.usage import Usage
 from orlop.pods.containers import KILL_GRACE
 from orlop.sandbox.spec import ContainerSpec, IdMapping, Mount
 from orlop.sandbox.vm.agent import AgentClient
@@ -22,9 +23,22 @@ from orlop.sandbox.vm.files import PodFile, PodFiles
 from orlop.sandbox.vm.volumes import Volumes
 from orlop.storage.snapshot import DISK
 from orlop.volumes import shown
+from orlop.volumes.records import VolumeUse
 from orlop.volumes.store import VolumeStore
 from orlop.wire import messages
-from orlop.wire.messages import FEATURES, MANY_VOLUMES, Drop, DropAll, Fetch, Fill, FillAll, Hello, Hold
+from orlop.wire.messages import (
+    FEATURES,
+    MANY_VOLUMES,
+    Drop,
+    DropAll,
+    Fetch,
+    Fill,
+    FillAll,
+    Hello,
+    Hold,
+    Stats,
+)
+from orlop.wire.statistics import VolumeFill
 from tests.patience import PATIENCE
 from tests.unit.test_vm_plugs import FakeMachine
 from tests.volumes.kubelet import PodDirectory
@@ -39,6 +53,7 @@ class Agent:
     closed: bool = False
     fails: bool = False
     needs: float = 0
+    fills: tuple[VolumeFill, ...] = ()
 
     async def call(self, request: Any, timeout: float = 0) -> Any:
         if self.fails:
@@ -46,6 +61,8 @@ class Agent:
         if isinstance(request, Fetch) and timeout < self.needs:
             raise DeadlineExceeded("the agent did not answer fetch")
         self.asked.append(request)
+        if isinstance(request, Stats):
+            return messages.StatsReply(pod=Usage(timestamp=0), volumes=self.fills)
         return messages.FetchReply(data=b"said") if isinstance(request, Fetch) else messages.Done()
 
 
@@ -284,6 +301,22 @@ async def test_a_volume_that_outgrows_its_bound_stays_as_it_was_until_it_is_smal
     assert any(entry.data == b"again" for entry in bed.agent.asked[-1].entries)
     for name in ("one", "two"):
         await volumes.copies.release(name)
+    await volumes.close()
+
+
+async def test_a_guest_says_how_full_a_volume_is_and_is_believed_within_reason(bed: Bed) -> None:
+    empty = bed.kubelet.empty_dir("empty")
+    volumes = bed.daemon()
+    assert await volumes.usage(os.fspath(empty)) is None, "the guest does not hold it"
+    await volumes.place(spec("one", empty))
+    (held,) = bed.files.volumes()
+    assert await volumes.usage(os.fspath(empty)) is None, "an agent of before does not say"
+    told = VolumeFill(id=held.id, total=100, free=200, inodes=5, inodes_free=6)
+    bed.agent.fills = (VolumeFill(id="of another", total=1, free=1, inodes=1, inodes_free=1), told)
+    assert await volumes.usage(os.fspath(empty)) == VolumeUse(total=100, free=100, inodes=5, inodes_free=5)
+    assert await volumes.usage(os.fspath(empty.parent)) is None
+    bed.agent.closed = True
+    assert await volumes.usage(os.fspath(empty)) is None
     await volumes.close()
 
 

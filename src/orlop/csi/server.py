@@ -17,7 +17,7 @@ from orlop.csi.node import IdentityCalls, NodeServiceCalls
 from orlop.rpc.deferred import Handler
 from orlop.rpc.endpoint import Endpoint
 from orlop.rpc.router import Router
-from orlop.volumes.publisher import Publisher
+from orlop.volumes.publisher import Inside, Publisher, nobody
 from orlop.volumes.store import VolumeStore
 
 log = logging.getLogger(__name__)
@@ -26,13 +26,14 @@ _MODE = 0o600
 _KIND, _VERSION = "CSIPlugin", "1.0.0"
 
 
-def handlers(router: Router, store: VolumeStore, node: str) -> Sequence[Handler]:
-    """The three services of CSI."""
+def handlers(router: Router, store: VolumeStore, node: str, inside: Inside = nobody) -> Sequence[Handler]:
+    """The three services of CSI. ``inside`` knows how full the disks of VMs are, where there are any."""
+    publisher = Publisher(store, inside)
     services = csi_v1_pb2.DESCRIPTOR.services_by_name
     return (
         router.handler(services["Identity"], IdentityCalls()),
         router.handler(services["Controller"], ControllerCalls(store, node)),
-        router.handler(services["Node"], NodeServiceCalls(store, Publisher(store), node)),
+        router.handler(services["Node"], NodeServiceCalls(store, publisher, node)),
     )
 
 
@@ -62,11 +63,12 @@ class RegistrationCalls:
 class CsiServer:
     """The driver's sockets. :meth:`start` before use, :meth:`stop` after it."""
 
-    def __init__(self, config: CsiConfig, store: VolumeStore) -> None:
+    def __init__(self, config: CsiConfig, store: VolumeStore, inside: Inside = nobody) -> None:
         self._config = config
         router = Router()
         path = Path(config.socket)
-        self._endpoints = [Endpoint(path, router, handlers(router, store, names.node_of(config)), mode=_MODE)]
+        services = handlers(router, store, names.node_of(config), inside)
+        self._endpoints = [Endpoint(path, router, services, mode=_MODE)]
         if config.registry:
             service = registration_pb2.DESCRIPTOR.services_by_name["Registration"]
             told = router.handler(service, RegistrationCalls(config.socket))

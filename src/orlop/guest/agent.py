@@ -293,6 +293,7 @@ class Agent:
                 containers=tuple(found),
                 system_memory_total=total,
                 system_memory_available=available,
+                volumes=self.volumes.fill_of_disks() if request.volumes else (),
             )
         )
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 
 from orlop import config as configuration
 from orlop.errors import NotUndone, OrlopError
@@ -43,6 +45,7 @@ from orlop.pods.sandboxes import Pods
 from orlop.sandbox.base import Connection, ProcessIO, SandboxDriver, StartedProcess
 from orlop.sandbox.figures import Detail, LayerUse
 from orlop.sandbox.spec import ExecSpec, PodSpec, Resources
+from orlop.volumes.records import VolumeUse
 
 log = logging.getLogger(__name__)
 
@@ -310,6 +313,16 @@ class PodService:
         """The last words of the kernel in the pod's VM; "" for a pod without one, or one that is gone."""
         sandbox = self._node.sandboxes.get(pod_id)
         return "" if sandbox is None else await sandbox.console()
+
+    async def volume_usage(self, path: Path) -> VolumeUse | None:
+        """How full the volume is that the host has at ``path``, by a pod whose machine alone knows its files;
+        None when there is none."""
+        for sandbox in list(self._node.sandboxes.values()):
+            with contextlib.suppress(OrlopError):  # one that has just ended
+                use = await sandbox.volume_usage(os.fspath(path))
+                if use is not None:
+                    return use
+        return None
 
     def gauges(self) -> dict[str, float]:
         """What the handlers count, by the names of metrics."""

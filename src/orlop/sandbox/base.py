@@ -24,6 +24,7 @@ from orlop.sandbox.spec import (
     UserIds,
 )
 from orlop.value import Value
+from orlop.volumes.records import VolumeUse
 
 
 class Features(Value, frozen=True):
@@ -118,6 +119,11 @@ class Sandbox(Protocol):
 
     async def console(self) -> str:
         """The last that the kernel of the pod's own machine said; "" for a pod without one."""
+        ...
+
+    async def volume_usage(self, path: str) -> VolumeUse | None:
+        """How full the volume is that the host has at ``path``, as its user knows it; None where the host
+        itself knows, and for one that the pod does not have."""
         ...
 
     async def wait(self) -> str:

@@ -88,6 +88,15 @@ class SnapshotRecord(Value, frozen=True):
 R = TypeVar("R", VolumeRecord, SnapshotRecord)
 
 
+class VolumeUse(Value, frozen=True):
+    """Bytes and inodes of a volume; no inodes where only its user knows of files."""
+
+    total: int
+    free: int
+    inodes: int = 0
+    inodes_free: int = 0
+
+
 def id_of(name: str) -> str:
     """The id for a name that a caller gave: the name itself where it can be a file's.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from orlop.linux.usage import Usage
 from orlop.wire.codec import Length, Range, decode, dumps, encode, loads
-from orlop.wire.statistics import ContainerUsage
+from orlop.wire.statistics import ContainerUsage, VolumeFill
 from orlop.wire.values import (
     NO_STREAMS,
     Arguments,
@@ -48,10 +48,10 @@ FREEZE = "freeze"
 FILE_SYSTEMS = "file-systems"
 READY_LAYERS = "ready-layers"
 LISTENERS = "listeners"
-MANY_VOLUMES = "many-volumes"
+MANY_VOLUMES, XFS = "many-volumes", "xfs"
 FEATURES = (
     VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE, FILE_SYSTEMS, READY_LAYERS, LISTENERS,
-    MANY_VOLUMES,
+    MANY_VOLUMES, XFS,
 )  # fmt: skip
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
@@ -266,14 +266,16 @@ class StatsReply:
     containers: tuple[ContainerUsage, ...] = ()
     system_memory_total: int = 0
     system_memory_available: int = 0
+    volumes: Annotated[tuple[VolumeFill, ...], Length(0, 1024)] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stats(Request[StatsReply]):
-    """Measure all containers; ``full`` with what only metrics show: limits, disks, open files."""
+    """Measure containers; with ``full`` limits, disks, open files too; with ``volumes`` those on disks."""
 
     op: ClassVar[str] = "stats"
     full: bool = False
+    volumes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,3 +15,14 @@ class ContainerUsage:
     id: Id
     usage: Usage
     layer: LayerFill = NO_LAYER
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeFill:
+    """How full the volume ``id`` is that the pod holds: bytes and inodes, and what is free for its users."""
+
+    id: Id
+    total: int
+    free: int
+    inodes: int
+    inodes_free: int

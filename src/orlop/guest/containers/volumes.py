@@ -24,6 +24,7 @@ from orlop.linux import syscalls
 from orlop.linux.removal import remove_tree
 from orlop.wire import messages
 from orlop.wire.messages import Refused
+from orlop.wire.statistics import VolumeFill
 from orlop.wire.values import FileSystem, PluggedDisk, VolumeEntry
 
 _POD = "pod"
@@ -63,6 +64,7 @@ class PodVolumes:
         self._places: dict[str, str] = {}
         self._filled: set[str] = set()
         self._foreign: set[str] = set()
+        self._on_disks: set[str] = set()
         self._parts: dict[str, list[VolumeEntry]] = {}
         self._small = ""
 
@@ -98,6 +100,7 @@ class PodVolumes:
             _share_mounts(directory)
             self._places[request.id] = directory
             self._foreign.add(request.id)
+            self._on_disks.add(request.id)
             self._hold(request)
 
         return Work(partial(filesystems.mount, node, directory, wanted), finish)
@@ -161,6 +164,23 @@ class PodVolumes:
             self._filled.discard(volume)
             remove_tree(self._places.pop(volume))
 
+    def fill_of_disks(self) -> tuple[VolumeFill, ...]:
+        """How full the volumes on disks are; one that cannot be asked is left out."""
+        found = []
+        for volume in self._on_disks:
+            with suppress(OSError):
+                use = os.statvfs(self._places[volume])
+                found.append(
+                    VolumeFill(
+                        id=volume,
+                        total=use.f_blocks * use.f_frsize,
+                        free=use.f_bavail * use.f_frsize,
+                        inodes=use.f_files,
+                        inodes_free=use.f_favail,
+                    )
+                )
+        return tuple(found)
+
     def flush(self) -> spawn.Spawned | None:
         """A child that writes all volumes on disks out and ends; None when there is nothing to write.
 
@@ -197,6 +217,7 @@ class PodVolumes:
             (directory,) = mounted.directories
             place = f"{directory}/{_ON_DISK}"
             _share_mounts(directory)
+            self._on_disks.add(request.id)
             if not os.path.isdir(place):
                 make_directory(place, root)
             for path, text in _WRITE_BACK:

@@ -30,6 +30,7 @@ from orlop.sandbox.spec import (
     Resources,
     UserIds,
 )
+from orlop.volumes.records import VolumeUse
 
 
 class ProcessSandbox:
@@ -94,6 +95,10 @@ class ProcessSandbox:
     async def console(self) -> str:
         """See ``Sandbox``."""
         return ""
+
+    async def volume_usage(self, path: str) -> VolumeUse | None:
+        """See ``Sandbox``. What it has the host has mounted."""
+        return None
 
     async def wait(self) -> str:
         """See ``Sandbox``. Only a shared PID namespace can end by itself."""

@@ -19,7 +19,8 @@ from orlop.errors import DeadlineExceeded, OrlopError
 from orlop.host import tasks
 from orlop.hypervisor.base import Machine
 from orlop.sandbox.vm.agent import AgentClient
-from orlop.wire.messages import Clock
+from orlop.wire.messages import Clock, State
+from orlop.wire.values import Exit
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ OFTEN = 1.0
 SELDOM = 120.0
 """Seconds between two looks at a clock: at first and after it was wrong, and in the long run."""
 
+_LONGEST_AGO = 365 * 86400 * 10**9
 _QUESTIONS = 5
 _TIMEOUT = 30.0
 _FIRST = 2.0
@@ -158,3 +160,9 @@ async def _jump(within: float) -> None:
         if abs(time.time_ns() - time.monotonic_ns() - before) > STEP:
             return
     await asyncio.Event().wait()
+
+
+def when(exit_status: Exit, state: State) -> int:
+    """The host's time of an exit that the guest kept: as long ago as it is by the guest's clock."""
+    ago = state.clock - exit_status.finished_at if state.clock else 0  # an agent of before tells no clock
+    return time.time_ns() - min(max(ago, 0), _LONGEST_AGO)

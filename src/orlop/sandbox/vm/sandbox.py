@@ -34,7 +34,7 @@ from orlop.sandbox.spec import (
 )
 from orlop.sandbox.vm import blockdevices, diskbound, hostgroup, translate
 from orlop.sandbox.vm.checks import check_container, check_volumes
-from orlop.sandbox.vm.clock import ClockKeeper
+from orlop.sandbox.vm.clock import ClockKeeper, when
 from orlop.sandbox.vm.clone import Clone, Clones
 from orlop.sandbox.vm.container import GuestExecs, VmContainer
 from orlop.sandbox.vm.files import ContainerFile, PodFile, PodFiles
@@ -45,6 +45,7 @@ from orlop.sandbox.vm.process import SIGKILL, GuestAttachment, GuestExec, PortCo
 from orlop.sandbox.vm.room import Room
 from orlop.sandbox.vm.sockets import Relay
 from orlop.sandbox.vm.volumes import Volumes
+from orlop.volumes.records import VolumeUse
 from orlop.wire import values as wire
 from orlop.wire.messages import (
     Called,
@@ -73,8 +74,6 @@ _SIGNAL_TIMEOUT = 30.0
 _GUEST_LINES = 1000
 _CONSOLE = 64 << 10
 """Bytes of the console that are told."""
-
-_LONGEST_AGO = 365 * 86400 * 10**9
 
 
 class Teardown(Protocol):
@@ -336,6 +335,10 @@ class VmSandbox:
         layers = {key: container.held.scratch for key, container in self._containers.items()}
         return await self._meter.measure(layers, detail)
 
+    async def volume_usage(self, path: str) -> VolumeUse | None:
+        """See ``Sandbox``."""
+        return await self._volumes.usage(path)
+
     async def check_disk(self) -> None:
         """Raises ResourceExhausted when the pod takes more of the host's disk than it may."""
         bound = self._config.pod_disk_mib
@@ -438,7 +441,7 @@ class VmSandbox:
         for container, entry in found:
             await self._pump_again(container)
             if entry.exit is not None:
-                self._spawn(self._finish(container, entry.exit, _when(entry.exit, state)))
+                self._spawn(self._finish(container, entry.exit, when(entry.exit, state)))
         await self._delete_strangers(state, known, held)
 
     def _lost_container(self, spec: ContainerSpec, held: ContainerFile | None) -> None:
@@ -585,12 +588,6 @@ class VmSandbox:
     def _check_alive(self) -> None:
         if self._stopping or self._agent.closed:
             raise FailedPrecondition(f"pod {self.pod_id} does not run any more")
-
-
-def _when(exit_status: wire.Exit, state: State) -> int:
-    """The host's time of an exit that the guest kept: as long ago as it is by the guest's clock."""
-    ago = state.clock - exit_status.finished_at if state.clock else 0  # an agent of before tells no clock
-    return time.time_ns() - min(max(ago, 0), _LONGEST_AGO)
 
 
 def _filter(security: Security) -> Filter:

@@ -39,6 +39,7 @@ from orlop.storage.disks import volume_disk
 from orlop.storage.kubelet import KubeletVolume
 from orlop.storage.snapshot import DISK, directories_of
 from orlop.volumes import shown
+from orlop.volumes.records import VolumeUse
 from orlop.wire import values as wire
 from orlop.wire.messages import (
     FILE_SYSTEMS,
@@ -48,6 +49,7 @@ from orlop.wire.messages import (
     VOLUMES,
     Flush,
     Hold,
+    Stats,
 )
 
 log = logging.getLogger(__name__)
@@ -140,6 +142,23 @@ class Volumes:
         """Have what was written to volumes on disks in their files, before the VM is ended."""
         if any(held.disk is not None for held in self._held.values()) and not self._agent.closed:
             await self._agent.call(Flush(), _FLUSH_TIME)
+
+    async def usage(self, path: str) -> VolumeUse | None:
+        """How full the volume on a disk is that the host has at ``path``; None when the guest holds none."""
+        held = next((one for one in self._held.values() if one.disk is not None and one.path == path), None)
+        if held is None or self._agent.closed:
+            return None
+        reply = await self._agent.call(Stats(volumes=True))
+        use = next((one for one in reply.volumes if one.id == held.id), None)
+        if use is None:
+            return None
+        # A guest says what it likes; what it says is of one volume, and makes sense.
+        return VolumeUse(
+            total=use.total,
+            free=min(use.free, use.total),
+            inodes=use.inodes,
+            inodes_free=min(use.inodes_free, use.inodes),
+        )
 
     def adopt(self) -> None:
         """Take over what an earlier daemon had the guest hold."""
