@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.conformance import tools
+
 MIB = 1 << 20
 
 Make = Callable[..., Path]
@@ -31,6 +33,14 @@ def loop_devices(place: Path) -> Iterator[Make]:
         subprocess.run(["losetup", "--detach", path], check=True)
     left = subprocess.check_output(["losetup", "--list", "--noheadings", "--output", "NAME"], text=True)
     assert not set(made) & set(left.split()), "somebody still uses it"
+
+
+def make_xfs(device: Path) -> None:
+    """An XFS file system on a device of 320 MiB or more, by Debian's own program."""
+    root = tools.debian_packages(["xfsprogs", "libinih1", "liburcu8"])
+    libraries = ":".join(f"{root}/{place}/{os.uname().machine}-linux-gnu" for place in ("lib", "usr/lib"))
+    program = next(path for path in (root / "sbin/mkfs.xfs", root / "usr/sbin/mkfs.xfs") if path.exists())
+    subprocess.run([program, "-q", device], check=True, env={**os.environ, "LD_LIBRARY_PATH": libraries})
 
 
 def backing(device: Path) -> Path:

@@ -16,7 +16,7 @@ from orlop.errors import FailedPrecondition, NotFound
 from orlop.host import process
 from orlop.sandbox.spec import ContainerSpec, Mount, PodSpec
 from orlop.sandbox.vm.sandbox import VmSandbox
-from tests.e2e.loop_devices import MIB, Make, backing, is_free, loop_devices
+from tests.e2e.loop_devices import MIB, Make, backing, is_free, loop_devices, make_xfs
 from tests.e2e.vm_environment import Environment, container_spec, environment, pod_spec, said, until
 from tests.patience import PATIENCE
 from tests.volumes.kubelet import PodDirectory, pod_directory
@@ -134,6 +134,59 @@ async def test_a_file_system_that_a_driver_hands_over(
         assert (place / "last").read_text() == "last\n"
     finally:
         await process.run(["umount", place])
+
+
+async def test_xfs_is_mounted_grown_and_left_clean(
+    env: Environment, pod: PodSpec, directory: PodDirectory, top: Path, make: Make
+) -> None:
+    device, path = make(mib=320), directory.csi("pvc-1")
+    make_xfs(device)
+    hand_over(top, path, device, fstype="xfs", options=["noatime"], metadata={"fsGroup": "3000"})
+    sandbox = await env.run(pod)
+    main = await started(sandbox, pod, mount("/data", path))
+    assert await said(sandbox, main, "stat -c '%a %u %g' /data") == "2775 0 3000"
+    assert "xfs rw,noatime" in await said(sandbox, main, "grep ' /data ' /proc/mounts")
+    os.truncate(backing(device), 400 * MIB)
+    await process.run(["losetup", "--set-capacity", device])
+    await said(sandbox, main, larger_than(330))
+    await said(sandbox, main, "mkfifo /data/pipe; fallocate -l 8M /data/room; echo last > /data/last")
+    # How full it is the guest alone knows.
+    use = await sandbox.volume_usage(os.fspath(path))
+    figures = (await said(sandbox, main, "stat -f -c '%b %a %S %c %d' /data")).split()
+    blocks, free, size, inodes, inodes_free = map(int, figures)
+    assert use is not None
+    assert (use.total, use.inodes) == (blocks * size, inodes)
+    assert abs(use.free - free * size) < MIB and abs(use.inodes_free - inodes_free) < 64
+    assert await sandbox.volume_usage(os.fspath(path / "other")) is None
+    await env.driver.discard(pod.id)
+    await until(lambda: is_free(device))
+    place = env.scratch / "mounted"
+    place.mkdir()
+    # Nothing is to be recovered: without that, who mounts it finds the last word.
+    await process.run(["mount", "-o", "ro,norecovery", device, place])
+    try:
+        assert (place / "last").read_text() == "last\n"
+    finally:
+        await process.run(["umount", place])
+
+
+async def test_a_device_that_goes_while_it_is_mounted_takes_nothing_else_with_it(
+    env: Environment, pod: PodSpec, directory: PodDirectory, top: Path, make: Make
+) -> None:
+    device, path = make(), directory.csi("pvc-1")
+    await process.run(["mkfs.ext4", "-q", device])
+    hand_over(top, path, device)
+    sandbox = await env.run(pod)
+    main = await started(sandbox, pod, mount("/data", path))
+    other = await started(sandbox, pod)
+    await said(sandbox, main, "dd if=/dev/urandom of=/data/file bs=1M count=4 conv=fsync 2>&1")
+    os.truncate(backing(device), 0)
+    read = "dd if=/data/file of=/dev/null bs=4096 count=1 iflag=direct"
+    assert "Input/output error" in await said(sandbox, main, f"{read} 2>&1 || true")
+    assert await said(sandbox, other, "echo on") == "on"
+    # The pod can be ended, and what is left of the device is nobody's.
+    await env.driver.discard(pod.id)
+    await until(lambda: is_free(device))
 
 
 async def test_what_cannot_be_mounted_leaves_nothing(

@@ -38,6 +38,7 @@ ON_DEMAND = (
     "kernel/net/sched/",
     "kernel/net/sctp/",
     "kernel/fs/squashfs/",
+    "kernel/fs/xfs/",
     "kernel/fs/isofs/",
     "kernel/drivers/block/loop.",
 )

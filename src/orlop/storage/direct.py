@@ -22,7 +22,7 @@ from orlop.host import blockdevices, mounts
 from orlop.linux import syscalls
 from orlop.value import UNREADABLE, Value
 
-Kind = Literal["ext4", "ext3", "ext2"]
+Kind = Literal["ext4", "ext3", "ext2", "xfs"]
 
 _INFO = "mountInfo.json"
 _MOST_BYTES = 64 << 10

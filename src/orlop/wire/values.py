@@ -133,7 +133,7 @@ class FileSystem:
     ``only_root`` and its root is.
     """
 
-    kind: Literal["ext4", "ext3", "ext2"] = "ext4"
+    kind: Literal["ext4", "ext3", "ext2", "xfs"] = "ext4"
     options: Annotated[tuple[Name, ...], Length(0, 64)] = ()
     read_only: bool = False
     group: UserId | None = None

@@ -5,9 +5,13 @@ All of it may take long, and is done in a process of its own. It fails by an exc
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
+import struct
 import time
+from contextlib import suppress
 
 from orlop.guest.devices.block import PATIENCE, take_all
 from orlop.linux import syscalls
@@ -29,6 +33,13 @@ _FLAGS = {
 
 _SOON = 0.05
 
+# ioctl_xfs_fsgeometry(2), version 1, and ioctl_xfs_fsgrow(2).
+_XFS_GEOMETRY = 0x80705864
+_XFS_GEOMETRY_SIZE = 112
+_XFS_START = struct.Struct("=8IQ")
+_XFS_GROW = 0x4010586E
+_XFS_WANTED = struct.Struct("=QI4x")
+
 
 def mount(node: str, directory: str, wanted: FileSystem) -> None:
     """Mount what is on the device ``node``, as it is ``wanted``."""
@@ -39,11 +50,13 @@ def mount(node: str, directory: str, wanted: FileSystem) -> None:
     try:
         syscalls.mount(node, directory, wanted.kind, flags, rest)
     except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise OSError(f"the kernel of its VM has no {wanted.kind}") from error
         raise OSError(f"its device cannot be mounted as {wanted.kind}: {error.strerror}") from error
     if wanted.read_only:
         return
     try:
-        take_all(node, directory)
+        _take_all(wanted.kind, node, directory)
         if wanted.group is not None:
             give(directory, wanted.group, only_root=wanted.only_root)
     except OSError as error:
@@ -77,7 +90,7 @@ def _give(name: str, group: int, here: int | None) -> None:
     os.chmod(name, stat.S_IMODE(found.st_mode) | more, dir_fd=here)
 
 
-def grow(node: str, directory: str, size: int) -> None:
+def grow(kind: str, node: str, directory: str, size: int) -> None:
     """Let the file system take all of its device, which the kernel is about to see as ``size`` bytes."""
     until = time.monotonic() + PATIENCE
     while _size(node) < size:
@@ -85,7 +98,29 @@ def grow(node: str, directory: str, size: int) -> None:
             raise OSError(f"its device has not become {size} bytes")
         time.sleep(_SOON)
     if not os.statvfs(directory).f_flag & os.ST_RDONLY:
+        _take_all(kind, node, directory)
+
+
+def _take_all(kind: str, node: str, directory: str) -> None:
+    if kind == "xfs":
+        _take_all_xfs(node, directory)
+    else:
         take_all(node, directory)
+
+
+def _take_all_xfs(node: str, directory: str) -> None:
+    """Let XFS grow over all of its disk, which may be larger than when it was mounted last."""
+    with suppress(OSError):  # it stays as large as it was, then
+        size = _size(node)
+        top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            geometry = bytearray(_XFS_GEOMETRY_SIZE)
+            fcntl.ioctl(top, _XFS_GEOMETRY, geometry)
+            block, *_, inodes_percent, known = _XFS_START.unpack_from(geometry)
+            if known < size // block:
+                fcntl.ioctl(top, _XFS_GROW, _XFS_WANTED.pack(size // block, inodes_percent))
+        finally:
+            os.close(top)
 
 
 def _size(node: str) -> int:

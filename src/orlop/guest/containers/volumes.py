@@ -90,7 +90,7 @@ class PodVolumes:
         node, directory = self._disks.place(disk)
         if place is not None:
             os.rmdir(directory)
-            grow = partial(filesystems.grow, node, place, request.size)
+            grow = partial(filesystems.grow, wanted.kind, node, place, request.size)
             return Work(grow if request.size else _nothing, partial(self._grown, request))
 
         def finish(problem: Refused | None) -> None:

@@ -47,6 +47,7 @@ from orlop.wire.messages import (
     PROPAGATION,
     SOCKETS,
     VOLUMES,
+    XFS,
     Flush,
     Hold,
     Stats,
@@ -231,7 +232,8 @@ class Volumes:
         if found is None:
             return None
         handed, below = found
-        if FILE_SYSTEMS not in self._agent.hello.features:
+        features = self._agent.hello.features
+        if FILE_SYSTEMS not in features or (handed.kind == "xfs" and XFS not in features):
             raise FailedPrecondition(
                 f"volume {handed.path} is a device to be mounted, but its pod's VM is of a release that "
                 "cannot do that; make the pod anew"
