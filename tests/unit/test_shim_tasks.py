@@ -14,13 +14,15 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from orlop.errors import NotFound
+from orlop.errors import InvalidArgument, NotFound
 from orlop.pods.records import ContainerPhase
 from orlop.pods.service import PodService
 from orlop.shim import places, running
+from orlop.shim.api import door_pb2
 from orlop.shim.api import task_v2_pb2 as pb
 from orlop.shim.door import ShimDoor
 from orlop.shim.model import Key
+from orlop.shim.service import DoorCalls, TaskCalls
 from orlop.shim.stdio import Stdio
 from orlop.shim.tasks import MOST_EXECS, ShimTasks
 from orlop.ttrpc import link
@@ -169,3 +171,15 @@ async def test_each_process_of_a_task_can_be_waited_for_at_once(tmp_path: Path) 
         await client.close()
         await door.stop()
         await pods.close()
+
+
+async def test_paths_from_containerd_are_bounded(tmp_path: Path) -> None:
+    async with node(tmp_path) as one:
+        long = "/" + "a" * 5000
+        with pytest.raises(InvalidArgument, match="address"):
+            await DoorCalls(one.tasks).register(
+                door_pb2.RegisterRequest(namespace="test", id="one", events=long)
+            )
+        for bundle in (long, "relative", "/with\0nothing"):
+            with pytest.raises(InvalidArgument, match="bundle"):
+                await TaskCalls(one.tasks).create(pb.CreateTaskRequest(id="one", bundle=bundle))

@@ -26,6 +26,7 @@ from orlop.shim.tasks import ShimTasks
 from orlop.ttrpc.server import METADATA, Method, Services
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,255}", re.ASCII)
+_LONGEST_PATH = 4096
 _MOST_MOUNTS = 64
 _LAST_SIGNAL = 64
 _MOST_CELLS = 1 << 16
@@ -58,7 +59,7 @@ class DoorCalls:
     async def register(self, request: door_pb2.RegisterRequest) -> Empty:
         """A task will come."""
         events = request.events.removeprefix("unix://")
-        if events and not os.path.isabs(events):  # noqa: PTH117
+        if events and not _is_path(events):
             raise InvalidArgument(f"{request.events[:200]!r} is not the address of a containerd")
         await self._tasks.register(_key(request.namespace, request.id), events)
         return Empty()
@@ -77,7 +78,7 @@ class TaskCalls:
 
     async def create(self, request: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
         """Make a task."""
-        if not request.bundle.startswith("/") or "\0" in request.bundle:
+        if not _is_path(request.bundle):
             raise InvalidArgument(f"the bundle {request.bundle[:200]!r} is not an absolute path")
         if len(request.rootfs) > _MOST_MOUNTS:
             raise InvalidArgument(f"a root file system of {len(request.rootfs)} mounts")
@@ -193,6 +194,10 @@ class TaskCalls:
     async def checkpoint(self, _request: pb.CheckpointTaskRequest) -> Empty:
         """Refused."""
         raise Unimplemented("the shim of orlopd does not checkpoint tasks")
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and "\0" not in text and len(text) <= _LONGEST_PATH
 
 
 def _key(namespace: str, name: str) -> Key:
