@@ -14,10 +14,11 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
+from orlop.bundle import output
 from orlop.errors import InvalidArgument, NotFound
 from orlop.pods.records import ContainerPhase
 from orlop.pods.service import PodService
-from orlop.shim import places, running
+from orlop.shim import places
 from orlop.shim.api import door_pb2
 from orlop.shim.api import task_v2_pb2 as pb
 from orlop.shim.door import ShimDoor
@@ -95,7 +96,7 @@ async def until(true: Callable[[], bool]) -> None:
 async def test_an_end_is_told_though_processes_are_deleted_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "DRAIN_TIME", 0.5)
+    monkeypatch.setattr(output, "DRAIN_TIME", 0.5)
     async with node(tmp_path) as one:
         key = await one.running()
         for name in ("a", "b"):

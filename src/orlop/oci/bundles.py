@@ -18,6 +18,7 @@ import msgspec
 
 from orlop.bundle import document, translate
 from orlop.bundle import hooks as hooking
+from orlop.bundle.output import CODE_LOST
 from orlop.errors import AlreadyExists, CannotRun, FailedPrecondition, NotFound, OrlopError
 from orlop.host import cgroups, process, threads
 from orlop.host.tasks import Tasks, Undo, roll_back
@@ -106,7 +107,7 @@ class Bundles:
                 self._spawn(self._until_end(record.id, bundle), bundle)
         # The streams of these went through the daemon that is gone; and a create that it did not finish.
         for pid in tuple(self._left):
-            await Companion(pid=pid, since=process.process_start_time(pid)).end(conduit.CODE_LOST)
+            await Companion(pid=pid, since=process.process_start_time(pid)).end(CODE_LOST)
 
     # Make
 
@@ -334,7 +335,7 @@ class Bundles:
         self._spawn(self._run(companion, io, tty=wanted.terminal), bundle)
 
     async def _run(self, companion: Companion, io: StartedProcess, *, tty: bool) -> None:
-        code = conduit.CODE_LOST
+        code = CODE_LOST
         try:
             code = await conduit.run(companion, io, tty=tty)
         finally:

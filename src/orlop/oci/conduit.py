@@ -7,18 +7,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
+from orlop.bundle import output
 from orlop.errors import OrlopError
 from orlop.host.tasks import beside
 from orlop.oci.companion import WINDOW_CHANGED, Companion
 from orlop.sandbox.base import ProcessIO, StartedProcess
-from orlop.sandbox.rawoutput import RawOutput
 
 log = logging.getLogger(__name__)
-
-CODE_LOST = 137
-"""The exit code of a process of which nobody knows how it ended."""
-
-_DRAIN_TIME = 2.0
 
 Signal = Callable[[int], Awaitable[None]]
 
@@ -57,11 +52,9 @@ async def accompany(companion: Companion, io: ProcessIO) -> None:
 
 async def run(companion: Companion, process: StartedProcess, *, tty: bool) -> int:
     """Connect an exec with its stand-in until it has ended; its exit code. Kills it if the stand-in dies."""
-    output = RawOutput(companion.sink(tty=tty))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(process.close)
-        await output.open()
-        stack.push_async_callback(output.close)
+        pump = await stack.enter_async_context(output.written(process, companion.sink(tty=tty)))
 
         async def send(number: int) -> None:
             if tty and number == WINDOW_CHANGED:
@@ -74,16 +67,9 @@ async def run(companion: Companion, process: StartedProcess, *, tty: bool) -> in
             await resize(companion, process)
         if companion.stdin:
             await stack.enter_async_context(beside(feed(companion, process), "the stdin of an exec"))
-        pump = await stack.enter_async_context(beside(_pump(process, output), "the output of an exec"))
         ended = await stack.enter_async_context(beside(process.wait(), "the end of an exec"))
         await asyncio.wait((ended, heard), return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
-            return CODE_LOST
-        # What it left running may hold its output open for ever.
-        await asyncio.wait((pump,), timeout=_DRAIN_TIME)
+            return output.CODE_LOST
+        await output.drained(pump)
         return ended.result().code
-
-
-async def _pump(process: StartedProcess, output: RawOutput) -> None:
-    async for stream, data in process.output():
-        await output.write(stream, data)

@@ -18,9 +18,6 @@ from orlop.value import Value
 KEY = "orlop.shim/task"
 """The annotation of a container, or of a pod that is a task itself, with its :class:`TaskRecord`."""
 
-CODE_LOST = 137
-"""The exit code of a process of which nobody knows how it ended."""
-
 Key = tuple[str, str]
 """containerd's namespace and the task's id in it."""
 

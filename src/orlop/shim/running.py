@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
 
+from orlop.bundle import output
 from orlop.errors import FailedPrecondition, OrlopError
 from orlop.host.tasks import beside
 from orlop.sandbox.base import ProcessIO, StartedProcess
-from orlop.sandbox.rawoutput import RawOutput
 from orlop.sandbox.spec import ExitStatus
-from orlop.shim.model import CODE_LOST, TaskProcess
+from orlop.shim.model import TaskProcess
 from orlop.shim.stdio import Feed
 
 log = logging.getLogger(__name__)
 
-DRAIN_TIME = 2.0
-"""Seconds that what has ended may have output left, which somebody else may hold open for ever."""
-
 
 def lost(reason: str) -> ExitStatus:
     """The end of what nobody knows the end of."""
-    return ExitStatus(code=CODE_LOST, finished_at=time.time_ns(), message=reason)
+    return ExitStatus(code=output.CODE_LOST, finished_at=time.time_ns(), message=reason)
 
 
 async def resize(process: TaskProcess, columns: int, rows: int) -> None:
@@ -50,17 +46,13 @@ async def accompany(process: TaskProcess, io: ProcessIO) -> None:
 
 async def run(process: TaskProcess, io: StartedProcess) -> ExitStatus:
     """Connect an exec with its streams until it has ended."""
-    output = RawOutput(process.stdio.sink)
     async with AsyncExitStack() as stack:
         await _serve(process, io, stack)
         process.send = io.signal
         stack.callback(setattr, process, "send", None)
-        await output.open()
-        stack.push_async_callback(output.close)
-        pump = await stack.enter_async_context(beside(_pump(io, output), "the output of an exec"))
+        pump = await stack.enter_async_context(output.written(io, process.stdio.sink))
         status = await io.wait()
-        # What it left running may hold its output open for ever, and a FIFO may have no reader.
-        await asyncio.wait((pump,), timeout=DRAIN_TIME)
+        await output.drained(pump)
         return status
 
 
@@ -90,8 +82,3 @@ async def _feed(process: TaskProcess, io: ProcessIO) -> None:
         log.info("the stdin of a task from %s has ended: %s", process.stdio.stdin, error)
     finally:
         feed.close()
-
-
-async def _pump(io: StartedProcess, output: RawOutput) -> None:
-    async for stream, data in io.output():
-        await output.write(stream, data)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from orlop.bundle import document, translate
+from orlop.bundle import document, output, translate
 from orlop.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -262,7 +262,7 @@ class ShimTasks:
                 self._tell.out_of_memory(task)
             status = ExitStatus(code=record.exit_code, finished_at=record.finished_at)
         with suppress(TimeoutError):
-            async with asyncio.timeout(running.DRAIN_TIME):
+            async with asyncio.timeout(output.DRAIN_TIME):
                 # A copy: containerd deletes those that have ended meanwhile.
                 for one in [one for one in task.execs.values() if one.started]:
                     await one.ended.wait()
