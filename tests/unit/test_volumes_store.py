@@ -24,7 +24,9 @@ from orlop.errors import (
     Unavailable,
 )
 from orlop.host import threads
+from orlop.linux import loop
 from orlop.volumes import copying, records
+from orlop.volumes.publisher import Publisher
 from orlop.volumes.records import Origin, VolumeStep, disk_of, id_of
 from orlop.volumes.store import LEAST, MOST, VolumeStore
 from tests.patience import PATIENCE
@@ -388,3 +390,14 @@ async def test_a_copy_of_itself_waits_for_nobody(store: VolumeStore) -> None:
     await removing
     with pytest.raises(NotFound):
         await asyncio.wait_for(own, 20 * PATIENCE)
+
+
+async def test_a_device_that_cannot_be_looked_at_keeps_no_daemon_from_its_start(
+    store: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.create("block", SIZE, content="block")
+    await store.create("files", SIZE)
+    monkeypatch.setattr(loop, "devices_of", lambda path: [f"{tmp_path}/loop99"])
+    again = await opened(tmp_path)
+    await Publisher(again).open()
+    assert [one.id for one in again.volumes()] == ["block", "files"]

@@ -42,15 +42,18 @@ async def frozen(disk: Path) -> AsyncIterator[bool]:
 
 
 def thaw(disk: Path) -> None:
-    """Let those who write go on, if somebody was killed in :func:`frozen`. Idempotent."""
-    point = _mounted(disk)
-    if point is not None:
-        try:
+    """Let those who write go on, if somebody was killed in :func:`frozen`. Idempotent.
+
+    What fails is logged: one disk keeps no daemon from its start.
+    """
+    try:
+        point = _mounted(disk)
+        if point is not None:
             _order(point, _THAW)
             log.warning("%s was frozen, and goes on", point)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: it was not
-                log.error("%s cannot be thawed: %s", point, error.strerror)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: it was not
+            log.error("whether %s is frozen is not known: %s", disk, error)
 
 
 def _mounted(disk: Path) -> Path | None:

@@ -7,6 +7,7 @@ off is simply made again. A path that holds anything but the very volume is left
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,8 @@ from orlop.linux import syscalls as sys
 from orlop.volumes import filesystem, records
 from orlop.volumes.records import INSIDE, VolumeRecord, VolumeUse, data_of, disk_of
 from orlop.volumes.store import VolumeStore, claimed
+
+log = logging.getLogger(__name__)
 
 _FLAGS = {"ro": sys.MS_RDONLY, "noatime": sys.MS_NOATIME, "noexec": sys.MS_NOEXEC}
 _USUAL = {"rw", "nodev", "nosuid", "discard"}
@@ -151,7 +154,10 @@ class Publisher:
         """Let go of devices that an earlier daemon took and did not show to anybody."""
         for volume in self._store.volumes():
             if volume.content == "block":
-                await threads.call(self._let_go, volume)
+                try:
+                    await threads.call(self._let_go, volume)
+                except OSError as error:
+                    log.error("the loop device of volume %s stays: %s", volume.id, error)
 
     def _known(self, volume_id: str) -> VolumeRecord | None:
         try:
