@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance import tools
 from tests.doors.containerd import ASKED, RUNTIME, Containerd, containerd
 from tests.node import BUSYBOX, Node
 from tests.patience import PATIENCE
 
 LIMIT = 180 * PATIENCE
 RUN = ("run", "--runtime", RUNTIME)
+MIB = 1 << 20
 NEWEST_SPOKEN = {"2.3": 3}
 """The version of the task service that a containerd notes; those before 2.0 know the second alone."""
 
@@ -76,44 +76,44 @@ def test_it_is_a_vm_that_is_looked_at_paused_and_ended(ctr: Containerd) -> None:
     assert status(ctr, "stays") == ""
 
 
-def test_a_kubelets_pod_is_one_vm(ctr: Containerd) -> None:
-    crictl = [os.fspath(tools.cri_tools()[0]), "-r", f"unix://{ctr.socket}", "-t", f"{int(LIMIT)}s"]
-
-    def cri(*args: str | Path) -> str:
-        done = subprocess.run([*crictl, *args], capture_output=True, text=True, env=ctr.env, check=False)
-        assert done.returncode == 0, f"{done}\n{ctr.log_tail()}"
-        return done.stdout.strip()
-
+def test_a_kubelets_pod_is_one_vm(ctr: Containerd, shared_node: Node) -> None:
     pod, container = ctr.directory / "pod.json", ctr.directory / "container.json"
     metadata = {"name": "p", "namespace": "n", "uid": "u", "attempt": 0}
     described = {"metadata": metadata, "hostname": "inside", "log_directory": os.fspath(ctr.directory)}
-    pod.write_text(json.dumps({**described, "linux": {}}))
+    pod.write_text(json.dumps({**described, "linux": {"cgroup_parent": shared_node.cgroup_parent}}))
     script = "hostname; touch /dev/shm/mark; trap 'exit 3' TERM; sleep 1000 & wait"
-    cri("pull", BUSYBOX)
-    pod_id = cri("runp", "-r", "orlop", pod)
+    ctr.cri("pull", BUSYBOX)
+    pod_id = ctr.cri("runp", "-r", "orlop", pod)
     made = []
     for name in ("first", "second"):
         described = {"metadata": {"name": name}, "image": {"image": BUSYBOX}, "log_path": f"{name}.log"}
         container.write_text(json.dumps({**described, "command": ["sh", "-c", script], "linux": {}}))
-        made.append(cri("create", pod_id, container, pod))
-        cri("start", made[-1])
-    until(lambda: "inside" in cri("logs", made[1]), "it does not run")
-    kernels = {cri("exec", one, "cat", "/proc/sys/kernel/random/boot_id") for one in made}
+        made.append(ctr.cri("create", pod_id, container, pod))
+        ctr.cri("start", made[-1])
+    until(lambda: "inside" in ctr.cri("logs", made[1]), "it does not run")
+    kernels = {ctr.cri("exec", one, "cat", "/proc/sys/kernel/random/boot_id") for one in made}
     assert len(kernels) == 1 and kernels != {Path("/proc/sys/kernel/random/boot_id").read_text().strip()}
-    assert cri("exec", "-s", made[0], "ls", "/dev/shm") == "mark", "what the pod's containers share"
-    assert "eth0" in cri("exec", made[0], "cat", "/proc/net/dev")
-    cri("stop", "-t", str(int(LIMIT)), made[0])
-    status = json.loads(cri("inspect", made[0]))["status"]
+    assert ctr.cri("exec", "-s", made[0], "ls", "/dev/shm") == "mark", "what the pod's containers share"
+    assert "eth0" in ctr.cri("exec", made[0], "cat", "/proc/net/dev")
+    (used,) = json.loads(ctr.cri("statsp", "-o", "json"))["stats"]
+    assert int(used["linux"]["memory"]["workingSetBytes"]["value"]) > MIB
+    assert int(used["linux"]["cpu"]["usageCoreNanoSeconds"]["value"]) > 0
+    assert {one["attributes"]["id"] for one in used["linux"]["containers"]} == set(made)
+    ctr.cri("stop", "-t", str(int(LIMIT)), made[0])
+    status = json.loads(ctr.cri("inspect", made[0]))["status"]
     assert (status["state"], status["exitCode"]) == ("CONTAINER_EXITED", 3)
-    assert json.loads(cri("inspect", made[1]))["status"]["state"] == "CONTAINER_RUNNING"
-    cri("stopp", pod_id)
-    cri("rmp", pod_id)
-    assert json.loads(cri("pods", "-o", "json"))["items"] == []
+    assert json.loads(ctr.cri("inspect", made[1]))["status"]["state"] == "CONTAINER_RUNNING"
+    ctr.cri("stopp", pod_id)
+    ctr.cri("rmp", pod_id)
+    assert json.loads(ctr.cri("pods", "-o", "json"))["items"] == []
 
 
 def test_what_cannot_be_says_so(ctr: Containerd) -> None:
     done = ctr(*RUN, "--rm", "--net-host", BUSYBOX, "wants", "true", check=False)
-    assert done.code and "host's network namespace, which a VM does not share" in done.err, done
+    assert (
+        done.code
+        and "task wants asks for the host's network namespace, which a VM does not share" in done.err
+    ), done
     done = ctr(*RUN, "--rm", BUSYBOX, "missing", "nosuchprogram", check=False)
     assert done.code and "nosuchprogram" in done.err, done
 

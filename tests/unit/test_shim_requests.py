@@ -6,10 +6,11 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from orlop.bundle import document
-from orlop.errors import InvalidArgument, OrlopError
+from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
 from orlop.sandbox.spec import NamespaceMode
 from orlop.shim import placing, rootfs, stdio
 from orlop.shim.command import protobuf
@@ -89,6 +90,24 @@ def test_a_task_is_a_vm_of_its_own_a_sandbox_or_one_in_a_sandbox() -> None:
     with pytest.raises(InvalidArgument, match="does not name its sandbox"):
         placing.place(config(**{"container-type": "container"}))
     assert placing.network(config()) == "/ns"
+
+
+def in_group(path: str) -> str:
+    asked = msgspec.structs.replace(config(), linux=document.OciLinux(cgroups_path=path))
+    return placing.pod(asked, "k8s.io", "abc", netns="").cgroup_parent
+
+
+def test_a_vm_is_in_the_control_group_of_its_pod() -> None:
+    assert in_group("") == in_group("/k8s.io/abc") == "", "what containerd says when nobody asked"
+    assert in_group("/kubepods/burstable/pod1/abc") == "/kubepods/burstable/pod1"
+    assert in_group("kubepods-pod1.slice:cri-containerd:abc") == "/kubepods.slice/kubepods-pod1.slice"
+    with pytest.raises(InvalidArgument):
+        in_group("/kubepods/../../etc/abc")
+
+
+def test_what_no_vm_can_have_names_the_task_and_what_can() -> None:
+    with pytest.raises(FailedPrecondition, match=r"^task abc asks for the host's IPC .*io\.containerd\.runc"):
+        placing.check(config(), "abc")
 
 
 def test_the_namespace_of_the_vms_process_is_the_pods() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -11,6 +12,7 @@ import msgspec
 from orlop.bundle import translate
 from orlop.bundle.document import OciConfig
 from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.host import cgroups
 from orlop.pods.records import ContainerRecord
 from orlop.sandbox.spec import NamespaceMode, Namespaces, PodSpec, Resources
 from orlop.shim.places import FRONT
@@ -19,6 +21,7 @@ _KINDS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType
 _SANDBOXES = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 _PID_PATH = re.compile(r"/proc/\d{1,9}/ns/pid")
 _MOST = 1 << 62
+_OTHER = "io.containerd.runc.v2"
 
 
 class TaskPlace(Enum):
@@ -68,10 +71,37 @@ def network(config: OciConfig) -> str:
 
 
 def pod(config: OciConfig, namespace: str, task_id: str, *, netns: str) -> PodSpec:
-    """The VM of a sandbox, or of a task that is alone."""
+    """The VM of a sandbox, or of a task that is alone. Raises InvalidArgument."""
     annotations = config.annotations or {}
-    spec = translate.pod(config, task_id, namespace, netns=netns, cgroup="", front=FRONT)
+    group = _group(config, f"/{namespace}/{task_id}")
+    spec = translate.pod(config, task_id, namespace, netns=netns, cgroup=group, front=FRONT)
     return msgspec.structs.replace(spec, resources=_size(annotations))
+
+
+def check(config: OciConfig, name: str) -> None:
+    """Raise FailedPrecondition for what no VM can have, and say what can."""
+    try:
+        translate.check(config)
+    except FailedPrecondition as error:
+        reason = str(error).removeprefix("it ")
+        raise FailedPrecondition(
+            f"task {name} {reason}; another runtime of containerd's can serve it, as {_OTHER}"
+        ) from error
+
+
+def _group(config: OciConfig, usual: str) -> str:
+    """The control group that the VM's is to be in, "" where nobody but containerd itself asked for one.
+
+    For a pod it is what the kubelet made: where the pod's limits are, and where containerd looks for what the
+    pod uses.
+    """
+    path = config.linux.cgroups_path if config.linux else ""
+    if path in ("", usual):
+        return ""
+    if path.count(":") == 2:  # systemd's: the slice, and what its own unit would be called
+        return cgroups.expand(path.partition(":")[0])
+    parent = os.path.dirname(cgroups.expand(path))  # noqa: PTH120 - a pure path of text
+    return parent if parent != "/" else ""
 
 
 def _size(annotations: Mapping[str, str]) -> Resources:

@@ -169,7 +169,7 @@ class ShimTasks:
             if key in self._live:
                 raise AlreadyExists(f"task {key[1]} exists already in namespace {key[0]}")
             config = document.config(await threads.call(making.read_config, bundle))
-            translate.check(config)
+            placing.check(config, key[1])
             record, sandbox = self._placed(key, bundle, stdio, config)
             task = await self._maker.make(record, root, config, sandbox)
             self._live[key] = task

@@ -300,7 +300,7 @@ class Keeper:
             self._notes.discard(link)
             link.close()
             return
-        verb, key = _understood(note)
+        verb, key = understood(note)
         if verb == "serve" and len(descriptors) == 1 and key:
             self._serve(key, descriptors[0])
         else:
@@ -400,7 +400,7 @@ def main(state: str) -> None:
         Keeper(state, holding).run()
 
 
-def _understood(note: bytes) -> tuple[str, str]:
+def understood(note: bytes) -> tuple[str, str]:
     """The verb and the key of a note; nothing of one that is none."""
     try:
         said = json.loads(note)
