@@ -21,7 +21,7 @@ from tests.fuzz.kit import logged, run, target
 from tests.unit.ttrpc_double import NAME, Echo, Streaming
 
 
-class _Link:
+class OneSidedLink:
     """A side that says the input and hears nothing."""
 
     def __init__(self, data: bytes) -> None:
@@ -79,7 +79,7 @@ def ttrpc_calls(data: bytes) -> None:
 
     async def talk() -> None:
         async with asyncio.timeout(10):
-            await server.serve(_Link(data), Streaming().services())
+            await server.serve(OneSidedLink(data), Streaming().services())
 
     with logged("orlop.ttrpc"):
         run(talk())
@@ -90,7 +90,7 @@ def ttrpc_answers(data: bytes) -> None:
     """A call is answered, or fails as calls do."""
 
     async def talk() -> None:
-        client = Client(_Link(data), "it")
+        client = Client(OneSidedLink(data), "it")
         try:
             async with asyncio.timeout(10):
                 await client.call(NAME, "Echo", Echo(), Echo)
@@ -105,7 +105,7 @@ def plugin_connections(data: bytes) -> None:
     """Each connection gets its own bytes, or both end."""
 
     async def talk() -> None:
-        both = Mux(_Link(data))
+        both = Mux(OneSidedLink(data))
         assert await both.run()
         for channel in (both.plugin, both.runtime):
             with contextlib.suppress(LinkLost):
