@@ -137,47 +137,59 @@ def run(
     """Run critest on a daemon of its own; the reports go to ``directory``."""
     directory.mkdir(parents=True, exist_ok=True)
     name = f"{handler}-{transport}" + ("-focus" if focus else "")
-    report, output = directory / f"{name}.xml", directory / f"{name}.log"
-    report.unlink(missing_ok=True)
     started = time.monotonic()
     with node(registry, handler=handler, prefix="orlop-ct-") as one:
         one.wait_ready()
-        endpoint = f"unix://{one.socket}"
-        argv = [
-            os.fspath(tools.cri_tools()[1]),
-            *("-runtime-endpoint", endpoint),
-            *("-image-endpoint", endpoint),
-            *HANDLER_OPTIONS[handler],
-            *TRANSPORT_OPTIONS[transport],
-            *("-ginkgo.junit-report", os.fspath(report)),
-            *("-ginkgo.timeout", f"{minutes}m"),
-            *(("-ginkgo.focus", focus) if focus else ()),
-            "-ginkgo.no-color",
-            "-ginkgo.v",
-            *flags,
-        ]
+        options = (*HANDLER_OPTIONS[handler], *TRANSPORT_OPTIONS[transport], *flags)
         say(f"critest, handler {handler}, {transport}{f', focus {focus}' if focus else ''}")
         try:
-            with output.open("wb") as log:
-                done = subprocess.run(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    check=False,
-                    timeout=minutes * 60 + 120,
-                )
+            specs = against(
+                f"unix://{one.socket}", options, directory / name, handler, focus=focus, minutes=minutes
+            )
         finally:
             (directory / f"{name}-orlopd.log").write_bytes(one.settings.log.read_bytes())
-        if not report.exists():
-            tail = output.read_text(errors="replace")[-1500:]
-            raise tools.ToolError(f"critest ended with {done.returncode} and wrote no report:\n{tail}")
-        specs = parse_report(report, handler)
-        if done.returncode != 0 and not any(spec.outcome not in ("passed", "skipped") for spec in specs):
-            specs.append(Spec("critest itself", "failed", f"exit code {done.returncode}, see {output}", 0.0))
         # critest is to clean up after itself; what it leaves must not hide a leak of ours.
         one.remove_all()
     return Result(handler, transport, focus, tuple(specs), time.monotonic() - started)
+
+
+def against(
+    endpoint: str,
+    options: Sequence[str],
+    report: Path,
+    handler: Handler,
+    *,
+    focus: str = "",
+    minutes: int = 40,
+) -> list[Spec]:
+    """Run critest against any runtime, judged as one of ``handler``; ``report`` without suffixes is written.
+
+    Raises ToolError when there is no result.
+    """
+    found, output = report.with_suffix(".xml"), report.with_suffix(".log")
+    found.unlink(missing_ok=True)
+    argv = [
+        os.fspath(tools.cri_tools()[1]),
+        *("-runtime-endpoint", endpoint),
+        *("-image-endpoint", endpoint),
+        *options,
+        *("-ginkgo.junit-report", os.fspath(found)),
+        *("-ginkgo.timeout", f"{minutes}m"),
+        *(("-ginkgo.focus", focus) if focus else ()),
+        "-ginkgo.no-color",
+        "-ginkgo.v",
+    ]
+    with output.open("wb") as log:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False, timeout=minutes * 60 + 120
+        )
+    if not found.exists():
+        tail = output.read_text(errors="replace")[-1500:]
+        raise tools.ToolError(f"critest ended with {done.returncode} and wrote no report:\n{tail}")
+    specs = parse_report(found, handler)
+    if done.returncode != 0 and not any(spec.outcome not in ("passed", "skipped") for spec in specs):
+        specs.append(Spec("critest itself", "failed", f"exit code {done.returncode}, see {output}", 0.0))
+    return specs
 
 
 def lines(result: Result) -> Iterable[str]:

@@ -22,7 +22,8 @@ from tests.patience import PATIENCE
 
 CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
 RUNTIME = "io.containerd.orlop.v2"
-PAUSE = "registry.k8s.io/pause:3.10"
+PAUSE = "registry.k8s.io/pause:3.9"
+"""One that critest removes and pulls again: with another name for the same content it counts one too many."""
 TIMEOUT = 300 * PATIENCE
 START_TIMEOUT = 60 * PATIENCE
 
@@ -146,9 +147,9 @@ class Containerd:
             time.sleep(0.05)
         self._process = None
 
-    def log_tail(self) -> str:
-        """The last of what it said."""
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-30:])
+    def log_tail(self, lines: int = 30) -> str:
+        """The last of what it said, with 0 all."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
 
     def argv(self, *args: str) -> list[str]:
         """The command line of a ctr command."""
@@ -177,6 +178,18 @@ class Containerd:
             self("task", "rm", "-f", name, check=False)
         for name in self("container", "ls", "-q", check=False).out.split():
             self("container", "rm", name, check=False)
+
+    def cri(self, *args: str | Path, check: bool = True) -> str:
+        """What a crictl command says."""
+        argv = [tools.cri_tools()[0], "-r", f"unix://{self.socket}", "-t", f"{TIMEOUT:.0f}s", *args]
+        done = subprocess.run(argv, capture_output=True, text=True, env=self.env, check=False)
+        assert not check or done.returncode == 0, f"{done}\n{self.log_tail()}"
+        return done.stdout.strip()
+
+    def remove_pods(self) -> None:
+        """Remove what a kubelet has made."""
+        for pod in self.cri("pods", "-q").split():
+            self.cri("rmp", "-f", pod)
 
     def remove_all(self) -> None:
         """End it, and remove what it has mounted."""
