@@ -273,3 +273,48 @@ async def test_who_turns_away_from_an_archive_leaves_nothing_held(tmp_path: Path
         await saved.aclose()
         assert not list((tmp_path / "uses").iterdir())
         assert not list(store.layers.ingest.iterdir())
+
+
+async def test_a_name_that_is_given_leaves_the_image_that_had_it(tmp_path: Path) -> None:
+    put(tmp_path, "a", "1", "x.y/a:1", pulled_at=2)
+    put(tmp_path, "b", "2", "x.y/b:1", "x.y/c:1")
+    async with opened(tmp_path) as store:
+        assert (await store.tag(digest("b")[:20], "x.y/a:1")).repo_tags == ("x.y/a:1", "x.y/b:1", "x.y/c:1")
+        found = store.status(digest("a"))
+        assert found is not None and found.repo_tags == (), "it stays, by its id"
+        assert (await store.tag("x.y/b:1", "short")).repo_tags[0] == "docker.io/library/short:latest"
+        with pytest.raises(NotFound):
+            await store.tag("x.y/none", "x.y/d:1")
+        for wrong in ("UPPER", "x.y/z@" + digest("a"), ""):
+            with pytest.raises(InvalidArgument):
+                await store.tag("x.y/b:1", wrong)
+            with pytest.raises(InvalidArgument):
+                await store.untag(wrong)
+    async with opened(tmp_path) as store:
+        assert [len(image.repo_tags) for image in store.list()] == [4, 0], "it is on disk"
+
+
+async def test_names_go_one_by_one_and_the_image_with_the_last(tmp_path: Path) -> None:
+    put(tmp_path, "a", "1", "x.y/a:1", "x.y/b:1", "x.y/c:1")
+    async with opened(tmp_path) as store:
+        both = await asyncio.gather(*(store.untag(f"x.y/{one}:1", with_the_last=True) for one in "abc"))
+        assert sorted(removed for _, removed in both) == [False, False, True], "each takes its own"
+        assert store.list() == [] and layers(tmp_path) == ""
+        with pytest.raises(NotFound, match=r"x\.y/a:1"):
+            await store.untag("x.y/a:1")
+    put(tmp_path, "b", "2", "x.y/b:1")
+    async with opened(tmp_path) as store:
+        image, removed = await store.untag("x.y/b:1")
+        assert not removed and image.repo_tags == () and store.status(digest("b")) is not None
+        assert layers(tmp_path) == "2"
+
+
+async def test_a_name_is_given_while_its_image_is_removed(tmp_path: Path) -> None:
+    put(tmp_path, "a", "1", "x.y/a:1")
+    async with opened(tmp_path) as store:
+        told = await asyncio.gather(
+            store.remove("x.y/a:1"), store.tag("x.y/a:1", "x.y/b:1"), return_exceptions=True
+        )
+        assert isinstance(told[1], NotFound) and store.list() == []
+    async with opened(tmp_path) as store:
+        assert store.list() == [], "nothing was written after it was removed"

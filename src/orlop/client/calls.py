@@ -131,7 +131,7 @@ class CriClient(Connected):
 
 
 class NativeClient(Connected):
-    """What CRI has no words for: ``containers`` and ``archives`` are its services."""
+    """What CRI has no words for: ``containers``, ``archives`` and ``names`` are its services."""
 
     def __init__(self, path: Path) -> None:
         from orlop.native.api import native_v1_pb2
@@ -140,6 +140,7 @@ class NativeClient(Connected):
         services = native_v1_pb2.DESCRIPTOR.services_by_name
         self.containers = self._service(services["ContainerService"])
         self.archives = self._service(services["ArchiveService"])
+        self.names = self._service(services["ImageNameService"])
 
 
 class VolumeClient(Connected):

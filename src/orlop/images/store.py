@@ -47,6 +47,13 @@ async def _written(change: Callable[[T], None], value: T) -> None:
     await threads.call(change, value)
 
 
+def _tag(name: str) -> str:
+    parsed = references.parse(name)
+    if not parsed.tagged:
+        raise InvalidArgument(f"{name} is a digest, which only its own image has: give a name with a tag")
+    return parsed.tagged
+
+
 class _Pull:
     """A pull that runs, and how many callers wait for it."""
 
@@ -143,6 +150,47 @@ class ImageStore:
             del self._images[record.id]
             await _written(self._records.delete_image, record.id)
         await self._discard(record.diff_ids)
+
+    async def tag(self, reference_or_id: str, name: str) -> Image:
+        """Give an image one more name, which leaves the image that had it.
+
+        Raises NotFound when the image is not here, InvalidArgument for what is no name with a tag.
+        """
+        tag = _tag(name)
+        # Whole, even if the caller has gone: of two files that change, one would keep the name.
+        return await uncancelled(self._tag(reference_or_id, tag))
+
+    async def _tag(self, reference_or_id: str, tag: str) -> Image:
+        async with self._changing:
+            record = self._find(reference_or_id)
+            if record is None:
+                raise NotFound(f"image {reference_or_id} is not here; pull it first")
+            named = msgspec.structs.replace(record, tags=tuple(sorted({*record.tags, tag})))
+            await self._save_with_names(named, (tag,))
+        return self._image(named)
+
+    async def untag(self, name: str, *, with_the_last: bool = False) -> tuple[Image, bool]:
+        """Take a name away; the image as it was or is, and whether it was removed with its last name.
+
+        Raises NotFound when no image has that name, InvalidArgument for what is no name with a tag.
+        """
+        tag = _tag(name)
+        async with self._changing:
+            record = next((one for one in self._images.values() if tag in one.tags), None)
+            if record is None:
+                raise NotFound(f"no image here is called {tag}")
+            left = tuple(one for one in record.tags if one != tag)
+            removed = with_the_last and not left
+            if removed:
+                del self._images[record.id]
+                await _written(self._records.delete_image, record.id)
+            else:
+                record = msgspec.structs.replace(record, tags=left)
+                self._images[record.id] = record
+                await _written(self._records.save_image, record)
+        if removed:
+            await self._discard(record.diff_ids)
+        return self._image(record), removed
 
     async def fs_info(self) -> FsInfo:
         """The space that the layers take."""
@@ -282,16 +330,20 @@ class ImageStore:
                 pulled_at=time.time_ns(),
                 unsettled=self._boot,
             )
-            changed = [record]
-            for other in self._images.values():
-                if other.id != record.id and not set(tags).isdisjoint(other.tags):
-                    left = tuple(tag for tag in other.tags if tag not in tags)
-                    changed.append(msgspec.structs.replace(other, tags=left))
-            # The new holder of the name first: a crash in between leaves it twice, and the later pull wins.
-            for each in changed:
-                await _written(self._records.save_image, each)
-                self._images[each.id] = each
+            await self._save_with_names(record, tags)
         return record
+
+    async def _save_with_names(self, record: ImageRecord, tags: Collection[str]) -> None:
+        """Save an image that has ``tags`` now, and those that had them before; the lock is held."""
+        changed = [record]
+        for other in self._images.values():
+            if other.id != record.id and not set(tags).isdisjoint(other.tags):
+                left = tuple(tag for tag in other.tags if tag not in tags)
+                changed.append(msgspec.structs.replace(other, tags=left))
+        # The new holder of the name first: a crash in between leaves it twice, and the later pull wins.
+        for each in changed:
+            await _written(self._records.save_image, each)
+            self._images[each.id] = each
 
     def _sync_later(self, record: ImageRecord) -> None:
         """Sync an image's layers behind the caller's back, then note that they can be trusted."""

@@ -25,13 +25,13 @@ class ArchiveCalls:
         """Take the images of an archive."""
         first = await anext(requests, pb.LoadImagesRequest())
         loaded = await self._loader.load(_data(first, requests), first.name)
-        return pb.LoadImagesResponse(images=[_told(image) for image in loaded])
+        return pb.LoadImagesResponse(images=[told(image) for image in loaded])
 
     async def import_image(self, requests: AsyncIterator[pb.ImportImageRequest]) -> pb.ImportImageResponse:
         """Make an image of the archive of a file system."""
         first = await anext(requests, pb.ImportImageRequest())
         image = await self._loader.import_tree(_data(first, requests), first.name, first.config)
-        return pb.ImportImageResponse(image=_told(image))
+        return pb.ImportImageResponse(image=told(image))
 
     async def save_images(self, request: pb.SaveImagesRequest) -> AsyncGenerator[pb.SaveImagesResponse, None]:
         """The archive of images, in pieces."""
@@ -47,5 +47,6 @@ async def _data(first: pb.LoadImagesRequest | pb.ImportImageRequest, others: Par
         yield one.data
 
 
-def _told(image: Image) -> pb.LoadedImage:
+def told(image: Image) -> pb.LoadedImage:
+    """An image as our own clients see it."""
     return pb.LoadedImage(id=image.id, names=image.repo_tags, size=image.size)

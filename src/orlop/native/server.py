@@ -8,6 +8,7 @@ from orlop.errors import InvalidArgument
 from orlop.images.store import ImageStore
 from orlop.native.api import native_v1_pb2 as pb
 from orlop.native.archives import ArchiveCalls
+from orlop.native.names import NameCalls
 from orlop.pods import resolve
 from orlop.pods.service import PodService
 from orlop.rpc.deferred import Handler
@@ -22,6 +23,7 @@ def handlers(router: Router, pods: PodService, images: ImageStore) -> Sequence[H
     return (
         router.handler(services["ContainerService"], NativeCalls(pods)),
         router.handler(services["ArchiveService"], ArchiveCalls(images)),
+        router.handler(services["ImageNameService"], NameCalls(images)),
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n orlop/native/api/native_v1.proto\x12\x08orlop.v1\"-\n\x15PauseContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x18\n\x16PauseContainerResponse\".\n\x16ResumeContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x19\n\x17ResumeContainerResponse\">\n\x16SignalContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\"\x19\n\x17SignalContainerResponse\"\x1d\n\x1bListPausedContainersRequest\"5\n\x1cListPausedContainersResponse\x12\x15\n\rcontainer_ids\x18\x01 \x03(\t\"/\n\x11LoadImagesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\";\n\x12LoadImagesResponse\x12%\n\x06images\x18\x01 \x03(\x0b\x32\x15.orlop.v1.LoadedImage\"6\n\x0bLoadedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"@\n\x12ImportImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\x0c\";\n\x13ImportImageResponse\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.orlop.v1.LoadedImage\"\"\n\x11SaveImagesRequest\x12\r\n\x05names\x18\x01 \x03(\t\"\"\n\x12SaveImagesResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\x86\x03\n\x10\x43ontainerService\x12U\n\x0ePauseContainer\x12\x1f.orlop.v1.PauseContainerRequest\x1a .orlop.v1.PauseContainerResponse\"\x00\x12X\n\x0fResumeContainer\x12 .orlop.v1.ResumeContainerRequest\x1a!.orlop.v1.ResumeContainerResponse\"\x00\x12X\n\x0fSignalContainer\x12 .orlop.v1.SignalContainerRequest\x1a!.orlop.v1.SignalContainerResponse\"\x00\x12g\n\x14ListPausedContainers\x12%.orlop.v1.ListPausedContainersRequest\x1a&.orlop.v1.ListPausedContainersResponse\"\x00\x32\xfa\x01\n\x0e\x41rchiveService\x12K\n\nLoadImages\x12\x1b.orlop.v1.LoadImagesRequest\x1a\x1c.orlop.v1.LoadImagesResponse\"\x00(\x01\x12N\n\x0bImportImage\x12\x1c.orlop.v1.ImportImageRequest\x1a\x1d.orlop.v1.ImportImageResponse\"\x00(\x01\x12K\n\nSaveImages\x12\x1b.orlop.v1.SaveImagesRequest\x1a\x1c.orlop.v1.SaveImagesResponse\"\x00\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n orlop/native/api/native_v1.proto\x12\x08orlop.v1\"-\n\x15PauseContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x18\n\x16PauseContainerResponse\".\n\x16ResumeContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x19\n\x17ResumeContainerResponse\">\n\x16SignalContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\"\x19\n\x17SignalContainerResponse\"\x1d\n\x1bListPausedContainersRequest\"5\n\x1cListPausedContainersResponse\x12\x15\n\rcontainer_ids\x18\x01 \x03(\t\"/\n\x11LoadImagesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\";\n\x12LoadImagesResponse\x12%\n\x06images\x18\x01 \x03(\x0b\x32\x15.orlop.v1.LoadedImage\"6\n\x0bLoadedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"@\n\x12ImportImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\x0c\";\n\x13ImportImageResponse\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.orlop.v1.LoadedImage\"\"\n\x11SaveImagesRequest\x12\r\n\x05names\x18\x01 \x03(\t\"\"\n\x12SaveImagesResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\".\n\x0fTagImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"8\n\x10TagImageResponse\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.orlop.v1.LoadedImage\"8\n\x11UntagImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rwith_the_last\x18\x02 \x01(\x08\"K\n\x12UntagImageResponse\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.orlop.v1.LoadedImage\x12\x0f\n\x07removed\x18\x02 \x01(\x08\x32\x86\x03\n\x10\x43ontainerService\x12U\n\x0ePauseContainer\x12\x1f.orlop.v1.PauseContainerRequest\x1a .orlop.v1.PauseContainerResponse\"\x00\x12X\n\x0fResumeContainer\x12 .orlop.v1.ResumeContainerRequest\x1a!.orlop.v1.ResumeContainerResponse\"\x00\x12X\n\x0fSignalContainer\x12 .orlop.v1.SignalContainerRequest\x1a!.orlop.v1.SignalContainerResponse\"\x00\x12g\n\x14ListPausedContainers\x12%.orlop.v1.ListPausedContainersRequest\x1a&.orlop.v1.ListPausedContainersResponse\"\x00\x32\xfa\x01\n\x0e\x41rchiveService\x12K\n\nLoadImages\x12\x1b.orlop.v1.LoadImagesRequest\x1a\x1c.orlop.v1.LoadImagesResponse\"\x00(\x01\x12N\n\x0bImportImage\x12\x1c.orlop.v1.ImportImageRequest\x1a\x1d.orlop.v1.ImportImageResponse\"\x00(\x01\x12K\n\nSaveImages\x12\x1b.orlop.v1.SaveImagesRequest\x1a\x1c.orlop.v1.SaveImagesResponse\"\x00\x30\x01\x32\xa2\x01\n\x10ImageNameService\x12\x43\n\x08TagImage\x12\x19.orlop.v1.TagImageRequest\x1a\x1a.orlop.v1.TagImageResponse\"\x00\x12I\n\nUntagImage\x12\x1b.orlop.v1.UntagImageRequest\x1a\x1c.orlop.v1.UntagImageResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,8 +61,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAVEIMAGESREQUEST']._serialized_end=698
   _globals['_SAVEIMAGESRESPONSE']._serialized_start=700
   _globals['_SAVEIMAGESRESPONSE']._serialized_end=734
-  _globals['_CONTAINERSERVICE']._serialized_start=737
-  _globals['_CONTAINERSERVICE']._serialized_end=1127
-  _globals['_ARCHIVESERVICE']._serialized_start=1130
-  _globals['_ARCHIVESERVICE']._serialized_end=1380
+  _globals['_TAGIMAGEREQUEST']._serialized_start=736
+  _globals['_TAGIMAGEREQUEST']._serialized_end=782
+  _globals['_TAGIMAGERESPONSE']._serialized_start=784
+  _globals['_TAGIMAGERESPONSE']._serialized_end=840
+  _globals['_UNTAGIMAGEREQUEST']._serialized_start=842
+  _globals['_UNTAGIMAGEREQUEST']._serialized_end=898
+  _globals['_UNTAGIMAGERESPONSE']._serialized_start=900
+  _globals['_UNTAGIMAGERESPONSE']._serialized_end=975
+  _globals['_CONTAINERSERVICE']._serialized_start=978
+  _globals['_CONTAINERSERVICE']._serialized_end=1368
+  _globals['_ARCHIVESERVICE']._serialized_start=1371
+  _globals['_ARCHIVESERVICE']._serialized_end=1621
+  _globals['_IMAGENAMESERVICE']._serialized_start=1624
+  _globals['_IMAGENAMESERVICE']._serialized_end=1786
 # @@protoc_insertion_point(module_scope)
