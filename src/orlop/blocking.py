@@ -188,11 +188,11 @@ class Container:
         """Let them go on."""
         self._loop.call(self._container.unpause())
 
-    def stop(self, grace: float = 10.0) -> None:
+    def stop(self, grace: float | None = None) -> None:
         """Ask it to end, and kill it ``grace`` seconds later."""
         self._loop.call(self._container.stop(grace))
 
-    def restart(self, grace: float = 10.0) -> Container:
+    def restart(self, grace: float | None = None) -> Container:
         """Stop it if it runs, and run another like it; that one."""
         return Container(self._loop, self._loop.call(self._container.restart(grace)))
 
@@ -316,6 +316,14 @@ class Node:
     def remove_image(self, image: str) -> None:
         """Remove an image; one that is not here is no error."""
         self._loop.call(self._node.remove_image(image))
+
+    def tag(self, image: str, name: str) -> ImageFacts:
+        """Give an image one more name."""
+        return self._loop.call(self._node.tag(image, name))
+
+    def untag(self, name: str, *, with_the_last: bool = False) -> ImageFacts:
+        """Take a name away from its image."""
+        return self._loop.call(self._node.untag(name, with_the_last=with_the_last))
 
     def load(self, source: Path | IO[bytes], *, name: str = "") -> list[ImageFacts]:
         """Take the images of an archive."""

@@ -381,7 +381,12 @@ def test_a_container_runs_again_in_its_pod_and_in_a_new_one(cli: Cli) -> None:
 
 
 def test_what_others_have_says_what_to_use_instead(cli: Cli) -> None:
-    for args in (["build", "."], ["rename", "a", "b"], ["run", "--health-cmd", "x", BUSYBOX], ["diff", "x"]):
+    for args in (
+        ["build", "."],
+        ["rename", "a", "b"],
+        ["run", "--health-cmd", "x", BUSYBOX],
+        ["image", "history", "x"],
+    ):
         done = cli(*args, check=False)
         assert done.code == 2 and done.err.startswith("orlop: there is no ") and done.err.count("\n") == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.cli import units
-from orlop.client import logs, options
-from orlop.client.launch import NamedMount
+from orlop.client import logs, mounts, options, rights, texts
+from orlop.client.launch import MemoryMount, NamedMount, RunOptions, container_config, pod_config
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
+from orlop.pods import tmpfs
+from orlop.pods.requests import MountRequest
 from orlop.sandbox import crilog
+from orlop.sandbox.spec import Tmpfs
 
 
 @pytest.mark.parametrize(
@@ -32,13 +36,13 @@ from orlop.sandbox import crilog
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert options.parse_size(text) == size
+    assert texts.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "m", "-1m", "1x", "1mm", "lots"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InvalidArgument, match="is not a size"):
-        options.parse_size(text)
+        texts.parse_size(text)
 
 
 def test_ports() -> None:
@@ -77,13 +81,13 @@ def test_labels() -> None:
 
 
 def test_volumes(tmp_path: Path) -> None:
-    mount = options.parse_volume(f"{tmp_path}:/data:ro")
+    mount = mounts.parse_volume(f"{tmp_path}:/data:ro")
     assert isinstance(mount, pb.Mount)
     assert (mount.host_path, mount.container_path, mount.readonly) == (str(tmp_path), "/data", True)
-    assert options.parse_volume(f"{tmp_path}:/data") == pb.Mount(
+    assert mounts.parse_volume(f"{tmp_path}:/data") == pb.Mount(
         container_path="/data", host_path=str(tmp_path)
     )
-    assert options.parse_volume("data:/data:ro") == NamedMount("data", "/data", read_only=True)
+    assert mounts.parse_volume("data:/data:ro") == NamedMount("data", "/data", read_only=True)
     for wrong in (
         f"{tmp_path}",
         f"{tmp_path}:data",
@@ -92,17 +96,92 @@ def test_volumes(tmp_path: Path) -> None:
         f"{tmp_path}/none:/data",
     ):
         with pytest.raises(InvalidArgument):
-            options.parse_volume(wrong)
+            mounts.parse_volume(wrong)
+
+
+def test_volumes_with_options(tmp_path: Path) -> None:
+    mount = mounts.parse_volume(f"{tmp_path}:/data:ro,noexec,Z")
+    assert isinstance(mount, pb.Mount) and mount.readonly and mount.selinux_relabel
+    assert list(mount.mount_options) == ["noexec"]
+    assert mounts.parse_volume("data:/d:nosuid") == NamedMount("data", "/d", options=("nosuid",))
+
+
+def test_memory_as_a_volume() -> None:
+    assert mounts.parse_tmpfs("/tmp") == MemoryMount("/tmp")
+    assert mounts.parse_tmpfs("/t:size=64m,mode=700,ro,noexec,rw") == MemoryMount(
+        "/t", 64 << 20, 0o700, True, ("noexec",)
+    )
+    found = mounts.parse_mount("type=tmpfs,target=/t,tmpfs-size=1k,tmpfs-mode=1770,readonly")
+    assert found == MemoryMount("/t", 1024, 0o1770, True)
+    for wrong in ("tmp", "/t:size=lots", "/t:mode=8", "/t:async", "/t:size", ""):
+        with pytest.raises(InvalidArgument):
+            mounts.parse_tmpfs(wrong)
+
+
+def test_rights() -> None:
+    assert rights.ulimit("nofile=1024") == "NOFILE=1024:1024"
+    assert rights.ulimit("NPROC=10:unlimited") == "NPROC=10:unlimited"
+    assert rights.device("/dev/null") == pb.Device(
+        host_path="/dev/null", container_path="/dev/null", permissions="rwm"
+    )
+    assert rights.device("/dev/null:/dev/x:r").container_path == "/dev/x"
+    assert rights.device("/dev/null:r").permissions == "r"
+    assert rights.signal_number("") == pb.SIGNAL_RUNTIME_DEFAULT
+    assert rights.signal_number("usr1") == rights.signal_number("10") == pb.SIGNAL_SIGUSR1
+    assert rights.signal_number("RTMIN+3") == pb.SIGNAL_SIGRTMINPLUS3
+    assert rights.sysctls(["net.core.somaxconn=5"]) == {"net.core.somaxconn": "5"}
+    found = rights.security(["no-new-privileges:true", "seccomp=unconfined"])
+    assert found["no_new_privileges"] and found["seccomp"].profile_type == pb.SecurityProfile.Unconfined
+    for parse, wrong in (
+        (rights.ulimit, "nofile"), (rights.ulimit, "nofile=a"), (rights.ulimit, "nofile=1:2:3"),
+        (rights.device, "null"), (rights.device, "/dev/null:rwx"), (rights.device, "/dev/no-such"),
+        (rights.device, "/dev/null:/a:r:b"), (rights.signal_number, "NONE"), (rights.signal_number, "0"),
+        (rights.signal_number, "99"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidArgument):
+            parse(wrong)
+    for many, wrong in ((rights.sysctls, "a"), (rights.security, "label=disable"), (rights.security, "")):
+        with pytest.raises(InvalidArgument):
+            many([wrong])
+
+
+def test_what_cri_has_no_words_for_is_said_in_annotations() -> None:
+    launch = RunOptions(
+        "image", volumes=(MemoryMount("/t"),), ulimits=("NOFILE=1:2",), pids=7, stop_timeout=3
+    )
+    config = container_config(launch, "one", alone=True)
+    assert config.annotations["rlimits.orlop.io/container.one"] == "NOFILE=1:2"
+    assert config.annotations["io.orlop.cli/stop-timeout"] == "3"
+    assert config.linux.resources.unified["pids.max"] == "7"
+    (made,) = tmpfs.among((), config.annotations)
+    assert made.container_path == "/t" and made.tmpfs == Tmpfs()
+    assert not pod_config(launch, "one", "uid").linux.resources.unified
+    assert not container_config(RunOptions("image"), "one", alone=True).annotations
+
+
+def test_the_annotation_for_memory_is_checked() -> None:
+    deep, flat = MountRequest(container_path="/a/b/c", host_path="/x"), MountRequest(container_path="/a")
+    text = '[{"path": "/a/b/", "size": 5, "options": ["noexec"]}]'
+    found = tmpfs.among((deep, flat), {tmpfs.ANNOTATION: text})
+    assert [one.container_path for one in found] == ["/a", "/a/b", "/a/b/c"]
+    assert found[1].tmpfs == Tmpfs(size=5) and found[1].options == ("noexec",)
+    for wrong in ("[", "{}", '[{"path": "/a", "size": -1}]', '[{"path": "/a", "mode": 9999}]', "[{}]",
+                  '[{"path": "/a", "other": 1}]', '[{"path": "/a", "options": ["suid"]}]', "[" * 5000,
+                  json.dumps([{"path": "/a"}] * 65)):  # fmt: skip
+        with pytest.raises(InvalidArgument, match="tmpfs"):
+            tmpfs.among((), {tmpfs.ANNOTATION: wrong})
 
 
 def test_mounts(tmp_path: Path) -> None:
     bound = pb.Mount(container_path="/data", host_path=str(tmp_path), readonly=True)
-    assert options.parse_volume("type=volume,source=data,target=/d") == NamedMount("data", "/d")
-    assert options.parse_mount(f"type=bind,src={tmp_path},dst=/data,ro") == bound
-    assert options.parse_mount("type=volume,source=data,target=/data") == NamedMount("data", "/data")
-    assert options.parse_mount("source=data,target=/d,readonly=true") == NamedMount("data", "/d", True)
+    assert mounts.parse_volume("type=volume,source=data,target=/d") == NamedMount("data", "/d")
+    assert mounts.parse_mount(f"type=bind,src={tmp_path},dst=/data,ro") == bound
+    assert mounts.parse_mount("type=volume,source=data,target=/data") == NamedMount("data", "/data")
+    assert mounts.parse_mount("source=data,target=/d,readonly=true") == NamedMount("data", "/d", True)
     for wrong, said in (
-        ("type=tmpfs,target=/tmp", "CRI"),
+        ("type=tmpfs,source=x,target=/tmp", "tmpfs has no source"),
+        ("type=tmpfs,target=/tmp,tmpfs-mode=999", "mode such as 1777"),
+        ("type=bind,target=/tmp,tmpfs-size=1m", "bind has no tmpfs-size"),
         ("type=volume,target=/data", "name of a volume"),
         ("type=volume,source=a/b,target=/data", "name of a volume"),
         ("type=volume,source=data,target=data", "slash"),
@@ -116,7 +195,7 @@ def test_mounts(tmp_path: Path) -> None:
         ("", "write"),
     ):
         with pytest.raises(InvalidArgument, match=said):
-            options.parse_mount(wrong)
+            mounts.parse_mount(wrong)
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,13 +259,13 @@ def test_help_does_not_wait_for_grpc() -> None:
 @pytest.mark.parametrize(
     ("parse", "argument"),
     [
-        (options.parse_size, b"9" * 400),
-        (options.parse_size, b"9" * 5000),
+        (texts.parse_size, b"9" * 400),
+        (texts.parse_size, b"9" * 5000),
         (options.parse_port, b"1" * 5000 + b":80"),
         (options.parse_port, b"\xff:8080:80"),
-        (options.parse_volume, b"~nobody-of-that-name:/data"),
-        (options.parse_volume, b"/tmp:/\xff"),
-        (options.parse_volume, b"x" * 5000 + b":/data"),
+        (mounts.parse_volume, b"~nobody-of-that-name:/data"),
+        (mounts.parse_volume, b"/tmp:/\xff"),
+        (mounts.parse_volume, b"x" * 5000 + b":/data"),
         (units.parse_environment, b"\xff=value"),
     ],
 )

@@ -16,6 +16,7 @@ from orlop.client.container import Container
 from orlop.client.node import Node
 from orlop.client.pod import remove_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
+from orlop.errors import NotFound
 
 
 async def exec_command(
@@ -77,13 +78,12 @@ async def _run_pod(client: CriClient, container: pb.Container) -> str:
     return str(Path(status.log_path).parent) if status.log_path else ""
 
 
-async def stop_command(socket: str, names: list[str], timeout: int) -> None:
+async def stop_command(socket: str, names: list[str], timeout: int | None) -> None:
     """``orlop stop``."""
     async with session.connect(socket) as client:
         for name in names:
             container = await session.find_container(client, name)
-            request = pb.StopContainerRequest(container_id=container.id, timeout=timeout)
-            await client.runtime.stop_container(request, timeout=timeout + 60)
+            await Container(client, container.id, container.pod_sandbox_id).stop(timeout)
             if session.RUN_LABEL in container.labels:
                 await client.runtime.stop_pod_sandbox(
                     pb.StopPodSandboxRequest(pod_sandbox_id=container.pod_sandbox_id), timeout=120
@@ -99,7 +99,7 @@ async def kill_command(socket: str, names: list[str], signal: str) -> None:
             print(name)
 
 
-async def restart_command(socket: str, names: list[str], timeout: int) -> None:
+async def restart_command(socket: str, names: list[str], timeout: int | None) -> None:
     """``orlop restart``: the ids of the new containers."""
     async with session.connect(socket) as client:
         for name in names:
@@ -145,3 +145,13 @@ async def rm_command(socket: str, names: list[str], *, force: bool) -> None:
                     pb.RemoveContainerRequest(container_id=container.id), timeout=120
                 )
             print(name)
+
+
+async def exists_command(socket: str, name: str) -> int:
+    """``orlop container exists``: 0 or 1."""
+    async with session.connect(socket) as client:
+        try:
+            await session.find_container(client, name)
+        except NotFound:
+            return 1
+    return 0

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
-from orlop.cli.groups import container, image, look, pod, system
+from orlop.cli.groups import container, image, look, pod, running, system
 from orlop.cli.groups import volume as volume_group
 from orlop.cli.parameters import (
-    AddHost,
     ConfigFile,
-    Dns,
-    Files,
     Format,
     FormatChoice,
-    Grace,
-    Handler,
-    Hostname,
     Json,
-    Label,
-    Many,
     Name,
-    Names,
-    Network,
-    NetworkChoice,
-    Publish,
-    Restart,
     Socket,
     Target,
-    Volume,
 )
 
 app = typer.Typer(
@@ -55,6 +39,7 @@ node_app = typer.Typer(
     rich_markup_mode=None, help="Make this machine a Kubernetes node.", no_args_is_help=True
 )
 app.add_typer(node_app, name="node")
+app.add_typer(running.app)
 app.add_typer(look.app)
 app.add_typer(container.app)
 app.add_typer(image.app)
@@ -62,99 +47,12 @@ app.add_typer(pod.app, name="pod")
 app.add_typer(system.app, name="system")
 app.add_typer(volume_group.app, name="volume")
 
-PASS_THROUGH = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
-
-
-class PullChoice(StrEnum):
-    """What `run --pull` takes."""
-
-    missing = "missing"
-    always = "always"
-    never = "never"
-
 
 def _end(job: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
     """Run a command's coroutine, and end with the exit code that it returns."""
     from orlop.cli import session
 
     raise typer.Exit(session.run_async(job))
-
-
-@app.command(context_settings=PASS_THROUGH)
-def run(
-    image: Annotated[str, typer.Argument(help="The image, for example docker.io/library/busybox.")],
-    command: Annotated[Many, typer.Argument(help="Instead of the image's own.")] = None,
-    *,
-    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Hand stdin through.")] = False,
-    tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
-    remove: Annotated[bool, typer.Option("--rm", help="Remove everything when it ends.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it and return.")] = False,
-    publish: Publish = None,
-    volume: Volume = None,
-    env: Annotated[Many, typer.Option("--env", "-e", help="KEY=VALUE, or KEY")] = None,
-    env_file: Annotated[Files, typer.Option("--env-file", help="A file with such lines.")] = None,
-    label: Label = None,
-    memory: Annotated[str, typer.Option("--memory", "-m", help="Limit, for example 512m.")] = "",
-    cpus: Annotated[float, typer.Option("--cpus", help="Limit, for example 1.5.", min=0.0)] = 0.0,
-    name: Annotated[str, typer.Option("--name", help="Its name.")] = "",
-    pod: Annotated[str, typer.Option("--pod", help="A pod that is there, instead of one of its own.")] = "",
-    hostname: Hostname = "",
-    dns: Dns = None,
-    handler: Handler = "",
-    workdir: Annotated[str, typer.Option("--workdir", "-w", help="Working directory inside.")] = "",
-    user: Annotated[str, typer.Option("--user", "-u", help="NAME or UID[:GID]")] = "",
-    entrypoint: Annotated[str, typer.Option("--entrypoint", help="Instead of the image's own.")] = "",
-    network: Network = NetworkChoice.pod,
-    cap_add: Annotated[Many, typer.Option("--cap-add", help="A capability more, or ALL.")] = None,
-    cap_drop: Annotated[Many, typer.Option("--cap-drop", help="A capability less, or ALL.")] = None,
-    privileged: Annotated[bool, typer.Option("--privileged", help="All rights, inside its VM.")] = False,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Forbid writing to the root.")] = False,
-    add_host: AddHost = None,
-    restart: Restart = "no",
-    pull: Annotated[PullChoice, typer.Option("--pull", help="When to fetch the image.")] = PullChoice.missing,
-    socket: Socket = "",
-) -> None:
-    """Run a command in a new container, in a pod of its own or one that is there. Its exit code is ours."""
-    from orlop.cli import restarts, units
-    from orlop.cli import run as running
-    from orlop.client import options
-
-    pod_options = units.pod_options(
-        name=name, handler=handler, hostname=hostname, ports=publish, dns=dns, label=label, network=network
-    )
-    wanted = replace(
-        pod_options,
-        image=image,
-        command=tuple(command or ()),
-        interactive=interactive,
-        tty=tty,
-        volumes=tuple(options.parse_volume(text) for text in volume or ()),
-        environment=units.environment(env or (), env_file or (), tty=tty),
-        **units.limits(memory, cpus),
-        workdir=workdir,
-        user=user,
-        entrypoint=entrypoint,
-        privileged=privileged,
-        read_only=read_only,
-        capabilities=options.capabilities(cap_add or (), cap_drop or ()),
-        hosts=options.hosts(add_host or ()),
-    )
-    job = partial(running.run_command, socket, wanted, pod=pod, pull=pull.value, detach=detach, remove=remove)
-    _end(partial(job, policy=restarts.parse(restart)))
-
-
-@app.command("exec", context_settings=PASS_THROUGH)
-def exec_(
-    name: Name,
-    command: Annotated[list[str], typer.Argument(help="The command and its arguments.", show_default=False)],
-    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Hand stdin through.")] = False,
-    tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
-    socket: Socket = "",
-) -> None:
-    """Run a command in a running container. Its exit code becomes ours."""
-    from orlop.cli import containers
-
-    _end(lambda: containers.exec_command(socket, name, tuple(command), interactive=interactive, tty=tty))
 
 
 @app.command()
@@ -192,30 +90,6 @@ def port_forward(
     from orlop.cli import containers, session
 
     session.run_async(lambda: containers.port_forward_command(socket, name, ports))
-
-
-@app.command()
-def stop(
-    names: Names,
-    timeout: Grace = 10,
-    socket: Socket = "",
-) -> None:
-    """Stop containers."""
-    from orlop.cli import containers, session
-
-    session.run_async(lambda: containers.stop_command(socket, names, timeout))
-
-
-@app.command()
-def rm(
-    names: Names,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Running ones as well.")] = False,
-    socket: Socket = "",
-) -> None:
-    """Remove containers, with the pods that `orlop run` made for them."""
-    from orlop.cli import containers, session
-
-    session.run_async(lambda: containers.rm_command(socket, names, force=force))
 
 
 @app.command()

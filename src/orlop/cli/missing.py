@@ -12,8 +12,6 @@ COMMANDS = {
     "build": _NO_BUILD,
     "buildx": _NO_BUILD,
     "push": "Orlop fetches images and sends none: use `orlop save` and skopeo copy",
-    "tag": "an image gets its names where it comes from: use `orlop load --name`, or pull it by another name",
-    "untag": "an image loses a name when another one gets it; `orlop rmi` removes it with all names",
     "history": "the steps by which an image was made are not kept; `orlop inspect` shows the rest of it",
     "search": "ask the registry itself, or skopeo list-tags",
     "manifest": _NO_BUILD,
@@ -35,8 +33,6 @@ COMMANDS = {
     "compose": "use `orlop pod create` and `orlop run --pod`, or podman with orlop-oci",
     "secret": "mount a file with `orlop run -v`, or use Kubernetes",
     "machine": "every pod has a VM of its own already",
-    "container": "leave the word out: `orlop ps`, `orlop rm`, `orlop inspect`",
-    "image": "leave the word out: `orlop images`, `orlop pull`, `orlop rmi`",
     "ls": "use `orlop ps`",
     "init": "a container is made and started at once: use `orlop run -d`",
     "auto-update": "pull the new image and run it, or let Kubernetes do that",
@@ -48,36 +44,25 @@ _WATCHER = "nobody would watch it: run it in the foreground of a systemd unit, o
 _NO_WORDS = "the daemon's interface, CRI, has no words for it"
 
 FLAGS = {
-    "--ulimit": f"{_NO_WORDS}: set it in the container with `ulimit`",
-    "--tmpfs": f"{_NO_WORDS}: use a volume, or mount one inside with --privileged",
-    "--shm-size": f"{_NO_WORDS}: /dev/shm has 64 MiB",
-    "--device": f"{_NO_WORDS} but by name: ask for devices in Kubernetes",
+    "--shm-size": "/dev/shm has 64 MiB: mount a larger one elsewhere with --tmpfs",
     "--gpus": "a VM has no device of this machine but disks and its network",
-    "--health-cmd": f"health is told by nobody: {_WATCHER}",
-    "--health-interval": f"health is told by nobody: {_WATCHER}",
-    "--health-retries": f"health is told by nobody: {_WATCHER}",
-    "--security-opt": "the daemon has its profiles, see docs/security.md; --privileged drops them",
+    "--health-cmd": f"health is asked by nobody here, as a kubelet does: {_WATCHER}",
+    "--health-interval": f"health is asked by nobody here, as a kubelet does: {_WATCHER}",
+    "--health-retries": f"health is asked by nobody here, as a kubelet does: {_WATCHER}",
     "--userns": "under the handler vm all users are those of the VM",
     "--pid": "containers of one pod share their processes: use `orlop pod create` and --pod",
-    "--init": "the pod's own init collects processes that lost their parent already",
     "--ipc": "containers of one pod share it: use `orlop pod create` and --pod",
     "--net": "write --network",
     "--ip": "addresses are the CNI plug-in's to give",
     "--mac-address": "addresses are the CNI plug-in's to give",
     "--link": "put both containers into one pod: `orlop pod create`, and --pod",
     "--volumes-from": "name the volumes again with -v",
-    "--cidfile": "`orlop run -d` prints the id: redirect it",
     "--log-driver": "logs are files, which `orlop logs` reads",
     "--annotation": "use --label",
     "--runtime": "use --handler",
-    "--cpu-shares": "use --cpus",
     "--cpuset-cpus": f"a client cannot choose them: {_NO_WORDS} for a whole pod",
     "--memory-swap": "VMs have no swap",
-    "--sysctl": "set them in the pod's VM with --privileged, or ask for them in Kubernetes",
-    "--stop-timeout": "say it when it is stopped: `orlop stop -t`",
-    "--stop-signal": "it is the image's; `orlop kill -s` sends any",
     "--sig-proxy": "signals are not passed on; an interrupt stops the container",
-    "--replace": "remove the other one first: `orlop rm -f`",
     "--arch": "images are pulled for this machine",
     "--platform": "images are pulled for this machine",
     "--no-stream": "`orlop stats` prints one table; leave it out",
@@ -92,5 +77,8 @@ def explain(error: Exception, words: Sequence[str]) -> str:
         return f"there is no {option}: {FLAGS[option]}" if option in FLAGS else ""
     if not str(getattr(error, "message", "")).startswith("No such command"):
         return ""
-    command = next((word for word in words if not word.startswith("-")), "")
+    named = [word for word in words if not word.startswith("-")]
+    if named[:1] in (["image"], ["container"]):
+        del named[0]
+    command = named[0] if named else ""
     return f"there is no command {command}: {COMMANDS[command]}" if command in COMMANDS else ""

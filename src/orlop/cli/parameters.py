@@ -8,6 +8,9 @@ from typing import Annotated, Optional
 
 import typer
 
+PASS_THROUGH = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
+"""For commands whose last words are another command's."""
+
 Many = Optional[list[str]]  # noqa: UP045 - typer reads this at run time
 Files = Optional[list[Path]]  # noqa: UP045
 
@@ -58,21 +61,10 @@ Filter = Annotated[Many, typer.Option("--filter", help="KEY=VALUE; a wrong key n
 Whole = Annotated[bool, typer.Option("--no-trunc", help="Cut nothing.")]
 Some = Annotated[Many, typer.Argument(help="Ids, starts of ids, or names.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="The daemon's answer as JSON.")]
-Publish = Annotated[Many, typer.Option("--publish", "-p", help="[HOSTIP:]HOSTPORT:PORT[/udp]")]
-Label = Annotated[Many, typer.Option("--label", "-l", help="KEY=VALUE")]
-Hostname = Annotated[str, typer.Option("--hostname", help="The pod's name else.")]
-Dns = Annotated[Many, typer.Option("--dns", help="Name servers instead of the host's.")]
-DnsSearch = Annotated[Many, typer.Option("--dns-search", help="Domains to look names up in.")]
-Grace = Annotated[int, typer.Option("--timeout", "-t", help="Seconds before it is killed.", min=0)]
+Grace = Annotated[
+    Optional[int],  # noqa: UP045 - typer reads this at run time
+    typer.Option("--timeout", "--time", "-t", help="Seconds before it is killed; 10, or its own.", min=0),
+]
 Restart = Annotated[
     str, typer.Option("--restart", help="Run it again while this waits: on-failure[:TIMES] or always.")
-]
-AddHost = Annotated[Many, typer.Option("--add-host", help="NAME:ADDRESS for /etc/hosts.")]
-Handler = Annotated[str, typer.Option("--handler", help="vm or process; the daemon's default else.")]
-Network = Annotated[NetworkChoice, typer.Option("--network", help="host: with --handler process.")]
-Volume = Annotated[
-    Many,
-    typer.Option(
-        "--volume", "-v", "--mount", help="HOSTPATH|NAME:/PATH[:ro], or type=volume|bind,source=..,target=.."
-    ),
 ]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 from orlop.cli import images, restarts, starting, streams, terminal
 from orlop.cli.problems import CliError
@@ -15,6 +18,7 @@ from orlop.client.container import Container
 from orlop.client.images import present
 from orlop.client.launch import RunOptions
 from orlop.client.pod import Pod, find_pod
+from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import OrlopError
 from orlop.host import tasks
 
@@ -97,47 +101,81 @@ async def _terminal(container: Container, launch: RunOptions) -> None:
             await streams.interact(process, stdin=launch.interactive, tty=True)
 
 
-async def run_command(
-    socket: str,
-    launch: RunOptions,
-    *,
-    pod: str,
-    pull: str,
-    detach: bool,
-    remove: bool,
-    policy: RestartPolicy,
-) -> int:
-    """``orlop run``, in the pod named ``pod`` if any: the container's exit code, 0 when detached."""
-    if detach and remove:
+class How(NamedTuple):
+    """How a container is run: in the pod named ``pod`` if any, watched or not, and what is left of it."""
+
+    pod: str
+    pull: str
+    detach: bool
+    remove: bool
+    replace: bool
+    cidfile: Path | None
+    policy: RestartPolicy
+
+
+def _check(launch: RunOptions, how: How) -> None:
+    if how.detach and how.remove:
         raise CliError(
             "--rm needs the foreground: a detached container is removed with `orlop rm`", exit_code=2
         )
-    if policy.after_failure and (detach or launch.interactive):
+    if how.policy.after_failure and (how.detach or launch.interactive):
         raise CliError(
             "--restart needs the foreground, without -d and -i: run it in a systemd unit, or by Kubernetes",
             exit_code=2,
         )
     if launch.tty and launch.interactive and not terminal.is_terminal():
         raise CliError("-it needs a terminal, and stdin is none: leave out -t", exit_code=2)
-    if pod and (launch.ports or launch.handler or launch.hostname or launch.dns or launch.host_network):
-        raise CliError(
-            "ports, handler, hostname, name servers and network are a pod's: give them to `orlop pod create`",
-            exit_code=2,
-        )
-    async with starting.offered(socket, lasting=detach), session.connect(socket) as client:
-        await _provide(client, launch.image, pull)
-        found = await find_pod(client, pod) if pod else Pod(client, launch)
-        container = await (found.launch(launch, launch.name) if pod else _alone(found, launch))
-        if detach:
+    if how.replace and (how.pod or not launch.name):
+        raise CliError("--replace needs --name, and is not for --pod: use `orlop rm -f`", exit_code=2)
+
+
+async def run_command(socket: str, launch: RunOptions, how: How) -> int:
+    """``orlop run``: the container's exit code, 0 when detached."""
+    _check(launch, how)
+    async with starting.offered(socket, lasting=how.detach), session.connect(socket) as client:
+        await _provide(client, launch.image, how.pull)
+        with _id_file(how.cidfile) as note:
+            if how.replace:
+                await _remove_old(client, launch.name)
+            found = await find_pod(client, how.pod) if how.pod else Pod(client, launch)
+            container = await (found.launch(launch, launch.name) if how.pod else _alone(found, launch))
+            note(container.id)
+        if how.detach:
             print(container.id)
             return 0
-        shown = _Shown(container, found, launch, policy)
+        shown = _Shown(container, found, launch, how.policy)
         async with contextlib.AsyncExitStack() as stack:
-            if remove:
-                stack.push_async_callback(shown.remove if pod else found.remove)
-            elif not pod:
+            if how.remove:
+                stack.push_async_callback(shown.remove if how.pod else found.remove)
+            elif not how.pod:
                 stack.push_async_callback(_rest, found)
             return await _to_the_end(shown)
+
+
+@contextlib.contextmanager
+def _id_file(path: Path | None) -> Iterator[Callable[[str], object]]:
+    """A new file for the container's id, which goes again if there is none. Raises CliError."""
+    if path is None:
+        yield lambda container_id: None
+        return
+    try:
+        file = path.open("x")
+    except FileExistsError:
+        raise CliError(f"the file {path} for the id is there already: remove it first", exit_code=2) from None
+    with file:
+        try:
+            yield file.write
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+async def _remove_old(client: CriClient, name: str) -> None:
+    # By the label alone: a start of an id or a kubelet's pod may have that name, too.
+    wanted = pb.ListPodSandboxRequest()
+    wanted.filter.label_selector[session.RUN_LABEL] = name
+    for old in (await client.runtime.list_pod_sandbox(wanted)).items:
+        await (await find_pod(client, old.id)).remove()
 
 
 async def _alone(pod: Pod, launch: RunOptions) -> Container:

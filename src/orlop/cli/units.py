@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from orlop.cli.parameters import NetworkChoice
-from orlop.client import options
-from orlop.client.launch import RunOptions
-from orlop.client.options import utf8
+from orlop.client.texts import utf8
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
 
@@ -21,35 +17,6 @@ _PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(ms|s|m|h|d)")
 _AGO = re.compile(rf"(?:{_PART.pattern})+")
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def pod_options(
-    *,
-    name: str,
-    handler: str,
-    hostname: str,
-    ports: Sequence[str] | None,
-    dns: Sequence[str] | None,
-    label: Sequence[str] | None,
-    network: NetworkChoice,
-    dns_search: Sequence[str] | None = None,
-) -> RunOptions:
-    """What a pod is told, by `run` and by `pod create`."""
-    return RunOptions(
-        image="",
-        ports=tuple(options.parse_port(text) for text in ports or ()),
-        name=name,
-        handler=handler,
-        hostname=hostname,
-        dns=options.name_servers(dns or (), dns_search or ()),
-        labels=labels(label or ()),
-        host_network=network is NetworkChoice.host,
-    )
-
-
-def limits(memory: str, cpus: float) -> dict[str, Any]:
-    """What ``--memory`` and ``--cpus`` say."""
-    return {"memory": options.parse_size(memory) if memory else 0, "cpus": cpus}
 
 
 def show_size(size: int) -> str:

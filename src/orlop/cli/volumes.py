@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from orlop.cli import output
 from orlop.cli.formats import Bytes, Printer, Row, Shape
 from orlop.client import volumes
-from orlop.client.options import parse_size
+from orlop.client.texts import parse_size
 from orlop.csi.api import csi_v1_pb2 as pb
 
 SHAPE = Shape(headings={"Name": "VOLUME", "Size": "SIZE", "Kind": "KIND"}, columns=("Name", "Size", "Kind"))

@@ -16,6 +16,7 @@ from orlop.client import again, archive, logs
 from orlop.client.calls import CriClient, NativeClient
 from orlop.client.channels import STDOUT, Channels, Read
 from orlop.client.facts import ContainerFacts, Result
+from orlop.client.launch import STOP_TIMEOUT
 from orlop.client.session import STATES, container_status
 from orlop.client.websocket import CHUNK
 from orlop.cri.api import runtime_v1_pb2 as pb
@@ -28,6 +29,7 @@ MAX_OUTPUT = 64 << 20
 MAX_FETCHED = 4 << 30
 MAX_IN_MEMORY = 8 << 20
 MAX_WORDS = 4096
+GRACE = 10.0
 
 
 async def collected(output: AsyncIterator[tuple[str, bytes]], remedy: str) -> tuple[bytes, bytes]:
@@ -275,17 +277,25 @@ class Container:
         async with NativeClient(self._client.path) as client:
             await client.containers.resume_container(native.ResumeContainerRequest(container_id=self.id))
 
-    async def stop(self, grace: float = 10.0) -> None:
-        """Ask it to end, and kill it ``grace`` seconds later."""
+    async def stop(self, grace: float | None = None) -> None:
+        """Ask it to end, and kill it ``grace`` seconds later: as many as it was made with, or 10."""
+        if grace is None:
+            grace = await self._grace()
         request = pb.StopContainerRequest(container_id=self.id, timeout=int(grace))
         await self._client.runtime.stop_container(request, timeout=grace + 60)
 
-    async def restart(self, grace: float = 10.0) -> Container:
+    async def _grace(self) -> float:
+        text = (await self._status()).annotations.get(STOP_TIMEOUT, "")
+        return float(text) if text.isascii() and text.isdecimal() and len(text) < 7 else GRACE
+
+    async def restart(self, grace: float | None = None) -> Container:
         """Stop it if it runs, and run another like it, with the same name, log and volumes; that one.
 
         What it wrote elsewhere is gone, and it has another id. Raises FailedPrecondition for a container that
         was not made by ``orlop run`` or by this client.
         """
+        if grace is None:
+            grace = await self._grace()
         return Container(self._client, *await again.run_again(self._client, self.id, grace))
 
     async def remove(self) -> None:

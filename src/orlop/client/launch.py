@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,12 @@ from orlop.errors import InvalidArgument
 
 LOG_ROOT = "/var/log/orlop"
 
+STOP_TIMEOUT = "io.orlop.cli/stop-timeout"
+"""Annotation of a container: the seconds that it has to end when it is stopped."""
+LIMITS = "rlimits.orlop.io/container."
+TMPFS = "tmpfs.orlop.io/mounts"
+"""Annotations that the daemon reads, since CRI has no words for these: see docs/cri.md."""
+
 
 @dataclass(frozen=True)
 class NamedMount:
@@ -20,6 +27,18 @@ class NamedMount:
     volume: str
     container_path: str
     read_only: bool = False
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MemoryMount:
+    """Memory as a volume. ``size`` in bytes is 0 for the kernel's default."""
+
+    container_path: str
+    size: int = 0
+    mode: int = 0o1777
+    read_only: bool = False
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,8 @@ class RunOptions:
 
     ``memory`` is in bytes, ``cpus`` a number of processors. ``user`` is a name or a number, with a number
     as its group after a colon. ``interactive`` keeps stdin open. ``hostname`` is the pod's name if it is "".
-    ``hosts`` are names with addresses for its /etc/hosts.
+    ``hosts`` are names with addresses for its /etc/hosts. ``ulimits`` are texts such as ``NOFILE=1024:2048``,
+    ``stop_timeout`` seconds, None for the usual ones.
     """
 
     image: str
@@ -36,7 +56,7 @@ class RunOptions:
     interactive: bool = False
     tty: bool = False
     ports: tuple[pb.PortMapping, ...] = ()
-    volumes: tuple[pb.Mount | NamedMount, ...] = ()
+    volumes: tuple[pb.Mount | NamedMount | MemoryMount, ...] = ()
     environment: tuple[pb.KeyValue, ...] = ()
     memory: int = 0
     cpus: float = 0.0
@@ -53,6 +73,16 @@ class RunOptions:
     capabilities: pb.Capability | None = None
     labels: dict[str, str] = field(default_factory=dict)
     hosts: tuple[tuple[str, str], ...] = ()
+    ulimits: tuple[str, ...] = ()
+    pids: int = 0
+    cpu_shares: int = 0
+    groups: tuple[int, ...] = ()
+    devices: tuple[pb.Device, ...] = ()
+    sysctls: dict[str, str] = field(default_factory=dict)
+    stop_signal: pb.Signal.ValueType = pb.SIGNAL_RUNTIME_DEFAULT
+    stop_timeout: int | None = None
+    no_new_privileges: bool = False
+    seccomp: pb.SecurityProfile | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument for a user that CRI cannot name."""
@@ -79,6 +109,8 @@ def resources(launch: RunOptions) -> pb.LinuxContainerResources:
         limits.cpu_period = 100_000
         limits.cpu_quota = int(launch.cpus * 100_000)
         limits.cpu_shares = max(2, int(launch.cpus * 1024))
+    if launch.cpu_shares:
+        limits.cpu_shares = launch.cpu_shares
     return limits
 
 
@@ -94,6 +126,7 @@ def pod_config(launch: RunOptions, name: str, uid: str) -> pb.PodSandboxConfig:
     if launch.dns is not None:
         config.dns_config.CopyFrom(launch.dns)
     config.linux.resources.CopyFrom(resources(launch))
+    config.linux.sysctls.update(launch.sysctls)
     context = config.linux.security_context
     context.privileged = launch.privileged
     if launch.host_network:
@@ -111,6 +144,9 @@ def container_config(launch: RunOptions, name: str, *, alone: bool) -> pb.Contai
         args=launch.command,
         working_dir=launch.workdir,
         labels={**({RUN_LABEL: name} if alone else {}), **launch.labels},
+        annotations=_annotations(launch, name),
+        stop_signal=launch.stop_signal,
+        devices=launch.devices,
         log_path=f"{name}.log",
         stdin=launch.interactive,
         stdin_once=launch.interactive,
@@ -119,16 +155,46 @@ def container_config(launch: RunOptions, name: str, *, alone: bool) -> pb.Contai
     config.envs.extend(launch.environment)
     config.mounts.extend(one for one in launch.volumes if isinstance(one, pb.Mount))
     config.linux.resources.CopyFrom(resources(launch))
+    if launch.pids:
+        # CRI has no number for it, but for the files of control groups.
+        config.linux.resources.unified["pids.max"] = str(launch.pids)
     context = config.linux.security_context
     context.privileged = launch.privileged
     context.readonly_rootfs = launch.read_only
     if launch.capabilities is not None:
         context.capabilities.CopyFrom(launch.capabilities)
+    context.no_new_privs = launch.no_new_privileges
+    context.supplemental_groups.extend(launch.groups)
     context.seccomp.profile_type = pb.SecurityProfile.RuntimeDefault
+    if launch.seccomp is not None:
+        context.seccomp.CopyFrom(launch.seccomp)
     if launch.host_network:
         context.namespace_options.network = pb.NODE
     _set_user(context, launch.user)
     return config
+
+
+def _annotations(launch: RunOptions, name: str) -> dict[str, str]:
+    found = {}
+    if launch.ulimits:
+        found[LIMITS + name] = ",".join(launch.ulimits)
+    memory = [one for one in launch.volumes if isinstance(one, MemoryMount)]
+    if memory:
+        found[TMPFS] = json.dumps(
+            [
+                {
+                    "path": one.container_path,
+                    "size": one.size,
+                    "mode": one.mode,
+                    "read_only": one.read_only,
+                    "options": one.options,
+                }
+                for one in memory
+            ]
+        )
+    if launch.stop_timeout is not None:
+        found[STOP_TIMEOUT] = str(launch.stop_timeout)
+    return found
 
 
 def _set_user(context: pb.LinuxContainerSecurityContext, user: str) -> None:

@@ -10,18 +10,15 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TypedDict
 
-from orlop.client.launch import NamedMount, RunOptions
+from orlop.client import rights
+from orlop.client.launch import RunOptions
+from orlop.client.mounts import parse_tmpfs, parse_volume
+from orlop.client.texts import parse_size, utf8
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
 
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$", re.IGNORECASE)
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_DIGITS = 20
-_KEY = re.compile(r"(type|source|src|target|dst|destination|readonly|ro)=")
-_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _PROTOCOLS = {"tcp": pb.TCP, "udp": pb.UDP, "sctp": pb.SCTP}
 
@@ -43,6 +40,8 @@ class PodKeywords(TypedDict, total=False):
     """Name servers, by address; the host's else."""
     dns_search: Sequence[str]
     """Domains in which names are looked up."""
+    sysctls: Mapping[str, str]
+    """Parameters of its kernel."""
 
 
 class ContainerKeywords(TypedDict, total=False):
@@ -71,6 +70,22 @@ class ContainerKeywords(TypedDict, total=False):
     labels: dict[str, str]
     add_host: Sequence[str]
     """``NAME:ADDRESS`` for its /etc/hosts."""
+    tmpfs: Sequence[str]
+    """``/PATH`` in memory, ``/PATH:size=64m,mode=1777,noexec``."""
+    ulimits: Sequence[str]
+    """``nofile=1024:2048``: soft and hard, or one for both."""
+    pids_limit: int
+    """Processes and threads that it may have."""
+    group_add: Sequence[int]
+    """Groups besides its user's own."""
+    devices: Sequence[str]
+    """``/dev/HOST[:/dev/INSIDE[:rwm]]``."""
+    security: Sequence[str]
+    """``no-new-privileges``, ``seccomp=unconfined`` or ``seccomp=/PROFILE``."""
+    stop_signal: str
+    """Instead of the image's own."""
+    stop_timeout: int
+    """Seconds before it is killed, when it is stopped."""
 
 
 class RunKeywords(PodKeywords, ContainerKeywords, total=False):
@@ -87,7 +102,10 @@ def launch(
         command=tuple(command),
         interactive=interactive,
         ports=tuple(parse_port(text) for text in options.get("ports", ())),
-        volumes=tuple(parse_volume(text) for text in options.get("volumes", ())),
+        volumes=(
+            *(parse_volume(text) for text in options.get("volumes", ())),
+            *(parse_tmpfs(text) for text in options.get("tmpfs", ())),
+        ),
         environment=tuple(
             pb.KeyValue(key=utf8(key, key), value=os.fsencode(value))
             for key, value in options.get("env", {}).items()
@@ -107,13 +125,23 @@ def launch(
         capabilities=capabilities(options.get("cap_add", ()), options.get("cap_drop", ())),
         labels=options.get("labels", {}),
         hosts=hosts(options.get("add_host", ())),
+        ulimits=tuple(rights.ulimit(text) for text in options.get("ulimits", ())),
+        pids=options.get("pids_limit", 0),
+        groups=tuple(options.get("group_add", ())),
+        devices=tuple(rights.device(text) for text in options.get("devices", ())),
+        sysctls=dict(options.get("sysctls", {})),
+        stop_signal=rights.signal_number(options.get("stop_signal", "")),
+        stop_timeout=options.get("stop_timeout"),
+        **rights.security(options.get("security", ())),
     )
 
 
-def name_servers(servers: Sequence[str], searches: Sequence[str]) -> pb.DNSConfig | None:
+def name_servers(
+    servers: Sequence[str], searches: Sequence[str], options: Sequence[str] = ()
+) -> pb.DNSConfig | None:
     """None for the host's own."""
-    found = pb.DNSConfig(servers=_all_utf8(servers), searches=_all_utf8(searches))
-    return found if servers or searches else None
+    found = pb.DNSConfig(servers=_all_utf8(servers), searches=_all_utf8(searches), options=_all_utf8(options))
+    return found if servers or searches or options else None
 
 
 def hosts(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -137,27 +165,10 @@ def capabilities(more: Sequence[str], less: Sequence[str]) -> pb.Capability | No
     return found if more or less else None
 
 
-def parse_size(text: str) -> int:
-    """``512m``, ``1.5g``, ``1048576`` in bytes; units are powers of 1024."""
-    match = _SIZE.match(text.strip())
-    if match is None or len(match[1]) > _DIGITS:
-        raise InvalidArgument(f"{text} is not a size: write for example 512m or 2g")
-    return int(float(match[1]) * 1024 ** _POWERS[match[2].lower()])
-
-
 def _port(text: str, whole: str, lowest: int) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 6) or not lowest <= int(text) <= 65535:
         raise InvalidArgument(f"{whole}: {text or 'nothing'} is not a port number")
     return int(text)
-
-
-def utf8(part: str, whole: str) -> str:
-    """What a request can carry: an argument may be any bytes, CRI's texts are UTF-8."""
-    try:
-        part.encode()
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"{whole!a}: {part!a} is not UTF-8") from None
-    return part
 
 
 def _all_utf8(texts: Sequence[str]) -> list[str]:
@@ -186,69 +197,3 @@ def parse_forward(text: str) -> tuple[int, int]:
     left, colon, inside = text.rpartition(":")
     port = _port(inside, text, 1)
     return (_port(left, text, 0) if colon else port), port
-
-
-def parse_volume(text: str) -> pb.Mount | NamedMount:
-    """``HOST:CONTAINER[:ro|rw]``, where HOST is a path, or the name of a volume if no slash is in it.
-
-    Or as :func:`parse_mount` has it.
-    """
-    if _KEY.match(text):
-        return parse_mount(text)
-    parts = text.split(":")
-    if len(parts) not in (2, 3) or not parts[0]:
-        raise InvalidArgument(f"{text}: write HOSTPATH:/PATH/INSIDE, with :ro to forbid writing")
-    mode = parts[2] if len(parts) == 3 else "rw"
-    if mode not in ("ro", "rw"):
-        raise InvalidArgument(f"{text}: the mode is ro or rw, not {mode}")
-    if _VOLUME.fullmatch(parts[0]):
-        return NamedMount(parts[0], _inside(parts[1], text), mode == "ro")
-    return _bind(parts[0], parts[1], text, read_only=mode == "ro")
-
-
-def parse_mount(text: str) -> pb.Mount | NamedMount:
-    """``type=volume|bind,source=NAME|PATH,target=/PATH[,readonly]``."""
-    given: dict[str, str] = {}
-    for part in text.split(","):
-        key, _, value = part.partition("=")
-        key = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}.get(key, key)
-        if key not in ("type", "source", "target", "readonly") or key in given:
-            known = "type=volume|bind,source=..,target=/..[,readonly]"
-            raise InvalidArgument(f"{text}: write {known}, each once, not {part}")
-        given[key] = value
-    if given.get("readonly", "") not in ("", "true", "false"):
-        raise InvalidArgument(f"{text}: readonly stands alone, or is true or false")
-    read_only = "readonly" in given and given["readonly"] != "false"
-    source, target = given.get("source", ""), given.get("target", "")
-    match given.get("type", "volume"):
-        case "bind":
-            return _bind(source, target, text, read_only=read_only)
-        case "volume" if _VOLUME.fullmatch(source):
-            return NamedMount(source, _inside(target, text), read_only)
-        case "volume":
-            raise InvalidArgument(f"{text}: {source or 'nothing'} is not the name of a volume")
-        case "tmpfs":
-            raise InvalidArgument(f"{text}: the daemon's interface, CRI, has no words for a tmpfs")
-        case other:
-            raise InvalidArgument(f"{text}: the type is volume or bind, not {other}")
-
-
-def _inside(path: str, text: str) -> str:
-    if not path.startswith("/"):
-        raise InvalidArgument(f"{text}: the path inside begins with a slash, not {path or 'nothing'}")
-    return utf8(path, text)
-
-
-def _bind(source: str, target: str, text: str, *, read_only: bool) -> pb.Mount:
-    """A path of this machine; a relative one counts from here."""
-    if not source:
-        raise InvalidArgument(f"{text}: no path of this machine is named")
-    try:
-        host = Path(source).expanduser().absolute()
-        there = host.exists()
-    except (RuntimeError, OSError) as error:  # no such user, a name that is too long
-        raise InvalidArgument(f"{text}: {source}: {error}") from error
-    if not there:
-        raise InvalidArgument(f"{text}: {host} does not exist on this machine")
-    inside, outside = _inside(target, text), utf8(os.fspath(host), text)
-    return pb.Mount(container_path=inside, host_path=outside, readonly=read_only)

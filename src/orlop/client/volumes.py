@@ -120,7 +120,12 @@ async def provided(path: Path, wanted: Sequence[NamedMount]) -> list[cri.Mount]:
                 await find(client, one.volume)
                 where = await _shown(client, one.volume)
                 found.append(
-                    cri.Mount(host_path=where, container_path=one.container_path, readonly=one.read_only)
+                    cri.Mount(
+                        host_path=where,
+                        container_path=one.container_path,
+                        readonly=one.read_only,
+                        mount_options=one.options,
+                    )
                 )
     return found
 

@@ -1,4 +1,4 @@
-"""Limits of setrlimit(2) that a pod wishes for in its annotations.
+"""Limits of setrlimit(2) that a pod or a container wishes for in its annotations.
 
 CRI has no field for them. ``rlimits.orlop.io/container.NAME`` is for one container, ``rlimits.orlop.io/pod``
 for all: ``NOFILE=65536:1048576, MEMLOCK=infinity``, soft and hard value, or one for both.
@@ -23,7 +23,7 @@ _NODES = dict(limits.DEFAULTS)
 
 
 def wished(annotations: Mapping[str, str], container: str) -> dict[str, Rlimit]:
-    """What the pod's ``annotations`` say for ``container``, by name. Raises InvalidArgument."""
+    """What ``annotations`` say for ``container``, by name. Raises InvalidArgument."""
     found: dict[str, Rlimit] = {}
     for key in (POD, CONTAINER + container):
         for word in annotations.get(key, "").split(","):
@@ -39,7 +39,7 @@ def check_on_host(container: str, wishes: Mapping[str, Rlimit]) -> None:
         most = _NODES.get(limit.name)
         if most is None or (most != limits.INFINITY and not 0 <= limit.hard <= most):
             raise FailedPrecondition(
-                f"container {container}: its pod's annotation wishes for RLIMIT_{limit.name} = "
+                f"container {container}: an annotation wishes for RLIMIT_{limit.name} = "
                 f"{_said(limit.hard)}, which on the host would be at the other pods' cost; a RuntimeClass "
                 "with the handler 'vm' can give it"
             )

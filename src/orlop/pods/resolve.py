@@ -19,7 +19,7 @@ import msgspec
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.images import reference as references
 from orlop.images.model import ImageConfigOci
-from orlop.pods import capabilities, limits
+from orlop.pods import capabilities, limits, tmpfs
 from orlop.pods.ports import ImageConfigLike, ImageLike
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.sandbox.spec import (
@@ -305,11 +305,11 @@ def shared_namespaces(asked: Namespaces, pod: Namespaces) -> Namespaces:
 
 
 def _rlimits(request: ContainerRequest, pod: PodSpec) -> tuple[Rlimit, ...]:
-    """What the caller asks for, and else the pod's annotations."""
+    """What the caller asks for, and else the container's annotations and its pod's."""
     asked = {limit.name: limit for limit in request.rlimits}
     wishes = {
         name: limit
-        for name, limit in limits.wished(pod.annotations, request.name).items()
+        for name, limit in limits.wished({**pod.annotations, **request.annotations}, request.name).items()
         if name not in asked
     }
     if pod.handler == "process":
@@ -343,7 +343,7 @@ def container(
         env=environment(request, config),
         cwd=cwd,
         hostname=pod.hostname,
-        mounts=tuple(mount(item, lookup) for item in request.mounts),
+        mounts=tuple(mount(item, lookup) for item in tmpfs.among(request.mounts, request.annotations)),
         devices=request.devices,
         tty=request.tty,
         stdin=request.stdin,

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from orlop import config
 from orlop.cli import units
-from orlop.client import logs, options
+from orlop.client import logs, mounts, options, rights, texts
 from orlop.errors import InvalidArgument, OrlopError
 from orlop.guest.launch import credentials
 from orlop.guest.machine import cgroup, links
@@ -63,7 +63,16 @@ def seccomp_profile(data: bytes) -> None:
 def command_line(data: bytes) -> None:
     """What an argument of ``orlop run`` may be: any bytes but NUL."""
     text = os.fsdecode(data.replace(b"\0", b""))
-    for parse in (options.parse_size, options.parse_port, options.parse_volume, units.parse_environment):
+    for parse in (
+        texts.parse_size,
+        options.parse_port,
+        mounts.parse_volume,
+        mounts.parse_tmpfs,
+        units.parse_environment,
+        rights.ulimit,
+        rights.device,
+        rights.signal_number,
+    ):
         try:
             parse(text)
         except InvalidArgument as error:

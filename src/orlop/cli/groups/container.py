@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import Grace, Name, Names, Socket
+from orlop.cli.parameters import PASS_THROUGH, Grace, Name, Names, Socket
 
 app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("exec", context_settings=PASS_THROUGH)
+def exec_(
+    name: Name,
+    command: Annotated[list[str], typer.Argument(help="The command and its arguments.", show_default=False)],
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Hand stdin through.")] = False,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
+    socket: Socket = "",
+) -> None:
+    """Run a command in a running container. Its exit code becomes ours."""
+    from orlop.cli import containers, session
+
+    job = partial(containers.exec_command, socket, name, tuple(command), interactive=interactive, tty=tty)
+    raise typer.Exit(session.run_async(job))
+
+
+@app.command()
+def stop(
+    names: Names,
+    timeout: Grace = None,
+    socket: Socket = "",
+) -> None:
+    """Stop containers."""
+    from orlop.cli import containers, session
+
+    session.run_async(lambda: containers.stop_command(socket, names, timeout))
+
+
+@app.command()
+def rm(
+    names: Names,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Running ones as well.")] = False,
+    socket: Socket = "",
+) -> None:
+    """Remove containers, with the pods that `orlop run` made for them."""
+    from orlop.cli import containers, session
+
+    session.run_async(lambda: containers.rm_command(socket, names, force=force))
 
 
 @app.command()
@@ -42,7 +82,7 @@ def unpause(names: Names, socket: Socket = "") -> None:
 @app.command()
 def restart(
     names: Names,
-    timeout: Grace = 10,
+    timeout: Grace = None,
     socket: Socket = "",
 ) -> None:
     """Run containers that `orlop run` made again, running or not: with new ids, and fresh files."""

@@ -2,60 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import (
-    Dns,
-    DnsSearch,
-    FormatText,
-    Handler,
-    Hostname,
-    Json,
-    Label,
-    Names,
-    Network,
-    NetworkChoice,
-    Publish,
-    Quiet,
-    Socket,
-    Whole,
-)
+from orlop.cli.parameters import FormatText, Json, Names, Quiet, Socket, Whole
+from orlop.cli.words import LimitWords, PodWords, spread
 
 app = typer.Typer(rich_markup_mode=None, help="Pods for several containers.", no_args_is_help=True)
 
 
 @app.command()
+@spread
 def create(
     name: Annotated[str, typer.Argument(help="A made-up one else.", show_default=False)] = "",
     *,
-    publish: Publish = None,
-    handler: Handler = "",
-    hostname: Hostname = "",
-    dns: Dns = None,
-    dns_search: DnsSearch = None,
-    label: Label = None,
-    network: Network = NetworkChoice.pod,
-    memory: Annotated[str, typer.Option("--memory", "-m", help="Limit of all, for example 2g.")] = "",
-    cpus: Annotated[float, typer.Option("--cpus", help="Limit of all, for example 1.5.", min=0.0)] = 0.0,
+    pod_words: PodWords,
+    limits: LimitWords,
     socket: Socket = "",
 ) -> None:
     """Make a pod that has no containers yet; `orlop run --pod` puts them into it. Prints its id."""
-    from orlop.cli import pods, session, units
+    from orlop.cli import pods, session, words
 
-    told = units.pod_options(
-        name=name,
-        handler=handler,
-        hostname=hostname,
-        ports=publish,
-        dns=dns,
-        dns_search=dns_search,
-        label=label,
-        network=network,
-    )
-    wanted = replace(told, **units.limits(memory, cpus))
+    wanted = words.pod_options(name, pod_words, limits)
     session.run_async(lambda: pods.create_command(socket, wanted))
 
 

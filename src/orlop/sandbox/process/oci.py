@@ -234,12 +234,17 @@ def resources(wanted: Resources) -> dict[str, Any]:
     memory = {name: value for name, value in (("limit", wanted.memory_limit), ("swap", swap)) if value}
     if memory:
         found["memory"] = memory
-    if wanted.pids_limit and "pids" in controllers:
-        found["pids"] = {"limit": wanted.pids_limit}
+    unified = dict(wanted.unified)
+    most = wanted.pids_limit
+    if unified.get("pids.max", "").isdecimal() and len(unified["pids.max"]) < 19:
+        # The one limit of version 2 that the other version has as well, and under its own name everywhere.
+        most = int(unified.pop("pids.max"))
+    if most and "pids" in controllers:
+        found["pids"] = {"limit": most}
     if wanted.hugepage_limits and "hugetlb" in controllers:
         found["hugepageLimits"] = [{"pageSize": s, "limit": limit} for s, limit in wanted.hugepage_limits]
-    if wanted.unified:
-        found["unified"] = dict(wanted.unified)
+    if unified:
+        found["unified"] = unified
     return found
 
 
