@@ -85,3 +85,28 @@ def test_who_goes_away_while_sending_leaves_nothing(cli: Cli) -> None:
         sending.send_signal(signal.SIGKILL)
         sending.communicate()
     until(lambda: not list(ingest.iterdir()), "what came is still there")
+
+
+def test_names_of_images(cli: Cli) -> None:
+    cli("pull", "-q", BUSYBOX)
+    cli("tag", BUSYBOX, "mine:1", "yours")
+    names = ("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", "reference=*")
+    mine, yours = "docker.io/library/mine:1", "docker.io/library/yours:latest"
+    assert cli(*names).out.split() == sorted([BUSYBOX, mine, yours])
+    assert cli("run", "--rm", "--pull", "never", "mine:1", "echo", "mine").out == "mine\n"
+    cli("rmi", "mine:1")
+    assert cli(*names).out.split() == sorted([BUSYBOX, yours]), "one of several goes alone"
+    image_id = cli("images", "-q", "yours").out.strip()
+    several = cli("rmi", image_id, check=False)
+    assert several.code == 1 and yours in several.err and "--force" in several.err
+    assert "not called other" in cli("untag", "yours", "other", check=False).err
+    cli("untag", image_id)
+    assert cli("images", "-q", "--filter", "dangling=true").out.strip() == image_id
+    assert cli("image", "exists", image_id).code == 0
+    cli("image", "rm", image_id)
+    assert cli("image", "exists", image_id, check=False).code == 1
+    assert cli("rmi", image_id, check=False).code == 1 and cli("rmi", "--ignore", image_id).code == 0
+    with orlop.blocking.connect(cli.node.socket) as node:
+        node.pull(BUSYBOX)
+        assert node.tag(BUSYBOX, "third").tags == tuple(sorted([BUSYBOX, "docker.io/library/third:latest"]))
+        assert node.untag("third").tags == (BUSYBOX,)

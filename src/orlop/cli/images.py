@@ -16,8 +16,9 @@ from orlop.cli.formats import Age, Bytes, Id, Printer, Row, Shape
 from orlop.cli.problems import CliError
 from orlop.client import credentials, images, session
 from orlop.client.calls import CriClient
+from orlop.client.node import Node
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.errors import InvalidArgument
+from orlop.errors import InvalidArgument, NotFound
 
 
 def split_credentials(text: str) -> pb.AuthConfig | None:
@@ -171,11 +172,57 @@ async def logout_command(registry: str) -> None:
     print(f"Removed login credentials for {registry or 'all registries'}")
 
 
-async def remove_command(socket: str, references: list[str]) -> None:
-    """``orlop rmi``."""
+async def remove_command(socket: str, references: list[str], *, force: bool, missing_ok: bool) -> None:
+    """``orlop rmi``: by a name that is not the last one, that name only."""
     async with session.connect(socket) as client:
         for reference in references:
-            if not await images.present(client, reference):
+            found = await _found(client, reference)
+            if found is None and missing_ok:
+                continue
+            if found is None:
                 raise CliError(f"no image {reference}: `orlop images` lists them")
-            await client.images.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=reference)))
+            await _remove(client, reference, found, force=force)
             print(reference)
+
+
+async def _remove(client: CriClient, reference: str, found: pb.Image, *, force: bool) -> None:
+    try:
+        await Node(client).untag(reference, with_the_last=True)
+    except (NotFound, InvalidArgument):  # an id, or a digest
+        if len(found.repo_tags) > 1 and not force:
+            names = ", ".join(found.repo_tags)
+            raise CliError(f"the image {reference} has several names, {names}: add --force for all") from None
+        await client.images.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=found.id)))
+
+
+async def tag_command(socket: str, image: str, names: Sequence[str]) -> None:
+    """``orlop tag``."""
+    async with session.connect(socket) as client:
+        for name in names:
+            await Node(client).tag(image, name)
+
+
+async def untag_command(socket: str, image: str, names: Sequence[str]) -> None:
+    """``orlop untag``: names of an image, all of them if none is named."""
+    async with session.connect(socket) as client:
+        found = await _found(client, image)
+        if found is None:
+            raise CliError(f"no image {image}: `orlop images` lists them")
+        for name in names:
+            other = await _found(client, name)
+            if other is None or other.id != found.id:
+                raise CliError(f"the image {image} is not called {name}, but {', '.join(found.repo_tags)}")
+        for name in names or found.repo_tags:
+            await Node(client).untag(name)
+
+
+async def exists_command(socket: str, image: str) -> int:
+    """``orlop image exists``: 0 or 1."""
+    async with session.connect(socket) as client:
+        return 1 if await _found(client, image) is None else 0
+
+
+async def _found(client: CriClient, reference: str) -> pb.Image | None:
+    request = pb.ImageStatusRequest(image=pb.ImageSpec(image=reference))
+    answer = await client.images.image_status(request)
+    return answer.image if answer.HasField("image") else None

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from orlop.client.calls import NativeClient
 from orlop.client.facts import ImageFacts
+from orlop.client.images import facts
 from orlop.errors import InvalidArgument
 from orlop.native.api import native_v1_pb2 as pb
 
@@ -30,7 +31,7 @@ async def load(path: Path, source: Source, name: str = "") -> list[ImageFacts]:
     async with NativeClient(path) as client:
         feed = _Upload(pb.LoadImagesRequest, source, {"name": name})
         answer = await feed.answered(client.archives.load_images)
-    return [_facts(image) for image in answer.images]
+    return [facts(image) for image in answer.images]
 
 
 async def import_image(
@@ -41,7 +42,7 @@ async def import_image(
     async with NativeClient(path) as client:
         feed = _Upload(pb.ImportImageRequest, source, first)
         answer = await feed.answered(client.archives.import_image)
-    return _facts(answer.image)
+    return facts(answer.image)
 
 
 async def saved(path: Path, images: Sequence[str]) -> AsyncIterator[bytes]:
@@ -135,7 +136,3 @@ async def _layout(directory: Path) -> AsyncIterator[bytes]:
                 raise InvalidArgument(f"{path} became shorter while it was read")
             yield bytes(-entry.size % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)
-
-
-def _facts(image: pb.LoadedImage) -> ImageFacts:
-    return ImageFacts(id=image.id, tags=tuple(image.names), size=image.size)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 from orlop.client import credentials
-from orlop.client.calls import CriClient
+from orlop.client.calls import CriClient, NativeClient
+from orlop.client.facts import ImageFacts
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.host import tasks
+from orlop.native.api import native_v1_pb2 as native
 
 Progress = Callable[[int, int], None]
 """Is told the bytes that are here and the bytes that there are in all."""
@@ -22,6 +25,26 @@ async def present(client: CriClient, reference: str) -> str:
     """The id of an image that is here already, or ""."""
     answer = await client.images.image_status(pb.ImageStatusRequest(image=pb.ImageSpec(image=reference)))
     return str(answer.image.id) if answer.HasField("image") else ""
+
+
+async def tag(path: Path, image: str, name: str) -> ImageFacts:
+    """Give an image one more name, through the socket at ``path``. Raises NotFound, InvalidArgument."""
+    async with NativeClient(path) as client:
+        answer = await client.names.tag_image(native.TagImageRequest(image=image, name=name))
+    return facts(answer.image)
+
+
+async def untag(path: Path, name: str, *, with_the_last: bool = False) -> ImageFacts:
+    """Take a name away, and ``with_the_last`` its image. Raises NotFound, InvalidArgument."""
+    async with NativeClient(path) as client:
+        request = native.UntagImageRequest(name=name, with_the_last=with_the_last)
+        answer = await client.names.untag_image(request)
+    return facts(answer.image)
+
+
+def facts(image: native.LoadedImage) -> ImageFacts:
+    """What our own calls tell of an image."""
+    return ImageFacts(id=image.id, tags=tuple(image.names), size=image.size)
 
 
 async def pull(

@@ -113,6 +113,20 @@ class Node:
         """Remove an image; one that is not here is no error."""
         await self._client.images.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=image)))
 
+    async def tag(self, image: str, name: str) -> ImageFacts:
+        """Give an image one more name, which leaves the image that had it.
+
+        Raises NotFound, InvalidArgument.
+        """
+        return await images.tag(self._client.path, image, name)
+
+    async def untag(self, name: str, *, with_the_last: bool = False) -> ImageFacts:
+        """Take a name away from its image, which stays, by its id; or goes ``with_the_last`` of its names.
+
+        Raises NotFound, InvalidArgument.
+        """
+        return await images.untag(self._client.path, name, with_the_last=with_the_last)
+
     async def load(self, source: Path | IO[bytes], *, name: str = "") -> list[ImageFacts]:
         """Take the images of an archive, as ``docker save``, ``podman save`` and skopeo write it.
 

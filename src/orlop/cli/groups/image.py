@@ -49,12 +49,43 @@ def images(
 
 
 @app.command()
-def rmi(names: Annotated[list[str], typer.Argument(help="Images.")], socket: Socket = "") -> None:
-    """Remove images, with all of their tags."""
+def rmi(
+    names: Annotated[list[str], typer.Argument(help="Images, by name or id.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", "-f", help="By its id, with all of its names.")] = False,
+    ignore: Annotated[bool, typer.Option("--ignore", "-i", help="Also where there is none.")] = False,
+    socket: Socket = "",
+) -> None:
+    """Remove images. One of several names goes alone; the image goes with the last."""
     from orlop.cli import images as commands
     from orlop.cli import session
 
-    session.run_async(lambda: commands.remove_command(socket, names))
+    session.run_async(lambda: commands.remove_command(socket, names, force=force, missing_ok=ignore))
+
+
+@app.command()
+def tag(
+    image: Annotated[str, typer.Argument(help="An image, by name or id.", show_default=False)],
+    names: Annotated[list[str], typer.Argument(help="More names for it.", show_default=False)],
+    socket: Socket = "",
+) -> None:
+    """Give an image more names, which leave the images that had them."""
+    from orlop.cli import images as commands
+    from orlop.cli import session
+
+    session.run_async(lambda: commands.tag_command(socket, image, names))
+
+
+@app.command()
+def untag(
+    image: Annotated[str, typer.Argument(help="An image, by name or id.", show_default=False)],
+    names: Annotated[Many, typer.Argument(help="Names of it; all else.", show_default=False)] = None,
+    socket: Socket = "",
+) -> None:
+    """Take names away from an image, which stays: by its id when it has none left."""
+    from orlop.cli import images as commands
+    from orlop.cli import session
+
+    session.run_async(lambda: commands.untag_command(socket, image, names or ()))
 
 
 @app.command()
