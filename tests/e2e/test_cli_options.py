@@ -61,7 +61,7 @@ def test_each_option_does_what_it_says(cli: Cli, tmp_path: Path, handler: str) -
 def test_options_that_cannot_be_served_are_refused(cli: Cli, tmp_path: Path) -> None:
     cli("pod", "create", "shop", "--handler", "process")
     for args, code, said in (
-        (("--handler", "process", "--ulimit", "nofile=9999999"), 1, "other pods' cost"),
+        (("--handler", "process", "--ulimit", "nofile=9999999"), 125, "other pods' cost"),
         (("--ulimit", "nonsense=5"), 2, "no limit nonsense"),
         (("--tmpfs", "tmp"), 2, "slash"),
         (("--pod", "shop", "--dns-option", "a"), 2, "orlop pod create"),

@@ -332,7 +332,7 @@ def test_a_named_volume_goes_from_pod_to_pod(cli: Cli) -> None:
     done = cli("run", "--rm", "--handler", "process", "-v", "again:/data", BUSYBOX, "cat", "/data/words")
     assert done.out.split() == ["one", "two"]
     missing = cli("run", "--rm", "-v", "data:/data", BUSYBOX, "true", check=False)
-    assert missing.code == 1 and "no volume data" in missing.err
+    assert missing.code == 125 and "no volume data" in missing.err
     cli("volume", "rm", "again")
     cli("volume", "rm", "--snapshot", "kept")
     assert cli("volume", "ls", "-q").out == "" and cli("volume", "ls", "--snapshots", "-q").out == ""

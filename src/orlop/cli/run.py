@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from orlop.client.images import present
 from orlop.client.launch import RunOptions
 from orlop.client.pod import Pod, find_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.errors import OrlopError
+from orlop.errors import InvalidArgument, OrlopError
 from orlop.host import tasks
 
 
@@ -27,7 +28,7 @@ async def _provide(client: CriClient, image: str, pull: str) -> None:
     if pull != "always" and await present(client, image):
         return
     if pull == "never":
-        raise CliError(f"no image {image} here, and --pull never forbids to fetch it")
+        raise CliError(f"no image {image} here, and --pull never forbids to fetch it", exit_code=_FAILED)
     await images.pull(client, image)
 
 
@@ -99,6 +100,22 @@ async def _terminal(container: Container, launch: RunOptions) -> None:
     if process is not None:
         async with process:
             await streams.interact(process, stdin=launch.interactive, tty=True)
+
+
+_NOT_FOUND = re.compile(r"executable file not found|no such file or directory", re.IGNORECASE)
+_NOT_RUN = re.compile(r"permission denied|is a directory|exec format error", re.IGNORECASE)
+_FAILED, _NO_PROGRAM, _NO_RIGHT = 125, 127, 126
+
+
+def exit_code(error: OrlopError) -> int:
+    """What a shell is told of a container that did not run, as podman tells it.
+
+    125, which containers hardly end with; 127 where there is no such program, 126 where it is none.
+    """
+    words = str(error) if isinstance(error, InvalidArgument) else ""
+    if _NOT_FOUND.search(words):
+        return _NO_PROGRAM
+    return _NO_RIGHT if _NOT_RUN.search(words) else _FAILED
 
 
 class How(NamedTuple):

@@ -76,4 +76,5 @@ def run(
         cidfile=cidfile,
         policy=restarts.parse(restart),
     )
-    raise typer.Exit(session.run_async(partial(running.run_command, socket, wanted, how)))
+    job = partial(running.run_command, socket, wanted, how)
+    raise typer.Exit(session.run_async(job, code=running.exit_code))
