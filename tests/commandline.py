@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 from collections.abc import Callable
 
+from orlop.cli.main import main
 from tests.node import Done, Node
 from tests.patience import PATIENCE
 
@@ -45,6 +50,40 @@ class Cli:
             stderr=subprocess.PIPE,
             bufsize=0,
         )
+
+
+def _late(number: int, frame: object) -> None:
+    raise TimeoutError("the command takes too long")
+
+
+class Inside(Cli):
+    """The same within this process, for tests of many commands: Python need not begin each time."""
+
+    def __call__(self, *args: str, check: bool = True, stdin: bytes = b"", timeout: float = 120) -> Done:
+        assert not stdin, "start a process for that"
+        written = [io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2)]
+        code: object = 0
+        with (
+            contextlib.redirect_stdout(written[0]),
+            contextlib.redirect_stderr(written[1]),
+            unittest.mock.patch.dict(os.environ, self.env),
+            unittest.mock.patch.object(sys, "argv", [*COMMAND, *args][-len(args) - 1 :]),
+        ):
+            before = signal.signal(signal.SIGALRM, _late)
+            signal.alarm(int(timeout * PATIENCE))
+            try:
+                main()
+            except SystemExit as error:
+                code = error.code
+            finally:
+                signal.alarm(0)
+                signal.signal(signal.SIGALRM, before)
+        out, err = (one.buffer.getvalue() for one in written)  # type: ignore[attr-defined]
+        argv = [*COMMAND, *args]
+        done = Done(argv, subprocess.CompletedProcess(argv, int(str(code or 0)), out, err))
+        if check and done.code != 0:
+            raise AssertionError(f"{done}\n{self.node.settings.log_tail()}")
+        return done
 
 
 def until(condition: Callable[[], object], what: str) -> None:

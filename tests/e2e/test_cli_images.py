@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import orlop.blocking
-from tests.commandline import Cli, until
+from tests.commandline import Cli, Inside, until
 from tests.node import BUSYBOX, Node
 
 
@@ -87,7 +87,8 @@ def test_who_goes_away_while_sending_leaves_nothing(cli: Cli) -> None:
     until(lambda: not list(ingest.iterdir()), "what came is still there")
 
 
-def test_names_of_images(cli: Cli) -> None:
+def test_names_of_images(shared_node: Node) -> None:
+    cli = Inside(shared_node)
     cli("pull", "-q", BUSYBOX)
     cli("tag", BUSYBOX, "mine:1", "yours")
     names = ("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", "reference=*")
@@ -110,3 +111,4 @@ def test_names_of_images(cli: Cli) -> None:
         node.pull(BUSYBOX)
         assert node.tag(BUSYBOX, "third").tags == tuple(sorted([BUSYBOX, "docker.io/library/third:latest"]))
         assert node.untag("third").tags == (BUSYBOX,)
+    shared_node.remove_all()

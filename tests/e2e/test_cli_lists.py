@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from orlop import __version__
-from tests.commandline import Cli, until
+from tests.commandline import Cli, Inside, until
 from tests.node import BUSYBOX, Node
 
 LOOP = "trap 'exit 4' TERM; echo first; echo second; while :; do sleep 0.1; done"
@@ -18,7 +18,7 @@ LOOP = "trap 'exit 4' TERM; echo first; echo second; while :; do sleep 0.1; done
 @pytest.fixture(scope="module")
 def cli(shared_node: Node) -> Iterator[Cli]:
     """A VM ``one`` that runs, and a process pod ``two`` that has ended."""
-    cli = Cli(shared_node)
+    cli = Inside(shared_node)
     label = ("--label", "who=me", "--label", "stays")
     cli("run", "-d", "--name", "one", *label, BUSYBOX, "sh", "-c", LOOP, timeout=200)
     cli("run", "--name", "two", "--handler", "process", "-l", "who=you", BUSYBOX, "false", check=False)

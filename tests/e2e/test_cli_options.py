@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.commandline import Cli, until
+from tests.commandline import Cli, Inside, until
 from tests.node import BUSYBOX, Node
 
 
 @pytest.fixture
 def cli(shared_node: Node) -> Iterator[Cli]:
-    yield Cli(shared_node)
+    yield Inside(shared_node)
     shared_node.remove_all()
 
 

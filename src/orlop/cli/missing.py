@@ -17,7 +17,7 @@ COMMANDS = {
     "manifest": _NO_BUILD,
     "commit": _NO_CLONE,
     "export": _NO_CLONE,
-    "diff": _NO_CLONE,
+    "diff": "what a container has written lies on a disk that only its VM reads: look with `orlop exec`",
     "mount": "the files of a container lie inside its VM: use `orlop cp` or `orlop exec`",
     "unmount": "nothing of a container is mounted on this machine",
     "rename": "a name is part of what Kubernetes knows a container by: choose it with `orlop run --name`",
@@ -40,15 +40,13 @@ COMMANDS = {
 }
 """By the name of a command."""
 
-_WATCHER = "nobody would watch it: run it in the foreground of a systemd unit, or let Kubernetes do it"
-_NO_WORDS = "the daemon's interface, CRI, has no words for it"
+_HEALTH = "nobody would ask while this command is away: a kubelet has probes, and `orlop exec` runs a check"
+_NO_WORDS = "the daemon's interface, CRI, has no words"
 
 FLAGS = {
     "--shm-size": "/dev/shm has 64 MiB: mount a larger one elsewhere with --tmpfs",
     "--gpus": "a VM has no device of this machine but disks and its network",
-    "--health-cmd": f"health is asked by nobody here, as a kubelet does: {_WATCHER}",
-    "--health-interval": f"health is asked by nobody here, as a kubelet does: {_WATCHER}",
-    "--health-retries": f"health is asked by nobody here, as a kubelet does: {_WATCHER}",
+    **dict.fromkeys(("--health-cmd", "--health-interval", "--health-retries", "--health-timeout"), _HEALTH),
     "--userns": "under the handler vm all users are those of the VM",
     "--pid": "containers of one pod share their processes: use `orlop pod create` and --pod",
     "--ipc": "containers of one pod share it: use `orlop pod create` and --pod",
@@ -63,12 +61,16 @@ FLAGS = {
     "--cpuset-cpus": f"a client cannot choose them: {_NO_WORDS} for a whole pod",
     "--memory-swap": "VMs have no swap",
     "--sig-proxy": "signals are not passed on; an interrupt stops the container",
+    **dict.fromkeys(("--env", "-e"), "write `orlop exec NAME env KEY=VALUE COMMAND`"),
+    **dict.fromkeys(("--workdir", "-w"), "write `orlop exec NAME sh -c 'cd PLACE && COMMAND'`"),
+    **dict.fromkeys(("--user", "-u"), f"a command has its container's user; for another {_NO_WORDS}"),
+    **dict.fromkeys(("--detach", "-d"), "write `orlop exec NAME sh -c 'COMMAND &'`"),
     "--arch": "images are pulled for this machine",
     "--platform": "images are pulled for this machine",
     "--no-stream": "`orlop stats` prints one table; leave it out",
     "--size": "`orlop stats` and `orlop system df` tell sizes",
 }
-"""By the name of an option of ``run`` and the like."""
+"""By the name of an option of ``run``, ``exec`` and the like."""
 
 
 def explain(error: Exception, words: Sequence[str]) -> str:
