@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orlop.cli import filters, formats, images, processes, ps, units
+from orlop.cli import filters, formats, images, output, processes, ps, units
 from orlop.cli.formats import Age, Bytes, Id, Printer, Shape, TextTemplate
 from orlop.cli.problems import CliError
 from orlop.cri.api import runtime_v1_pb2 as pb
@@ -154,9 +154,16 @@ def test_processes_are_those_of_the_container_without_the_script() -> None:
 
     told = f"50\n{group}{end}"
     told += one(9, 1, "a b) c", "sleep\x005\x00") + one(50, 1, "sh", "sh\0-c\0") + one(51, 50, "cat", "cat")
+    told += one(12, 1, "a\n\x1b[2J)", "")
     told += f"70 (gone) R 1{end}"
     told += one(60, 1, "other", "other", "0::/../x\n") + one(3, 1, "kworker", "") + "half of one"
     assert processes.parse(told) == [
         ("7", "3", "1", "S", "0:02", "[kworker]"),
         ("7", "9", "1", "S", "0:02", "sleep 5"),
+        ("7", "12", "1", "S", "0:02", "[a  [2J)]"),
     ]
+
+
+def test_a_cell_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(["A", "B"], [["\x1b]0;x\x07", "\x9b2J\nzwölf"]])
+    assert capsys.readouterr().out == "A              B\n\\x1b]0;x\\x07   \\x9b2J\\nzwölf\n"

@@ -45,11 +45,20 @@ def bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int | None
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as they need to be."""
-    lines = [tuple(header), *(tuple(row) for row in rows)]
+    """Columns as wide as they need to be.
+
+    What an image or a container has put into a cell does nothing to the terminal.
+    """
+    lines = [tuple(header), *(tuple(_plain(cell) for cell in row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _plain(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def print_json(value: Any) -> None:

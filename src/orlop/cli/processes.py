@@ -63,14 +63,18 @@ def parse(told: str) -> list[tuple[str, ...]]:
 
 
 def _row(stat: str, status: str, command: str, group: str) -> tuple[str, ...] | None:
-    line, _, its_group = stat.partition("\n")
-    match, uid = _STAT.fullmatch(line), _UID.search(status)
-    if match is None or uid is None or its_group != group:
+    # From the end: a process gives itself a name, with whatever is in it.
+    match, uid = _STAT.fullmatch(stat.removesuffix(group).rstrip("\n")), _UID.search(status)
+    if match is None or uid is None or not stat.endswith(group):
         return None
     pid, name, state, parent, rest = match.groups()
     numbers: list[Any] = rest.split()
     # utime and stime are the 14th and 15th of proc(5), which begin at the 5th here.
     seconds = (int(numbers[9]) + int(numbers[10])) // _TICKS
-    words = "".join(one if one.isprintable() else " " for one in command).strip()
+    words = " ".join(_printable(command).split()) or f"[{_printable(name)}]"
     time = f"{seconds // 60}:{seconds % 60:02}"
-    return uid[1], pid, parent, state, time, words or f"[{name}]"
+    return uid[1], pid, parent, state, time, words
+
+
+def _printable(text: str) -> str:
+    return "".join(one if one.isprintable() else " " for one in text)
