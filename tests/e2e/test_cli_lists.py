@@ -75,8 +75,9 @@ def test_other_lists(cli: Cli) -> None:
     assert (
         cli("images", "-q", "nginx-is-not-here").out == cli("images", "-q", "--filter", "dangling=true").out
     )
-    pods = cli("pod", "ls", "--format", "{{.Name}} {{.Status}} {{.NumberOfContainers}}").out.splitlines()
-    assert pods == ["orlop/two ended 1", "orlop/one ready 1"]
+    fields = "{{.Name}} {{.Status}} {{.Handler}} {{.NumberOfContainers}}"
+    pods = cli("pod", "ls", "--format", fields).out.splitlines()
+    assert pods == ["orlop/two ended process 1", "orlop/one ready vm 1"]
     (used,) = json.loads(cli("stats", "--interval", "0.2", "--format", "json", "one").out)
     assert used["Name"] == "one" and used["MemUsage"] > 0
     cli("volume", "create", "shelf", "--size", "16m")

@@ -48,11 +48,13 @@ async def list_command(socket: str, printer: Printer, *, quiet: bool, as_json: b
                 print(pod.id)
             return
         containers = await client.runtime.list_containers(pb.ListContainersRequest())
+        handlers = await session.handlers_of(client, answer.items) if "Handler" in printer.fields else {}
     held = Counter(one.pod_sandbox_id for one in containers.containers)
-    printer.show([_row(pod, held[pod.id]) for pod in sorted(answer.items, key=lambda item: -item.created_at)])
+    newest_first = sorted(answer.items, key=lambda item: -item.created_at)
+    printer.show([_row(pod, held[pod.id], handlers.get(pod.id, "")) for pod in newest_first])
 
 
-def _row(pod: pb.PodSandbox, held: int) -> Row:
+def _row(pod: pb.PodSandbox, held: int, handler: str) -> Row:
     created = Age(pod.created_at // 1_000_000_000)
     return {
         "ID": Id(pod.id),
@@ -60,7 +62,7 @@ def _row(pod: pb.PodSandbox, held: int) -> Row:
         "Created": created,
         "CreatedAt": moment(pod.created_at),
         "Status": "ready" if pod.state == pb.SANDBOX_READY else "ended",
-        "Handler": pod.runtime_handler,
+        "Handler": handler,
         "NumberOfContainers": held,
         "Labels": dict(pod.labels),
     }

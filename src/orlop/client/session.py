@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -12,6 +13,7 @@ from orlop.client.calls import Connected, CriClient
 from orlop.config import load
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
+from orlop.host.tasks import together
 
 C = TypeVar("C", bound=Connected)
 
@@ -121,3 +123,23 @@ async def container_status(client: CriClient, container_id: str) -> pb.Container
     request = pb.ContainerStatusRequest(container_id=container_id)
     answer: pb.ContainerStatusResponse = await client.runtime.container_status(request)
     return answer.status
+
+
+async def handlers_of(client: CriClient, pods: Sequence[pb.PodSandbox]) -> dict[str, str]:
+    """The handlers of pods by their ids, "" for one that is just going away.
+
+    Lists tell the one that was asked for: for the daemon's own choice each pod is asked.
+    """
+
+    async def chosen(pod: pb.PodSandbox) -> str:
+        request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod.id, verbose=True)
+        try:
+            answer = await client.runtime.pod_sandbox_status(request)
+        except NotFound:
+            return ""
+        return str(json.loads(answer.info.get("info", "{}")).get("handler", ""))
+
+    unsaid = [pod for pod in pods if not pod.runtime_handler]
+    found = await together(*(chosen(pod) for pod in unsaid))
+    told = dict(zip((pod.id for pod in unsaid), found, strict=True))
+    return {pod.id: pod.runtime_handler or told[pod.id] for pod in pods}

@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 
+from orlop.client import session
 from orlop.client.calls import CriClient
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.host.tasks import together
@@ -45,8 +46,8 @@ class Moment:
     gauges: dict[str, float]
 
 
-async def moment(client: CriClient) -> Moment:
-    """Ask the daemon."""
+async def moment(client: CriClient, handlers: dict[str, str]) -> Moment:
+    """Ask the daemon. ``handlers`` are those of pods by their ids as far as they are known, and more then."""
     ready = pb.ListPodSandboxRequest()
     ready.filter.state.state = pb.SANDBOX_READY
     listed, stats, metrics, status = await together(
@@ -56,14 +57,20 @@ async def moment(client: CriClient) -> Moment:
         client.runtime.status(pb.StatusRequest(verbose=True)),
     )
     at = time.monotonic()
+    handlers |= await session.handlers_of(client, [one for one in listed.items if one.id not in handlers])
     used = {one.attributes.id: one for one in stats.stats}
     told = {one.pod_sandbox_id: one for one in metrics.pod_metrics}
-    pods = tuple(_pod(one, used.get(one.id), told.get(one.id)) for one in listed.items)
+    pods = tuple(
+        _pod(one, handlers.get(one.id, ""), used.get(one.id), told.get(one.id)) for one in listed.items
+    )
     return Moment(at=at, pods=pods, gauges=json.loads(status.info.get("gauges", "{}")))
 
 
 def _pod(
-    pod: pb.PodSandbox, stats: pb.PodSandboxStats | None, metrics: pb.PodSandboxMetrics | None
+    pod: pb.PodSandbox,
+    handler: str,
+    stats: pb.PodSandboxStats | None,
+    metrics: pb.PodSandboxMetrics | None,
 ) -> PodFigures:
     stats, metrics = stats or pb.PodSandboxStats(), metrics or pb.PodSandboxMetrics()
     own = {one.name: one.value.value for one in metrics.metrics}
@@ -77,7 +84,7 @@ def _pod(
         id=pod.id,
         namespace=pod.metadata.namespace,
         name=pod.metadata.name,
-        handler=pod.runtime_handler,
+        handler=handler,
         cpu_ns=stats.linux.cpu.usage_core_nano_seconds.value,
         **{key: own.get(name, 0) for key, name in _MEMORY.items()},
         read=moved[_READ],

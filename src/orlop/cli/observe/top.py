@@ -89,13 +89,14 @@ def summary(found: Sequence[Use], gauges: dict[str, float]) -> str:
 async def top_command(socket: str, *, once: bool, interval: float, as_json: bool) -> None:
     """``orlop top``."""
     async with session.connect(socket) as client:
-        before = await figures.moment(client)
+        handlers: dict[str, str] = {}
+        before = await figures.moment(client, handlers)
         if not once and not as_json and output.console().is_terminal:
-            await _live(client, before, interval)
+            await _live(client, before, handlers, interval)
             return
         while True:
             await asyncio.sleep(interval)
-            after = await figures.moment(client)
+            after = await figures.moment(client, handlers)
             found = uses(before, after)
             if as_json:
                 print(json.dumps(document(found, after.gauges)), flush=True)
@@ -107,14 +108,14 @@ async def top_command(socket: str, *, once: bool, interval: float, as_json: bool
             before = after
 
 
-async def _live(client: CriClient, before: Moment, interval: float) -> None:
+async def _live(client: CriClient, before: Moment, handlers: dict[str, str], interval: float) -> None:
     from rich.live import Live
     from rich.table import Table
 
     with Live(console=output.console(), screen=True, auto_refresh=False) as screen:
         while True:
             await asyncio.sleep(interval)
-            after = await figures.moment(client)
+            after = await figures.moment(client, handlers)
             found = uses(before, after)
             table = Table(title=summary(found, after.gauges), box=None, title_justify="left")
             for number, name in enumerate(HEADER):
