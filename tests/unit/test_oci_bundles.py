@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
 
+from orlop.errors import FailedPrecondition
+from orlop.host.process import process_start_time
 from orlop.oci import questions
 from orlop.oci.bundles import KEY, Bundle, Bundles
 from orlop.oci.companion import Companion
@@ -33,8 +36,22 @@ async def node(root: Path, world: World) -> AsyncIterator[tuple[PodService, Bund
         await pods.close()
 
 
-async def made(pods: PodService, root: Path, pod_id: str, name: str) -> None:
-    """A container whose stand-in is gone."""
+GONE = Companion(pid=1 << 22, since=1)
+
+
+@contextlib.contextmanager
+def standing() -> Iterator[Companion]:
+    """A process that stands in for a container's, and hears nothing."""
+    child = subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL)
+    try:
+        yield Companion(pid=child.pid, since=process_start_time(child.pid))
+    finally:
+        child.kill()
+        child.wait()
+
+
+async def made(pods: PodService, root: Path, pod_id: str, name: str, companion: Companion = GONE) -> None:
+    """A container of a caller's."""
     bundle = Bundle(
         root="/r",
         id=name,
@@ -42,7 +59,7 @@ async def made(pods: PodService, root: Path, pod_id: str, name: str) -> None:
         rootfs=os.fspath(root),
         version="1.2.0",
         created="",
-        companion=Companion(pid=1 << 22, since=1),
+        companion=companion,
     )
     await pods.create_container(
         ContainerRequest(
@@ -80,3 +97,16 @@ async def test_a_vm_whose_daemon_ended_before_its_container_was_made_is_removed(
             while len(world.pods) > 1:  # noqa: ASYNC110 - nothing would set an event
                 await asyncio.sleep(0.005)
         assert set(world.pods) == {kept}
+
+
+async def test_of_two_starts_at_once_one_is_told_that_it_came_late(tmp_path: Path) -> None:
+    world = World()
+    async with node(tmp_path, world) as (pods, bundles):
+        with standing() as companion:
+            pod_id = await pods.run_pod(pod_spec(front=FRONT))
+            await made(pods, tmp_path, pod_id, "one", companion)
+            world.delays["start"] = 0.05
+            asked = questions.ToStart(root="/r", id="one")
+            told = await asyncio.gather(bundles.start(asked), bundles.start(asked), return_exceptions=True)
+            assert told[0] is None
+            assert isinstance(told[1], FailedPrecondition) and "in the running state" in str(told[1])

@@ -22,6 +22,7 @@ from orlop.bundle.output import CODE_LOST
 from orlop.errors import AlreadyExists, CannotRun, FailedPrecondition, NotFound, OrlopError
 from orlop.host import cgroups, process, threads
 from orlop.host.tasks import Tasks, Undo, roll_back
+from orlop.host.turns import Turns
 from orlop.oci import companion as companions
 from orlop.oci import conduit, events, questions
 from orlop.oci.companion import Companion
@@ -81,6 +82,7 @@ class Bundles:
         self._left = set(left)
         self._tasks = Tasks()
         self._making: set[tuple[str, str]] = set()
+        self._turns = Turns()
         self._attached: dict[str, ProcessIO] = {}
 
     def open(self) -> None:
@@ -202,13 +204,14 @@ class Bundles:
 
     async def start(self, asked: questions.ToStart) -> None:
         """Run a created container's process."""
-        record, bundle = self._known(asked)
-        if self._status(record, bundle) != "created":
-            raise FailedPrecondition(f"cannot start a container in the {self._status(record, bundle)} state")
-        try:
-            await self._pods.start_container(record.id)
-        finally:
-            self._spawn(self._until_end(record.id, bundle), bundle)
+        async with self._turns.of(f"{asked.root} {asked.id}"):
+            record, bundle = self._known(asked)
+            if (status := self._status(record, bundle)) != "created":
+                raise FailedPrecondition(f"cannot start a container in the {status} state")
+            try:
+                await self._pods.start_container(record.id)
+            finally:
+                self._spawn(self._until_end(record.id, bundle), bundle)
         await hooking.may(bundle.after_start, bundle.state("running"))
 
     def _follow(self, record: ContainerRecord, bundle: Bundle) -> None:
