@@ -559,14 +559,14 @@ async def test_time_limits_hold_when_a_guest_is_silent(
     (sandbox,) = service._node.sandboxes.values()
 
     async def silence(*_: object) -> None:
-        await asyncio.sleep(3)
+        await asyncio.sleep(600)
         raise DeadlineExceeded("the agent did not answer")
 
     monkeypatch.setattr(DoubleIO, "close", silence)
     begun = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await service.exec_sync(container_id, ("sleep", "60"), 0.2)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 30
     signals: list[int] = []
     answered = sandbox.signal
 
@@ -579,7 +579,7 @@ async def test_time_limits_hold_when_a_guest_is_silent(
     monkeypatch.setattr(sandbox, "signal", deaf_but_to_kill)
     begun = time.monotonic()
     await service.stop_container(container_id, 0.2)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 30
     assert signals[-1] == 9
     assert service.container(container_id).phase is ContainerPhase.EXITED
 
