@@ -95,6 +95,37 @@ async def _volumes(env: Environment) -> None:
     await sandbox.delete(container.id)
 
 
+async def test_what_one_side_writes_to_a_file_the_other_reads() -> None:
+    async with environment() as env:
+        volume = env.scratch / "volume"
+        volume.mkdir()
+        file = volume / "file"
+        file.write_text("")
+        pod = pod_spec()
+        sandbox = await env.run(pod)
+        container = container_spec(
+            pod,
+            "sh",
+            "-c",
+            # Both files stay open, and the one that is a volume by itself is mounted all the time.
+            "exec 3</data/file 4>/data/out; echo line >&4; echo written; exec sleep 600",
+            mounts=(
+                Mount(container_path="/data", host_path=str(volume)),
+                Mount(container_path="/file", host_path=str(file)),
+            ),
+            log_path=env.log_path(),
+        )
+        await sandbox.create(container)
+        await sandbox.start(container.id)
+        await until(lambda: env.log_of(container) == ["stdout F written"])
+        assert (volume / "out").read_text() == "line\n"
+        for text in ("first\n", "first\nand more\n", "other\nand more\n", "less\n"):
+            file.write_text(text)
+            script = "cat /file; cat /data/file"
+            read = await execute(sandbox, container.id, "sh", "-c", script)
+            assert read == (2 * text.encode(), b"", 0)
+
+
 async def test_a_pod_in_a_user_namespace_owns_its_volumes() -> None:
     async with environment() as env:
         volume = env.scratch / "volume"
