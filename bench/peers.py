@@ -67,18 +67,24 @@ def debian_containerd() -> Path:
 
 def debian_podman() -> Path:
     """The root of Debian's podman and what it needs, unpacked and not installed."""
+    # Roots of other releases share the cache: by these the two are told apart.
+    libraries = {
+        "12": ("libassuan0", "libsubid4"),
+        "13": ("libassuan9", "libsqlite3-0", "libsubid5"),
+    }
     return tools.debian_packages(
         [
             "podman",
             "conmon",
             "crun",
-            "libassuan0",
+            "netavark",
+            "aardvark-dns",
             "libdevmapper1.02.1",
             "libgpgme11",
             "libseccomp2",
-            "libsubid4",
             "libyajl2",
             "golang-github-containers-common",
+            *libraries[tools.release()],
         ]
     )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import socket
@@ -175,6 +176,11 @@ def peer(name: str) -> Path:
             run([find_go(), "build", "-trimpath", "-p", "2", "-o", built, "."], cwd=source, env=env)
             built.rename(target)
     return target
+
+
+def release() -> str:
+    """The number of this Debian: "12"."""
+    return platform.freedesktop_os_release().get("VERSION_ID", "")
 
 
 def debian_packages(names: Iterable[str]) -> Path:

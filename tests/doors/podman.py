@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench import peers
 
+from tests.conformance import tools
 from tests.node import Done, Node
 from tests.patience import PATIENCE
 
@@ -20,10 +21,15 @@ TIMEOUT = 300 * PATIENCE
 
 
 class Podman:
-    """podman's command line, whose storage, state and network are below ``directory``."""
+    """podman's command line, whose storage, state and network are below ``directory``.
 
-    def __init__(self, directory: Path, node: Node) -> None:
+    Its networks are netavark's, or made by CNI plug-ins, which the podman of Debian 13 no longer knows.
+    """
+
+    def __init__(self, directory: Path, node: Node, *, netavark: bool = False) -> None:
         self._directory = directory
+        self.netavark = netavark or tools.release() != "12"
+        self._enter: tuple[str, ...] = ()
         self._root = peers.debian_podman()
         libraries = os.pathsep.join(
             os.fspath(self._root / part / "x86_64-linux-gnu") for part in ("usr/lib", "lib")
@@ -38,6 +44,7 @@ class Podman:
             "CONTAINERS_CONF": f"{directory}/containers.conf",
             "CONTAINERS_REGISTRIES_CONF": f"{node.scratch}/registries.conf",
             "CONTAINERS_STORAGE_CONF": f"{directory}/storage.conf",
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
         }
 
     def _write(self, node: Node, libraries: str) -> None:
@@ -45,21 +52,9 @@ class Podman:
         # podman's libraries are not Python's, and what conmon passes on is not ours.
         self.runtime.write_text(
             f"#!/bin/sh\nunset LD_LIBRARY_PATH\nORLOP_STATE={node.scratch}/state exec "
-            f'{sys.executable} -m orlop.oci.command.main "$@"\n'
+            f'{Path(sys.executable).with_name("orlop-oci")} "$@"\n'
         )
         self.runtime.chmod(0o755)
-        (directory / "cni").mkdir()
-        subnet = f"10.{100 + os.urandom(1)[0] % 100}.{os.urandom(1)[0]}.0/24"
-        ipam = {
-            "type": "host-local",
-            "ranges": [[{"subnet": subnet}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
-            "dataDir": f"{directory}/leases",
-        }
-        bridge = {"type": "bridge", "bridge": self.network, "isGateway": True, "ipMasq": True, "ipam": ipam}
-        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-        conflist = {"cniVersion": "0.4.0", "name": self.network, "plugins": [bridge, portmap]}
-        (directory / "cni" / "10-test.conflist").write_text(json.dumps(conflist))
         tables: dict[str, dict[str, object]] = {
             "containers": {
                 "log_driver": "k8s-file",
@@ -67,10 +62,9 @@ class Podman:
                 "default_ulimits": ["nofile=1024:1024", "nproc=4096:4096"],
             },
             "network": {
-                "network_backend": "cni",
-                "cni_plugin_dirs": CNI_BIN,
-                "network_config_dir": f"{directory}/cni",
                 "default_network": self.network,
+                "network_config_dir": f"{directory}/networks",
+                **(self._of_netavark() if self.netavark else self._of_cni()),
             },
             "engine": {
                 "runtime": "orlop-oci",
@@ -79,6 +73,7 @@ class Podman:
                 "events_logger": "file",
                 "tmp_dir": f"{directory}/tmp",
                 "infra_image": "registry.k8s.io/pause:3.10",
+                "helper_binaries_dir": [f"{root}/usr/lib/podman"],
                 "conmon_path": [f"{root}/usr/bin/conmon"],
                 "conmon_env_vars": [
                     f"PATH={peers.search_path(root / 'usr/bin')}",
@@ -96,9 +91,58 @@ class Podman:
         lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in storage.items())
         (directory / "storage.conf").write_text(f"[storage]\n{lines}")
 
+    def _of_cni(self) -> dict[str, object]:
+        """Settings, and the network in the form of CNI."""
+        (self._directory / "networks").mkdir()
+        ipam = {
+            "type": "host-local",
+            "ranges": [[{"subnet": f"{_network_address()}.0/24"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": f"{self._directory}/leases",
+        }
+        bridge = {"type": "bridge", "bridge": self.network, "isGateway": True, "ipMasq": True, "ipam": ipam}
+        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+        conflist = {"cniVersion": "0.4.0", "name": self.network, "plugins": [bridge, portmap]}
+        (self._directory / "networks" / "10-test.conflist").write_text(json.dumps(conflist))
+        return {"network_backend": "cni", "cni_plugin_dirs": CNI_BIN}
+
+    def _of_netavark(self) -> dict[str, object]:
+        """Settings, and the network in netavark's form, with names."""
+        (self._directory / "networks").mkdir()
+        address = _network_address()
+        network = {
+            "name": self.network,
+            "id": os.urandom(32).hex(),
+            "driver": "bridge",
+            "network_interface": self.network,
+            "created": "2026-01-01T00:00:00Z",
+            "subnets": [{"subnet": f"{address}.0/24", "gateway": f"{address}.1"}],
+            "ipv6_enabled": False,
+            "internal": False,
+            "dns_enabled": True,
+            "ipam_options": {"driver": "host-local"},
+        }
+        (self._directory / "networks" / f"{self.network}.json").write_text(json.dumps(network))
+        return {"network_backend": "netavark"}
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Every command in a network namespace of its own, with the bridges and the rules that they make."""
+        script = "ip link set lo up && echo up && exec sleep infinity"
+        argv = ["unshare", "--net", "sh", "-c", script]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as keeper:
+            try:
+                assert keeper.stdout is not None and keeper.stdout.readline() == b"up\n"
+                self._enter = ("nsenter", f"--net=/proc/{keeper.pid}/ns/net")
+                yield
+                self.remove_containers()
+            finally:
+                self._enter = ()
+                keeper.kill()
+
     def argv(self, *args: str) -> list[str]:
         """The command line of a podman command."""
-        return [os.fspath(self._root / "usr/bin/podman"), *args]
+        return [*self._enter, os.fspath(self._root / "usr/bin/podman"), *args]
 
     @property
     def env(self) -> dict[str, str]:
@@ -135,10 +179,15 @@ class Podman:
             subprocess.run(["umount", point], capture_output=True, check=False)
 
 
+def _network_address() -> str:
+    """The first three numbers of one."""
+    return f"10.{100 + os.urandom(1)[0] % 100}.{os.urandom(1)[0]}"
+
+
 @contextlib.contextmanager
-def podman(directory: Path, node: Node) -> Iterator[Podman]:
+def podman(directory: Path, node: Node, *, netavark: bool = False) -> Iterator[Podman]:
     """podman until the block ends, with nothing left of it."""
-    one = Podman(directory, node)
+    one = Podman(directory, node, netavark=netavark)
     try:
         yield one
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -151,6 +152,29 @@ def test_a_pod_is_written_down_and_played_again(run: Podman, tmp_path: Path) -> 
     assert run("exec", "two-beside", "wget", "-qO-", "http://127.0.0.1/").out == "first\n"
     run("play", "kube", "--down", os.fspath(file))
     assert run.containers() == []
+
+
+@pytest.fixture
+def run_with_names(installed: Podman, shared_node: Node) -> Iterator[Podman]:
+    """podman with networks of netavark: a second one, unless all are. All have one server of names."""
+    with contextlib.ExitStack() as stack:
+        one = installed
+        if not one.netavark:
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="orlop-podman-"))
+            one = stack.enter_context(podman(Path(name), shared_node, netavark=True))
+            one("pull", "-q", "--tls-verify=false", BUSYBOX)
+            stack.enter_context(one.apart())
+        yield one
+        one.remove_containers()
+        assert one.containers() == []
+
+
+def test_containers_of_a_network_know_each_others_names(run_with_names: Podman) -> None:
+    run = run_with_names
+    script = "echo named > /tmp/index.html; httpd -f -p 80 -h /tmp"
+    run("run", "-d", "--name", "web", BUSYBOX, "sh", "-c", script)
+    script = "until wget -qO- http://web/; do usleep 200000; done"
+    assert run("run", "--rm", BUSYBOX, "sh", "-c", script).out == "named\n"
 
 
 def test_health_is_looked_at_and_a_container_stands_still(run: Podman) -> None:

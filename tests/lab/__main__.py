@@ -1,7 +1,8 @@
 """``python -m tests.lab MACHINE [COMMAND...]``: tests, or any command, on another machine than this one.
 
-``debian13`` is a root of Debian 13, ``kvm`` an emulated computer whose KVM works; ``deb`` builds the Debian
-package and ``bare`` installs it where nothing else is. Needs root. Ends with 0 only when the command did.
+``debian13`` is a root of Debian 13, ``doors13`` are podman's tests there, ``kvm`` is an emulated computer
+whose KVM works; ``deb`` builds the Debian package and ``bare`` installs it where nothing else is. Needs root.
+Ends with 0 only when the command did.
 """
 
 from __future__ import annotations
@@ -51,6 +52,19 @@ def debian13(command: list[str]) -> None:
                 shutil.copytree(made, BUILD, dirs_exist_ok=True)
 
 
+def doors() -> None:
+    """Set Orlop up in Debian 13 and let its podman judge ``orlop-oci`` there."""
+    python = ".venv/bin/python"
+    root.make_tools()
+    with root.debian13() as place:
+        # What they need is fetched first: they run in a network namespace of their own.
+        root.enter(place, [python, "-c", "from bench import peers; peers.debian_podman()"])
+        root.say("running podman's tests in Debian 13")
+        report = "build/tests/doors-13.xml"
+        tests = [python, "-m", "pytest", "-q", "--junitxml", report, "tests/doors/test_podman.py"]
+        root.enter(place, tests, network=False, env={"ORLOP_TEST_CACHE": "/var/lib/orlop"})
+
+
 def kvm(command: list[str], minutes: int) -> None:
     """Boot the machine with KVM and run a command there, or its tests."""
     line = shlex.join(command or ["sh", INSIDE])
@@ -62,7 +76,7 @@ def kvm(command: list[str], minutes: int) -> None:
 def main() -> int:
     """Run what was asked for; 0 when all is well."""
     parser = argparse.ArgumentParser(prog="python -m tests.lab")
-    parser.add_argument("machine", choices=("debian13", "kvm", "deb", "bare"))
+    parser.add_argument("machine", choices=("debian13", "doors13", "kvm", "deb", "bare"))
     parser.add_argument("--minutes", type=int, default=90, help="bound of what the emulated computer does")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="run there instead of the tests")
     options = parser.parse_args()
@@ -71,6 +85,8 @@ def main() -> int:
         match options.machine:
             case "debian13":
                 debian13(options.command)
+            case "doors13":
+                doors()
             case "kvm":
                 kvm(options.command, options.minutes)
             case "deb":
