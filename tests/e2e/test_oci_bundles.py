@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from orlop.host.cgroups import Cgroup
 from orlop.oci.command import templates
 from tests.conformance import tools
 from tests.e2e.outside import root_directory
@@ -25,30 +27,36 @@ PATIENT = 300 * PATIENCE
 
 
 class Runtime:
-    """``orlop-oci`` with bundles below a directory, for one daemon."""
+    """``orlop-oci`` with bundles below a directory, for one daemon; or another runtime by its command."""
 
-    def __init__(self, node: Node, place: Path) -> None:
-        self._argv = [sys.executable, "-m", "orlop.oci.command.main"]
+    def __init__(self, node: Node, place: Path, *command: str) -> None:
+        self._argv = list(command) or [sys.executable, "-m", "orlop.oci.command.main"]
         self._env = {**os.environ, "ORLOP_STATE": f"{node.scratch}/state"}
         self.place = place
         root_directory(place / "rootfs", tools.busybox())
 
     def __call__(self, *args: str, code: int = 0) -> Done:
+        done = self.ends(*args)
+        assert done.code == code, done
+        return done
+
+    def ends(self, *args: str) -> Done:
+        """What came of a call, right or wrong."""
         argv = [*self._argv, *args]
-        done = Done(
-            argv,
-            subprocess.run(
+        # Files: what a container that was made goes on with would keep pipes open.
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            done = subprocess.run(
                 argv,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=out,
+                stderr=err,
                 timeout=PATIENT,
                 env=self._env,
                 cwd=self.place,
                 check=False,
-            ),
-        )
-        assert done.code == code, done
-        return done
+            )
+            said = [os.pread(file.fileno(), 1 << 20, 0) for file in (out, err)]
+        return Done(argv, subprocess.CompletedProcess(argv, done.returncode, *said))
 
     def bundle(self, name: str, *args: str, tty: bool = False, **more: Any) -> str:
         """A bundle that runs a command; its directory."""
@@ -120,6 +128,68 @@ def test_what_a_caller_does_wrong_is_one_sentence_and_leaves_nothing(runtime: Ru
     assert "container does not exist" in done.err
 
 
+def wrong_calls(runtime: Runtime) -> Iterator[tuple[str, Done]]:
+    """What callers do wrong, one thing after the other, by name."""
+    place, linux = runtime.place, templates.CONFIG["linux"]
+    plain, terminal = runtime.bundle("plain", "sleep", "600"), runtime.bundle("terminal", "sh", tty=True)
+    (place / "empty").mkdir()
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(f"{place}/gone")
+
+    def create(bundle: str, *options: str) -> Done:
+        return runtime.ends("create", "-b", bundle, *options, "x")
+
+    def mounting(name: str, **mount: Any) -> str:
+        others = templates.CONFIG["mounts"]
+        return runtime.bundle(name, "true", mounts=[*others, {"destination": "/mnt", **mount}])
+
+    def namespace(name: str, **which: str) -> str:
+        namespaces = [one for one in linux["namespaces"] if one["type"] != which["type"]]
+        return runtime.bundle(name, "true", linux=linux | {"namespaces": [*namespaces, which]})
+
+    yield "no config.json", create(f"{place}/empty")
+    yield "no bundle", create(f"{place}/none")
+    yield "no such namespace", create(namespace("nowhere", type="network", path="/nowhere"))
+    yield "no namespace", create(namespace("file", type="ipc", path="/etc/passwd"))
+    yield "another kind of namespace", create(namespace("kind", type="ipc", path="/proc/self/ns/uts"))
+    yield "a mount of nothing", create(mounting("source", type="bind", source="/nowhere", options=["bind"]))
+    yield "a mount of no kind", create(mounting("type", type="nofs", source="nofs"))
+    yield "no program", create(runtime.bundle("absent", "absent"))
+    yield "a console socket that is gone", create(terminal, "--console-socket", f"{place}/gone")
+    yield "a console socket that never was", create(terminal, "--console-socket", f"{place}/never")
+    yield "no console socket", create(terminal)
+    yield "a pid file where none can be", create(plain, "--pid-file", f"{place}/none/pid")
+    yield "a pid file where nobody writes", create(plain, "--pid-file", "/proc/pid")
+    yield "nothing made", runtime.ends("list", "--quiet")
+    yield "none", runtime.ends("start", "x")
+    yield "none to delete", runtime.ends("delete", "x")
+    yield "none to delete by force", runtime.ends("delete", "--force", "x")
+    yield "none to enter", runtime.ends("exec", "x", "true")
+    yield "one", create(plain)
+    yield "a second of the name", create(plain)
+    yield "started", runtime.ends("start", "x")
+    yield "started again", runtime.ends("start", "x")
+    yield "a delete while it runs", runtime.ends("delete", "x")
+    yield "a signal of no name", runtime.ends("kill", "x", "NONE")
+    yield "deleted by force", runtime.ends("delete", "--force", "x")
+    yield "nothing left", runtime.ends("list", "--quiet")
+
+
+def test_what_a_caller_does_wrong_ends_as_it_does_with_runc(
+    runtime: Runtime, shared_node: Node, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    runc = Runtime(shared_node, tmp_path / "other", "runc", "--root", os.fspath(tmp_path / "runc"))
+    try:
+        for (what, ours), (_, theirs) in zip(wrong_calls(runtime), wrong_calls(runc), strict=True):
+            assert ours.code == theirs.code, (what, ours, theirs)
+            assert len(ours.err.splitlines()) == (1 if ours.code else 0), (what, ours)
+            if what.startswith("nothing"):
+                assert ours.out == theirs.out == "", (what, ours, theirs)
+    finally:
+        runc("delete", "--force", "x")
+
+
 def test_of_two_creates_of_one_id_one_is_made(runtime: Runtime) -> None:
     bundle = runtime.bundle("sleeper", "sleep", "600")
     arguments = ("create", "-b", bundle, "--pid-file", f"{runtime.place}/pid", "twin")
@@ -160,6 +230,26 @@ def test_of_two_creates_of_one_id_one_is_made(runtime: Runtime) -> None:
     assert runtime("events", "twin").out == ""
     assert "container not running" in runtime("kill", "twin", "TERM", code=1).err
     runtime("delete", "twin")
+
+
+def test_a_vm_keeps_the_processor_time_that_it_needs_itself(runtime: Runtime, shared_node: Node) -> None:
+    group = Cgroup(f"{shared_node.cgroup_parent}/oci-{os.urandom(3).hex()}")
+    limits = {"cpu": {"quota": 5000, "period": 100_000}}
+    linux = templates.CONFIG["linux"] | {"cgroupsPath": group.path, "resources": limits}
+    runtime("run", "--detach", "-b", runtime.bundle("slow", "sleep", "600", linux=linux), "slow")
+
+    def inside() -> str:
+        return runtime("exec", "slow", "cat", "/sys/fs/cgroup/cpu.max").out
+
+    assert (group.cpu_limit(), inside()) == (0.2, "5000 100000\n")
+    runtime("update", "--cpu-quota", "50000", "slow")
+    assert (group.cpu_limit(), inside()) == (0.5, "50000 100000\n")
+    runtime("update", "--cpu-quota", "2000", "slow")
+    assert (group.cpu_limit(), inside()) == (0.2, "2000 100000\n")
+    runtime("update", "--memory", str(32 << 20), "slow")
+    assert group.cpu_limit() == 0.2
+    runtime("delete", "--force", "slow")
+    assert not group.exists()
 
 
 def test_hooks_see_the_state_and_can_refuse(runtime: Runtime) -> None:

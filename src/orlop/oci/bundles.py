@@ -352,6 +352,9 @@ class Bundles:
         await self._pods.update_container(record.id, wanted)
         if self._pods.pod(record.pod_id).spec.cgroup_parent == bundle.cgroup:
             await threads.call(_limit, bundle.cgroup, wanted)
+            # Afterwards: it gives the VM the processors for that, and leaves the group what a VM needs.
+            quota = Resources(cpu_quota=wanted.cpu_quota, cpu_period=wanted.cpu_period)
+            await self._pods.update_pod_resources(record.pod_id, Resources(), quota)
 
     async def stats(self, asked: questions.ToStats) -> dict[str, Any]:
         """What it uses, as runc's events have it."""

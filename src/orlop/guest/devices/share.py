@@ -9,7 +9,7 @@ from orlop.linux import syscalls
 from orlop.wire.messages import Refused
 
 # From 6.4 on the kernel would keep in the guest what is read and written: the host sees a write late, and
-# what it adds to a file that is open here reads as zeros. Directly, files are as they were with kernels before,
+# what it adds to a file that is open here reads as zeros. Directly, files are as they were before,
 # which do not know the word: only what a program maps is kept.
 _OPTIONS = "trans=virtio,version=9p2000.L,msize=262144,cache=mmap,directio,access=user"
 
