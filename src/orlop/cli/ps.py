@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,14 +41,7 @@ SHAPE = Shape(
     columns=("ID", "Image", "RunningFor", "Status", "Names", "PodName", "Handler", "IP"),
 )
 FILTERS = ("id", "name", "label", "status", "exited", "ancestor", "pod", "before", "since")
-SORTS: dict[str, Callable[[Any], Any]] = {
-    "created": lambda row: -row["Created"],
-    "id": lambda row: row["ID"],
-    "image": lambda row: row["Image"],
-    "names": lambda row: row["Names"],
-    "runningfor": lambda row: row["Created"],
-    "status": lambda row: row["State"],
-}
+_SORTS = {"id": "ID", "image": "Image", "names": "Names", "status": "State"}
 _STATES = (*session.STATES.values(), "paused")
 _OF_POD = frozenset({"PodName", "Handler", "IP", "Ports"})
 _OF_STATUS = frozenset({"Command", "Mounts"})
@@ -123,10 +116,14 @@ async def ps_command(socket: str, wanted: PsOptions) -> None:
             output.print_message(answer)
             return
         found = await _matching(client, answer.containers, wanted.filters)
-        if wanted.last:
-            found = sorted(found, key=lambda one: -one.one.created_at)[: wanted.last]
+        # By nanoseconds, which rows do not have: several are made within a second.
+        found.sort(key=lambda one: one.one.created_at, reverse=True)
+        found = found[: wanted.last or None]
+        if wanted.sort == "runningfor":
+            found.reverse()
         rows = await _rows(client, found, frozenset() if wanted.quiet else wanted.printer.fields)
-    rows.sort(key=SORTS[wanted.sort])
+    if wanted.sort in _SORTS:
+        rows.sort(key=lambda row: row[_SORTS[wanted.sort]])
     if wanted.quiet:
         for row in rows:
             print(row["ID"])
