@@ -179,12 +179,28 @@ class Containerd:
         for name in self("container", "ls", "-q", check=False).out.split():
             self("container", "rm", name, check=False)
 
-    def cri(self, *args: str | Path, check: bool = True) -> str:
+    def _cri_argv(self, *args: str | Path) -> list[str | Path]:
+        return [tools.cri_tools()[0], "-r", f"unix://{self.socket}", "-t", f"{TIMEOUT:.0f}s", *args]
+
+    def cri(self, *args: str | Path) -> str:
         """What a crictl command says."""
-        argv = [tools.cri_tools()[0], "-r", f"unix://{self.socket}", "-t", f"{TIMEOUT:.0f}s", *args]
-        done = subprocess.run(argv, capture_output=True, text=True, env=self.env, check=False)
-        assert not check or done.returncode == 0, f"{done}\n{self.log_tail()}"
+        done = subprocess.run(
+            self._cri_argv(*args), capture_output=True, text=True, env=self.env, check=False
+        )
+        assert done.returncode == 0, f"{done}\n{self.log_tail()}"
         return done.stdout.strip()
+
+    @contextlib.contextmanager
+    def cri_beside(self, *args: str | Path) -> Iterator[None]:
+        """A crictl command that runs as long as the block."""
+        nowhere = subprocess.DEVNULL
+        with subprocess.Popen(
+            self._cri_argv(*args), stdin=nowhere, stdout=nowhere, stderr=nowhere, env=self.env
+        ) as running:
+            try:
+                yield
+            finally:
+                running.kill()
 
     def remove_pods(self) -> None:
         """Remove what a kubelet has made."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conformance import tools
 from tests.doors.containerd import ASKED, RUNTIME, Containerd, containerd
 from tests.node import BUSYBOX, Node
 from tests.patience import PATIENCE
@@ -106,6 +109,44 @@ def test_a_kubelets_pod_is_one_vm(ctr: Containerd, shared_node: Node) -> None:
     ctr.cri("stopp", pod_id)
     ctr.cri("rmp", pod_id)
     assert json.loads(ctr.cri("pods", "-o", "json"))["items"] == []
+
+
+def test_a_port_of_a_pod_is_forwarded_to_its_loopback(ctr: Containerd, shared_node: Node) -> None:
+    pod, container = ctr.directory / "served.json", ctr.directory / "server.json"
+    metadata = {"name": "served", "namespace": "n", "uid": "served", "attempt": 0}
+    pod.write_text(json.dumps({"metadata": metadata, "log_directory": os.fspath(ctr.directory), "linux": {}}))
+    script = "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 127.0.0.1:8080 -h /www"
+    described = {"metadata": {"name": "server"}, "image": {"image": BUSYBOX}, "log_path": "server.log"}
+    container.write_text(json.dumps({**described, "command": ["sh", "-c", script], "linux": {}}))
+    ctr.cri("pull", BUSYBOX)
+    pod_id = ctr.cri("runp", "-r", "orlop", pod)
+    ctr.cri("start", ctr.cri("create", pod_id, container, pod))
+
+    def forwarded() -> bytes:
+        port = tools.free_port()
+        with ctr.cri_beside("port-forward", pod_id, f"{port}:8080"):
+            until(lambda: answers(port), "crictl does not listen")
+            return fetched(port)
+
+    until(lambda: forwarded() == b"hello\n", "what listens on the loopback of the VM is not reached")
+    shared_node.kill()
+    shared_node.start()
+    shared_node.wait_ready()
+    until(lambda: forwarded() == b"hello\n", "a daemon that is started again does not forward")
+    ctr.remove_pods()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as link:
+        return link.connect_ex(("127.0.0.1", port)) == 0
+
+
+def fetched(port: int) -> bytes:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/index.html", timeout=LIMIT) as answer:
+            return answer.read()  # type: ignore[no-any-return]
+    except OSError:
+        return b""
 
 
 def test_what_cannot_be_says_so(ctr: Containerd) -> None:

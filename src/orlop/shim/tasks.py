@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -40,6 +41,7 @@ from orlop.sandbox.base import StartedProcess
 from orlop.sandbox.spec import ExitStatus
 from orlop.shim import making, model, placing, running
 from orlop.shim.events import Announcer
+from orlop.shim.forwarding import PodPorts
 from orlop.shim.holding import KeeperLine
 from orlop.shim.making import Maker
 from orlop.shim.model import Key, LiveTask, TaskProcess, TaskRecord, TaskStatus
@@ -66,6 +68,7 @@ class ShimTasks:
         self._keeper = KeeperLine(state)
         self._announcer = Announcer()
         self._tell = Teller(self._announcer)
+        self._ports = PodPorts()
         self._tasks = Tasks()
         self._turns = Turns()
         self._live: dict[Key, LiveTask] = {}
@@ -82,6 +85,7 @@ class ShimTasks:
     async def close(self) -> None:
         """Let go of everything that runs on."""
         await self._tasks.close()
+        await self._ports.close()
         await self._announcer.close()
         await self._keeper.close()
 
@@ -107,6 +111,8 @@ class ShimTasks:
             await self._hold(task)
             if task.container_id and task.first.started:
                 self._follow(task)
+            elif task.record.sandbox and task.first.exit is None:
+                self._open_ports(task)
         await self._keeper.end()
 
     def _of_pod(self, pod: PodRecord) -> LiveTask | None:
@@ -176,6 +182,8 @@ class ShimTasks:
             self._registered.pop(key, None)
             # Before anybody can remove it: what is held is let go of by then.
             await self._hold(task)
+            if record.sandbox:
+                self._open_ports(task)
         pid = self.pid(task)
         self._tell.created(task, root, pid)
         return pid
@@ -202,6 +210,12 @@ class ShimTasks:
             member=place is TaskPlace.MEMBER,
         )
         return record, sandbox
+
+    def _open_ports(self, task: LiveTask) -> None:
+        """Let containerd reach the ports of a pod, in the namespace that it made for it."""
+        if not task.record.netns:
+            namespace = self._pods.pod(task.pod_id).spec.netns
+            self._ports.open(task.record.key, namespace, partial(self._pods.connect, task.pod_id))
 
     async def _hold(self, task: LiveTask) -> None:
         await self._keeper.hold(task.record.key)
@@ -461,6 +475,8 @@ class ShimTasks:
 
     async def _remove(self, task: LiveTask) -> None:
         undo = Undo(task.name)
+        # First: containerd removes the pod's network namespace as soon as the task is gone.
+        await undo.step("its ports", self._ports.drop(task.record.key))
         if task.record.member:
             await undo.step("it", self._pods.remove_container(task.container_id))
         else:
