@@ -46,6 +46,24 @@ def test_sockets_of_volumes(tmp_path: Path) -> None:
         link.close()
 
 
+def test_a_socket_that_goes_meanwhile_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = sockets._sockets_in
+
+    def one_goes(directory: str) -> list[str]:
+        names = looked_at(directory)
+        (tmp_path / names[0]).unlink()
+        return names
+
+    monkeypatch.setattr(sockets, "_sockets_in", one_goes)
+    links = [bound(tmp_path / name) for name in "ab"]
+    found = find([Mount(container_path="/d", host_path=os.fspath(tmp_path))], {"/d"})
+    assert [one.target for one in found] == ["/d/b"]
+    for link in links:
+        link.close()
+
+
 class Agent:
     """Takes requests."""
 

@@ -70,8 +70,9 @@ def find(mounts: Sequence[Mount], targets: Collection[str]) -> tuple[FoundSocket
             elif stat.S_ISDIR(mode):
                 for number, name in enumerate(_sockets_in(path)):
                     target = f"{mount.container_path.rstrip('/')}/{name}"
-                    if target not in targets:
-                        found.append(_socket(target, f"{index}-{number}", f"{path.rstrip('/')}/{name}"))
+                    with suppress(FileNotFoundError):  # it has gone; the others have not
+                        if target not in targets:
+                            found.append(_socket(target, f"{index}-{number}", f"{path.rstrip('/')}/{name}"))
     return tuple(found[:_MOST_FOUND])
 
 
@@ -95,8 +96,9 @@ def _sockets_in(directory: str) -> list[str]:
             # The kind comes with the name: on a file system across the network nothing else is asked for.
             if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
                 continue
-            if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode) and entry.name.isprintable():
-                names.append(entry.name)
+            with suppress(FileNotFoundError):
+                if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode) and entry.name.isprintable():
+                    names.append(entry.name)
     return sorted(names)
 
 
