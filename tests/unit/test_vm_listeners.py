@@ -210,3 +210,21 @@ async def test_a_descriptor_that_was_closed_is_somebody_elses(files: PodFiles, p
     near.close()
     far.close()
     await one.release()
+
+
+async def test_sockets_that_nobody_connects_to_keep_no_other_from_being_served(
+    files: PodFiles, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "_MOST", 1)
+    agent = Agent()
+    one = of(agent, files, place)
+    one.changed(listening("a", "b", "c"))
+    await until(lambda: len(one.paths()) == 3)
+    for name in "cba":
+        reader, writer = await asyncio.open_unix_connection(place / name)
+        writer.write_eof()
+        async with asyncio.timeout(20 * PATIENCE):
+            assert await reader.read() == b""
+        writer.close()
+    assert [request.name for request in agent.asked] == ["c", "b", "a"]
+    await one.release()

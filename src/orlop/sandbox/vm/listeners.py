@@ -152,17 +152,19 @@ class Listeners:
     async def _serve(self, listening: socket.socket, volume: str, name: str) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._places.acquire()
             try:
                 link, _ = await loop.sock_accept(listening)
-                self._tasks.spawn(self._join(link, volume, name), f"a connection to {name}")
             except OSError as error:  # too many files, say
-                self._places.release()
                 log.warning("the socket %s of a pod: %s", name, error.strerror)
                 await asyncio.sleep(_LATER)
+                continue
+            try:
+                # Only now: a socket that nobody connects to keeps no place from the others.
+                await self._places.acquire()
             except BaseException:
-                self._places.release()
+                link.close()
                 raise
+            self._tasks.spawn(self._join(link, volume, name), f"a connection to {name}")
 
     async def _join(self, link: socket.socket, volume: str, name: str) -> None:
         stream = self._agent.new_stream()
