@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -103,6 +103,14 @@ def driver(root: Path) -> Iterator[Driver]:
         one.close()
 
 
+@asynccontextmanager
+async def driving(root: Path) -> AsyncIterator[VolumeClient]:
+    """A client of a driver of its own."""
+    with driver(root) as one:
+        async with VolumeClient(one.socket) as client:
+            yield client
+
+
 @pytest.mark.parametrize(
     ("content", "mounted_by"), [("mount", "host"), ("mount", "guest"), ("block", "host")]
 )
@@ -161,6 +169,17 @@ async def test_a_kubelet_is_told_who_it_is(tmp_path: Path) -> None:
         assert "it is too old" in (tmp_path / "log").read_text()
 
 
+async def test_no_volume_is_promised_that_has_no_room(tmp_path: Path) -> None:
+    """A scheduler goes by the largest volume that there can be, and not by what is free."""
+    asked = pb.GetCapacityRequest()
+    async with driving(tmp_path) as client:
+        here = await client.controller.get_capacity(asked)
+        assert 0 < here.maximum_volume_size.value == here.available_capacity
+        asked.accessible_topology.segments["topology.csi.orlop.io/node"] = "elsewhere"
+        there = await client.controller.get_capacity(asked)
+        assert there.maximum_volume_size.value == there.available_capacity == 0
+
+
 async def test_a_copy_of_what_is_on_another_node_is_made_there(tmp_path: Path) -> None:
     """Who has seen the source hears that this is the wrong node; others hear that there is none."""
     way = pb.VolumeCapability(
@@ -169,14 +188,13 @@ async def test_a_copy_of_what_is_on_another_node_is_made_there(tmp_path: Path) -
     )
     wanted = pb.CreateVolumeRequest(name="copy", volume_capabilities=[way])
     wanted.volume_content_source.snapshot.snapshot_id = "elsewhere"
-    with driver(tmp_path) as one:
-        async with VolumeClient(one.socket) as client:
-            with pytest.raises(NotFound, match="no snapshot 'elsewhere'"):
-                await client.controller.create_volume(wanted)
-            wanted.parameters["csi.storage.k8s.io/pvc/name"] = "copy"
-            with pytest.raises(ResourceExhausted, match="a copy is made on the node of its source"):
-                await client.controller.create_volume(wanted)
-            assert not (await client.controller.list_volumes(pb.ListVolumesRequest())).entries
+    async with driving(tmp_path) as client:
+        with pytest.raises(NotFound, match="no snapshot 'elsewhere'"):
+            await client.controller.create_volume(wanted)
+        wanted.parameters["csi.storage.k8s.io/pvc/name"] = "copy"
+        with pytest.raises(ResourceExhausted, match="a copy is made on the node of its source"):
+            await client.controller.create_volume(wanted)
+        assert not (await client.controller.list_volumes(pb.ListVolumesRequest())).entries
 
 
 async def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -140,10 +140,11 @@ class ControllerCalls:
     async def get_capacity(self, request: pb.GetCapacityRequest) -> pb.GetCapacityResponse:
         """Bytes that are free on this node, none on others."""
         answer = pb.GetCapacityResponse()
-        answer.maximum_volume_size.value = MOST
         segments = request.accessible_topology.segments
         if not segments or segments.get(names.TOPOLOGY) == self._node:
             answer.available_capacity = await self._store.available()
+        # Where this is told a scheduler looks at nothing else.
+        answer.maximum_volume_size.value = min(MOST, answer.available_capacity)
         return answer
 
     async def controller_expand_volume(
