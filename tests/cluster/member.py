@@ -102,6 +102,8 @@ def main() -> int:
     (home / "cni").mkdir()
     (home / "cni" / NETWORK).write_text(json.dumps(conflist(place, home)))
     extra = {"network": {"conf_dir": str(home / "cni")}, **order["extra"]}
+    # All nodes have the machine's host name.
+    extra["csi"] = {"node": place.name, **extra.get("csi", {})}
     with node(
         control.REGISTRY, handler=order["handler"], extra=extra, prefix=f"{directory.name}/{place.name}/n"
     ) as one:

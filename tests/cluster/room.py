@@ -134,6 +134,11 @@ class Cluster:
         options = [f"--for={condition}", f"--timeout={timeout:.0f}s", *arguments]
         self.kubectl("wait", what, *options, timeout=timeout + CALL_TIMEOUT)
 
+    def rolled_out(self, what: str, *arguments: str, timeout: float = 180.0 * PATIENCE) -> None:
+        """Wait until all of a Deployment or a DaemonSet runs."""
+        options = [f"--timeout={timeout:.0f}s", *arguments]
+        self.kubectl("rollout", "status", what, *options, timeout=timeout + CALL_TIMEOUT)
+
     def wait_ready(self) -> None:
         """Wait for the API server, bring what every cluster has, and wait for the nodes."""
         limit = time.monotonic() + START_TIMEOUT

@@ -74,8 +74,9 @@ def pods(shared_cluster: Cluster) -> Iterator[dict[str, str]]:
     shared_cluster.kubectl("delete", "pod,service", "--selector=app=web", "--wait=true")
 
 
-def _fetch(cluster: Cluster, pod: str, url: str) -> Done:
-    return cluster.kubectl("exec", pod, "--", "curl", "-sS", "-m", "10", url, check=False)
+def _fetch(cluster: Cluster, pod: str, url: str, seconds: float = 60.0 * PATIENCE) -> Done:
+    """What a pod gets from a URL, the one time that it asks."""
+    return cluster.kubectl("exec", pod, "--", "curl", "-sS", "-m", f"{seconds:g}", url, check=False)
 
 
 def _eventually(cluster: Cluster, pod: str, url: str, *answers: str) -> None:
@@ -83,7 +84,7 @@ def _eventually(cluster: Cluster, pod: str, url: str, *answers: str) -> None:
     limit, missing, done = time.monotonic() + LIMIT, {*answers}, None
     while missing:
         assert time.monotonic() < limit, f"{pod} got none of {missing} from {url}: {done}"
-        done = _fetch(cluster, pod, url)
+        done = _fetch(cluster, pod, url, 10.0 * PATIENCE)
         missing.discard(done.out.strip())
 
 
