@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from orlop.bundle import output
 from orlop.errors import InvalidArgument, NotFound
-from orlop.pods.records import ContainerPhase
+from orlop.pods.records import ContainerPhase, PodRecord
 from orlop.pods.service import PodService
 from orlop.shim import places
 from orlop.shim.api import door_pb2
@@ -45,7 +45,7 @@ class Node:
     tasks: ShimTasks
     root: Path
 
-    def bundle(self, name: str) -> str:
+    def bundle(self, name: str, **more: object) -> str:
         place = self.root / name
         place.mkdir(exist_ok=True)
         namespaces = [{"type": kind, "path": "/ns" if kind == "network" else ""} for kind in KINDS]
@@ -54,13 +54,14 @@ class Node:
             "process": SHELL,
             "root": {"path": "rootfs"},
             "linux": {"namespaces": namespaces},
+            **more,
         }
         (place / "config.json").write_text(json.dumps(config))
         return str(place)
 
-    async def create(self, name: str = "one") -> Key:
+    async def create(self, name: str = "one", **more: object) -> Key:
         key = ("test", name)
-        await self.tasks.create(key, self.bundle(name), (), Stdio())
+        await self.tasks.create(key, self.bundle(name, **more), (), Stdio())
         return key
 
     async def running(self, name: str = "one") -> Key:
@@ -184,3 +185,27 @@ async def test_paths_from_containerd_are_bounded(tmp_path: Path) -> None:
         for bundle in (long, "relative", "/with\0nothing"):
             with pytest.raises(InvalidArgument, match="bundle"):
                 await TaskCalls(one.tasks).create(pb.CreateTaskRequest(id="one", bundle=bundle))
+
+
+async def test_tasks_are_found_again_beside_a_pod_that_somebody_removes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node(tmp_path) as one:
+        sandbox = {"annotations": {"io.kubernetes.cri.container-type": "sandbox"}}
+        await one.create("sandbox", **sandbox)
+        key = await one.running("alone")
+        later = ShimTasks(one.pods, tmp_path)
+        shown = one.pods.pod
+
+        def removed(pod_id: str) -> PodRecord:
+            if shown(pod_id).spec.name == "sandbox":
+                raise NotFound("it was removed")
+            return shown(pod_id)
+
+        monkeypatch.setattr(one.pods, "pod", removed)
+        later.open()
+        try:
+            task, process = await later.state(key, "")
+            assert later.standing(task, process).name == "RUNNING"
+        finally:
+            await later.close()

@@ -214,8 +214,9 @@ class ShimTasks:
     def _open_ports(self, task: LiveTask) -> None:
         """Let containerd reach the ports of a pod, in the namespace that it made for it."""
         if not task.record.netns:
-            namespace = self._pods.pod(task.pod_id).spec.netns
-            self._ports.open(task.record.key, namespace, partial(self._pods.connect, task.pod_id))
+            with suppress(NotFound):  # somebody has removed the pod: its other tasks are found all the same
+                namespace = self._pods.pod(task.pod_id).spec.netns
+                self._ports.open(task.record.key, namespace, partial(self._pods.connect, task.pod_id))
 
     async def _hold(self, task: LiveTask) -> None:
         await self._keeper.hold(task.record.key)
