@@ -109,12 +109,12 @@ class Logged:
     after: float
 
 
-def stream_log(place: Place, scratch: Path) -> Logged:
-    """Let a container log 500 MB; raises RuntimeError when they are not all in the file."""
+def stream_log(place: Place, scratch: Path, megabytes: int) -> Logged:
+    """Let a container log so much; raises RuntimeError when it is not all in the file."""
     logs = Path(f"{scratch}/logs-{place.system.name}")
     logs.mkdir(exist_ok=True)
     pod = pod_config("disk", os.fspath(logs))
-    container = container_config("talker", "sh", "-c", f"yes {'x' * 99} | head -c {LOG_MB}000000")
+    container = container_config("talker", "sh", "-c", f"yes {'x' * 99} | head -c {megabytes}000000")
     before = usage.pss_mib(place.daemon)
     highest, ended = before, threading.Event()
 
@@ -138,11 +138,11 @@ def stream_log(place: Place, scratch: Path) -> Logged:
         ended.set()
         watcher.join()
     written = sum(path.stat().st_size for path in logs.iterdir() if path.name.startswith("talker"))
-    if written < LOG_MB * 1_000_000:
-        raise RuntimeError(f"{place.system.name}: the log holds {written} bytes of {LOG_MB} MB")
+    if written < megabytes * 1_000_000:
+        raise RuntimeError(f"{place.system.name}: the log holds {written} bytes of {megabytes} MB")
     # What the daemon only had in hand, it has let go by now.
     time.sleep(5)
-    return Logged(LOG_MB / spent, before, highest, usage.pss_mib(place.daemon))
+    return Logged(megabytes / spent, before, highest, usage.pss_mib(place.daemon))
 
 
 def main() -> int:
@@ -176,7 +176,7 @@ def main() -> int:
                 print(f"{work:<28}{'   '.join(cells)}")
             for place in places:
                 try:
-                    found = stream_log(place, scratch)
+                    found = stream_log(place, scratch, LOG_MB)
                 except RuntimeError as error:
                     say(f"log of {LOG_MB} MB: not measured, {error}")
                     continue

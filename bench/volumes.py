@@ -1,8 +1,10 @@
 """What each kind of volume can do, system by system: ``python -m bench.volumes``. Needs root; takes minutes.
 
 One pod of each system has every kind of volume that a kubelet makes, and one program tries in it all that a
-file system is asked for. The table has a line for each trial that is not the same everywhere. Then changes on
-the host are timed until the container sees them, and starts of containers without and with small volumes.
+file system is asked for. The table has a line for each trial that is not the same everywhere. Then, the
+systems in turn: a change on the host until the container sees it, the start of a pod with a container and of
+a later container without and with small volumes, work on names in a directory of the host; and how fast a
+log is written.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import grpc
 from tests.conformance import images, tools
 from tests.volumes.kubelet import PodDirectory, judge, pod_directory, verdicts
 
-from bench import lifecycle, systems
+from bench import disk, lifecycle, systems
 from bench.client import Client, container_config, pod_config
 from bench.systems import REGISTRY
 from bench.words import reason, say
@@ -37,9 +39,13 @@ PLACES = {
     "emptyDir, subPath": "/sub",
     "hostPath": "/host",
 }
-CHANGES = 10
-STARTS = 7
 SMALL = 8
+SEEN, FIRST, LATER = "a change seen", "pod with a container", "one more container"
+NAMES = ("make 1000 files", "stat 1000 files", "remove 1000 files")
+LOG_MB = 100
+
+Figures = dict[str, dict[str, list[float]]]
+"""Milliseconds, by what was done and by system."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,9 @@ class Place:
     """A running container of a system, and its pod's directory."""
 
     system: systems.System
+    daemon: int
     client: Client
+    scratch: Path
     pod: str
     config: pb.PodSandboxConfig
     container: str
@@ -90,12 +98,13 @@ def start(stack: ExitStack, system: systems.System, number: int, scratch: Path) 
     create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=pod)
     container_id = client.call("CreateContainer", create).container_id
     client.call("StartContainer", pb.StartContainerRequest(container_id=container_id))
-    return Place(system, client, pod_id, pod, container_id, directory)
+    return Place(system, running.pid, client, scratch, pod_id, pod, container_id, directory)
 
 
 def seen_after(place: Place, number: int) -> float:
     """Milliseconds from the swap of a ConfigMap on the host to the end of an exec that waits to see it."""
-    script = f'while [ "$(cat /config/key)" != {number} ]; do :; done'
+    # The shell reads by itself: under emulation a process for each look would be most of what is timed.
+    script = f'until [ "$x" = {number} ]; do read x </config/key; done'
     request = pb.ExecSyncRequest(container_id=place.container, cmd=["sh", "-c", script], timeout=60)
     begin = time.perf_counter()
     place.directory.atomic("configmap", "config", {"key": str(number).encode()})
@@ -105,14 +114,37 @@ def seen_after(place: Place, number: int) -> float:
     return (time.perf_counter() - begin) * 1000
 
 
-def started_in(place: Place, number: int, volumes: int) -> float:
-    """Milliseconds of CreateContainer and StartContainer with so many small volumes of three files."""
-    container = container_config(f"small-{number}", *lifecycle.SLEEP)
-    for index in range(volumes):
+def small_volumes(directory: PodDirectory, container: pb.ContainerConfig, count: int) -> None:
+    """Give a container so many small volumes of three files."""
+    for index in range(count):
         files = {key: os.urandom(200) for key in ("ca.crt", "namespace", "token")}
-        path = place.directory.atomic("configmap", f"small-{number}-{index}", files)
+        path = directory.atomic("configmap", f"{container.metadata.name}-{index}", files)
         target = f"/small/{index}"
         container.mounts.append(pb.Mount(container_path=target, host_path=os.fspath(path), readonly=True))
+
+
+def pod_with(place: Place, number: int, volumes: int) -> float:
+    """Milliseconds from RunPodSandbox until a container with so many small volumes runs."""
+    pod = pod_config(f"small-{number}-{volumes}", f"{place.scratch}/logs-{place.system.name}")
+    with pod_directory(place.scratch / f"kubelet-{place.system.name}", pod.metadata.uid) as directory:
+        container = container_config("main", *lifecycle.SLEEP)
+        small_volumes(directory, container, volumes)
+        begin = time.perf_counter()
+        request = pb.RunPodSandboxRequest(config=pod, runtime_handler=place.system.handler)
+        pod_id = place.client.call("RunPodSandbox", request).pod_sandbox_id
+        try:
+            create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=pod)
+            made = place.client.call("CreateContainer", create).container_id
+            place.client.call("StartContainer", pb.StartContainerRequest(container_id=made))
+            return (time.perf_counter() - begin) * 1000
+        finally:
+            lifecycle.end_pod(place.client, pod_id, {})
+
+
+def started_in(place: Place, number: int, volumes: int) -> float:
+    """Milliseconds of CreateContainer and StartContainer with so many small volumes."""
+    container = container_config(f"small-{number}-{volumes}", *lifecycle.SLEEP)
+    small_volumes(place.directory, container, volumes)
     create = pb.CreateContainerRequest(
         pod_sandbox_id=place.pod, config=container, sandbox_config=place.config
     )
@@ -139,42 +171,97 @@ def table(found: dict[tuple[str, str], dict[str, str]], names: list[str]) -> Non
     print(f"{same} of {len(trials)} trials succeed everywhere.")
 
 
+def one_round(place: Place, number: int, figures: Figures) -> None:
+    """Everything once that is timed."""
+
+    def add(what: str, milliseconds: float) -> None:
+        figures.setdefault(what, {}).setdefault(place.system.name, []).append(milliseconds)
+
+    add(SEEN, seen_after(place, number))
+    for volumes in (0, SMALL):
+        # The pool makes another VM, which would be counted as well.
+        time.sleep(place.system.settle)
+        add(f"{FIRST}, {volumes} small volumes", pod_with(place, number, volumes))
+    time.sleep(place.system.settle)
+    for volumes in (0, SMALL):
+        add(f"{LATER}, {volumes} small volumes", started_in(place, number, volumes))
+    shared = on_disk(place)
+    empty = min(disk.run(shared, ":") for _ in range(3))
+    disk.run(shared, "mkdir /host/bench")
+    for name in NAMES:
+        add(f"hostPath: {name}", disk.run(shared, disk.WORK[name].format(d="/host/bench")) - empty)
+    disk.run(shared, "rm -r /host/bench")
+
+
+def on_disk(place: Place) -> disk.Place:
+    """The place as :mod:`bench.disk` has it."""
+    return disk.Place(place.system, place.daemon, place.client, place.pod, place.container, Path())
+
+
+def timed(figures: Figures, names: list[str], yardstick: str) -> None:
+    """A line for each thing that was timed: medians and the slowest, and the ratio to the yardstick."""
+    print("| milliseconds, median / most | " + " | ".join(names) + " |")
+    print("|---" * (len(names) + 1) + "|")
+    for what, columns in figures.items():
+        cells = []
+        for name in names:
+            values = columns.get(name)
+            if not values:
+                cells.append("-")
+                continue
+            text = f"{statistics.median(values):.0f} / {max(values):.0f}"
+            if name != yardstick and columns.get(yardstick):
+                text += f" ({statistics.median(values) / statistics.median(columns[yardstick]):.1f})"
+            cells.append(text)
+        print(f"| {what} | " + " | ".join(cells) + " |")
+
+
+def logs(places: list[Place]) -> None:
+    """How fast each system writes a container's log."""
+    for place in places:
+        try:
+            found = disk.stream_log(on_disk(place), place.scratch, LOG_MB)
+        except RuntimeError as error:
+            say(f"log of {LOG_MB} MB: not measured, {error}")
+            continue
+        print(f"log of {LOG_MB} MB: {place.system.name} {found.speed:.1f} MB/s")
+
+
 def main() -> int:
     """Run and print."""
-    known = systems.known()
     parser = argparse.ArgumentParser(prog="bench.volumes", description=__doc__)
     parser.add_argument("--systems", default="orlop-vm-pool,orlop-process,containerd-runc")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-trials", action="store_true", help="only what is timed")
+    parser.add_argument("--before", type=Path, help="another checkout of Orlop, measured beside this one")
     options = parser.parse_args()
+    known = systems.known(options.before)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scratch = Path(tempfile.mkdtemp(prefix="orlop-bench-", dir="/var/tmp"))
     found: dict[tuple[str, str], dict[str, str]] = {}
-    changes: dict[str, list[float]] = {}
-    starts: dict[str, dict[int, list[float]]] = {}
+    figures: Figures = {}
+    places: list[Place] = []
     try:
         with images.serve(images.storage(), REGISTRY), ExitStack() as stack:
             for number, name in enumerate(options.systems.split(",")):
                 try:
-                    place = start(stack, known[name], number, scratch)
+                    places.append(start(stack, known[name], number, scratch))
                 except (RuntimeError, OSError, tools.ToolError, grpc.RpcError) as error:
                     say(f"{name}: not measured, {reason(error)}")
-                    continue
-                for kind in KINDS:
-                    found[kind, name] = verdicts(place.run("/judge", "try", PLACES[kind]))
-                    say(f"{name}: {kind}")
-                changes[name] = [seen_after(place, number) for number in range(1, CHANGES + 1)]
-                starts[name] = {0: [], SMALL: []}
-                for turn in range(STARTS * 2):
-                    volumes = SMALL * (turn % 2)
-                    starts[name][volumes].append(started_in(place, turn, volumes))
-        table(found, list(changes))
-        for name, times in changes.items():
-            print(
-                f"{name}: a change is seen after {statistics.median(times):.0f} ms, {max(times):.0f} at most"
-            )
-        for name, found_in in starts.items():
-            without, with_them = (statistics.median(found_in[volumes]) for volumes in (0, SMALL))
-            text = f"{name}: a container starts in {without:.0f} ms"
-            print(f"{text}, with {SMALL} small volumes in {with_them:.0f}")
+            names = [place.system.name for place in places]
+            if not options.no_trials:
+                for place in places:
+                    for kind in KINDS:
+                        said = place.run("/judge", "try", PLACES[kind])
+                        found[kind, place.system.name] = verdicts(said)
+                        say(f"{place.system.name}: {kind}")
+                table(found, names)
+            for number in range(1, options.rounds + 1):
+                for place in places:
+                    one_round(place, number, figures)
+                say(f"round {number} of {options.rounds}")
+            timed(figures, names, "containerd-runc")
+            logs(places)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return 0
