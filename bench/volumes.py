@@ -104,7 +104,7 @@ def start(stack: ExitStack, system: systems.System, number: int, scratch: Path) 
 def seen_after(place: Place, number: int) -> float:
     """Milliseconds from the swap of a ConfigMap on the host to the end of an exec that waits to see it."""
     # The shell reads by itself: under emulation a process for each look would be most of what is timed.
-    script = f'until [ "$x" = {number} ]; do read x </config/key; done'
+    script = f'until [ "$x" = {number} ]; do read x </config/key; done; :'
     request = pb.ExecSyncRequest(container_id=place.container, cmd=["sh", "-c", script], timeout=60)
     begin = time.perf_counter()
     place.directory.atomic("configmap", "config", {"key": str(number).encode()})
