@@ -53,7 +53,7 @@ def test_a_file_system_becomes_an_image(cli: Cli, tmp_path: Path) -> None:
     (image,) = cli("import", *changes, "-", "made:1", stdin=made).out.split()
     assert cli("run", "--rm", "made:1").out == "somebody is 12\n"
     assert cli("import", *changes, "-", "made:2", stdin=made).out.split() == [image], "the same each time"
-    cli("rmi", image)
+    cli("rmi", "--force", image)
 
 
 def test_what_is_no_archive_is_refused_in_one_sentence(cli: Cli, tmp_path: Path) -> None:
@@ -91,18 +91,18 @@ def test_names_of_images(shared_node: Node) -> None:
     cli = Inside(shared_node)
     cli("pull", "-q", BUSYBOX)
     cli("tag", BUSYBOX, "mine:1", "yours")
-    names = ("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", "reference=*")
+    image_id = cli("images", "-q", "yours").out.strip()
+    names = ("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", f"id={image_id}")
     mine, yours = "docker.io/library/mine:1", "docker.io/library/yours:latest"
     assert cli(*names).out.split() == sorted([BUSYBOX, mine, yours])
     assert cli("run", "--rm", "--pull", "never", "mine:1", "echo", "mine").out == "mine\n"
     cli("rmi", "mine:1")
     assert cli(*names).out.split() == sorted([BUSYBOX, yours]), "one of several goes alone"
-    image_id = cli("images", "-q", "yours").out.strip()
     several = cli("rmi", image_id, check=False)
     assert several.code == 1 and yours in several.err and "--force" in several.err
     assert "not called other" in cli("untag", "yours", "other", check=False).err
     cli("untag", image_id)
-    assert cli("images", "-q", "--filter", "dangling=true").out.strip() == image_id
+    assert image_id in cli("images", "-q", "--filter", "dangling=true").out.split()
     assert cli("image", "exists", image_id).code == 0
     cli("image", "rm", image_id)
     assert cli("image", "exists", image_id, check=False).code == 1

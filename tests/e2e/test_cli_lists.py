@@ -71,17 +71,15 @@ def test_one_thing_in_podmans_words(cli: Cli) -> None:
 
 def test_other_lists(cli: Cli) -> None:
     row = cli("images", "--filter", "reference=busybox*", "--format", "{{.Repository}}:{{.Tag}}").out
-    assert row == f"{BUSYBOX}\n"
-    assert (
-        cli("images", "-q", "nginx-is-not-here").out == cli("images", "-q", "--filter", "dangling=true").out
-    )
+    assert BUSYBOX in row.split()
+    assert cli("images", "-q", "is-not-here").out == ""
     fields = "{{.Name}} {{.Status}} {{.Handler}} {{.NumberOfContainers}}"
     pods = cli("pod", "ls", "--format", fields).out.splitlines()
     assert pods == ["orlop/two ended process 1", "orlop/one ready vm 1"]
     (used,) = json.loads(cli("stats", "--interval", "0.2", "--format", "json", "one").out)
     assert used["Name"] == "one" and used["MemUsage"] > 0
     cli("volume", "create", "shelf", "--size", "16m")
-    assert cli("volume", "ls", "--format", "{{.Name}} {{.Size}}").out == "shelf 16.0 MiB\n"
+    assert "shelf 16.0 MiB\n" in cli("volume", "ls", "--format", "{{.Name}} {{.Size}}").out
     cli("volume", "rm", "shelf")
     assert cli("system", "df", "--format", "{{.Type}} {{.Total}} {{.Active}}").out.splitlines()[1] == (
         "containers 2 1"
