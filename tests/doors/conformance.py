@@ -28,7 +28,8 @@ from tests.node import base_config, build_guest, node
 HANDLERS: dict[str, critest.Handler] = {"runc": "process", "orlop": "vm"}
 """Runtime handlers of containerd's, and as which of ours each is judged."""
 
-LEAST_PASSED = 90
+LEAST_PASSED = 85
+"""With an old containerd, which skips some 25; fewer mean that something kept specs from running."""
 
 
 def arguments() -> argparse.Namespace:
