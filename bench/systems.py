@@ -98,8 +98,9 @@ def keep(root: Path) -> None:
         made = (root / "guest").readlink().parent / "hypervisor"
         subprocess.run(["rm", "-rf", made], check=True)
         made.mkdir()
-        # A machine's own files come and go while they are copied.
-        lasting = [entry for entry in (root / "hypervisor").iterdir() if not entry.name.startswith("boot-")]
+        # A machine's own files, and the record of its user, come and go while they are copied.
+        passing = ("boot-", "ids")
+        lasting = [entry for entry in (root / "hypervisor").iterdir() if not entry.name.startswith(passing)]
         subprocess.run(["cp", "-a", "--sparse=always", *lasting, made], check=True)
 
 
