@@ -1,4 +1,4 @@
-"""A node of a cluster within its enclosure: orlopd, kubelet, kube-proxy.
+"""A node of a cluster within its enclosure: orlopd, or containerd as its peer; kubelet, kube-proxy.
 
 ``python -m tests.cluster.member DIRECTORY NUMBER``. At the end its pods are removed, and nothing of them
 may be left.
@@ -14,8 +14,9 @@ from typing import Any
 
 from tests.cluster import control, keeper, layout
 from tests.cluster.layout import Place
-from tests.node import Node, node
-from tests.node_e2e import programs, suite
+from tests.node import node
+from tests.node_e2e import containerd, programs, suite
+from tests.node_e2e.judgement import PEER
 
 ORLOPD = "orlopd"
 NETWORK = "10-cluster.conflist"
@@ -69,14 +70,14 @@ def proxy_config(directory: Path, place: Place) -> dict[str, Any]:
 
 
 def start(
-    directory: Path, place: Place, one: Node, built: programs.Programs, kubelet: Mapping[str, Any]
+    directory: Path, place: Place, endpoint: str, built: programs.Programs, kubelet: Mapping[str, Any]
 ) -> list[keeper.Program]:
     """Kubelet and kube-proxy."""
     home = directory / place.name
     logs = home / "logs"
     config, proxy = home / "kubelet.yaml", home / "proxy.yaml"
     # JSON is YAML.
-    config.write_text(json.dumps(kubelet_config(directory, f"unix://{one.socket}", kubelet), indent=1))
+    config.write_text(json.dumps(kubelet_config(directory, endpoint, kubelet), indent=1))
     proxy.write_text(json.dumps(proxy_config(directory, place), indent=1))
     commands: dict[str, list[Any]] = {
         "kubelet": [
@@ -92,15 +93,10 @@ def start(
     return [keeper.Program(name, argv, logs) for name, argv in commands.items()]
 
 
-def main() -> int:
-    """Be a node until the file that says stop is there."""
-    directory, place = Path(sys.argv[1]), Place(int(sys.argv[2]))
-    order = json.loads((directory / layout.ORDER).read_text())
-    home, built = directory / place.name, programs.build(programs.CLUSTER)
+def ours(directory: Path, place: Place, built: programs.Programs, order: Mapping[str, Any]) -> None:
+    """Run with orlopd until told to stop; it is started again when it ends."""
+    home = directory / place.name
     logs = home / "logs"
-    logs.mkdir()
-    (home / "cni").mkdir()
-    (home / "cni" / NETWORK).write_text(json.dumps(conflist(place, home)))
     extra = {"network": {"conf_dir": str(home / "cni")}, **order["extra"]}
     # All nodes have the machine's host name.
     extra["csi"] = {"node": place.name, **extra.get("csi", {})}
@@ -108,7 +104,7 @@ def main() -> int:
         control.REGISTRY, handler=order["handler"], extra=extra, prefix=f"{directory.name}/{place.name}/n"
     ) as one:
         (logs / f"{ORLOPD}.log").hardlink_to(one.settings.log)
-        others = start(directory, place, one, built, order["kubelet"])
+        others = start(directory, place, f"unix://{one.socket}", built, order["kubelet"])
         pid = 0
 
         def over() -> bool:
@@ -123,6 +119,31 @@ def main() -> int:
         keeper.keep(others, over)
         for program in others:
             program.stop()
+
+
+def peer(directory: Path, place: Place, built: programs.Programs, order: Mapping[str, Any]) -> None:
+    """Run with containerd and runc until told to stop. What its pods leave is gone with the enclosure."""
+    home = directory / place.name
+    # Statistics by way of the CRI are for a runtime that a kubelet does not know.
+    own = {"featureGates": suite.GATES, **order["kubelet"]}
+    log = home / "logs" / f"{PEER}.log"
+    with containerd.running(home / PEER, control.REGISTRY, log, home / "cni") as endpoint:
+        others = start(directory, place, endpoint, built, own)
+        keeper.keep(others, (directory / layout.STOP).exists)
+        for program in others:
+            program.stop()
+
+
+def main() -> int:
+    """Be a node until the file that says stop is there."""
+    directory, place = Path(sys.argv[1]), Place(int(sys.argv[2]))
+    order = json.loads((directory / layout.ORDER).read_text())
+    home, built = directory / place.name, programs.build(programs.CLUSTER)
+    (home / "logs").mkdir()
+    (home / "cni").mkdir()
+    (home / "cni" / NETWORK).write_text(json.dumps(conflist(place, home)))
+    run = peer if place.name in order["peers"] else ours
+    run(directory, place, built, order)
     return 0
 
 

@@ -20,9 +20,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from bench.peers import containerd as containerd_and_runc
 
 from tests.cluster import certificates, layout
 from tests.cluster.layout import Place
@@ -104,19 +106,33 @@ class Cluster:
 
     def run(self, *argv: str, check: bool = True, timeout: float = CALL_TIMEOUT, stdin: str = "") -> Done:
         """Run a command where the control plane is: it reaches nodes, pods, and no further."""
+        return _done(self._inside(argv), check=check, timeout=timeout, stdin=stdin)
+
+    def _inside(self, argv: Sequence[str]) -> list[str]:
         init = _init_of(self.directory.name, 2)
-        inside = ["nsenter", f"--target={init}", "--all", "--", *argv]
-        return _done(inside, check=check, timeout=timeout, stdin=stdin)
+        return ["nsenter", f"--target={init}", "--all", "--", *argv]
 
     def kubectl(
         self, *arguments: str, check: bool = True, timeout: float = CALL_TIMEOUT, stdin: str = ""
     ) -> Done:
         """Run kubectl as the administrator. Raises AssertionError when it fails, unless told not to."""
+        return self.run(*self._administrator(arguments), check=check, timeout=timeout, stdin=stdin)
+
+    def _administrator(self, arguments: Sequence[str]) -> list[str]:
         options = [f"--kubeconfig={layout.kubeconfig(self.directory)}"]
         options += [f"--cache-dir={self.directory}/kubectl"]
-        return self.run(
-            os.fspath(self._kubectl), *options, *arguments, check=check, timeout=timeout, stdin=stdin
-        )
+        return [os.fspath(self._kubectl), *options, *arguments]
+
+    @contextlib.contextmanager
+    def watching(self, *arguments: str) -> Iterator[IO[str]]:
+        """What a kubectl command that watches says, line by line as it comes, until the block ends."""
+        argv = self._inside(self._administrator(arguments))
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+            assert child.stdout is not None
+            try:
+                yield child.stdout
+            finally:
+                child.kill()
 
     def json(self, *arguments: str) -> Any:
         """A kubectl command with JSON output, decoded."""
@@ -209,6 +225,7 @@ def _init_of(group: str, depth: int) -> int:
 def cluster(
     nodes: int = 2,
     *,
+    peers: Sequence[str] = (),
     handler: str = "vm",
     extra: Mapping[str, Mapping[str, Any]] | None = None,
     kubelet: Mapping[str, Any] | None = None,
@@ -217,14 +234,18 @@ def cluster(
 ) -> Iterator[Cluster]:
     """A cluster whose nodes are ready, until the block ends.
 
+    The nodes named in ``peers`` (``node2``) have containerd with runc instead of Orlop, to compare.
     ``handler`` runs pods that name no RuntimeClass; ``extra`` are more keys for the daemons by table of
     their configuration, ``kubelet`` for the kubelets; ``storage`` is a registry's storage
     (:func:`tests.conformance.images.stored`) in place of the node suite's; logs are copied to ``reports``.
     """
     built = prepare()
+    if peers:
+        containerd_and_runc()
     places = [Place(number) for number in range(1, nodes + 1)]
     order = {
         "nodes": nodes,
+        "peers": list(peers),
         "handler": handler,
         "extra": dict(extra or {}),
         "kubelet": dict(kubelet or {}),

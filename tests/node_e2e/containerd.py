@@ -51,7 +51,7 @@ def _network(directory: Path) -> Path:
     return place
 
 
-def _config(directory: Path, registry: str) -> Path:
+def _config(directory: Path, registry: str, network: Path) -> Path:
     image, runtime = "plugins.'io.containerd.cri.v1.images'", "plugins.'io.containerd.cri.v1.runtime'"
     path = directory / "config.toml"
     path.write_text(
@@ -64,16 +64,19 @@ def _config(directory: Path, registry: str) -> Path:
         f'[{runtime}.containerd]\ndefault_runtime_name = "runc"\n'
         f'[{runtime}.containerd.runtimes.runc]\nruntime_type = "io.containerd.runc.v2"\n'
         f'[{runtime}.containerd.runtimes.{HANDLER}]\nruntime_type = "io.containerd.runc.v2"\n'
-        f'[{runtime}.cni]\nbin_dirs = {json.dumps(CNI_BIN)}\nconf_dir = "{_network(directory)}"\n'
+        f'[{runtime}.cni]\nbin_dirs = {json.dumps(CNI_BIN)}\nconf_dir = "{network}"\n'
     )
     return path
 
 
 @contextlib.contextmanager
-def running(directory: Path, registry: str, log: Path) -> Iterator[str]:
-    """containerd over the directory until the block ends; yields its endpoint."""
+def running(directory: Path, registry: str, log: Path, network: Path | None = None) -> Iterator[str]:
+    """containerd over the directory until the block ends; yields its endpoint.
+
+    ``network`` is the directory of the CNI configuration, in place of a bridge of its own.
+    """
     directory.mkdir()
-    config = _config(directory, registry)
+    config = _config(directory, registry, network or _network(directory))
     binaries = peers.containerd()
     with log.open("wb") as output:
         process = subprocess.Popen(
