@@ -23,10 +23,10 @@ from orlop.errors import FailedPrecondition, OrlopError
 from tests.conformance import tools
 from tests.e2e.test_cri_calls import BUSYBOX, Caller, CriClient
 from tests.node import Node, node
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, SLOWNESS
 
 HANDLERS = pytest.mark.parametrize("handler", ["vm", "process"])
-REQUEST_TIMEOUT = 6.0 * PATIENCE
+REQUEST_TIMEOUT = 6.0 * SLOWNESS
 
 
 class NriNode:

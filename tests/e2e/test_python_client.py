@@ -18,7 +18,7 @@ import orlop
 import orlop.blocking
 from orlop import errors
 from tests.node import BUSYBOX, NGINX, Node
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, SLOWNESS
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -131,7 +131,7 @@ async def test_ports_carry_both_ways_and_end(handler: str) -> None:
 async def test_what_is_cancelled_leaves_nothing(own_node: Node) -> None:
     async with orlop.connect() as node:
         with pytest.raises(TimeoutError):
-            await node.run(BUSYBOX, "sleep", "600", timeout=8 * PATIENCE)
+            await node.run(BUSYBOX, "sleep", "600", timeout=8 * SLOWNESS)
         with pytest.raises(errors.OrlopError, match="nothing-here"):
             await node.run(BUSYBOX, "nothing-here")
         making = asyncio.ensure_future(node.run(BUSYBOX, "sleep", "600"))

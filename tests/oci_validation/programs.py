@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conformance import tools
-from tests.patience import PATIENCE
+from tests.patience import SLOWNESS
 
 VERSION = "0.9.0"
 PACKAGE = "github.com/opencontainers/runtime-tools"
 MODULE = Path(__file__).with_name("module")
 INSIDE = "runtimetest"
 ROOT = "rootfs-amd64.tar.gz"
-LONGEST = 120 * PATIENCE
+LONGEST = 120 * SLOWNESS
 """Seconds of one program."""
 
 _RESULT = re.compile(r"(not )?ok \d+ - (.*)")

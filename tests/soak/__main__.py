@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.conformance import images, tools
 from tests.node import BUSYBOX, Node, node
-from tests.patience import PATIENCE
+from tests.patience import SLOWNESS
 from tests.soak import invariants
 from tests.soak.churn import Soak, seed_of
 
@@ -226,7 +226,7 @@ def main() -> int:
     parser.add_argument("--vms", type=float, default=0.25, help="the part of the pods that are VMs")
     parser.add_argument("--rate", type=float, default=1.0, help="times the usual rate of faults; 0 for none")
     parser.add_argument(
-        "--every", type=float, default=8.0 * PATIENCE, help="seconds between two kills; 0 for none"
+        "--every", type=float, default=8.0 * SLOWNESS, help="seconds between two kills; 0 for none"
     )
     parser.add_argument("--chaos", default="daemon,daemon,stop,machine,disk,clock")
     parser.add_argument("--disk", type=int, default=2500, help="MiB of the node's disk")
