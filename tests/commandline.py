@@ -33,7 +33,7 @@ class Cli:
     def __call__(self, *args: str, check: bool = True, stdin: bytes = b"", timeout: float = 120) -> Done:
         argv = [*COMMAND, *args]
         done = subprocess.run(
-            argv, input=stdin, capture_output=True, env=self.env, timeout=timeout, check=False
+            argv, input=stdin, capture_output=True, env=self.env, timeout=timeout * PATIENCE, check=False
         )
         result = Done(argv, done)
         if check and result.code != 0:

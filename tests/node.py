@@ -277,7 +277,7 @@ class Node:
             *_firewall_rules(self.settings.bridge),
         ]
 
-    def wait_no_leaks_but_warm(self, timeout: float = 20.0 * PATIENCE) -> None:
+    def wait_no_leaks_but_warm(self, timeout: float = 60.0 * PATIENCE) -> None:
         """As :meth:`wait_no_leaks`, with the daemon's pool of ready VMs and their namespaces allowed."""
 
         def warm(line: str) -> bool:
@@ -292,7 +292,7 @@ class Node:
             assert time.monotonic() < limit, "left behind:\n" + "\n".join(found)
             time.sleep(0.2)
 
-    def wait_no_leaks(self, timeout: float = 10.0 * PATIENCE) -> None:
+    def wait_no_leaks(self, timeout: float = 60.0 * PATIENCE) -> None:
         """Fail when something is still there after a little while."""
         limit = time.monotonic() + timeout
         while found := self.leaks():

@@ -19,6 +19,8 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 
+from tests.patience import PATIENCE
+
 
 def published(module: str, path: str, scratch: Path, *, whole: bool = False) -> FileDescriptorProto:
     """The descriptor of the file ``path`` of ``module`` (with its version).
@@ -29,7 +31,11 @@ def published(module: str, path: str, scratch: Path, *, whole: bool = False) -> 
     if go is None:
         pytest.skip("needs the go command to fetch the published API")
     done = subprocess.run(
-        [go, "mod", "download", "-json", module], cwd=scratch, capture_output=True, timeout=300, check=False
+        [go, "mod", "download", "-json", module],
+        cwd=scratch,
+        capture_output=True,
+        timeout=300 * PATIENCE,
+        check=False,
     )
     if done.returncode:
         pytest.skip(f"{module} cannot be downloaded: {done.stdout.decode()[-300:]}")

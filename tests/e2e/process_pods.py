@@ -23,6 +23,7 @@ from orlop.sandbox.base import ProcessIO, Sandbox
 from orlop.sandbox.process.driver import ProcessDriver
 from orlop.sandbox.spec import ContainerSpec, ExecSpec, ExitStatus, PodSpec, Root, Security, Sink
 from tests.conformance.tools import busybox
+from tests.patience import PATIENCE
 
 BRIDGE = "orloptest1"
 SUBNET = "10.214.0.0/24"
@@ -120,7 +121,7 @@ async def bed(directory: Path, layer: Path, **changes: Any) -> AsyncIterator[Bed
     config = Config(
         root=str(directory / "root"),
         state=str(directory / "state"),
-        network=NetworkConfig(conf_dir=str(conf), timeout=20),
+        network=NetworkConfig(conf_dir=str(conf), timeout=20 * PATIENCE),
         **changes,
     )
     network = PodNetwork(config.network, directory / "attached")

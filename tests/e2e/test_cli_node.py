@@ -6,12 +6,13 @@ from pathlib import Path
 
 from orlop.cli.node import switch
 from tests.node import BUSYBOX, node
+from tests.patience import PATIENCE
 
 
 async def test_the_pods_of_a_runtime_are_ended(registry: str, tmp_path: Path) -> None:
     with node(registry, handler="process") as one:
         endpoint = f"unix://{one.socket}"
-        await switch.ready(endpoint, timeout=120)
+        await switch.ready(endpoint, timeout=120 * PATIENCE)
         for _ in range(2):
             one.run(BUSYBOX, "sleep", "600")
         assert await switch.end_pods(endpoint) == 2

@@ -22,7 +22,9 @@ BUSY = "echo here; dd if=/dev/zero of=/big bs=64k count=64 2>/dev/null; sync; wh
 
 def orlop(node: Node, *argv: str, cwd: Path | None = None) -> str:
     command = [sys.executable, "-m", "orlop.cli.main", *argv, "--socket", node.socket]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=120 * PATIENCE, check=False
+    )
     assert done.returncode == 0, done
     return done.stdout
 

@@ -126,9 +126,9 @@ def test_detached_container_from_birth_to_removal(cli: Cli) -> None:
 
 
 def _get(address: str, port: int) -> bytes:
-    limit = time.monotonic() + 15
+    limit = time.monotonic() + 60 * PATIENCE
     while True:
-        connection = http.client.HTTPConnection(address, port, timeout=5)
+        connection = http.client.HTTPConnection(address, port, timeout=30)
         try:
             connection.request("GET", "/")
             return connection.getresponse().read()
@@ -158,7 +158,7 @@ def test_interrupt_stops_the_container(cli: Cli) -> None:
     try:
         assert process.stdout.readline() == b"up\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130, process.stderr.read()
+        assert process.wait(60 * PATIENCE) == 130, process.stderr.read()
     finally:
         process.kill()
         process.wait()
@@ -188,7 +188,7 @@ def test_terminal(cli: Cli) -> None:
             os.waitpid(pid, 0)
 
 
-def _read_until(terminal: int, wanted: bytes | None, timeout: float = 60) -> bytes:
+def _read_until(terminal: int, wanted: bytes | None, timeout: float = 60 * PATIENCE) -> bytes:
     seen, limit = b"", time.monotonic() + timeout
     while wanted is None or wanted not in seen:
         assert time.monotonic() < limit, f"the terminal showed only {seen!r}"

@@ -17,6 +17,7 @@ from orlop.client.calls import CriClient
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, OrlopError
 from tests.node import BUSYBOX, Node
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.parametrize("handler", ["vm", "process"])
 
@@ -77,7 +78,7 @@ class Caller:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60 * PATIENCE):
         while not condition():  # noqa: ASYNC110 - nothing would set an event
             await asyncio.sleep(0.05)
 
@@ -299,7 +300,7 @@ async def test_the_end_of_a_log_without_a_newline_has_none(caller: Caller) -> No
     container_id = await caller.container(pod, "sh", "-c", "echo one; printf DONE; printf oops >&2")
     await caller.start(container_id)
     path = Path((await caller.status(container_id)).log_path)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60 * PATIENCE):
         while (await caller.status(container_id)).state != pb.CONTAINER_EXITED:  # noqa: ASYNC110 - a poll
             await asyncio.sleep(0.05)
 

@@ -18,6 +18,7 @@ from orlop.client.calls import CriClient
 from orlop.cri.api import runtime_v1_pb2 as pb
 from tests.e2e.test_cri_calls import Caller
 from tests.node import BUSYBOX, Node
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.parametrize("handler", ["vm", "process"])
 
@@ -110,7 +111,7 @@ async def test_values_are_what_was_done(caller: Caller) -> None:
     script = "dd if=/dev/zero of=/f bs=1M count=8; sync; nc -l -p 99 & while :; do :; done"
     container_id = await caller.container(pod, "sh", "-c", script, linux=LIMITS)
     await caller.start(container_id)
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 60 * PATIENCE
     while True:
         (part,) = (await metrics_of(caller, pod[0])).container_metrics
         values = {metric.name.removeprefix("container_"): metric.value.value for metric in part.metrics}

@@ -185,7 +185,7 @@ def test_a_second_daemon_is_refused(own_node: Node) -> None:
         [sys.executable, "-m", "orlop.daemon", "--config", os.fspath(path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
     assert done.returncode == 1 and f"pid {own_node.pid}" in done.stderr

@@ -11,6 +11,7 @@ from orlop.config import DEFAULT_PATH, load
 from tests.conformance.tools import cache_dir
 from tests.node import Node
 from tests.page import blocks
+from tests.patience import PATIENCE
 
 BLOCKS = blocks("kubernetes.md")
 KNOWN = {"cgroupDriver", "containerRuntimeEndpoint", "featureGates", "runtimeRequestTimeout"}
@@ -53,7 +54,7 @@ def configured(program: Path, document: dict[str, object], scratch: Path) -> str
     path.write_text(yaml.safe_dump(document | {"failCgroupV1": False}))
     argv = [program, "--config", path, "--kubeconfig", "/nonexistent", "--root-dir", scratch / "kubelet"]
     isolated = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", *argv]
-    done = subprocess.run(isolated, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(isolated, capture_output=True, text=True, timeout=120 * PATIENCE, check=False)
     assert done.returncode != 0
     return done.stderr
 

@@ -15,6 +15,7 @@ import pytest
 from tests.conformance.tools import free_port
 from tests.node import BUSYBOX, NGINX, OWN, Node
 from tests.node import node as new_node
+from tests.patience import PATIENCE
 
 HANDLERS = ("vm", "process")
 
@@ -82,10 +83,10 @@ def test_stop_asks_first_and_kills_then(shared_node: Node, handler: str) -> None
     node.crictl("rmp", pod_id, check=False)
 
 
-def _get(address: str, port: int, timeout: float = 15) -> str:
+def _get(address: str, port: int, timeout: float = 60 * PATIENCE) -> str:
     limit = time.monotonic() + timeout
     while True:
-        connection = http.client.HTTPConnection(address, port, timeout=5)
+        connection = http.client.HTTPConnection(address, port, timeout=30)
         try:
             connection.request("GET", "/")
             return connection.getresponse().read().decode()

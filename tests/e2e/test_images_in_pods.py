@@ -10,6 +10,7 @@ import pytest
 from orlop.cli.demo.imagewriter import LayerWriter, WrittenImage
 from tests.conformance import images
 from tests.node import Node, node
+from tests.patience import PATIENCE
 from tests.registry import Registry
 
 HOST = "registry.k8s.io"
@@ -46,7 +47,7 @@ def output(one: Node, image: str, script: str, handler: str) -> str:
     """What a shell script prints in a container of ``image``."""
     pod_id, container = one.run(image, "/bin/sh", "-c", script, handler=handler)
     try:
-        status = one.wait_exit(container, timeout=120)
+        status = one.wait_exit(container, timeout=120 * PATIENCE)
         done = one.crictl("logs", container)
         assert status["exitCode"] == 0, done
         return done.out

@@ -32,6 +32,7 @@ from orlop.images import layers, pull, skopeo
 from orlop.images.erofsread import ErofsReader
 from orlop.images.model import PullProgress, RegistryAuth
 from orlop.images.store import ImageStore
+from tests.patience import PATIENCE
 from tests.registry import PASSWORD, USER, Registry, wire
 
 SETTINGS = {"Env": ["A=b"], "Cmd": ["sh"], "User": "1000"}
@@ -417,7 +418,7 @@ async def test_a_daemon_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
             assert list((root / "ingest").iterdir())
             child.kill()
             await child.wait()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60 * PATIENCE):
                 while any(process.pid_alive(*one) for one in started.items()):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             line.hold_after = None

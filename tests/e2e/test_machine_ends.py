@@ -21,6 +21,7 @@ from orlop.wire.messages import Ping
 from orlop.wire.values import PluggedDisk
 from tests.e2e.guest_machine import Guest, fresh_guest, security
 from tests.e2e.vm_environment import CACHE
+from tests.patience import PATIENCE
 
 # A guest of one processor in which nothing but this runs any more.
 HANG = (
@@ -49,7 +50,7 @@ async def privileged(guest: Guest, *args: str) -> None:
 
 
 async def ended(machine: QemuMachine) -> str:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60 * PATIENCE):
         return await machine.wait()
 
 
@@ -107,6 +108,6 @@ async def test_a_guest_that_hangs_is_noticed(guest: Guest) -> None:
     assert not watching.done()
     await privileged(guest, "/usr/bin/python3", "-S", "-E", "-c", HANG)
     begun = time.monotonic()
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(120 * PATIENCE):
         assert (await watching).startswith("the guest hangs: its agent has said nothing for ")
     assert time.monotonic() - begun < 60

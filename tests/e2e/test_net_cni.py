@@ -21,6 +21,7 @@ from orlop.net import conflist, tap
 from orlop.net.chain import Attachment, AttachmentRecords
 from orlop.net.network import PodNetwork
 from orlop.sandbox.spec import PortMapping
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -47,7 +48,7 @@ async def network(tmp_path: Path) -> AsyncIterator[PodNetwork]:
     conf = tmp_path / "net.d"
     conf.mkdir()
     (conf / "10-test.conflist").write_text(_conflist(tmp_path / "leases"))
-    config = NetworkConfig(conf_dir=str(conf), bin_dirs=BIN_DIRS, timeout=20)
+    config = NetworkConfig(conf_dir=str(conf), bin_dirs=BIN_DIRS, timeout=20 * PATIENCE)
     yield PodNetwork(config, tmp_path / "attached")
     await process.run(["ip", "link", "delete", BRIDGE], check=False)
 

@@ -18,6 +18,7 @@ from orlop.client.calls import NativeClient
 from orlop.errors import FailedPrecondition
 from orlop.native.api import native_v1_pb2 as pb
 from tests.node import BUSYBOX, Node, node
+from tests.patience import PATIENCE
 
 
 def free_port() -> int:
@@ -192,7 +193,7 @@ def test_stopped_in_mid_call(auto_node: Node, handler: str, delay: float) -> Non
     call = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     time.sleep(delay)
     one.stop()
-    answer = call.communicate(timeout=60)[0].decode().strip()
+    answer = call.communicate(timeout=60 * PATIENCE)[0].decode().strip()
     one.start()
     one.wait_ready()
     pods = [item["id"] for item in one.json("pods")["items"] or ()]

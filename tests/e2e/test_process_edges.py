@@ -29,6 +29,7 @@ from orlop.sandbox.spec import (
 from tests.conformance.tools import busybox
 from tests.e2e.outside import Reader, network, root_directory
 from tests.e2e.process_pods import Bed, bed, make_layer, run, secure
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -54,8 +55,8 @@ async def another_daemon(host: Bed) -> ProcessDriver:
     return driver
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    async with asyncio.timeout(seconds * PATIENCE):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 

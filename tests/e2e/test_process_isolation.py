@@ -32,6 +32,7 @@ from orlop.sandbox.spec import (
     Security,
 )
 from tests.e2e.process_pods import Bed, bed, crun_anywhere, make_layer, run, secure
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -118,8 +119,8 @@ async def test_shared_process_namespace_reaps_and_dies_as_one(host: Bed) -> None
     assert isinstance(holder, int)
     waiting = asyncio.ensure_future(sandbox.wait())
     os.kill(holder, signal.SIGKILL)
-    assert "PID namespace" in await asyncio.wait_for(waiting, 5)
-    assert (await asyncio.wait_for(sandbox.wait_container(first.id), 5)).code == 137
+    assert "PID namespace" in await asyncio.wait_for(waiting, 60 * PATIENCE)
+    assert (await asyncio.wait_for(sandbox.wait_container(first.id), 60 * PATIENCE)).code == 137
     await sandbox.stop()
 
 

@@ -17,6 +17,7 @@ from orlop.errors import NotFound
 from orlop.host import mounts, process
 from orlop.images import convert
 from orlop.storage import rootfs
+from tests.patience import PATIENCE
 
 
 def layer(path: Path, **files: str) -> str:
@@ -129,7 +130,7 @@ async def test_owners_in_a_user_namespace(layers: list[str], open_place: Path) -
     try:
         proc = Path(f"/proc/{child.pid}")
         own = Path("/proc/self/ns/user").readlink()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60 * PATIENCE):
             while (proc / "ns/user").readlink() == own:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.01)
         for kind in ("uid_map", "gid_map"):

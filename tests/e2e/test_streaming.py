@@ -17,6 +17,7 @@ import pytest
 
 from tests.conformance.tools import free_port
 from tests.node import BUSYBOX, Done, Node
+from tests.patience import PATIENCE
 
 HANDLERS = ("vm", "process")
 TRANSPORTS = ("spdy", "websocket")
@@ -58,7 +59,7 @@ def _machine(node: Node, pod_id: str) -> int:
 
 
 def _until_running(node: Node, container: str, word: str) -> None:
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 60 * PATIENCE
     while word not in node.crictl("exec", "-s", container, "ps").out:
         assert time.monotonic() < limit
         time.sleep(0.2)
@@ -79,7 +80,7 @@ def test_a_vm_that_dies_is_no_success(shared_node: Node, verb: str, transport: s
         else:
             time.sleep(1)
         os.kill(_machine(node, pod_id), signal.SIGKILL)
-        done = running.result(timeout=60)
+        done = running.result(timeout=60 * PATIENCE)
     assert done.code != 0 and "1006" not in done.err
     assert "VM" in done.err or "QEMU" in done.err, done
     node.remove_pod(pod_id)
@@ -109,7 +110,7 @@ def test_a_port_where_nobody_listens_is_told(shared_node: Node, handler: str, tr
     node = shared_node
     pod_id, _ = node.run(BUSYBOX, "sleep", "600", handler=handler)
     with forwarded(node, pod_id, 4, transport) as (port, said):
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=60 * PATIENCE) as client:
             assert client.recv(1) == b""
         assert _says(said, "port 4")
     node.remove_pod(pod_id)
@@ -121,7 +122,7 @@ def test_a_vm_that_dies_during_a_port_forward_is_told(shared_node: Node, transpo
     pod_id, container = node.run(BUSYBOX, "nc", "-lk", "-p", "8080", "-e", "cat", handler="vm")
     _until_running(node, container, "nc -lk")
     with forwarded(node, pod_id, 8080, transport) as (port, said):
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=60 * PATIENCE) as client:
             client.sendall(b"hello")
             assert client.recv(5) == b"hello"
             os.kill(_machine(node, pod_id), signal.SIGKILL)

@@ -12,6 +12,7 @@ from orlop.errors import FailedPrecondition
 from orlop.ttrpc import link, server
 from orlop.ttrpc.client import Client, TimedOut
 from tests.conformance import tools
+from tests.patience import PATIENCE
 from tests.unit.ttrpc_double import NAME, Echo, Empty, Part, Streaming, Sum
 
 
@@ -25,7 +26,7 @@ async def client(peer: Path, tmp_path: Path) -> AsyncIterator[Client]:
     path = tmp_path / "socket"
     child = await asyncio.create_subprocess_exec(peer, "serve", path)
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(60 * PATIENCE):
             while not path.exists():  # noqa: ASYNC110 - nothing would set an event
                 await asyncio.sleep(0.02)
         found = Client(await link.connect(path), "the original")
@@ -86,7 +87,7 @@ async def test_its_client_and_our_server(peer: Path, tmp_path: Path) -> None:
         child = await asyncio.create_subprocess_exec(
             peer, "call", tmp_path / "socket", stdout=asyncio.subprocess.PIPE
         )
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(120 * PATIENCE):
             said, _ = await child.communicate()
         assert said.decode() == "ok\n"
     finally:

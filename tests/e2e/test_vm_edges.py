@@ -152,7 +152,7 @@ async def test_output_goes_to_a_pipe_and_a_file_over_crashes(tmp_path: Path) -> 
         sink = Sink(stdout=reader.path, stderr=os.fspath(tmp_path / "err"))
         spec = await started(env, sandbox, container_spec(pod, "sh", "-c", script, sink=sink))
         attached = await sandbox.attach(spec.id, stdin=False)
-        await until(lambda: reader.data.count(b"\n") > 10, 30)
+        await until(lambda: reader.data.count(b"\n") > 10)
         await attached.close()
         for _ in range(2):
             seen = len(reader.data)
@@ -160,8 +160,8 @@ async def test_output_goes_to_a_pipe_and_a_file_over_crashes(tmp_path: Path) -> 
             await asyncio.sleep(0.3)
             await env.again()
             sandbox = await env.recover(pod, spec)
-            await until(lambda seen=seen: len(reader.data) > seen or reader.data.endswith(b"end"), 30)  # type: ignore[misc]
-        assert (await asyncio.wait_for(sandbox.wait_container(spec.id), 60)).code == 0
+            await until(lambda seen=seen: len(reader.data) > seen or reader.data.endswith(b"end"))  # type: ignore[misc]
+        assert (await asyncio.wait_for(sandbox.wait_container(spec.id), 60 * PATIENCE)).code == 0
         # The file can be asked what is in it; the pipe cannot, and may get a moment's bytes again.
         assert (tmp_path / "err").read_bytes() == b"".join(b"e%d\n" % i for i in range(1, 301))
         data = reader.close()
@@ -184,7 +184,7 @@ async def test_a_full_pipe_holds_up_its_container_alone(tmp_path: Path) -> None:
         while size < 3_000_000:
             size += len(await asyncio.to_thread(os.read, reading, 1 << 16))
         assert size == 3_000_000
-        assert (await asyncio.wait_for(sandbox.wait_container(flood.id), 60)).code == 0
+        assert (await asyncio.wait_for(sandbox.wait_container(flood.id), 60 * PATIENCE)).code == 0
         os.close(reading)
         with pytest.raises(FailedPrecondition, match="stdout cannot go to"):
             await sandbox.create(container_spec(pod, "true", sink=Sink(stdout=os.fspath(tmp_path))))

@@ -20,6 +20,7 @@ from tests.e2e.vm_environment import (
     pod_spec,
     until,
 )
+from tests.patience import PATIENCE
 
 TOTAL = 500
 COUNT = "i=0; while [ $i -lt {} ]; do i=$((i+1)); echo line $i; echo err $i >&2; sleep 0.005; done; {}"
@@ -32,7 +33,7 @@ def numbers(lines: list[str], stream: str) -> list[int]:
 
 async def _progress(env: Environment, container: ContainerSpec) -> None:
     seen = len(env.log_of(container))
-    await until(lambda: len(env.log_of(container)) > seen, 20)
+    await until(lambda: len(env.log_of(container)) > seen)
 
 
 async def test_no_line_is_lost_or_doubled_over_crashes() -> None:
@@ -49,7 +50,7 @@ async def test_no_line_is_lost_or_doubled_over_crashes() -> None:
             await asyncio.sleep(0.3)
             await env.again()
             sandbox = await env.recover(pod, container)
-        status = await asyncio.wait_for(sandbox.wait_container(container.id), 60)
+        status = await asyncio.wait_for(sandbox.wait_container(container.id), 60 * PATIENCE)
         assert status.code == 9
         lines = env.log_of(container)
         assert lines.count("stdout P unfinished") == 1
@@ -78,7 +79,7 @@ async def test_what_happens_while_no_daemon_runs_is_known_afterwards() -> None:
         await asyncio.sleep(2.5)
         await env.again()
         sandbox = await env.recover(pod, short, long)
-        status = await asyncio.wait_for(sandbox.wait_container(short.id), 10)
+        status = await asyncio.wait_for(sandbox.wait_container(short.id), 60 * PATIENCE)
         assert status.code == 3
         assert env.log_of(short) == ["stdout F bye"]
         attached = await sandbox.attach(long.id, stdin=True)
@@ -119,7 +120,7 @@ async def test_a_guest_image_that_comes_later_serves_pods_found_before_it(
         # The pool gives way to a pod that was found before there was a pool.
         async with sandbox._gate.place(1):
             missing = False
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(60 * PATIENCE):
                 while reason := await env.driver.ready():
                     seen.add(reason)
                     await asyncio.sleep(0.01)
@@ -178,7 +179,7 @@ async def _killed(env: Environment) -> None:
     await until(lambda: env.log_of(container) == ["stdout F up"])
     process = await sandbox.exec(container.id, ExecSpec(args=("sleep", "600")))
     os.kill(sandbox._clone.machine.pid, signal.SIGKILL)
-    reason = await asyncio.wait_for(sandbox.wait(), 10)
+    reason = await asyncio.wait_for(sandbox.wait(), 60 * PATIENCE)
     assert "signal" in reason or "kill" in reason.lower()
     status = await sandbox.wait_container(container.id)
     assert (status.code, status.message) == (137, reason)

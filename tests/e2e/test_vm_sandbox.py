@@ -23,6 +23,7 @@ from tests.e2e.vm_environment import (
     pod_spec,
     until,
 )
+from tests.patience import PATIENCE
 
 
 async def test_a_pod_from_nothing_to_nothing() -> None:
@@ -54,7 +55,7 @@ async def test_a_pod_from_nothing_to_nothing() -> None:
         with pytest.raises(InvalidArgument):
             await sandbox.exec(container.id, ExecSpec(args=("/no/such/program",)))
         await sandbox.signal(container.id, 15)
-        status = await asyncio.wait_for(sandbox.wait_container(container.id), 20)
+        status = await asyncio.wait_for(sandbox.wait_container(container.id), 60 * PATIENCE)
         assert status.code == 5
         await sandbox.delete(container.id)
         await sandbox.stop()
@@ -86,7 +87,7 @@ async def _volumes(env: Environment) -> None:
     )
     await sandbox.create(container)
     await sandbox.start(container.id)
-    status = await asyncio.wait_for(sandbox.wait_container(container.id), 20)
+    status = await asyncio.wait_for(sandbox.wait_container(container.id), 60 * PATIENCE)
     assert status.code == 7
     assert (volume / "out").read_text() == "new\n"
     assert not (volume / "no").exists()
@@ -153,7 +154,7 @@ async def test_a_pod_in_a_user_namespace_owns_its_volumes() -> None:
         )
         await sandbox.create(container)
         await sandbox.start(container.id)
-        status = await asyncio.wait_for(sandbox.wait_container(container.id), 20)
+        status = await asyncio.wait_for(sandbox.wait_container(container.id), 60 * PATIENCE)
         assert status.code == 0, env.log_of(container)
         assert env.log_of(container)[1:] == ["stdout F 0", "stdout F 0"]
         assert (volume / "out").stat().st_uid == 7
@@ -207,7 +208,7 @@ async def test_the_host_tells_what_a_pod_uses() -> None:
         await sandbox.start(container.id)
         file = Path(sandbox._containers[container.id].held.scratch)
         await until(lambda: file.stat().st_blocks * 512 > 38 << 20, 60)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(60 * PATIENCE):
             while True:
                 # What the guest wrote may still be on its way to the disk: the file only grows.
                 written = file.stat().st_blocks * 512
@@ -248,7 +249,7 @@ async def test_an_exit_has_the_hosts_time() -> None:
         container = container_spec(pod, "sh", "-c", script, security=Security(privileged=True))
         await sandbox.create(container)
         begun = await sandbox.start(container.id)
-        status = await asyncio.wait_for(sandbox.wait_container(container.id), 30)
+        status = await asyncio.wait_for(sandbox.wait_container(container.id), 60 * PATIENCE)
         assert status.code == 3
         assert begun < status.finished_at <= time.time_ns()
         # Also when nobody listened as it ended.
@@ -259,5 +260,5 @@ async def test_an_exit_has_the_hosts_time() -> None:
         await asyncio.sleep(4)
         await env.again()
         sandbox = await env.recover(pod, late)
-        status = await asyncio.wait_for(sandbox.wait_container(late.id), 30)
+        status = await asyncio.wait_for(sandbox.wait_container(late.id), 60 * PATIENCE)
         assert begun < status.finished_at < time.time_ns() - 2 * 10**9

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.root import CHECKOUT, place_checkout
+from tests.patience import PATIENCE
 
 DIGESTS = """
 from orlop.guestos import build, pythontree
@@ -22,7 +23,7 @@ print(build._recipe(), pythontree.agent_digest(pythontree.agent_sources()))
 def run(*argv: str | Path, cwd: Path | None = None) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
-        argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+        argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300 * PATIENCE, check=False
     )
     assert done.returncode == 0, f"{argv}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     return done.stdout

@@ -233,7 +233,7 @@ def _reap() -> None:
             pass
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for something that sets no event."""
     async with asyncio.timeout(seconds * PATIENCE):
         while not condition():  # noqa: ASYNC110

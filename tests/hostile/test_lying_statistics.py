@@ -15,6 +15,7 @@ from orlop.pods.records import ContainerPhase, ContainerRecord, PodPhase, PodRec
 from orlop.sandbox.figures import Detail
 from orlop.wire.messages import Stats
 from tests.e2e.vm_environment import container_spec, environment, pod_spec
+from tests.patience import PATIENCE
 
 MOST = (1 << 63) - 1
 
@@ -50,7 +51,7 @@ async def test_a_lying_guest_hides_nothing_and_breaks_nothing(
         await sandbox.create(container)
         await sandbox.start(container.id)
         machine = sandbox._clone.machine
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(60 * PATIENCE):
             while (await machine.memory()).private < 60 << 20:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.2)
 

@@ -27,7 +27,7 @@ from orlop.hypervisor.qemu import QemuBackend, systemcalls
 from orlop.hypervisor.qemu.machine import QemuMachine
 from tests.e2e.vm_environment import CACHE
 from tests.hostile.injected import Call, inject
-from tests.patience import vm_config
+from tests.patience import PATIENCE, vm_config
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="injects code of x86-64")
 
@@ -172,7 +172,7 @@ async def test_its_error_log_does_not_grow(guest: GuestArtifacts) -> None:
 
 
 async def test_the_log_tells_of_what_is_not_on_the_list(guest: GuestArtifacts) -> None:
-    async with running(guest, seccomp="log") as machine, asyncio.timeout(60):
+    async with running(guest, seccomp="log") as machine, asyncio.timeout(60 * PATIENCE):
         began = time.time()
         assert int((await inject(machine.pid, REFUSED["memfd_create"]))[0]) >= 0
         while not await _logged(319, began):

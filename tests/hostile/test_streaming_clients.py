@@ -103,7 +103,7 @@ async def settled(client: SpdyClient) -> None:
     client.send(client.frames.ping(1))
     with_ping = b"\x80\x03\x00\x06"
     seen = b""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(60 * PATIENCE):
         while with_ping not in seen:
             try:
                 data = await client.reader.read(1 << 16)

@@ -20,6 +20,7 @@ import yaml
 
 from tests.conformance import tools
 from tests.node import BUSYBOX, node
+from tests.patience import PATIENCE
 
 HERE = Path(__file__).parent
 MONITORING = HERE.parents[1] / "packaging" / "monitoring"
@@ -64,7 +65,9 @@ def expressions() -> list[str]:
 def parsed() -> Any:
     command = [checker(), MONITORING / "alerts.yaml"]
     asked = json.dumps(expressions())
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        command, input=asked, capture_output=True, text=True, timeout=60 * PATIENCE, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -76,7 +79,7 @@ def served(registry: str) -> dict[str, set[str]]:
         one.wait_ready()
         for handler in ("vm", "process"):
             one.run(BUSYBOX, "sleep", "600", handler=handler)
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60 * PATIENCE)
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
         connection.close()
