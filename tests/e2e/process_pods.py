@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from orlop.sandbox.spec import ContainerSpec, ExecSpec, ExitStatus, PodSpec, Roo
 from tests.conformance.tools import busybox
 from tests.patience import PATIENCE
 
-BRIDGE = "orloptest1"
-SUBNET = "10.214.0.0/24"
+NUMBER = os.getpid() % 250  # runs at the same time must not share a bridge
+BRIDGE = f"orlopprc{NUMBER}"
+SUBNET = f"10.216.{NUMBER}.0/24"
 MASKED = ("/proc/kcore", "/proc/keys", "/sys/firmware")
 READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
@@ -114,7 +116,7 @@ async def bed(directory: Path, layer: Path, **changes: Any) -> AsyncIterator[Bed
     """A driver that is open; at the end nothing of it is left, or the test fails."""
     conf = directory / "net.d"
     conf.mkdir(exist_ok=True)
-    document = json.loads(conflist.default_conflist([SUBNET], name="orloptest1", bridge=BRIDGE))
+    document = json.loads(conflist.default_conflist([SUBNET], name="orlopprc", bridge=BRIDGE))
     document["plugins"][0]["ipam"]["dataDir"] = str(directory / "leases")
     del document["orlop.masquerade"]
     (conf / "10.conflist").write_text(json.dumps(document))
@@ -137,6 +139,16 @@ async def bed(directory: Path, layer: Path, **changes: Any) -> AsyncIterator[Bed
         await process.run(["ip", "link", "delete", BRIDGE], check=False)
     mounted = await asyncio.to_thread(Path("/proc/self/mountinfo").read_text)
     assert str(directory) not in mounted
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Wait for something that sets no event."""
+    async with asyncio.timeout(60 * PATIENCE):
+        while True:
+            found = condition()
+            if found if isinstance(found, bool) else await found:
+                return
+            await asyncio.sleep(0.02)
 
 
 async def read(stream: ProcessIO) -> tuple[bytes, bytes, ExitStatus]:

@@ -67,7 +67,7 @@ def test_stop_asks_first_and_kills_then(shared_node: Node, handler: str) -> None
     polite = "trap 'echo asked; exit 5' TERM; echo up; while :; do sleep 0.1; done"
     pod_id, container = node.run(BUSYBOX, "sh", "-c", polite, handler=handler)
     node.wait_log(container, "up")
-    node.crictl("stop", "-t", "20", container)
+    node.crictl("stop", "-t", "100", container)
     assert node.wait_exit(container)["exitCode"] == 5
     assert "asked" in node.crictl("logs", container).out
     pod = node.pod_config()
@@ -76,7 +76,7 @@ def test_stop_asks_first_and_kills_then(shared_node: Node, handler: str) -> None
     node.wait_log(deaf, "up")
     started = time.monotonic()
     node.crictl("stop", "-t", "1", deaf)
-    assert 0.9 < time.monotonic() - started < 20
+    assert 0.9 < time.monotonic() - started < 60 * PATIENCE
     assert node.wait_exit(deaf)["exitCode"] == 137
     node.remove_pod(pod_id)
     node.crictl("stopp", pod_id)
@@ -195,8 +195,8 @@ def test_pods_survive_the_daemon(registry: str, handler: str) -> None:
         assert node.status(container)["state"] == "CONTAINER_RUNNING"
         assert node.wait_exit(ending)["exitCode"] == 9
         node.crictl("exec", "-s", container, "true")
+        node.wait_log(container, "tick 16\n")
         ticks = [int(line.split()[1]) for line in node.crictl("logs", container).out.splitlines()]
         assert ticks == list(range(1, len(ticks) + 1)), "lines were lost or doubled"
-        assert len(ticks) > 15
         node.remove_pod(pod_id)
         node.remove_pod(ending_pod)

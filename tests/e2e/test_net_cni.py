@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,8 +27,10 @@ from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-SUBNET, SUBNET6 = "10.213.0.0/24", "fd13::/64"
-BRIDGE = "orloptest0"
+NUMBER = os.getpid() % 250  # runs at the same time must not share a bridge, a network or a port
+SUBNET, SUBNET6 = f"10.213.{NUMBER}.0/24", f"fd13:{NUMBER:x}::/64"
+BRIDGE = f"orlopcni{NUMBER}"
+HOST_PORT = 18000 + NUMBER
 BIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
 
 
@@ -76,8 +80,32 @@ def _listen(address: str) -> socket.socket:
     return server
 
 
+async def _listening(place: Path, address: str) -> socket.socket:
+    """A server in a network namespace. IPv6 looks for duplicates before anybody has the address."""
+    async with asyncio.timeout(60 * PATIENCE):
+        while True:
+            try:
+                return await namespaces.within(place, lambda: _listen(address))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                await asyncio.sleep(0.1)
+
+
 def _call(address: str, port: int = 8080) -> None:
-    socket.create_connection((address, port), timeout=5).close()
+    socket.create_connection((address, port), timeout=30).close()
+
+
+def _reach(address: str) -> None:
+    """The caller's own address may not be there yet, for the same reason."""
+    limit = time.monotonic() + 60 * PATIENCE
+    while True:
+        try:
+            return _call(address)
+        except OSError:
+            if time.monotonic() > limit:
+                raise
+            time.sleep(0.1)
 
 
 async def test_two_pods_reach_each_other_over_both_families(network: PodNetwork, tmp_path: Path) -> None:
@@ -88,12 +116,11 @@ async def test_two_pods_reach_each_other_over_both_families(network: PodNetwork,
         assert len(first) == 2
         assert not set(first) & set(second)
         assert network.result("pod-a").ips == first  # type: ignore[union-attr]
-        await asyncio.sleep(2.2)  # IPv6 looks for duplicates first
         for address in first:
-            server = await namespaces.within(a, lambda address=address: _listen(address))
+            server = await _listening(a, address)
             with server:
-                await namespaces.within(b, lambda address=address: _call(address))
-                await asyncio.to_thread(_call, address)
+                await namespaces.within(b, lambda address=address: _reach(address))
+                await asyncio.to_thread(_reach, address)
         await network.check("pod-a")
         assert len(_leases(tmp_path)) == 4
         await network.detach("pod-a", a)
@@ -106,15 +133,15 @@ async def test_two_pods_reach_each_other_over_both_families(network: PodNetwork,
 
 async def test_host_port_leads_into_the_pod(network: PodNetwork, tmp_path: Path) -> None:
     async with _netns(tmp_path / "a") as a:
-        mapping = PortMapping(protocol="tcp", container_port=8080, host_port=18213)
+        mapping = PortMapping(protocol="tcp", container_port=8080, host_port=HOST_PORT)
         (address, *_) = await _attach(network, "pod-a", a, mapping)
-        server = await namespaces.within(a, lambda: _listen(address))
+        server = await _listening(a, address)
         gateway = address.rpartition(".")[0] + ".1"
         with server:
-            await asyncio.to_thread(_call, gateway, 18213)
+            await asyncio.to_thread(_call, gateway, HOST_PORT)
         await network.detach("pod-a", a)
         with pytest.raises(OSError):
-            await asyncio.to_thread(_call, gateway, 18213)
+            await asyncio.to_thread(_call, gateway, HOST_PORT)
 
 
 async def test_failing_plugin_is_named_and_leaves_no_lease(network: PodNetwork, tmp_path: Path) -> None:
@@ -180,9 +207,10 @@ async def test_tap_takes_the_place_of_the_interface(network: PodNetwork, tmp_pat
             assert await tap.interfaces(a) == ("eth0",)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                 sender.sendto(b"anyone there?", (addresses[0], 9))
-            frames = await _frames(descriptor)
             # vnet header of 10 bytes, then an ARP request of the host for the pod's address
-            assert any(frame[22:24] == b"\x08\x06" for frame in frames)
+            async with asyncio.timeout(60 * PATIENCE):
+                while (await _frame(descriptor))[22:24] != b"\x08\x06":
+                    pass
             (counters,) = await tap.interface_stats(a)
             assert counters.rx_packets > 0
             await network.check("pod-a")
@@ -191,13 +219,12 @@ async def test_tap_takes_the_place_of_the_interface(network: PodNetwork, tmp_pat
             os.close(descriptor)
 
 
-async def _frames(descriptor: int) -> list[bytes]:
-    found = []
-    for _ in range(50):
-        await asyncio.sleep(0.02)
-        with contextlib.suppress(BlockingIOError):
-            found.append(os.read(descriptor, 4096))
-    return found
+async def _frame(descriptor: int) -> bytes:
+    while True:
+        try:
+            return os.read(descriptor, 4096)
+        except BlockingIOError:
+            await asyncio.sleep(0.02)
 
 
 _CLOSED_HOST = """

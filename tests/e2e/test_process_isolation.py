@@ -31,7 +31,7 @@ from orlop.sandbox.spec import (
     SeccompMode,
     Security,
 )
-from tests.e2e.process_pods import Bed, bed, crun_anywhere, make_layer, run, secure
+from tests.e2e.process_pods import Bed, bed, crun_anywhere, make_layer, run, secure, until
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -105,14 +105,21 @@ async def test_shared_process_namespace_reaps_and_dies_as_one(host: Bed) -> None
     pod = host.pod(namespaces=Namespaces(pid=POD))
     sandbox, first = await _run(host, pod)
     second = await _add(host, sandbox, pod, "sh", "-c", "sleep 555 & exec sleep 1000")
-    await asyncio.sleep(0.2)
-    seen = await _sh(sandbox, first, "ps -o pid,comm,args; (sleep 0.1 &) ; sleep 0.3; ps -o stat")
-    assert "1 pause" in " ".join(seen.split())
-    assert "sleep 555" in seen
-    assert "Z" not in seen.split()
+
+    async def runs() -> bool:
+        return "sleep 555" in await _sh(sandbox, first, "ps")
+
+    async def gone() -> bool:
+        return not await runs()
+
+    await until(runs)
+    assert "1 pause" in " ".join((await _sh(sandbox, first, "ps -o pid,comm,args")).split())
+    # Whoever has lost its parent is buried, be it a moment later.
+    buried = "(sleep 0.1 &) ; sleep 0.3; while ps -o stat | grep -q Z; do sleep 0.1; done; echo all"
+    assert await _sh(sandbox, first, f"timeout {int(60 * PATIENCE)} sh -c '{buried}'") == "all"
     await sandbox.signal(second.id, signal.SIGKILL)
     await sandbox.wait_container(second.id)
-    assert "sleep 555" not in await _sh(sandbox, first, "ps")
+    await until(gone)
     debug = await _add(host, sandbox, pod, namespaces=Namespaces(pid=TARGET, target_container=first.id))
     assert "1 pause" in " ".join((await _sh(sandbox, debug, "ps -o pid,comm")).split())
     holder = sandbox.info["pid"]

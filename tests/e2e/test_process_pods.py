@@ -21,7 +21,7 @@ from orlop.sandbox.figures import Detail
 from orlop.sandbox.process import layout
 from orlop.sandbox.spec import ExecSpec, IdMapping, Mount, NamespaceMode, Namespaces, Resources
 from orlop.value import Value
-from tests.e2e.process_pods import Bed, bed, crun_anywhere, make_layer, read, run
+from tests.e2e.process_pods import SUBNET, Bed, bed, crun_anywhere, make_layer, read, run, until
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -42,11 +42,12 @@ async def host(tmp_path: Path, layer: Path, request: pytest.FixtureRequest) -> A
 async def test_life_of_a_pod(host: Bed) -> None:
     pod = host.pod()
     sandbox = await host.driver.run(pod)
-    assert sandbox.addresses[0].startswith("10.214.0.")
+    assert sandbox.addresses[0].startswith(SUBNET.removesuffix("0/24"))
     spec = host.container(pod, "sh", "-c", "echo out; echo err >&2; sleep 1000")
     await sandbox.create(spec)
+    before = time.time_ns()
     started = await sandbox.start(spec.id)
-    assert abs(time.time_ns() - started) < 10**9
+    assert before - 10**9 < started < time.time_ns() + 10**9
     stdout, _, code = await run(sandbox, spec.id, "sh", "-c", "hostname; cat /etc/hosts; exit 7")
     assert code == 7
     assert stdout.startswith(b"web\n")
@@ -117,11 +118,17 @@ async def test_exec_streams_and_terminal(host: Bed) -> None:
     with pytest.raises(InvalidArgument, match="no-such"):
         await run(sandbox, spec.id, "no-such-program")
     lingering = await sandbox.exec(spec.id, ExecSpec(args=("sleep", "999")))
-    await asyncio.sleep(0.3)
+
+    async def lingers() -> bool:
+        return b"sleep 999" in (await run(sandbox, spec.id, "ps"))[0]
+
+    async def gone() -> bool:
+        return not await lingers()
+
+    await until(lingers)
     await lingering.close()
     await lingering.close()
-    processes, _, _ = await run(sandbox, spec.id, "ps")
-    assert b"sleep 999" not in processes
+    await until(gone)
     await sandbox.stop()
 
 
@@ -146,11 +153,10 @@ async def test_log_is_opened_again(host: Bed) -> None:
     await sandbox.create(spec)
     await sandbox.start(spec.id)
     log = Path(spec.sink.log)
-    await asyncio.sleep(0.3)
+    await until(lambda: log.exists() and log.stat().st_size > 0)
     log.rename(log.with_suffix(".old"))
     await sandbox.reopen_log(spec.id)
-    await asyncio.sleep(0.3)
-    assert log.stat().st_size > 0
+    await until(lambda: log.exists() and log.stat().st_size > 0)
     await sandbox.stop()
     numbers = [
         int(found)
@@ -173,10 +179,16 @@ async def test_out_of_memory_is_said(host: Bed) -> None:
 async def test_limits_change_and_are_counted(host: Bed) -> None:
     pod = host.pod()
     sandbox = await host.driver.run(pod)
-    spec = host.container(pod, "sh", "-c", "dd if=/dev/zero of=/data/x bs=1M count=3; sleep 1000")
+    script = "dd if=/dev/zero of=/data/x bs=1M count=3; exec sleep 1000"
+    spec = host.container(pod, "sh", "-c", script)
     await sandbox.create(spec)
     await sandbox.start(spec.id)
-    await asyncio.sleep(0.5)
+
+    async def written() -> bool:
+        (found,) = (await sandbox.stats(Detail.METRICS)).containers
+        return found.layer.used >= 3 << 20 and found.usage.processes == found.usage.pids == 1
+
+    await until(written)
     await sandbox.update(spec.id, Resources(memory_limit=64 << 20, cpu_shares=512))
     whole = await sandbox.stats(Detail.METRICS)
     (stats,) = whole.containers
@@ -228,7 +240,11 @@ async def test_port_is_reached_through_loopback(host: Bed) -> None:
     spec = host.container(pod, "sh", "-c", "echo pong | nc -l -p 8080 -s 127.0.0.1; sleep 1000")
     await sandbox.create(spec)
     await sandbox.start(spec.id)
-    await asyncio.sleep(0.3)
+
+    async def listens() -> bool:
+        return b":8080 " in (await run(sandbox, spec.id, "netstat", "-ltn"))[0]
+
+    await until(listens)
     connection = await sandbox.connect(8080)
     assert await connection.read(100) == b"pong\n"
     await connection.close()
@@ -366,8 +382,12 @@ async def test_failures_leave_nothing(host: Bed) -> None:
         await sandbox.delete(spec.id)
     await sandbox.stop()
     await host.driver.discard(pod.id)
-    left = await process.run(["pgrep", "-f", str(host.config.state_dir)], check=False)
-    assert left.stdout == b""
+
+    async def nothing_runs() -> bool:
+        left = await process.run(["pgrep", "-f", str(host.config.state_dir)], check=False)
+        return left.stdout == b""
+
+    await until(nothing_runs)
 
 
 async def test_user_namespace(host: Bed) -> None:
@@ -393,9 +413,7 @@ async def test_user_namespace(host: Bed) -> None:
     spec = host.container(pod, "sh", "-c", script, mounts=(mapped, plain))
     await sandbox.create(spec)
     await sandbox.start(spec.id)
-    async with asyncio.timeout(60 * PATIENCE):
-        while len(Path(spec.sink.log).read_text().splitlines()) < 4:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    await until(lambda: Path(spec.sink.log).read_text().count("\n") >= 4)
     words = [line.split()[3:] for line in Path(spec.sink.log).read_text().splitlines()]
     assert words == [["0", "300000", "65536"], ["0"], ["0"], ["65534"]]
     assert (volume / "y").stat().st_uid == 0

@@ -228,12 +228,12 @@ async def test_the_host_tells_what_a_pod_uses() -> None:
         assert before.available is not None
         assert before.available < 512 << 20
 
-        # A guest that does not answer costs a moment, and hides nothing.
+        # A guest that does not answer costs a moment, not a call's half minute, and hides nothing.
         os.kill(sandbox._clone.machine.pid, signal.SIGSTOP)
         try:
             begun = time.monotonic()
             silent = await sandbox.stats(Detail.METRICS)
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 20
         finally:
             os.kill(sandbox._clone.machine.pid, signal.SIGCONT)
         assert silent.usage.memory >= 0.8 * machine.pss
@@ -253,10 +253,14 @@ async def test_an_exit_has_the_hosts_time() -> None:
         assert status.code == 3
         assert begun < status.finished_at <= time.time_ns()
         # Also when nobody listened as it ended.
-        late = container_spec(pod, "sh", "-c", "sleep 1")
+        volume = env.scratch / "volume"
+        volume.mkdir()
+        told = Mount(container_path="/told", host_path=str(volume))
+        late = container_spec(pod, "sh", "-c", "sleep 1; touch /told/end", mounts=(told,))
         await sandbox.create(late)
         begun = await sandbox.start(late.id)
         await env.crash()
+        await until((volume / "end").exists)
         await asyncio.sleep(4)
         await env.again()
         sandbox = await env.recover(pod, late)
