@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conformance import tools
+from tests.patience import PATIENCE
 
 MIB = 1 << 20
 
@@ -31,8 +33,17 @@ def loop_devices(place: Path) -> Iterator[Make]:
     yield attach
     for path in made:
         subprocess.run(["losetup", "--detach", path], check=True)
-    left = subprocess.check_output(["losetup", "--list", "--noheadings", "--output", "NAME"], text=True)
-    assert not set(made) & set(left.split()), "somebody still uses it"
+    limit = time.monotonic() + 30 * PATIENCE
+    # What looks at every device that was written to has it for a moment.
+    while left := set(made) & attached():
+        assert time.monotonic() < limit, f"somebody still uses {left}"
+        time.sleep(0.1)
+
+
+def attached() -> set[str]:
+    """All loop devices that have a file."""
+    listed = ["losetup", "--list", "--noheadings", "--output", "NAME"]
+    return set(subprocess.check_output(listed, text=True).split())
 
 
 def make_xfs(device: Path) -> None:

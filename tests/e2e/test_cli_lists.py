@@ -18,6 +18,7 @@ LOOP = "trap 'exit 4' TERM; echo first; echo second; while :; do sleep 0.1; done
 @pytest.fixture(scope="module")
 def cli(shared_node: Node) -> Iterator[Cli]:
     """A VM ``one`` that runs, and a process pod ``two`` that has ended."""
+    shared_node.remove_all()
     cli = Inside(shared_node)
     label = ("--label", "who=me", "--label", "stays")
     cli("run", "-d", "--name", "one", *label, BUSYBOX, "sh", "-c", LOOP, timeout=200)

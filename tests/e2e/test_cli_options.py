@@ -26,7 +26,8 @@ def test_each_option_does_what_it_says(cli: Cli, tmp_path: Path, handler: str) -
         grep NoNewPrivs /proc/self/status
         cat /sys/fs/cgroup/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids/pids.max
         grep -c ndots:3 /etc/resolv.conf; cat /proc/sys/net/ipv4/ip_default_ttl
-        (sleep 0.1 & exec sleep 0.01) & wait; sleep 0.5; grep -l 'State:.Z' /proc/[0-9]*/status; echo none
+        (sleep 0.1 & exec sleep 0.01) & wait; sleep 0.5
+        while grep -q 'State:.Z' /proc/[0-9]*/status; do sleep 0.1; done; echo none
         trap 'echo told; exit 5' USR1; echo ready; while :; do sleep 0.1; done
     """
     id_file = tmp_path / "id"

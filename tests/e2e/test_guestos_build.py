@@ -17,6 +17,7 @@ from orlop.errors import FailedPrecondition, NotFound
 from orlop.guestos import download, pythontree
 from orlop.guestos.build import build, find
 from orlop.guestos.download import NetworkSilent
+from tests.patience import PATIENCE
 
 CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop")) / "guest"
 FILES = ("vmlinuz", "initrd", "root.erofs")
@@ -112,7 +113,7 @@ async def test_a_silent_network_is_told_and_given_up(silence: None, tmp_path: Pa
             await download.fetch(["libffi8"], tmp_path, lines.append)
         else:
             await download.refresh(lines.append)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60 * PATIENCE
     assert "debian" in lines[0] or "waiting for the indexes" in lines[0]
 
 

@@ -409,11 +409,12 @@ async def test_a_daemon_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
             child = await process.spawn(
                 [sys.executable, "-c", KILLED, root, conf, name], env=dict(os.environ)
             )
-            while line.received < line.hold_after:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-            await asyncio.sleep(0.5)
-            descendants = [child.pid, *children_of(child.pid)]
-            assert len(descendants) >= 3, "skopeo and a conversion"
+            descendants = []
+            async with asyncio.timeout(60 * PATIENCE):
+                # Itself, skopeo and a conversion.
+                while line.received < line.hold_after or len(descendants) < 3:
+                    await asyncio.sleep(0.05)
+                    descendants = [child.pid, *children_of(child.pid)]
             started = {pid: process.process_start_time(pid) for pid in descendants}
             assert list((root / "ingest").iterdir())
             child.kill()

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -56,14 +55,14 @@ async def ended(machine: QemuMachine) -> str:
 
 async def test_a_machine_that_is_stopped_by_hand_goes_on(guest: Guest) -> None:
     machine = guest.machine
-    watching = asyncio.create_task(pulse.lost(machine, guest.agent, quiet=0.1, patience=0.5))
+    watching = asyncio.create_task(pulse.lost(machine, guest.agent, quiet=0.1, patience=2))
     for stop, resume in (
         (lambda: machine.monitor.execute("stop"), lambda: machine.monitor.execute("cont")),
         (lambda: kill(machine, signal.SIGSTOP), lambda: kill(machine, signal.SIGCONT)),
     ):
         assert not await machine.paused()
         await stop()
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(4)
         assert await machine.paused()
         assert not watching.done(), "silence is no sign of a guest that was stopped by hand"
         await resume()
@@ -103,11 +102,9 @@ async def test_a_disk_error_that_stops_the_machine_is_its_end(guest: Guest) -> N
 
 async def test_a_guest_that_hangs_is_noticed(guest: Guest) -> None:
     assert guest.machine.shape.vcpus == 1
-    watching = asyncio.create_task(pulse.lost(guest.machine, guest.agent, quiet=0.5, patience=3))
-    await asyncio.sleep(2)
+    watching = asyncio.create_task(pulse.lost(guest.machine, guest.agent, quiet=0.5, patience=5))
+    await asyncio.sleep(7)
     assert not watching.done()
     await privileged(guest, "/usr/bin/python3", "-S", "-E", "-c", HANG)
-    begun = time.monotonic()
     async with asyncio.timeout(120 * PATIENCE):
         assert (await watching).startswith("the guest hangs: its agent has said nothing for ")
-    assert time.monotonic() - begun < 60

@@ -64,7 +64,9 @@ class NriNode:
 
 def heard(log: Path, pod: str = "") -> list[str]:
     """The names of the events, those of one pod."""
-    found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    text = log.read_text() if log.exists() else ""
+    # A line may not be whole yet.
+    found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [one["event"] for one in found if not pod or one["pod"] == pod]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -17,22 +16,14 @@ import pytest
 from orlop.client.calls import NativeClient
 from orlop.errors import FailedPrecondition
 from orlop.native.api import native_v1_pb2 as pb
+from tests.conformance.tools import free_port
 from tests.node import BUSYBOX, Node, node
 from tests.patience import PATIENCE
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-METRICS_PORT = free_port()
-
-
 @pytest.fixture(scope="module")
 def auto_node(registry: str) -> Iterator[Node]:
-    extra: dict[str, dict[str, Any]] = {"metrics": {"port": METRICS_PORT}, "vm": {"pool": {"size": 0}}}
+    extra: dict[str, dict[str, Any]] = {"metrics": {"port": free_port()}, "vm": {"pool": {"size": 0}}}
     with node(registry, handler="auto", extra=extra) as one:
         one.wait_ready()
         one.pull(BUSYBOX)
@@ -121,7 +112,8 @@ def test_a_device_by_name(auto_node: Node) -> None:
 def test_metrics_count(auto_node: Node) -> None:
     one = auto_node
     pod_id = one.run_pod(handler="process")
-    with urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics") as response:
+    port = one.settings.extra["metrics"]["port"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         text = response.read().decode()
     assert 'orlop_pods{handler="process",phase="ready"} 1.0' in text
     assert 'orlop_rpcs_total{code="ok",rpc="RunPodSandbox"}' in text
@@ -146,9 +138,10 @@ async def test_a_paused_container_stands_still(auto_node: Node, handler: str) ->
     one.wait_log(container, "3\n")
     await native(one, "pause", container)
     # What it wrote before arrives; then nothing more does, over a restart as well.
-    before = -1
-    while (now := counted(one, container)) != before:
-        before = now
+    before, since = -1, time.monotonic()
+    while time.monotonic() - since < 3:
+        if (now := counted(one, container)) != before:
+            before, since = now, time.monotonic()
     assert "is paused; resume it" in one.crictl("exec", container, "true", check=False).err
     one.kill()
     one.start()

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 import pytest
@@ -69,20 +68,24 @@ def _until_running(node: Node, container: str, word: str) -> None:
 @pytest.mark.parametrize("verb", ["exec", "attach"])
 def test_a_vm_that_dies_is_no_success(shared_node: Node, verb: str, transport: str) -> None:
     node = shared_node
-    pod_id, container = node.run(BUSYBOX, "cat", handler="vm", stdin=True)
-    command = [verb, "--transport", transport, container]
-    with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(
-            node.crictl, *command, *(["sleep", "600"] if verb == "exec" else []), check=False
-        )
-        if verb == "exec":
-            _until_running(node, container, "sleep 600")
-        else:
-            time.sleep(1)
-        os.kill(_machine(node, pod_id), signal.SIGKILL)
-        done = running.result(timeout=60 * PATIENCE)
-    assert done.code != 0 and "1006" not in done.err
-    assert "VM" in done.err or "QEMU" in done.err, done
+    script = "while :; do echo here; sleep 0.2; done"
+    pod_id, container = node.run(BUSYBOX, "sh", "-c", script, handler="vm")
+    command = ("exec", container, "sleep", "600") if verb == "exec" else ("attach", container)
+    argv = node.crictl_argv(command[0], "--transport", transport, *command[1:])
+    env = {**os.environ, "CRI_CONFIG_FILE": os.fspath(node._crictl_config())}
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(argv, stdin=null, stdout=pipe, stderr=pipe, text=True, env=env) as running:
+        try:
+            if verb == "exec":
+                _until_running(node, container, "sleep 600")
+            else:
+                assert running.stdout is not None and running.stdout.readline()
+            os.kill(_machine(node, pod_id), signal.SIGKILL)
+            said = running.communicate(timeout=60 * PATIENCE)[1]
+        finally:
+            running.kill()
+    assert running.returncode != 0 and "1006" not in said
+    assert "VM" in said or "QEMU" in said, said
     node.remove_pod(pod_id)
 
 

@@ -171,7 +171,9 @@ async def test_watchers_inside_see_a_swap_as_on_a_host(
     old, sandbox = os.fspath((config / "..data").readlink()), await env.run(pod)
     mounts = (mount("/config", config, read_only=True), mount("/judge", judge(), read_only=True))
     main = await started(sandbox, pod, *mounts)
-    watching = await sandbox.exec(main.id, ExecSpec(args=("/judge", "watch", "/config", "6", "60")))
+    watching = await sandbox.exec(
+        main.id, ExecSpec(args=("/judge", "watch", "/config", "6", str(int(60 * PATIENCE))))
+    )
     output = watching.output()
     assert (await anext(output))[1] == b"watching\n"
     directory.atomic("configmap", "config", {"kept": b"new", "come": b"new"})
@@ -397,7 +399,7 @@ async def until_said(sandbox: VmSandbox, spec: ContainerSpec, script: str, expec
     """Run a script until it says what is expected."""
     text = ""
     try:
-        async with asyncio.timeout(30 * PATIENCE):
+        async with asyncio.timeout(60 * PATIENCE):
             while text != expected:
                 out, _, _ = await execute(sandbox, spec.id, "sh", "-c", script)
                 text = out.decode().strip()
