@@ -22,6 +22,7 @@ from types import TracebackType
 
 from orlop.cli.demo.imagewriter import Pusher, WrittenImage
 from tests.conformance import tools
+from tests.patience import PATIENCE
 
 USER, PASSWORD = "user", "secret"
 HTPASSWD = "user:$2b$04$.SHSUhrJvPVQbRgcsjr1HOhUVnxZ5cwuZsNvIXiTAdgOiYAn8ybKu\n"
@@ -87,7 +88,8 @@ class Registry:
                 stdout=log,
                 stderr=log,
             )
-        for _ in range(400):
+        limit = time.monotonic() + 60 * PATIENCE
+        while time.monotonic() < limit:
             if self._process.poll() is not None:
                 break
             with suppress(OSError):
@@ -103,7 +105,7 @@ class Registry:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(60 * PATIENCE)
             self._process = None
 
     def __enter__(self) -> Registry:

@@ -21,10 +21,12 @@ from typing import Any
 
 from orlop.cli.demo.imagewriter import LayerContent, LayerWriter, Pusher, WrittenImage
 from tests.conformance import tools
+from tests.patience import PATIENCE
 
 HOSTS = ("registry.k8s.io", "k8s.gcr.io", "gcr.io")
 E2E = "registry.k8s.io/e2e-test-images"
 STAGING = "gcr.io/k8s-staging-cri-tools"
+START_TIMEOUT = 30.0 * PATIENCE
 
 # Prints what a set-uid root program may become; the specs of no_new_privs read this line.
 NNP_SOURCE = """
@@ -316,11 +318,12 @@ def serve(root: Path, address: str, *, read_only: bool = True) -> Iterator[str]:
             yield address
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(START_TIMEOUT)
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    for _ in range(200):
+    limit = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < limit:
         if process.poll() is not None:
             said = log.read_text(errors="replace")[-400:]
             raise tools.ToolError(f"docker-registry on {address} ended at once: {said}")
@@ -333,7 +336,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], address: str, log: Path) ->
             time.sleep(0.05)
         finally:
             connection.close()
-    raise tools.ToolError(f"docker-registry on {address} did not answer within 10 s")
+    raise tools.ToolError(f"docker-registry on {address} did not answer within {START_TIMEOUT:g} s")
 
 
 def storage() -> Path:

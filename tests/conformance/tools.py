@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -45,16 +46,21 @@ def say(message: str) -> None:
 
 def run(argv: Sequence[str | Path], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """Run a command and return its output; raise ToolError with the last lines of its errors."""
-    done = subprocess.run(
-        [os.fspath(part) for part in argv],
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    # A module proxy may not answer for once, and Go does not ask again.
+    for pause in (1, 10, 0) if Path(argv[0]).name == "go" else (0,):
+        done = subprocess.run(
+            [os.fspath(part) for part in argv],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if done.returncode == 0:
+            break
+        time.sleep(pause)
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-8:])
         raise ToolError(f"{' '.join(map(str, argv[:4]))} ended with {done.returncode}: {tail}")

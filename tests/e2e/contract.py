@@ -30,13 +30,12 @@ def published(module: str, path: str, scratch: Path, *, whole: bool = False) -> 
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
     if go is None:
         pytest.skip("needs the go command to fetch the published API")
-    done = subprocess.run(
-        [go, "mod", "download", "-json", module],
-        cwd=scratch,
-        capture_output=True,
-        timeout=300 * PATIENCE,
-        check=False,
-    )
+    command = [go, "mod", "download", "-json", module]
+    # The proxy may not answer for once.
+    for _ in range(3):
+        done = subprocess.run(command, cwd=scratch, capture_output=True, timeout=300 * PATIENCE, check=False)
+        if done.returncode == 0:
+            break
     if done.returncode:
         pytest.skip(f"{module} cannot be downloaded: {done.stdout.decode()[-300:]}")
     source = Path(json.loads(done.stdout)["Dir"]) / path

@@ -41,7 +41,7 @@ def test_an_image_goes_into_a_file_and_comes_back(cli: Cli, tmp_path: Path) -> N
         node.save(tmp_path / "third.tar", "third:3")
         with (tmp_path / "third.tar").open("rb") as file:
             (image,) = node.load(file)
-        assert set(image.tags) == {BUSYBOX, "docker.io/library/again:latest", "docker.io/library/third:3"}
+        assert {BUSYBOX, "docker.io/library/again:latest", "docker.io/library/third:3"} <= set(image.tags)
         node.remove_image(image.id)
 
 
@@ -94,10 +94,11 @@ def test_names_of_images(shared_node: Node) -> None:
     image_id = cli("images", "-q", "yours").out.strip()
     names = ("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", f"id={image_id}")
     mine, yours = "docker.io/library/mine:1", "docker.io/library/yours:latest"
-    assert cli(*names).out.split() == sorted([BUSYBOX, mine, yours])
+    assert {BUSYBOX, mine, yours} <= set(cli(*names).out.split())
     assert cli("run", "--rm", "--pull", "never", "mine:1", "echo", "mine").out == "mine\n"
     cli("rmi", "mine:1")
-    assert cli(*names).out.split() == sorted([BUSYBOX, yours]), "one of several goes alone"
+    left = set(cli(*names).out.split())
+    assert {BUSYBOX, yours} <= left and mine not in left, "one of several goes alone"
     several = cli("rmi", image_id, check=False)
     assert several.code == 1 and yours in several.err and "--force" in several.err
     assert "not called other" in cli("untag", "yours", "other", check=False).err
