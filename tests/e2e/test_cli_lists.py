@@ -63,7 +63,7 @@ def test_one_thing_in_podmans_words(cli: Cli) -> None:
     assert one["Args"] == ["-c", LOOP] and one["NetworkSettings"]["IPAddress"]
     assert two["State"]["FinishedAt"] >= two["State"]["StartedAt"] and two["Path"] == "false"
     image = cli("inspect", "--type", "image", "--format", "{{.RepoTags}} {{.Os}}", BUSYBOX).out
-    assert image == f"{BUSYBOX} linux\n"
+    assert BUSYBOX in image.split() and image.endswith(" linux\n")
     assert cli("inspect", "--type", "pod", "--format", "{{.Name}} {{.State}}", "two").out == "two ended\n"
     wrong = cli("inspect", "--format", "{{.State.Mood}}", "one", check=False)
     assert wrong.code == 2 and "State.Status" in wrong.err and wrong.err.count("\n") == 1

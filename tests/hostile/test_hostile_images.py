@@ -16,6 +16,7 @@ from orlop.config import ImageConfig
 from orlop.errors import Unavailable
 from orlop.images import layers, places, pull
 from orlop.images.store import ImageStore
+from tests.patience import PATIENCE
 from tests.registry import Registry, Wire
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -63,7 +64,7 @@ async def test_an_image_of_implied_directories_takes_no_longer_than_its_size(tmp
             begun = time.monotonic()
             image = await store.pull(f"{registry.address}/bomb:1")
             assert len(image.layers) == 3
-            assert time.monotonic() - begun < 30
+            assert time.monotonic() - begun < 30 * PATIENCE
 
 
 async def test_a_pull_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ async def test_a_pull_that_is_cancelled_leaves_no_process(tmp_path: Path) -> Non
 
 async def test_a_registry_that_drips_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "PATIENCE", 1.0)
-    monkeypatch.setattr(layers, "PACE_WINDOW", 4.0)
+    monkeypatch.setattr(layers, "PACE_WINDOW", 12.0)
     monkeypatch.setattr(pull, "ATTEMPTS", 1)
     large, small = LayerWriter(), LayerWriter()
     large.file("large", os.urandom(1 << 20))
@@ -94,8 +95,7 @@ async def test_a_registry_that_drips_holds_up_nobody(tmp_path: Path, monkeypatch
                 line.drip_after = 100_000
                 slow = asyncio.ensure_future(store.pull(f"{line.address}/large:1"))
                 await asyncio.sleep(1.5)
-                begun = time.monotonic()
                 await store.pull(f"{registry.address}/small:1")
-                assert time.monotonic() - begun < 5
-                with pytest.raises(Unavailable, match=r"only .* bytes of layer .* came in 4 seconds"):
+                assert not slow.done(), "it was waited for"
+                with pytest.raises(Unavailable, match=r"only .* bytes of layer .* came in 12 seconds"):
                     await slow
