@@ -8,7 +8,7 @@ import subprocess
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from tests.node import node
 
 Handler = Literal["vm", "process", "auto"]
 Transport = Literal["spdy", "websocket"]
-Outcome = Literal["passed", "failed", "refused", "unavailable", "skipped"]
+Outcome = Literal["passed", "unsteady", "failed", "refused", "unavailable", "skipped"]
 
 STREAMING = "Streaming|portforward|port forward|exec|attach"
 """The specs whose result can depend on the transport."""
@@ -34,6 +34,8 @@ HOST_SPECS = re.compile(
     re.IGNORECASE,
 )
 """The specs that ask for a namespace of the host, or for a mount to appear on it."""
+
+WHOLE = "critest itself"
 
 ABSENT_IMAGE = re.compile(r"test-image-digest@sha256:[0-9a-f]{64}")
 """An image that critest names by a digest which nobody but its own registry can serve."""
@@ -51,12 +53,20 @@ TRANSPORT_OPTIONS: dict[Transport, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Spec:
-    """One spec's result; ``reason`` is empty when it passed."""
+    """One spec's result; ``reason`` is empty when it passed.
+
+    An unsteady one failed, for that reason, and passed when it ran again by itself.
+    """
 
     name: str
     outcome: Outcome
     reason: str
     seconds: float
+
+    @property
+    def can_run_alone(self) -> bool:
+        """Whether it is a spec, and not the suite's set-up or critest as a whole."""
+        return self.name != WHOLE and not re.match(r"\[[^]]*Suite\b", self.name)
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,21 @@ def run(
     return Result(handler, transport, focus, tuple(specs), time.monotonic() - started)
 
 
+def only(specs: Iterable[Spec]) -> str:
+    """The expression that matches these specs' names."""
+    return "|".join(re.escape(spec.name) for spec in specs)
+
+
+def reviewed(first: Result, second: Result) -> Result:
+    """The first run as it counts after its failed specs ran again: those that passed then are unsteady."""
+    good = {spec.name for spec in second.of("passed")}
+    specs = (
+        replace(spec, outcome="unsteady") if spec.outcome == "failed" and spec.name in good else spec
+        for spec in first.specs
+    )
+    return replace(first, specs=tuple(specs), seconds=first.seconds + second.seconds)
+
+
 def against(
     endpoint: str,
     options: Sequence[str],
@@ -188,7 +213,7 @@ def against(
         raise tools.ToolError(f"critest ended with {done.returncode} and wrote no report:\n{tail}")
     specs = parse_report(found, handler)
     if done.returncode != 0 and not any(spec.outcome not in ("passed", "skipped") for spec in specs):
-        specs.append(Spec("critest itself", "failed", f"exit code {done.returncode}, see {output}", 0.0))
+        specs.append(Spec(WHOLE, "failed", f"exit code {done.returncode}, see {output}", 0.0))
     return specs
 
 
@@ -196,11 +221,11 @@ def lines(result: Result) -> Iterable[str]:
     """The result for people: counts, then every spec that did not pass with its reason."""
     counts = ", ".join(
         f"{len(result.of(outcome))} {outcome}"
-        for outcome in ("passed", "failed", "refused", "unavailable", "skipped")
+        for outcome in ("passed", "unsteady", "failed", "refused", "unavailable", "skipped")
         if outcome in ("passed", "failed") or result.of(outcome)
     )
     yield f"handler {result.handler}, {result.transport}: {counts} ({result.seconds:.0f} s)"
-    for outcome in ("failed", "refused", "unavailable"):
+    for outcome in ("failed", "unsteady", "refused", "unavailable"):
         for spec in result.of(outcome):
             yield f"  {outcome}: {spec.name}"
             yield f"      {spec.reason}"

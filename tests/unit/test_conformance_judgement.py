@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from tests.conformance.critest import judge, parse_report
+from tests.conformance.critest import Outcome, Result, Spec, judge, only, parse_report, reviewed
 
 REFUSAL = (
     "rpc error: code = FailedPrecondition desc = pod a/b asks for the host's PID namespace, "
@@ -43,3 +44,20 @@ def test_a_report_is_read(tmp_path: Path) -> None:
     assert specs["Two waits"].outcome == "skipped" and specs["Two waits"].reason == "no AppArmor"
     assert specs["Three fails"].outcome == "failed" and "took long" in specs["Three fails"].reason
     assert specs["[AfterSuite]"].outcome == "failed"
+    assert [name for name, spec in specs.items() if spec.outcome == "failed" and spec.can_run_alone] == [
+        "Three fails"
+    ]
+
+
+def test_a_spec_that_passes_when_it_runs_again_is_unsteady() -> None:
+    def ran(**outcomes: Outcome) -> Result:
+        specs = (Spec(name, outcome, "", 1.0) for name, outcome in outcomes.items())
+        return Result("vm", "spdy", "", tuple(specs), 10.0)
+
+    found = reviewed(ran(one="passed", two="failed", three="failed"), ran(two="passed", three="failed"))
+    assert {spec.name: spec.outcome for spec in found.specs} == {
+        "one": "passed",
+        "two": "unsteady",
+        "three": "failed",
+    }
+    assert re.fullmatch(only(found.of("failed")), "three") and not re.search(only(found.of("failed")), "two")
