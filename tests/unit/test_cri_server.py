@@ -280,7 +280,7 @@ async def test_statistics_and_metrics(world: World) -> None:
 
 
 async def until(condition: typing.Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - nothing would set an event
             await asyncio.sleep(0.005)
 
@@ -288,7 +288,7 @@ async def until(condition: typing.Callable[[], object]) -> None:
 async def test_events_carry_the_state_of_the_pod(world: World) -> None:
     events = world.client.runtime.get_container_events(pb.GetEventsRequest())
     first = asyncio.ensure_future(anext(events))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await until(lambda: world.pods.subscribers)
         pod_id = await world.pod()
         event = await first
@@ -307,7 +307,7 @@ async def test_stopping_ends_event_streams_at_once(world: World) -> None:
     events = world.client.runtime.get_container_events(pb.GetEventsRequest())
     first = asyncio.ensure_future(anext(events))
     await until(lambda: world.pods.subscribers)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         await world.server.stop(60)
         with pytest.raises(Unavailable):
             await first

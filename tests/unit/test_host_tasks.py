@@ -71,7 +71,7 @@ async def test_closing_right_after_a_task_has_ended() -> None:
 async def test_a_task_may_close_its_own_set() -> None:
     tasks = Tasks()
     task = tasks.spawn(tasks.close(), "closer")
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         await task
 
 

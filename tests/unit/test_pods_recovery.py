@@ -120,7 +120,7 @@ async def test_the_daemon_ends_while_it_looks_for_pods(tmp_path: Path) -> None:
     await _left_behind(tmp_path, world, "slow")
     world.delays["recover slow"] = 3600
     service = await _open(tmp_path, world)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await service.close()
     world.delays.clear()
     service, _ = make_service(tmp_path, world)

@@ -73,7 +73,7 @@ async def test_a_full_pipe_holds_up_the_writer_and_nobody_else(tmp_path: Path) -
     await asyncio.sleep(0.02)
     blocked.cancel()
     await asyncio.gather(blocked, return_exceptions=True)
-    await asyncio.wait_for(output.close(), 1)
+    await asyncio.wait_for(output.close(), 20)
     os.close(reading)
 
 

@@ -157,7 +157,7 @@ class SpdyClient:
         return ids
 
     async def drain_until(self, *streams: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not set(streams) <= self.ended:
                 data = await self.reader.read(65536)
                 assert data, "the server left early"
@@ -201,7 +201,9 @@ async def test_a_terminal_is_resized(server: StreamingServer, backend: Backend) 
     ids = client.streams("error", "stdin", "stdout", "resize")
     client.send(client.frames.data(ids["resize"], b'{"Width":80,"Height":24}{"Width":100,'))
     client.send(client.frames.data(ids["resize"], b'"Height":30}\n["no"]'))
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(20):
+        while len(backend.io.sizes) < 2:  # noqa: ASYNC110 - the fake has no event to wait for
+            await asyncio.sleep(0.01)
     client.send(client.frames.data(ids["stdin"], b"", fin=True))
     await client.drain_until(ids["error"])
     assert backend.io.sizes == [(80, 24), (100, 30)]
@@ -238,7 +240,7 @@ async def test_a_client_that_vanishes_closes_the_process(server: StreamingServer
     await asyncio.sleep(0.1)
     assert not backend.io.closed
     client.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not backend.io.closed:  # noqa: ASYNC110 - the fake has no event to wait for
             await asyncio.sleep(0.01)
 
@@ -267,7 +269,7 @@ async def test_bad_requests_are_answered_with_4xx(server: StreamingServer, reque
     host = exec_url(server).removeprefix("http://").partition("/")[0]
     reader, writer = await asyncio.open_connection(*host.rsplit(":", 1))
     writer.write(request_bytes)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 4")
     writer.close()
@@ -276,7 +278,7 @@ async def test_bad_requests_are_answered_with_4xx(server: StreamingServer, reque
 async def test_spdy_garbage_after_the_upgrade_ends_only_that_session(server: StreamingServer) -> None:
     client = await SpdyClient.open(exec_url(server))
     client.send(b"\x80\x09" + b"\xff" * 500)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await client.reader.read() == b""
     client.close()
     assert exec_url(server)
@@ -353,7 +355,7 @@ class WsClient:
         """What came on each channel, until the server closes."""
         channels: dict[int, bytes] = {}
         while True:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 data = await self.reader.read(65536)
             self.ws.receive_data(data or None)
             for event in self.ws.events():
@@ -442,7 +444,7 @@ async def test_port_forward_over_websocket_channels(server: StreamingServer) -> 
     client = await WsClient.open(server.port_forward_url("p", (port,)), "v4.channel.k8s.io")
     client.send(b"\x00hello")
     received = b""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while b"hello" not in received:
             client.ws.receive_data(await client.reader.read(65536))
             for event in client.ws.events():

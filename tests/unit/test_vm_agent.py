@@ -39,7 +39,7 @@ def answer(request: Request[Any]) -> Any:
 
 
 async def client_of(peer: Peer) -> AgentClient:
-    return await AgentClient.connect(peer.path, name="vm 1", timeout=2)
+    return await AgentClient.connect(peer.path, name="vm 1", timeout=60)
 
 
 async def test_call_refusal_and_timeout(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ async def test_a_lost_connection_fails_what_waits(tmp_path: Path) -> None:
 async def test_a_malformed_reply_fails_its_own_caller_at_once(tmp_path: Path) -> None:
     async with Peer(tmp_path / "s", lambda request: None) as peer:
         client = await client_of(peer)
-        async with asyncio.timeout(2), beside(client.call(Dump())) as waiting:
+        async with asyncio.timeout(20), beside(client.call(Dump())) as waiting:
             await peer.until(lambda: bool(peer.requests))
             peer.send(frame(Kind.REPLY, 1, b'{"ok": {"containers": 7}}'))
             with pytest.raises(Unavailable, match="broke the protocol: reply to dump"):
@@ -121,7 +121,7 @@ async def test_an_event_that_cannot_be_handled_ends_the_connection(tmp_path: Pat
             raise KeyError(event)
 
         client.on_event = stumble
-        async with asyncio.timeout(2), beside(client.call(Ping())) as waiting:
+        async with asyncio.timeout(20), beside(client.call(Ping())) as waiting:
             await peer.until(lambda: bool(peer.requests))
             peer.event(OutOfMemory(id="c1"))
             with pytest.raises(Internal, match="could not be dealt with"):

@@ -65,7 +65,7 @@ async def _flooded(peer: Peer, encoded: bytes, seconds: float) -> list[float]:
 
 
 async def _client(peer: Peer) -> AgentClient:
-    client = await AgentClient.connect(peer.path, name="vm 1", timeout=2)
+    client = await AgentClient.connect(peer.path, name="vm 1", timeout=60)
     client.new_stream()
     return client
 

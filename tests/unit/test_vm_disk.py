@@ -62,7 +62,7 @@ async def test_a_pod_that_takes_too_much_gets_no_container_and_ends(
         os.close(fd)
         with pytest.raises(ResourceExhausted, match="pod_disk_mib"):
             await sandbox.create(container("two", tmp_path / "log"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             assert "more than vm.pod_disk_mib (4) allows" in await sandbox.wait()
             status = await sandbox.wait_container("one")
         assert (status.code, "vm.pod_disk_mib" in status.message) == (137, True)

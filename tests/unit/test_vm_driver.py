@@ -113,7 +113,7 @@ async def opened(world: World) -> AsyncIterator[VmDriver]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - what is waited for sets no event
             await asyncio.sleep(0.005)
 

@@ -99,7 +99,7 @@ def test_the_files_of_0_1_are_read(tmp_path: Path) -> None:
 async def test_a_daemon_that_greets_names_no_version_and_takes_the_first(tmp_path: Path) -> None:
     async with Peer(tmp_path / "s", lambda request: Created(uid=1, gid=2, groups=())) as peer:
         peer.hello = Hello(next_stream=3)  # an agent of version 1 did not say it
-        client = await AgentClient.connect(tmp_path / "s", name="VM x", timeout=10)
+        client = await AgentClient.connect(tmp_path / "s", name="VM x", timeout=60)
         try:
             assert client.hello.version == former.VERSION
         finally:

@@ -42,7 +42,7 @@ class Line:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - what is waited for sets no event
             await asyncio.sleep(0.005)
 
@@ -65,7 +65,7 @@ async def test_lines_are_logged_and_acknowledged(tmp_path: Path) -> None:
     line.data(STDOUT, 6, b"o")
     line.end(STDOUT, 7)
     line.end(STDERR, 5)
-    await asyncio.wait_for(output.ended.wait(), 3)
+    await asyncio.wait_for(output.ended.wait(), 20)
     assert (line.acked(STDOUT), line.acked(STDERR)) == (8, 6)
     assert path.read_text().splitlines()[-1].endswith("stdout P two")
     await output.stop()
@@ -101,7 +101,7 @@ async def test_the_last_words_of_a_vm_that_dies(tmp_path: Path) -> None:
     line.data(STDOUT, 0, b"whole\nhalf")
     for stream in line.streams.values():
         stream.fail(Unavailable("the VM is gone"))
-    await asyncio.wait_for(output.ended.wait(), 3)
+    await asyncio.wait_for(output.ended.wait(), 20)
     assert [chunk async for chunk in tap.chunks()] == [(STDOUT, b"whole\nhalf")]
     assert path.read_text().splitlines()[-1].endswith("stdout P half")
     await output.stop()

@@ -64,7 +64,7 @@ class Peer:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until frames that came in make ``condition`` true."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not condition():
                 self.news.clear()
                 await self.news.wait()
