@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,8 +60,11 @@ async def run_again(client: CriClient, container_id: str, grace: float) -> tuple
         raise FailedPrecondition(
             f"container {container_id[:13]} was not made by `orlop run`: whoever made it runs it again"
         )
-    with _alone(path, container_id):
+    async with contextlib.AsyncExitStack() as held:
+        held.enter_context(_alone(path, container_id))
         request = _read(path, pb.CreateContainerRequest)
+        # From before its old container lets go of them: they may not be removed in between.
+        await held.enter_async_context(_with_its_volumes(client, request))
         request.config.metadata.attempt = before.metadata.attempt + 1
         await client.runtime.stop_container(
             pb.StopContainerRequest(container_id=container_id, timeout=int(grace)), timeout=grace + 60
@@ -78,6 +81,20 @@ async def run_again(client: CriClient, container_id: str, grace: float) -> tuple
         return await _in_a_pod_of_its_own(
             client, request, pod, _read(directory / _POD, pb.RunPodSandboxRequest)
         )
+
+
+@contextlib.asynccontextmanager
+async def _with_its_volumes(client: CriClient, request: pb.CreateContainerRequest) -> AsyncIterator[None]:
+    """Have its named volumes where it expects them. Raises NotFound for one that was removed."""
+    if not request.config.mounts:
+        yield
+        return
+    # Most containers have none, and need nothing of what speaks CSI.
+    from orlop.client import volumes
+
+    wanted = volumes.named(client.path, request.config.mounts)
+    async with volumes.provided(client.path, wanted):
+        yield
 
 
 async def _pod_of(client: CriClient, container_id: str) -> str:

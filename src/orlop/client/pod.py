@@ -108,16 +108,21 @@ class Pod:
             raise FailedPrecondition(f"pod {self.name} was not made yet: use `async with`, or create()")
         name = name or f"container-{secrets.token_hex(3)}"
         config = container_config(wanted, name, alone=name == self.name)
-        named = [one for one in wanted.volumes if isinstance(one, NamedMount)]
-        if named:
-            # Most containers have none, and need nothing of what speaks CSI.
-            from orlop.client import volumes
-
-            config.mounts.extend(await volumes.provided(self._client.path, named))
         if wanted.hosts:
             config.mounts.append(await self._hosts(name, wanted.hosts))
         image = await images.present(self._client, wanted.image)
         config.image.image = image or await images.pull(self._client, wanted.image)
+        named = [one for one in wanted.volumes if isinstance(one, NamedMount)]
+        if not named:
+            return await self._started(config)
+        # Most containers have none, and need nothing of what speaks CSI.
+        from orlop.client import volumes
+
+        async with volumes.provided(self._client.path, named) as mounts:
+            config.mounts.extend(mounts)
+            return await self._started(config)
+
+    async def _started(self, config: pb.ContainerConfig) -> Container:
         runtime = self._client.runtime
         request = pb.CreateContainerRequest(
             pod_sandbox_id=self.id, config=config, sandbox_config=self._config
