@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import io
+import json
 import os
 import tarfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ from orlop.images.loading import Loader
 from orlop.images.model import ImageConfigOci, RegistryAuth
 from orlop.images.records import ImageRecord, Records, boot_id
 from orlop.images.store import ImageStore
+from orlop.linux import architecture
 from orlop.native.api import native_v1_pb2 as pb
 from orlop.native.archives import ArchiveCalls
 
@@ -45,16 +48,15 @@ def put(root: Path, letter: str, layers: str, *tags: str, pulled_at: int = 1, un
     (root / "layers").mkdir(exist_ok=True)
     for layer in layers:
         (root / "layers" / f"{layer * 64}.erofs").write_bytes(bytes(4096))
-    records.save_image(
-        ImageRecord(
-            id=digest(letter),
-            config=ImageConfigOci(user="1"),
-            diff_ids=tuple(digest(layer) for layer in layers),
-            tags=tags,
-            pulled_at=pulled_at,
-            unsettled=unsettled,
-        )
+    record = ImageRecord(
+        id=digest(letter),
+        config=ImageConfigOci(user="1"),
+        diff_ids=tuple(digest(layer) for layer in layers),
+        tags=tags,
+        pulled_at=pulled_at,
+        unsettled=unsettled,
     )
+    records.save_images([record])
 
 
 @asynccontextmanager
@@ -318,3 +320,76 @@ async def test_a_name_is_given_while_its_image_is_removed(tmp_path: Path) -> Non
         assert isinstance(told[1], NotFound) and store.list() == []
     async with opened(tmp_path) as store:
         assert store.list() == [], "nothing was written after it was removed"
+
+
+def archive_of(*names: str) -> bytes:
+    """Images of an empty layer each, in the form of ``docker save``."""
+    layer = bytes(10240)
+    files, listed = {"layer.tar": layer}, []
+    for number, name in enumerate(names):
+        document = {
+            "architecture": architecture.own().debian,
+            "os": "linux",
+            "config": {"User": str(number + 1)},
+            "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]},
+        }
+        files[f"{number}.json"] = json.dumps(document).encode()
+        listed.append({"Config": f"{number}.json", "RepoTags": [name], "Layers": ["layer.tar"]})
+    files["manifest.json"] = json.dumps(listed).encode()
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for path, data in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return made.getvalue()
+
+
+async def sent(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+@contextmanager
+def full_after(records: int) -> Iterator[None]:
+    """The disk has room for so many records of images more."""
+    left = records
+    really = os.open
+
+    def opened(path: os.PathLike[str] | str, flags: int, *args: int, **others: int) -> int:
+        nonlocal left
+        if flags & os.O_CREAT and Path(path).parent.name == "images":
+            left -= 1
+            if left < 0:
+                raise OSError(errno.ENOSPC, "No space left on device", os.fspath(path))
+        return really(path, flags, *args, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", opened)
+        yield
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+async def test_a_disk_that_fills_up_leaves_no_image_of_an_archive(room: int, tmp_path: Path) -> None:
+    """Its images are two, and one of their names is that of an image that was here before."""
+    put(tmp_path, "a", "1", "x.y/a:1", "x.y/old:1")
+    before = sorted((tmp_path / "images").iterdir())
+    async with opened(tmp_path) as store:
+        archive = archive_of("x.y/new:1", "x.y/a:1")
+        with full_after(room), pytest.raises(ResourceExhausted, match="No space left"):
+            await Loader(store).load(sent(archive))
+        (image,) = store.list()
+        assert image.repo_tags == ("x.y/a:1", "x.y/old:1") and layers(tmp_path) == "1"
+        assert sorted((tmp_path / "images").iterdir()) == before
+        new, other = await Loader(store).load(sent(archive))
+        assert (new.repo_tags, other.repo_tags) == (("x.y/new:1",), ("x.y/a:1",))
+    async with opened(tmp_path) as store:
+        assert [image.repo_tags for image in store.list()] == [("x.y/old:1",), ("x.y/new:1",), ("x.y/a:1",)]
+
+
+async def test_a_disk_that_is_full_takes_no_name_away(tmp_path: Path) -> None:
+    put(tmp_path, "a", "1", "x.y/a:1", "x.y/b:1")
+    async with opened(tmp_path) as store:
+        with full_after(0), pytest.raises(OSError, match="No space left"):
+            await store.untag("x.y/a:1")
+        assert store.status("x.y/a:1") is not None
+        assert (await store.untag("x.y/a:1"))[0].repo_tags == ("x.y/b:1",)

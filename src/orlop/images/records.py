@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -75,9 +76,9 @@ class Records:
         uses = {record.owner: record for record in _read_all(self._uses, UseRecord)}
         return images, uses
 
-    def save_image(self, record: ImageRecord) -> None:
-        """Write or replace an image. Raises OSError."""
-        files.save(self._image_path(record.id), msgspec.json.encode(record))
+    def save_images(self, records: Sequence[ImageRecord]) -> None:
+        """Write or replace images, in this order; a full disk leaves all as they were. Raises OSError."""
+        files.save_all({self._image_path(record.id): msgspec.json.encode(record) for record in records})
 
     def delete_image(self, image_id: str) -> None:
         """Forget an image. Idempotent."""

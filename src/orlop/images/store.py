@@ -38,6 +38,9 @@ UNFINISHED_KEPT = 3600.0
 
 T = TypeVar("T")
 
+Noted = tuple[Taken, tuple[str, ...], tuple[str, ...]]
+"""An image that is to be noted, its tags and its digests."""
+
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{3,64})")
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 
@@ -166,7 +169,7 @@ class ImageStore:
             if record is None:
                 raise NotFound(f"image {reference_or_id} is not here; pull it first")
             named = msgspec.structs.replace(record, tags=tuple(sorted({*record.tags, tag})))
-            await self._save_with_names(named, (tag,))
+            await self._save(self._named({}, named, (tag,)))
         return self._image(named)
 
     async def untag(self, name: str, *, with_the_last: bool = False) -> tuple[Image, bool]:
@@ -186,8 +189,7 @@ class ImageStore:
                 await _written(self._records.delete_image, record.id)
             else:
                 record = msgspec.structs.replace(record, tags=left)
-                self._images[record.id] = record
-                await _written(self._records.save_image, record)
+                await self._save({record.id: record})
         if removed:
             await self._discard(record.diff_ids)
         return self._image(record), removed
@@ -268,7 +270,14 @@ class ImageStore:
             taken = await self._puller.unpack(source, packed)
             try:
                 # Whole, even if the caller has gone: half of it would come back after a restart.
-                records = await uncancelled(self._record_all(taken, packed))
+                records = await uncancelled(
+                    self._record(
+                        [
+                            (image, tuple(name.tagged for name in one.names if name.tagged), ())
+                            for image, one in zip(taken, packed, strict=True)
+                        ]
+                    )
+                )
             finally:
                 for image in taken:
                     self._puller.release(image)
@@ -289,7 +298,7 @@ class ImageStore:
                 tags = (reference.tagged,) if reference.tagged else ()
                 digests = (reference.at(pulled.digest),)
                 # Whole, even if nobody waits any more: half of it would come back after a restart.
-                record = await uncancelled(self._record(pulled.image, tags, digests))
+                (record,) = await uncancelled(self._record([(pulled.image, tags, digests)]))
             finally:
                 self._puller.release(pulled.image)
         self._sync_later(record)
@@ -308,42 +317,48 @@ class ImageStore:
                 raise
             raise ResourceExhausted(f"{what} cannot be stored: {error.strerror}") from error
 
-    async def _record_all(self, taken: Sequence[Taken], packed: Sequence[Packed]) -> tuple[ImageRecord, ...]:
-        records = []
-        for image, one in zip(taken, packed, strict=True):
-            tags = tuple(name.tagged for name in one.names if name.tagged)
-            records.append(await self._record(image, tags, ()))
-        return tuple(records)
-
-    async def _record(self, image: Taken, tags: tuple[str, ...], digests: tuple[str, ...]) -> ImageRecord:
-        """Note the image under its names, which leave the images that had them before."""
+    async def _record(self, noted: Sequence[Noted]) -> tuple[ImageRecord, ...]:
+        """Note images under their names, which leave the images that had them before: all or none."""
+        changed: dict[str, ImageRecord] = {}
         async with self._changing:
-            known = self._images.get(image.id)
-            sizes = [self._layers.size(diff_id) for diff_id in dict.fromkeys(image.diff_ids)]
-            record = ImageRecord(
-                id=image.id,
-                config=image.config,
-                diff_ids=image.diff_ids,
-                tags=tuple(sorted({*tags, *(known.tags if known else ())})),
-                digests=tuple(sorted({*digests, *(known.digests if known else ())})),
-                size=sum(sizes),
-                pulled_at=time.time_ns(),
-                unsettled=self._boot,
-            )
-            await self._save_with_names(record, tags)
-        return record
+            for image, tags, digests in noted:
+                known = changed.get(image.id) or self._images.get(image.id)
+                sizes = [self._layers.size(diff_id) for diff_id in dict.fromkeys(image.diff_ids)]
+                record = ImageRecord(
+                    id=image.id,
+                    config=image.config,
+                    diff_ids=image.diff_ids,
+                    tags=tuple(sorted({*tags, *(known.tags if known else ())})),
+                    digests=tuple(sorted({*digests, *(known.digests if known else ())})),
+                    size=sum(sizes),
+                    pulled_at=time.time_ns(),
+                    unsettled=self._boot,
+                )
+                self._named(changed, record, tags)
+            await self._save(changed)
+        return tuple(changed[image.id] for image, _, _ in noted)
 
-    async def _save_with_names(self, record: ImageRecord, tags: Collection[str]) -> None:
-        """Save an image that has ``tags`` now, and those that had them before; the lock is held."""
-        changed = [record]
-        for other in self._images.values():
+    def _named(
+        self, changed: dict[str, ImageRecord], record: ImageRecord, tags: Collection[str]
+    ) -> dict[str, ImageRecord]:
+        """Add an image that has ``tags`` now, and those that had them before; the lock is held."""
+        there = {**self._images, **changed}
+        # The new holder of the name first: a crash in between leaves it twice, and the later pull wins.
+        changed[record.id] = record
+        for other in there.values():
             if other.id != record.id and not set(tags).isdisjoint(other.tags):
                 left = tuple(tag for tag in other.tags if tag not in tags)
-                changed.append(msgspec.structs.replace(other, tags=left))
-        # The new holder of the name first: a crash in between leaves it twice, and the later pull wins.
-        for each in changed:
-            await _written(self._records.save_image, each)
-            self._images[each.id] = each
+                changed[other.id] = msgspec.structs.replace(other, tags=left)
+        return changed
+
+    async def _save(self, changed: dict[str, ImageRecord]) -> None:
+        """Save images, by id: all of them or none, whoever waits for it. The lock is held."""
+
+        async def save() -> None:
+            await _written(self._records.save_images, tuple(changed.values()))
+            self._images.update(changed)
+
+        await uncancelled(save())
 
     def _sync_later(self, record: ImageRecord) -> None:
         """Sync an image's layers behind the caller's back, then note that they can be trusted."""
@@ -357,9 +372,7 @@ class ImageStore:
             async with self._changing:
                 current = self._images.get(record.id)
                 if current is not None and current.unsettled:
-                    settled = msgspec.structs.replace(current, unsettled="")
-                    self._images[record.id] = settled
-                    await _written(self._records.save_image, settled)
+                    await self._save({record.id: msgspec.structs.replace(current, unsettled="")})
         except OSError as error:
             log.warning("the layers of image %s cannot be synced: %s", record.id, error)
 
@@ -390,7 +403,7 @@ class ImageStore:
                     older = self._images[older.id]
                     left = tuple(t for t in older.tags if t != tag)
                     self._images[older.id] = msgspec.structs.replace(older, tags=left)
-                    self._records.save_image(self._images[older.id])
+                    self._records.save_images([self._images[older.id]])
 
     def _find(self, text: str) -> ImageRecord | None:
         with contextlib.suppress(InvalidArgument):
