@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orlop.errors import FailedPrecondition
-from orlop.sandbox.crilog import MAX_LINE, STDERR, STDOUT, CriLog, settled_since, timestamp
+from orlop.sandbox.crilog import MAX_LINE, STDERR, STDOUT, CriLog, format_lines, settled_since, timestamp
 
 LINE = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) ([PF]) (.*)", re.DOTALL)
 
@@ -233,3 +234,19 @@ async def test_a_crash_just_after_the_log_was_reopened(tmp_path: Path) -> None:
     await log.write(STDOUT, b"second\n")
     await log.close()
     assert settled_since(str(path), position) == (11, 0)
+
+
+def time_for(line: bytes) -> float:
+    """Seconds of a processor to write 256 KiB of such lines, at best."""
+    lines = line * ((256 << 10) // len(line))
+    took = []
+    for _ in range(5):
+        begin = time.thread_time()
+        format_lines(STDOUT, lines, 0)
+        took.append(time.thread_time() - begin)
+    return min(took)
+
+
+def test_long_lines_cost_no_more_than_short_ones() -> None:
+    """Who wrote lines just short enough for one of the log's held up the daemon, and all pods with it."""
+    assert time_for(b"x" * MAX_LINE + b"\n") < 10 * time_for(b"x" * 99 + b"\n")

@@ -16,7 +16,6 @@ import asyncio
 import glob
 import logging
 import os
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +34,6 @@ STDOUT = 1
 STDERR = 2
 
 _NAMES = {STDOUT: b"stdout", STDERR: b"stderr"}
-_LONG_LINE = re.compile(rb"[^\n]{%d}" % (MAX_LINE + 1))
-
 
 MODE = 0o640
 """The group may read a log, for those who collect them; others may not."""
@@ -68,7 +65,7 @@ def format_lines(stream: int, lines: bytes, now_ns: int) -> bytes:
         return b""
     stamp = timestamp(now_ns) + b" " + _NAMES[stream]
     full = stamp + b" F "
-    if _LONG_LINE.search(lines) is None:
+    if not _has_long(lines):
         return full + lines[:-1].replace(b"\n", b"\n" + full) + b"\n"
     partial = stamp + b" P "
     pieces: list[bytes] = []
@@ -78,6 +75,18 @@ def format_lines(stream: int, lines: bytes, now_ns: int) -> bytes:
             line = line[MAX_LINE:]  # noqa: PLW2901 - what is left of it
         pieces.append(full + line)
     return b"\n".join(pieces) + b"\n"
+
+
+def _has_long(lines: bytes) -> bool:
+    """Whether one of ``lines`` needs more than one line of the log."""
+    start = 0
+    while len(lines) - start > MAX_LINE + 1:
+        # From the far end: most lines are short, and none of those before is looked at.
+        newline = lines.rfind(b"\n", start, start + MAX_LINE + 1)
+        if newline < 0:
+            return True
+        start = newline + 1
+    return False
 
 
 def _partial(stream: int, now_ns: int) -> bytes:
