@@ -1,10 +1,11 @@
-"""What each kind of volume can do, system by system: ``python -m bench.volumes``. Needs root; takes minutes.
+"""What each kind of volume can do, system by system: ``python -m bench.volumes``. Needs root.
 
 One pod of each system has every kind of volume that a kubelet makes, and one program tries in it all that a
-file system is asked for. The table has a line for each trial that is not the same everywhere. Then, the
-systems in turn: a change on the host until the container sees it, the start of a pod with a container and of
-a later container without and with small volumes, work on names in a directory of the host; and how fast a
-log is written.
+file system is asked for. The table has a line for each trial that is not the same everywhere. Then how fast a
+log is written; and, the systems in turn: a change on the host until the container sees it, the start of a pod
+with a container and of a later container without and with small volumes, reading small volumes, names and
+data in the root, an emptyDir and a directory of the host. There are as many rounds as ``--minutes`` allow
+for, and a system that fails is left out of those that follow.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +43,12 @@ PLACES = {
 }
 SMALL = 8
 SEEN, FIRST, LATER = "a change seen", "pod with a container", "one more container"
-NAMES = ("make 1000 files", "stat 1000 files", "remove 1000 files")
+WORKED_IN = {"root": "/bench", "emptyDir": "/empty/bench", "hostPath": "/host/bench"}
+READ = {"root": "/copies", "small volumes": "/small"}
+LOOKING = 1.0
+"""Seconds after which a container surely looks for a change."""
 LOG_MB = 100
+FAILURES = (RuntimeError, OSError, tools.ToolError, grpc.RpcError)
 
 Figures = dict[str, dict[str, list[float]]]
 """Milliseconds, by what was done and by system."""
@@ -89,29 +95,36 @@ def start(stack: ExitStack, system: systems.System, number: int, scratch: Path) 
         ("/memory", directory.empty_dir("memory", memory=64 << 20), False),
         ("/sub", directory.sub_path(empty, "main", 0, "below"), False),
         ("/host", host, False),
-        ("/config", directory.atomic("configmap", "config", {"key": b"0"}), True),
+        ("/config", directory.atomic("configmap", "config", {"key": b"0\n"}), True),
         ("/judge", judge(), True),
     ):
         container.mounts.append(
             pb.Mount(container_path=target, host_path=os.fspath(path), readonly=read_only)
         )
+    small_volumes(directory, container, SMALL)
     create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=pod)
     container_id = client.call("CreateContainer", create).container_id
     client.call("StartContainer", pb.StartContainerRequest(container_id=container_id))
-    return Place(system, running.pid, client, scratch, pod_id, pod, container_id, directory)
+    place = Place(system, running.pid, client, scratch, pod_id, pod, container_id, directory)
+    disk.run(on_disk(place), "cp -rL /small /copies")
+    return place
 
 
 def seen_after(place: Place, number: int) -> float:
-    """Milliseconds from the swap of a ConfigMap on the host to the end of an exec that waits to see it."""
+    """Milliseconds from the swap of a ConfigMap on the host to the end of an exec that waits for it."""
     # The shell reads by itself: under emulation a process for each look would be most of what is timed.
-    script = f'until [ "$x" = {number} ]; do read x </config/key; done; :'
-    request = pb.ExecSyncRequest(container_id=place.container, cmd=["sh", "-c", script], timeout=60)
-    begin = time.perf_counter()
-    place.directory.atomic("configmap", "config", {"key": str(number).encode()})
-    done = place.client.call("ExecSync", request, timeout=90)
+    script = f'until [ "$x" = {number} ]; do read x </config/key; done'
+    request = pb.ExecSyncRequest(container_id=place.container, cmd=["sh", "-c", script], timeout=30)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(place.client.call, "ExecSync", request, timeout=60)
+        time.sleep(LOOKING)
+        begin = time.perf_counter()
+        place.directory.atomic("configmap", "config", {"key": f"{number}\n".encode()})
+        done = waiting.result()
+        spent = (time.perf_counter() - begin) * 1000
     if done.exit_code != 0:
         raise RuntimeError(f"{place.system.name}: the change was not seen: {done.stderr!r}")
-    return (time.perf_counter() - begin) * 1000
+    return spent
 
 
 def small_volumes(directory: PodDirectory, container: pb.ContainerConfig, count: int) -> None:
@@ -178,19 +191,44 @@ def one_round(place: Place, number: int, figures: Figures) -> None:
         figures.setdefault(what, {}).setdefault(place.system.name, []).append(milliseconds)
 
     add(SEEN, seen_after(place, number))
-    for volumes in (0, SMALL):
+    # Each goes first in every other round: what a start leaves behind is not one kind's alone.
+    kinds = (0, SMALL) if number % 2 else (SMALL, 0)
+    for volumes in kinds:
         # The pool makes another VM, which would be counted as well.
         time.sleep(place.system.settle)
         add(f"{FIRST}, {volumes} small volumes", pod_with(place, number, volumes))
     time.sleep(place.system.settle)
-    for volumes in (0, SMALL):
+    for volumes in kinds:
         add(f"{LATER}, {volumes} small volumes", started_in(place, number, volumes))
     shared = on_disk(place)
     empty = min(disk.run(shared, ":") for _ in range(3))
-    disk.run(shared, "mkdir /host/bench")
-    for name in NAMES:
-        add(f"hostPath: {name}", disk.run(shared, disk.WORK[name].format(d="/host/bench")) - empty)
-    disk.run(shared, "rm -r /host/bench")
+    for where, directory in READ.items():
+        script = f"for i in $(seq 50); do for f in {directory}/*/*; do read -n 1 x <$f; done; done"
+        add(f"{where}: read 24 files 50 times", disk.run(shared, script) - empty)
+    for where, directory in WORKED_IN.items():
+        disk.run(shared, f"mkdir {directory}")
+        for name, script in disk.WORK.items():
+            add(f"{where}: {name}", disk.run(shared, script.format(d=directory)) - empty)
+        disk.run(shared, f"rm -r {directory}")
+
+
+def rounds(places: list[Place], most: int, until: float) -> tuple[int, Figures]:
+    """So many rounds, or as many as end before the moment ``until``; how many there were."""
+    figures: Figures = {}
+    longest = 0.0
+    for number in range(1, most + 1):
+        begin = time.monotonic()
+        if begin + longest > until:
+            return number - 1, figures
+        for place in tuple(places):
+            try:
+                one_round(place, number, figures)
+            except FAILURES as error:
+                say(f"{place.system.name}: left out from round {number} on, {reason(error)}")
+                places.remove(place)
+        longest = max(longest, time.monotonic() - begin)
+        say(f"round {number} of {most}, {longest:.0f} s at most")
+    return most, figures
 
 
 def on_disk(place: Place) -> disk.Place:
@@ -218,13 +256,24 @@ def timed(figures: Figures, names: list[str], yardstick: str) -> None:
 
 def logs(places: list[Place]) -> None:
     """How fast each system writes a container's log."""
+    for width in disk.LOG_LINES:
+        for place in places:
+            try:
+                found = disk.stream_log(on_disk(place), place.scratch, LOG_MB, width)
+            except FAILURES as error:
+                say(f"{place.system.name}: log not measured, {reason(error)}")
+                continue
+            print(f"log, lines of {width} bytes: {place.system.name} {found.speed:.1f} MB/s")
+
+
+def trials(places: list[Place], names: list[str]) -> None:
+    """What the program finds that tries everything."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for place in places:
-        try:
-            found = disk.stream_log(on_disk(place), place.scratch, LOG_MB)
-        except RuntimeError as error:
-            say(f"log of {LOG_MB} MB: not measured, {error}")
-            continue
-        print(f"log of {LOG_MB} MB: {place.system.name} {found.speed:.1f} MB/s")
+        for kind in KINDS:
+            found[kind, place.system.name] = verdicts(place.run("/judge", "try", PLACES[kind]))
+        say(f"{place.system.name}: tried")
+    table(found, names)
 
 
 def main() -> int:
@@ -232,36 +281,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.volumes", description=__doc__)
     parser.add_argument("--systems", default="orlop-vm-pool,orlop-process,containerd-runc")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--minutes", type=float, default=10, help="begin no round that would end later")
     parser.add_argument("--no-trials", action="store_true", help="only what is timed")
     parser.add_argument("--before", type=Path, help="another checkout of Orlop, measured beside this one")
     options = parser.parse_args()
+    until = time.monotonic() + options.minutes * 60
     known = systems.known(options.before)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scratch = Path(tempfile.mkdtemp(prefix="orlop-bench-", dir="/var/tmp"))
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    figures: Figures = {}
     places: list[Place] = []
     try:
         with images.serve(images.storage(), REGISTRY), ExitStack() as stack:
             for number, name in enumerate(options.systems.split(",")):
                 try:
                     places.append(start(stack, known[name], number, scratch))
-                except (RuntimeError, OSError, tools.ToolError, grpc.RpcError) as error:
+                except FAILURES as error:
                     say(f"{name}: not measured, {reason(error)}")
             names = [place.system.name for place in places]
             if not options.no_trials:
-                for place in places:
-                    for kind in KINDS:
-                        said = place.run("/judge", "try", PLACES[kind])
-                        found[kind, place.system.name] = verdicts(said)
-                        say(f"{place.system.name}: {kind}")
-                table(found, names)
-            for number in range(1, options.rounds + 1):
-                for place in places:
-                    one_round(place, number, figures)
-                say(f"round {number} of {options.rounds}")
-            timed(figures, names, "containerd-runc")
+                trials(places, names)
             logs(places)
+            done, figures = rounds(places, options.rounds, until)
+            timed(figures, names, "containerd-runc")
+            print(f"{done} rounds, load average {os.getloadavg()[1]:.1f}")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return 0
