@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from orlop.bundle import document
+from orlop.bundle.roles import Role
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
 from orlop.sandbox.spec import NamespaceMode
 from orlop.shim import placing, rootfs, stdio
 from orlop.shim.command import protobuf
 from orlop.shim.command.main import bootstrap, parsed
-from orlop.shim.placing import TaskPlace
 from orlop.shim.rootfs import RootMount
 
 OVERLAY = RootMount(
@@ -83,10 +83,10 @@ def config(pid: str = "", **annotations: str) -> document.OciConfig:
 
 
 def test_a_task_is_a_vm_of_its_own_a_sandbox_or_one_in_a_sandbox() -> None:
-    assert placing.place(config()) == (TaskPlace.ALONE, "")
-    assert placing.place(config(**{"container-type": "sandbox"})) == (TaskPlace.SANDBOX, "")
+    assert placing.place(config()) == (Role.ALONE, "")
+    assert placing.place(config(**{"container-type": "sandbox"})) == (Role.SANDBOX, "")
     member = {"container-type": "container", "sandbox-id": "abc"}
-    assert placing.place(config(**member)) == (TaskPlace.MEMBER, "abc")
+    assert placing.place(config(**member)) == (Role.MEMBER, "abc")
     with pytest.raises(InvalidArgument, match="does not name its sandbox"):
         placing.place(config(**{"container-type": "container"}))
     assert placing.network(config()) == "/ns"

@@ -5,43 +5,31 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from enum import Enum
 
 import msgspec
 
 from orlop.bundle import translate
 from orlop.bundle.document import OciConfig
+from orlop.bundle.roles import Role, role
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.host import cgroups
 from orlop.pods.records import ContainerRecord
 from orlop.sandbox.spec import NamespaceMode, Namespaces, PodSpec, Resources
 from orlop.shim.places import FRONT
 
-_KINDS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
-_SANDBOXES = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 _PID_PATH = re.compile(r"/proc/\d{1,9}/ns/pid")
 _MOST = 1 << 62
 _OTHER = "io.containerd.runc.v2"
 
 
-class TaskPlace(Enum):
-    """What a task is."""
-
-    ALONE = "alone"
-    SANDBOX = "sandbox"
-    MEMBER = "member"
-
-
-def place(config: OciConfig) -> tuple[TaskPlace, str]:
+def place(config: OciConfig) -> tuple[Role, str]:
     """What it is, and of which sandbox where it is a container of one. Raises InvalidArgument."""
-    annotations = config.annotations or {}
-    kind = _first(annotations, _KINDS)
-    if kind == "container":
-        sandbox = _first(annotations, _SANDBOXES)
-        if not sandbox:
-            raise InvalidArgument("config.json: a container of a pod that does not name its sandbox")
-        return TaskPlace.MEMBER, sandbox
-    return (TaskPlace.SANDBOX if kind == "sandbox" else TaskPlace.ALONE), ""
+    found, sandbox = role(config)
+    if found is not Role.MEMBER:
+        return found, ""
+    if not sandbox:
+        raise InvalidArgument("config.json: a container of a pod that does not name its sandbox")
+    return found, sandbox
 
 
 def namespaces(config: OciConfig, name: str, others: Sequence[ContainerRecord] | None) -> Namespaces:
@@ -117,7 +105,3 @@ def _size(annotations: Mapping[str, str]) -> Resources:
         cpu_shares=number("cpu-shares"),
         memory_limit=number("memory"),
     )
-
-
-def _first(annotations: Mapping[str, str], names: tuple[str, ...]) -> str:
-    return next((annotations[name] for name in names if name in annotations), "")

@@ -16,6 +16,8 @@ from pathlib import Path
 import msgspec
 
 from orlop.bundle import document, output, translate
+from orlop.bundle.ports import PodPorts
+from orlop.bundle.roles import Role
 from orlop.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -41,12 +43,10 @@ from orlop.sandbox.base import StartedProcess
 from orlop.sandbox.spec import ExitStatus
 from orlop.shim import making, model, placing, running
 from orlop.shim.events import Announcer
-from orlop.shim.forwarding import PodPorts
 from orlop.shim.holding import KeeperLine
 from orlop.shim.making import Maker
 from orlop.shim.model import Key, LiveTask, TaskProcess, TaskRecord, TaskStatus
 from orlop.shim.places import FRONT
-from orlop.shim.placing import TaskPlace
 from orlop.shim.rootfs import RootMount
 from orlop.shim.stdio import Stdio
 from orlop.shim.telling import Teller
@@ -195,7 +195,7 @@ class ShimTasks:
         place, sandbox_id = placing.place(config)
         events = self._registered.get(key, "")
         sandbox = None
-        if place is TaskPlace.MEMBER:
+        if place is Role.MEMBER:
             sandbox = self._live.get((key[0], sandbox_id))
             if sandbox is None or not sandbox.record.sandbox:
                 raise NotFound(f"task {key[1]}: its sandbox {sandbox_id} is not there")
@@ -206,8 +206,8 @@ class ShimTasks:
             bundle=bundle,
             events=events,
             stdio=stdio,
-            sandbox=place is TaskPlace.SANDBOX,
-            member=place is TaskPlace.MEMBER,
+            sandbox=place is Role.SANDBOX,
+            member=place is Role.MEMBER,
         )
         return record, sandbox
 
@@ -216,7 +216,7 @@ class ShimTasks:
         if not task.record.netns:
             with suppress(NotFound):  # somebody has removed the pod: its other tasks are found all the same
                 namespace = self._pods.pod(task.pod_id).spec.netns
-                self._ports.open(task.record.key, namespace, partial(self._pods.connect, task.pod_id))
+                self._ports.open(task.pod_id, namespace, partial(self._pods.connect, task.pod_id))
 
     async def _hold(self, task: LiveTask) -> None:
         await self._keeper.hold(task.record.key)
@@ -477,7 +477,7 @@ class ShimTasks:
     async def _remove(self, task: LiveTask) -> None:
         undo = Undo(task.name)
         # First: containerd removes the pod's network namespace as soon as the task is gone.
-        await undo.step("its ports", self._ports.drop(task.record.key))
+        await undo.step("its ports", self._ports.drop(task.pod_id))
         if task.record.member:
             await undo.step("it", self._pods.remove_container(task.container_id))
         else:

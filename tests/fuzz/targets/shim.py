@@ -13,6 +13,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
 from orlop.bundle import document, translate
+from orlop.bundle.roles import Role
 from orlop.errors import FailedPrecondition, OrlopError
 from orlop.linux.usage import Usage
 from orlop.sandbox.spec import ExitStatus, Sink
@@ -169,7 +170,7 @@ def shim_bundle(data: bytes) -> None:
         assert str(error).startswith("task one ")
         raise
     place, sandbox = placing.place(config)
-    assert bool(sandbox) == (place is placing.TaskPlace.MEMBER)
+    assert bool(sandbox) == (place is Role.MEMBER)
     spec = placing.pod(config, "n", "one", netns=placing.network(config))
     assert ".." not in spec.cgroup_parent.split("/")
     placing.namespaces(config, "one", [])

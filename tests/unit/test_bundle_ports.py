@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 import pytest
 
-from orlop.shim import forwarding
+from orlop.bundle import ports
+from orlop.sandbox.base import Connection
 
 
 class Inside:
@@ -43,7 +45,7 @@ async def passed(inside: Inside) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     async def work() -> None:
         own, mine = await asyncio.open_connection(sock=there)
         try:
-            await forwarding._pass(own, mine, inside)
+            await ports._pass(own, mine, inside)
         finally:
             mine.close()
 
@@ -71,7 +73,7 @@ async def test_a_vm_that_is_gone_ends_it() -> None:
 async def test_an_answer_that_does_not_come_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(forwarding, "_HALF_OPEN", 0.01)
+    monkeypatch.setattr(ports, "_HALF_OPEN", 0.01)
     inside = Inside()
     monkeypatch.setattr(inside, "write_eof", inside.close)
     reader, writer, work = await passed(inside)
@@ -82,6 +84,14 @@ async def test_an_answer_that_does_not_come_is_not_waited_for_for_ever(
 
 
 def test_the_rules_replace_those_of_an_earlier_daemon() -> None:
-    lines = forwarding._rules(4711).splitlines()
+    lines = ports._rules(4711).splitlines()
     assert lines[:3] == ["table ip orlop_shim", "delete table ip orlop_shim", "table ip orlop_shim {"]
     assert lines[5].endswith("redirect to :4711")
+
+
+async def test_the_loopback_of_the_host_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async def dial(_port: int) -> Connection:
+        raise AssertionError("nobody is to be connected")
+
+    await ports._Loopback(Path("/proc/self/ns/net"), dial).serve()
+    assert "it is the host's own" in caplog.text
