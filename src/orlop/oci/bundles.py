@@ -1,16 +1,17 @@
 """The containers that came through the door: each verb of an OCI runtime, done by the engine's.
 
-All that is known of one is in the engine's own record, as an annotation; so it is there after a restart,
-and goes with the container.
+Whoever makes a container, removes one or sees one end decides on its VM too. So they take turns at each VM,
+by :attr:`orlop.oci.joining.Placed.turn`: none is made where another one has just made it, and none
+ends that a container is about to be in.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
-import time
-from collections.abc import Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +20,32 @@ import msgspec
 from orlop.bundle import document, translate
 from orlop.bundle import hooks as hooking
 from orlop.bundle.output import CODE_LOST
+from orlop.bundle.ports import PodPorts
+from orlop.bundle.roles import Role
 from orlop.errors import AlreadyExists, CannotRun, FailedPrecondition, NotFound, OrlopError
-from orlop.host import cgroups, process, threads
-from orlop.host.tasks import Tasks, Undo, roll_back
+from orlop.host import process, threads
+from orlop.host.tasks import Tasks, Undo, roll_back, uncancelled
 from orlop.host.turns import Turns
 from orlop.oci import companion as companions
-from orlop.oci import conduit, events, questions
+from orlop.oci import conduit, events, groups, joining, questions
 from orlop.oci.companion import Companion
+from orlop.oci.joining import Placed
+from orlop.oci.model import KEY, Bundle, bundle_of, described
 from orlop.oci.protocol import FRONT
 from orlop.pods import resolve
 from orlop.pods.records import ContainerFilter, ContainerPhase, ContainerRecord, PodFilter, PodRecord
 from orlop.pods.service import PodService
 from orlop.sandbox.base import ProcessIO, StartedProcess
 from orlop.sandbox.spec import Resources
-from orlop.value import Value
 
 log = logging.getLogger(__name__)
 
-KEY = "orlop.oci/bundle"
+_GROUP = "orlop.oci/cgroup"
+"""In a VM's record: the control group of the container that it was made for, which goes with the last of the
+two."""
+
 _KILL = 9
 _CANNOT_RUN = 127
-_IN_A_VM = ("ipc", "pid", "mount")
-"""Namespaces that are another's only in the VM of that one."""
-
-
-class Bundle(Value, frozen=True):
-    """What a caller said when it made a container."""
-
-    root: str
-    id: str
-    directory: str
-    rootfs: str
-    version: str
-    created: str
-    companion: Companion
-    tty: bool = False
-    cgroup: str = ""
-    after_start: tuple[document.OciHook, ...] = ()
-    after_end: tuple[document.OciHook, ...] = ()
-    annotations: dict[str, str] = msgspec.field(default_factory=dict)
-
-    def state(self, status: str) -> dict[str, Any]:
-        """The state as the specification has it."""
-        return {
-            "ociVersion": self.version,
-            "id": self.id,
-            "pid": 0 if status == "stopped" else self.companion.pid,
-            "status": status,
-            "bundle": self.directory,
-            "annotations": self.annotations,
-        }
 
 
 class Bundles:
@@ -83,7 +60,9 @@ class Bundles:
         self._tasks = Tasks()
         self._making: set[tuple[str, str]] = set()
         self._turns = Turns()
+        self._ports = PodPorts()
         self._attached: dict[str, ProcessIO] = {}
+        self._swept = asyncio.Event()
 
     def open(self) -> None:
         """Go on with the containers of an earlier daemon, as soon as the engine knows them again."""
@@ -94,17 +73,23 @@ class Bundles:
     async def close(self) -> None:
         """Let go of everything that runs on."""
         await self._tasks.close()
+        await self._ports.close()
 
     async def _again(self, before: list[PodRecord]) -> None:
-        await self._pods.recovered()
-        for pod in before:
-            if not self._members(pod.id):
-                # Made for a container by a daemon which ended before there was one.
-                await roll_back(f"the making of container {pod.spec.name}", self._pods.remove_pod(pod.id))
+        try:
+            await self._pods.recovered()
+            for pod in before:
+                if not self._members(pod.id):
+                    # Made for a container by a daemon which ended before there was one.
+                    what = f"the making of container {pod.spec.name}"
+                    await roll_back(what, self._pods.remove_pod(pod.id))
+        finally:
+            self._swept.set()
         for record in self._all():
-            bundle = _bundle(record)
+            bundle = bundle_of(record)
             self._left.discard(bundle.companion.pid)
             self._follow(record, bundle)
+            self._open_ports(record.pod_id, bundle)
             if record.phase is not ContainerPhase.CREATED:
                 self._spawn(self._until_end(record.id, bundle), bundle)
         # The streams of these went through the daemon that is gone; and a create that it did not finish.
@@ -129,76 +114,104 @@ class Bundles:
         translate.check(config)
         await threads.call(_check_sources, config, asked.bundle)
         self._left.discard(asked.stand_in.pid)
-        bundle = _described(asked, config)
-        netns = bundle.companion.netns
+        bundle = described(asked, config)
+        self._place(config, bundle)
         hooks = config.hooks or document.OciHooks()
-        pod_id, target = self._sandbox_of(config)
         try:
-            await threads.call(_join_cgroup, bundle)
+            await threads.call(groups.join, bundle.cgroup, bundle.companion.pid)
             # Some callers have the network made by these: the VM takes over what is there after them.
             early = (*(hooks.prestart or ()), *(hooks.create_runtime or ()))
             await hooking.must(early, bundle.state("creating"))
-            if not pod_id:
-                await threads.call(_check_network, bundle.companion)
-                await threads.call(_limit, bundle.cgroup, translate.limits_of(config))
-                spec = translate.pod(
-                    config, asked.id, asked.root, netns=netns, cgroup=bundle.cgroup, front=FRONT
-                )
-                pod_id = await self._pods.run_pod(spec)
-            record = await self._make(config, bundle, pod_id, target)
+            async with self._placed(config, bundle) as placed:
+                bundle = msgspec.structs.replace(bundle, network=placed.turn)
+                record = await self._made(config, bundle, placed)
+                self._open_ports(record.pod_id, bundle)
         except BaseException:
-            await roll_back(f"the making of container {asked.id}", self._unmake(bundle, pod_id))
+            await roll_back(f"the making of container {asked.id}", self._leave({bundle.cgroup}))
             raise
         self._follow(record, bundle)
 
-    async def _make(
-        self, config: document.OciConfig, bundle: Bundle, pod_id: str, target: str
-    ) -> ContainerRecord:
-        request = translate.container(
-            config,
-            bundle.id,
-            bundle.directory,
-            pod_id=pod_id,
-            sink=bundle.companion.sink(tty=bundle.tty),
-            stdin=bundle.companion.stdin,
-            target=target,
-            annotations={KEY: msgspec.json.encode(bundle).decode()},
-        )
-        record = self._pods.container(await self._pods.create_container(request))
-        if record.cannot_start:
-            raise CannotRun(record.cannot_start)
+    def _place(self, config: document.OciConfig, bundle: Bundle) -> Placed:
+        running = {pod.id for pod in self._pods.pods(PodFilter(front=FRONT, ready=True))}
+        return joining.place(config, bundle, self._all(), running)
+
+    @asynccontextmanager
+    async def _placed(self, config: document.OciConfig, bundle: Bundle) -> AsyncIterator[Placed]:
+        """Where it belongs, which stays so in the block."""
+        while True:
+            before = self._place(config, bundle)
+            async with self._turns.of(before.turn):
+                now = self._place(config, bundle)
+                if now.turn == before.turn:
+                    yield now
+                    return
+
+    async def _made(self, config: document.OciConfig, bundle: Bundle, placed: Placed) -> ContainerRecord:
+        if not placed.pod_id:
+            # The VM of a create that was cut short has the network until it is removed.
+            await self._swept.wait()
+        unwanted: list[ContainerRecord] = []
+        try:
+            # The engine goes on with what a caller does not wait for: others ask again, this one is gone.
+            return await uncancelled(self._make(config, bundle, placed), unwanted=unwanted.append)
+        except asyncio.CancelledError:
+            for record in unwanted:
+                await roll_back(f"the making of container {bundle.id}", self._unmake(bundle, record.pod_id))
+            raise
+
+    async def _make(self, config: document.OciConfig, bundle: Bundle, placed: Placed) -> ContainerRecord:
+        pod_id = placed.pod_id
+        try:
+            pod_id = pod_id or await self._new_vm(config, bundle)
+            request = translate.container(
+                config,
+                bundle.id,
+                bundle.directory,
+                pod_id=pod_id,
+                sink=bundle.companion.sink(tty=bundle.tty),
+                stdin=bundle.companion.stdin,
+                target=placed.target,
+                annotations={KEY: msgspec.json.encode(bundle).decode()},
+            )
+            record = self._pods.container(await self._pods.create_container(request))
+            if record.cannot_start:
+                raise CannotRun(record.cannot_start)
+        except BaseException:
+            await roll_back(f"the making of container {bundle.id}", self._unmake(bundle, pod_id))
+            raise
         return record
 
+    async def _new_vm(self, config: document.OciConfig, bundle: Bundle) -> str:
+        await threads.call(_check_network, bundle)
+        own = {}
+        if bundle.role is Role.ALONE and bundle.cgroup:
+            await threads.call(groups.limit, bundle.cgroup, translate.limits_of(config))
+            own = {_GROUP: bundle.cgroup}
+        netns = bundle.companion.netns
+        spec = translate.pod(config, bundle.id, bundle.root, netns=netns, cgroup=bundle.vm_group, front=FRONT)
+        return await self._pods.run_pod(msgspec.structs.replace(spec, annotations=own))
+
+    def _open_ports(self, pod_id: str, bundle: Bundle) -> None:
+        if bundle.forwarded and bundle.companion.alive and self._pods.pod(pod_id).ready:
+            self._ports.open(pod_id, bundle.companion.netns, partial(self._pods.connect, pod_id))
+
     async def _unmake(self, bundle: Bundle, pod_id: str) -> None:
+        if not pod_id:
+            return
         undo = Undo(f"container {bundle.id}")
-        if pod_id:
-            for record in self._members(pod_id):
-                if _bundle(record).companion == bundle.companion:
-                    await undo.step("it", self._pods.remove_container(record.id))
-            if not self._members(pod_id):
-                await undo.step("its VM", self._pods.remove_pod(pod_id))
-        await undo.step("its control group", _leave_cgroup(bundle))
+        for record in self._members(pod_id):
+            if bundle_of(record).companion == bundle.companion:
+                await undo.step("it", self._pods.remove_container(record.id))
+        if not self._members(pod_id):
+            await undo.step("its VM", self._pods.remove_pod(pod_id))
         undo.finish()
 
-    def _sandbox_of(self, config: document.OciConfig) -> tuple[str, str]:
-        """The pod that it wants to be in, "" for its own, and the container whose processes it sees."""
-        wanted = translate.joined(config)
-        if not wanted:
-            return "", ""
-        companions_of = ((_bundle(record).companion, record) for record in self._all())
-        owners = {
-            one.pid: record for one, record in companions_of if one.pid in wanted.values() and one.alive
-        }
-        for kind, pid in wanted.items():
-            if kind in _IN_A_VM and pid not in owners:
-                raise FailedPrecondition(
-                    f"it asks for the {kind} namespace of process {pid}, which is no container in a VM"
-                )
-        pods = {owners[pid].pod_id for pid in wanted.values() if pid in owners}
-        if len(pods) > 1:
-            raise FailedPrecondition("it asks for namespaces of several containers, which are in several VMs")
-        pid = wanted.get("pid", 0)
-        return next(iter(pods), ""), owners[pid].id if pid in owners else ""
+    async def _leave(self, paths: Iterable[str]) -> None:
+        """Remove these control groups, but for those in which another container or its VM is."""
+        used = {bundle_of(record).cgroup for record in self._all()}
+        used |= {pod.spec.cgroup_parent for pod in self._pods.pods(PodFilter(front=FRONT))}
+        for path in set(paths) - used:
+            await groups.leave(path)
 
     # Run
 
@@ -233,7 +246,10 @@ class Bundles:
             await self._pods.signal_container(container_id, _KILL)
 
     async def _until_end(self, container_id: str, bundle: Bundle) -> None:
-        """Serve a container's stdin, and tell the stand-in of its end; the VM goes with the last of a pod."""
+        """Serve a container's stdin, and tell the stand-in of its end.
+
+        The VM goes with the last of a pod, or with its sandbox.
+        """
         attached = bundle.tty or bundle.companion.stdin
         if attached:
             self._spawn(self._attach(container_id, bundle), bundle)
@@ -242,8 +258,18 @@ class Bundles:
             return
         code = record.exit_code
         await bundle.companion.end(_CANNOT_RUN if record.started_at == 0 else code)
-        if all(one.phase is ContainerPhase.EXITED for one in self._members(record.pod_id)):
-            await self._pods.stop_pod(record.pod_id)
+        async with self._turns.of(joining.turn_of(record, bundle)):
+            members = [(one, bundle_of(one)) for one in self._members(record.pod_id)]
+            if bundle.role is Role.SANDBOX or all(self._status(*one) == "stopped" for one in members):
+                await self._end_vm(record.pod_id)
+
+    async def _end_vm(self, pod_id: str) -> None:
+        """End a VM. What was made in it and never started has ended as well."""
+        waiting = [one for one in self._members(pod_id) if one.phase is ContainerPhase.CREATED]
+        await self._ports.drop(pod_id)
+        await self._pods.stop_pod(pod_id)
+        for record in waiting:
+            await bundle_of(record).companion.kill()
 
     async def _attach(self, container_id: str, bundle: Bundle) -> None:
         try:
@@ -266,7 +292,7 @@ class Bundles:
 
     def states(self, asked: questions.ToList) -> list[dict[str, Any]]:
         """The states of all containers of the caller's root."""
-        pairs = ((record, _bundle(record)) for record in self._all())
+        pairs = ((record, bundle_of(record)) for record in self._all())
         return [self._state(record, bundle) for record, bundle in pairs if bundle.root == asked.root]
 
     def members(self, asked: questions.ToPs) -> list[int]:
@@ -309,21 +335,29 @@ class Bundles:
             if asked.force:
                 return
             raise NotFound("container does not exist")
-        record, bundle = found, _bundle(found)
+        record, bundle = found, bundle_of(found)
         status = self._status(record, bundle)
         if status in ("running", "paused") and not asked.force:
             why = f"that is not stopped: it is {status}"
             raise FailedPrecondition(f"cannot delete container {asked.id} {why}")
-        undo = Undo(f"container {asked.id}")
-        if len(self._members(record.pod_id)) > 1:
+        async with self._turns.of(joining.turn_of(record, bundle)):
+            await self._remove(record, bundle)
+        await hooking.may(bundle.after_end, bundle.state("stopped"))
+
+    async def _remove(self, record: ContainerRecord, bundle: Bundle) -> None:
+        undo, left = Undo(f"container {bundle.id}"), {bundle.cgroup}
+        if any(one.id != record.id for one in self._members(record.pod_id)):
+            if bundle.role is Role.SANDBOX:
+                await undo.step("its VM", self._end_vm(record.pod_id))
             await undo.step("it", self._pods.remove_container(record.id))
-        # Asked for only now: two that are deleted at once would each leave the VM to the other.
-        if undo.complete and all(one.id == record.id for one in self._members(record.pod_id)):
+        else:
+            with suppress(NotFound):  # somebody else has removed all of it
+                left.add(self._pods.pod(record.pod_id).spec.annotations.get(_GROUP, ""))
+            await undo.step("its ports", self._ports.drop(record.pod_id))
             await undo.step("its VM", self._pods.remove_pod(record.pod_id))
         await undo.step("its process", bundle.companion.kill())
-        await undo.step("its control group", _leave_cgroup(bundle))
+        await undo.step("its control group", self._leave(left))
         undo.finish()
-        await hooking.may(bundle.after_end, bundle.state("stopped"))
 
     async def exec(self, asked: questions.ToExec) -> None:
         """Run one more process; its stand-in ends with it."""
@@ -351,7 +385,7 @@ class Bundles:
         wanted = translate.resources(document.resources(asked.resources.encode()))
         await self._pods.update_container(record.id, wanted)
         if self._pods.pod(record.pod_id).spec.cgroup_parent == bundle.cgroup:
-            await threads.call(_limit, bundle.cgroup, wanted)
+            await threads.call(groups.limit, bundle.cgroup, wanted)
             # Afterwards: it gives the VM the processors for that, and leaves the group what a VM needs.
             quota = Resources(cpu_quota=wanted.cpu_quota, cpu_period=wanted.cpu_period)
             await self._pods.update_pod_resources(record.pod_id, Resources(), quota)
@@ -373,7 +407,7 @@ class Bundles:
 
     def _find(self, root: str, container_id: str) -> ContainerRecord | None:
         for record in self._all():
-            if record.name == container_id and _bundle(record).root == root:
+            if record.name == container_id and bundle_of(record).root == root:
                 return record
         return None
 
@@ -381,7 +415,7 @@ class Bundles:
         record = self._find(asked.root, asked.id)
         if record is None:
             raise NotFound("container does not exist")
-        return record, _bundle(record)
+        return record, bundle_of(record)
 
     @staticmethod
     def _status(record: ContainerRecord, bundle: Bundle) -> str:
@@ -400,29 +434,6 @@ class Bundles:
         self._tasks.spawn(work, f"container {bundle.id}")
 
 
-def _bundle(record: ContainerRecord) -> Bundle:
-    return msgspec.json.decode(record.annotations[KEY], type=Bundle)
-
-
-def _described(asked: questions.ToCreate, config: document.OciConfig) -> Bundle:
-    given, hooks = asked.stand_in, config.hooks or document.OciHooks()
-    assert config.root is not None and config.process is not None
-    return Bundle(
-        root=asked.root,
-        id=asked.id,
-        directory=asked.bundle,
-        rootfs=os.path.normpath(os.path.join(asked.bundle, config.root.path)),  # noqa: PTH118
-        version=config.oci_version,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        companion=companions.of(given.pid, given.since, stdin=given.stdin),
-        tty=config.process.terminal,
-        cgroup=_cgroup(config, systemd=asked.systemd_cgroup),
-        after_start=hooks.poststart or (),
-        after_end=hooks.poststop or (),
-        annotations=config.annotations or {},
-    )
-
-
 def _check_sources(config: document.OciConfig, bundle: str) -> None:
     """Raise NotFound for a volume that is not there: for a kubelet, the engine would make a directory."""
     for mount in config.mounts or ():
@@ -431,57 +442,7 @@ def _check_sources(config: document.OciConfig, bundle: str) -> None:
             raise NotFound(f"mount {mount.destination}: stat {source}: no such file or directory")
 
 
-def _check_network(companion: Companion) -> None:
+def _check_network(bundle: Bundle) -> None:
     """Raise FailedPrecondition when the VM would take the daemon's own network away."""
-    own, asked = Path("/proc/self/ns/net").stat(), Path(companion.netns).stat()
-    if (own.st_dev, own.st_ino) == (asked.st_dev, asked.st_ino):
+    if bundle.network == companions.network_at("/proc/self/ns/net"):
         raise FailedPrecondition("it asks for the host's network namespace, which a VM does not share")
-
-
-def _cgroup(config: document.OciConfig, *, systemd: bool) -> str:
-    """The path of its control group, "" for none. Raises InvalidArgument."""
-    path = config.linux.cgroups_path if config.linux else ""
-    if not systemd or path.count(":") != 2:
-        return cgroups.expand(path) if path else ""
-    parent, prefix, name = path.split(":")
-    return cgroups.expand(f"{cgroups.expand(parent or 'system.slice')}/{prefix}-{name}.scope")
-
-
-def _join_cgroup(bundle: Bundle) -> None:
-    if not bundle.cgroup:
-        return
-    group = cgroups.Cgroup(bundle.cgroup)
-    try:
-        group.create()
-        group.add(bundle.companion.pid)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"the control group {bundle.cgroup} cannot be made: {error.strerror}"
-        ) from error
-
-
-def _limit(path: str, wanted: Resources) -> None:
-    """Let the VM of a container have no more of the processors than the container may.
-
-    The guest sees to it as well, and alone for memory and processes: the group holds the VM, too.
-    """
-    limits = cgroups.Limits(
-        cpu_period=wanted.cpu_period,
-        cpu_quota=wanted.cpu_quota,
-        cpu_shares=wanted.cpu_shares,
-        cpuset_cpus=wanted.cpuset_cpus,
-        cpuset_mems=wanted.cpuset_mems,
-    )
-    if not path or limits == cgroups.Limits():
-        return
-    try:
-        cgroups.Cgroup(path).set(limits)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"the limits of the control group {path} cannot be set: {error.filename}: {error.strerror}"
-        ) from error
-
-
-async def _leave_cgroup(bundle: Bundle) -> None:
-    if bundle.cgroup:
-        await cgroups.destroy(cgroups.Cgroup(bundle.cgroup))

@@ -14,6 +14,7 @@ import struct
 import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 
 from orlop.errors import FailedPrecondition
 from orlop.host import process, threads
@@ -44,6 +45,16 @@ class Companion(Value, frozen=True):
     def netns(self) -> str:
         """The path of its network namespace."""
         return f"/proc/{self.pid}/ns/net"
+
+    def network(self) -> str:
+        """Which network namespace that is; the same text for two in one. Raises FailedPrecondition."""
+        try:
+            found = network_at(self.netns)
+        except OSError:
+            found = ""
+        if not found or not self.alive:
+            raise _ended(self.pid)
+        return found
 
     def sink(self, *, tty: bool) -> Sink:
         """Where what it stands in for writes to."""
@@ -146,8 +157,18 @@ def of(pid: int, since: int, *, stdin: bool) -> Companion:
     """The stand-in that a caller has made. Raises FailedPrecondition when it is not there."""
     found = Companion(pid=pid, since=since, stdin=stdin)
     if not found.alive:
-        raise FailedPrecondition(f"process {pid}, which is to stand in for the container's, has ended")
+        raise _ended(pid)
     return found
+
+
+def network_at(path: str) -> str:
+    """Which network namespace is at a path, while there is something in it. Raises OSError."""
+    status = Path(path).stat()
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def _ended(pid: int) -> FailedPrecondition:
+    return FailedPrecondition(f"process {pid}, which is to stand in for the container's, has ended")
 
 
 WINDOW_CHANGED = int(signal.SIGWINCH)
