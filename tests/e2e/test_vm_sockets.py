@@ -27,6 +27,7 @@ from tests.e2e.vm_environment import (
     until,
 )
 from tests.patience import PATIENCE
+from tests.volumes.kubelet import pod_directory
 
 SLEEP = ("sleep", "100000")
 MIB = 1 << 20
@@ -170,3 +171,22 @@ async def test_a_link_in_a_volume_leads_to_no_other_socket(env: Environment) -> 
         place.symlink_to(secret)
         assert b"hello" not in await called(sandbox, main, "/volume/it.sock")
         assert not forbidden.clients
+
+
+async def test_sockets_below_the_top_of_a_drivers_volume(env: Environment, tmp_path: Path) -> None:
+    """As drivers do it that give a pod the socket of an agent: the agent's directory within a tmpfs."""
+    pod = pod_spec()
+    with pod_directory(tmp_path / "kubelet", pod.uid) as directory:
+        (tmp_path / "agent").mkdir()
+        agent = directory.in_memory(tmp_path / "agent")
+        volume = directory.in_memory(directory.csi("agent"), 8192)
+        directory.show(agent, volume / "nodeagent")
+        async with serving(agent / "socket") as server:
+            sandbox = await env.run(pod)
+            user = Security(user="1000", group="2000")
+            main = await started(
+                sandbox, pod, mount("/agent", volume), mount("/fixed", volume, read_only=True), security=user
+            )
+            for path in ("/agent/nodeagent/socket", "/fixed/nodeagent/socket"):
+                assert await called(sandbox, main, path) == b"hello"
+            assert server.clients == [(1000, 2000)] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +45,30 @@ def test_sockets_of_volumes(tmp_path: Path) -> None:
     assert len({one.held.id for one in found}) == 2
     for link in links:
         link.close()
+
+
+def test_sockets_below_the_top_of_a_drivers_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver lays its volume out as it likes; nothing but memory is looked through for that."""
+    volume = tmp_path / "pods/uid/volumes/kubernetes.io~csi/agent/mount"
+    for name in ("agent", "own", "remote", "a/b/c", "a/b/c/d"):
+        (volume / name).mkdir(parents=True)
+        os.mknod(volume / name / "s", stat.S_IFSOCK | 0o600)
+    monkeypatch.setattr(sockets, "kind_of", lambda path: "tmpfs")
+    remote = {os.fspath(volume / "remote"): "nfs4"}
+    monkeypatch.setattr(sockets, "kinds_below", lambda path: remote)
+
+    def targets(path: Path) -> list[str]:
+        found = find([Mount(container_path="/v/", host_path=os.fspath(path))], {"/v/", "/v/own", "/"})
+        assert len({one.held.id for one in found}) == len(found)
+        assert all(one.held.path == os.fspath(path / one.target.removeprefix("/v/")) for one in found)
+        return [one.target for one in found]
+
+    assert targets(volume) == ["/v/agent/s", "/v/a/b/c/s"]
+    assert targets(volume / "agent") == ["/v/s"]
+    # A directory of the host of any other kind is looked at no deeper than ever.
+    assert targets(volume.parent) == []
+    monkeypatch.setattr(sockets, "kind_of", lambda path: "ext4")
+    assert targets(volume) == []
 
 
 def test_a_socket_that_goes_meanwhile_takes_no_other_with_it(

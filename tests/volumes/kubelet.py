@@ -41,8 +41,7 @@ class PodDirectory:
         path = self.path / "volumes/kubernetes.io~empty-dir" / name
         path.mkdir(parents=True)
         if memory:
-            mounts.mount("tmpfs", path, "tmpfs", options=f"size={memory}")
-            self._mounted.append(path)
+            self.in_memory(path, memory)
         path.chmod(mode)
         os.chown(path, 0, group)
         path.chmod(mode)
@@ -54,12 +53,29 @@ class PodDirectory:
         path.mkdir(parents=True)
         return path
 
+    def in_memory(self, path: Path, size: int = 1 << 20) -> Path:
+        """The same directory with a tmpfs of so many bytes mounted on it."""
+        mounts.mount("tmpfs", path, "tmpfs", options=f"size={size}")
+        self._mounted.append(path)
+        return path
+
+    def show(self, source: Path, path: Path) -> None:
+        """Bind a directory to another one, which is made."""
+        path.mkdir()
+        mounts.bind(source, path)
+        self._mounted.append(path)
+
     def atomic(
         self, kind: str, name: str, files: Mapping[str, bytes], *, mode: int = 0o644, group: int = 0
     ) -> Path:
         """A volume of the plug-in ``kind`` ("configmap") with this content: made, or changed."""
         path = self.path / f"volumes/kubernetes.io~{kind}" / name
         path.mkdir(parents=True, exist_ok=True)
+        return self.swap(path, files, mode=mode, group=group)
+
+    @staticmethod
+    def swap(path: Path, files: Mapping[str, bytes], *, mode: int = 0o644, group: int = 0) -> Path:
+        """Have this content in the volume ``path``, all of it at once."""
         path.chmod(0o777)
         stamp = f"..2026_11_21_10_00_00.{secrets.randbelow(10**9)}"
         directory = path / stamp

@@ -235,6 +235,15 @@ def mounts_below(path: str | Path) -> list[Path]:
     return [Path(point) for point in found]
 
 
+def kinds_below(path: str | Path) -> dict[str, str]:
+    """The kinds of file system, as in /proc/filesystems, that are mounted below ``path``, by mount point.
+
+    Asks no file system: one across the network may not answer."""
+    prefix = os.fspath(path).rstrip("/") + "/"
+    found = ((_unescape(fields[4]), kind) for fields, (kind, _, _) in _entries())
+    return {point: kind for point, kind in found if point.startswith(prefix)}
+
+
 def is_mounted(path: str | Path, mountinfo: Path = MOUNTINFO) -> bool:
     """Whether ``path`` itself is a mount point in this mount namespace, or in that of ``mountinfo``."""
     return (os.fspath(path).rstrip("/") or "/") in _mount_points(mountinfo)

@@ -31,6 +31,7 @@ _SMALL = (
 _OWN = ("disk", "memory")
 _NAME = r"[^/]+"
 _VOLUME = re.compile(rf"volumes/({_NAME})/({_NAME})")
+_OF_DRIVER = re.compile(rf"volumes/kubernetes\.io~csi/{_NAME}/mount")
 _SUB_PATH = re.compile(rf"volume-subpaths/({_NAME})/{_NAME}/[0-9]+")
 _LOG = re.compile(rf"containers/{_NAME}/[0-9a-f]+")
 
@@ -47,6 +48,12 @@ class KubeletVolume(Value, frozen=True):
     kind: Kind
     path: str
     below: str = ""
+
+
+def is_of_driver(path: str) -> bool:
+    """Whether a path of the host is where a kubelet has a CSI driver put a volume of some pod."""
+    _, found, inside = path.rpartition("/pods/")
+    return bool(found) and _OF_DRIVER.fullmatch(inside.partition("/")[2]) is not None
 
 
 def recognise(mount: HostMount, uid: str) -> KubeletVolume | None:

@@ -11,18 +11,23 @@ import asyncio
 import logging
 import os
 import stat
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from orlop.errors import OrlopError
 from orlop.host import unixsockets
+from orlop.host.mounts import kind_of, kinds_below
 from orlop.host.tasks import Tasks, together
+from orlop.linux import syscalls
 from orlop.sandbox.spec import Mount
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.files import HostSocket
 from orlop.sandbox.vm.streams import Incoming, Outgoing
+from orlop.storage import kubelet
 from orlop.wire.messages import Accept, Called
 
 log = logging.getLogger(__name__)
@@ -40,6 +45,8 @@ _AT_ONCE = 4
 _CHUNK = 64 << 10
 _MOST_FOUND = 64
 _MOST_LOOKED_AT = 1024
+_DEPTH = 3
+"""Directories below each other that a driver's volume is looked through."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,9 @@ def find(mounts: Sequence[Mount], targets: Collection[str]) -> tuple[FoundSocket
     """The sockets among these volumes of a container, and those that lie in them where it has nothing else
     (``targets`` are all that it has). Blocks.
 
-    Of a directory only the top is looked at, and what is there now: a socket that is made later is seen as a
-    file. What cannot be looked at has none: its mount says why.
+    What is there now counts: a socket that is made later is seen as a file. Of a directory only the top is
+    looked at, and of a CSI driver's volume also what it has in memory below that: a driver lays its volume
+    out as it likes. What cannot be looked at has none: its mount says why.
     """
     found: list[FoundSocket] = []
     for index, mount in enumerate(mounts):
@@ -70,14 +78,24 @@ def find(mounts: Sequence[Mount], targets: Collection[str]) -> tuple[FoundSocket
             elif stat.S_ISDIR(mode):
                 for number, name in enumerate(_sockets_in(path)):
                     target = f"{mount.container_path.rstrip('/')}/{name}"
-                    with suppress(FileNotFoundError):  # it has gone; the others have not
-                        if target not in targets:
+                    with suppress(OSError):  # it has gone; the others have not
+                        if not _is_covered(target, mount.container_path, targets):
                             found.append(_socket(target, f"{index}-{number}", f"{path.rstrip('/')}/{name}"))
     return tuple(found[:_MOST_FOUND])
 
 
+def _is_covered(target: str, volume: str, targets: Collection[str]) -> bool:
+    """Whether the container has something else there, or above it within the volume."""
+    return any(f"{target}/".startswith(f"{one.rstrip('/')}/") and len(one) > len(volume) for one in targets)
+
+
 def _socket(target: str, name: str, path: str) -> FoundSocket:
-    status = Path(path).lstat()
+    # Who may write to a volume could have put a link there just now.
+    place = syscalls.open_without_links(path, os.O_PATH)
+    try:
+        status = os.fstat(place)
+    finally:
+        os.close(place)
     return FoundSocket(
         target=target,
         held=HostSocket(id=name, path=path),
@@ -88,18 +106,52 @@ def _socket(target: str, name: str, path: str) -> FoundSocket:
 
 
 def _sockets_in(directory: str) -> list[str]:
-    names = []
-    with os.scandir(directory) as listing:
-        for count, entry in enumerate(listing):
-            if count >= _MOST_LOOKED_AT:
-                break
-            # The kind comes with the name: on a file system across the network nothing else is asked for.
-            if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
-                continue
-            with suppress(FileNotFoundError):
-                if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode) and entry.name.isprintable():
-                    names.append(entry.name)
-    return sorted(names)
+    """Sockets by their paths below a directory, those at the top first. Raises OSError."""
+    deep = kubelet.is_of_driver(directory)
+    mounted = kinds_below(directory) if deep else {}
+    names: list[str] = []
+    left = _MOST_LOOKED_AT
+    pending = deque([("", deep and kind_of(directory) == "tmpfs")])
+    while pending:
+        above, in_memory = pending.popleft()
+        try:
+            found, below, count = _listed(f"{directory}/{above}", left)
+        except OSError:
+            if above:
+                continue  # it has gone; the others have not
+            raise
+        left -= count
+        names += [f"{above}{name}" for name in found]
+        if not deep or above.count("/") == _DEPTH:
+            continue
+        for name in below:
+            memory = mounted.get(f"{directory}/{above}{name}", "tmpfs" if in_memory else "") == "tmpfs"
+            # What is not in memory may be across the network, and not answer.
+            if memory:
+                pending.append((f"{above}{name}/", memory))
+    return names
+
+
+def _listed(directory: str, most: int) -> tuple[list[str], list[str], int]:
+    """Sockets and directories that are in a directory, and how many entries of it were looked at."""
+    found, below, count = [], [], 0
+    place = syscalls.open_without_links(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with os.scandir(place) as listing:
+            for entry in islice(listing, most):
+                count += 1
+                # The kind comes with the name: on a file system across the network nothing else is asked for.
+                if entry.is_file(follow_symlinks=False) or not entry.name.isprintable():
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.name)
+                    continue
+                with suppress(FileNotFoundError):
+                    if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+                        found.append(entry.name)
+    finally:
+        os.close(place)
+    return sorted(found), sorted(below), count
 
 
 class Relay:
