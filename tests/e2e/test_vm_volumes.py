@@ -168,30 +168,40 @@ async def test_watchers_inside_see_a_swap_as_on_a_host(
     outside = directory.path / "outside"
     outside.write_text("the host's own")
     (config / "..out").symlink_to(outside)
-    old, sandbox = os.fspath((config / "..data").readlink()), await env.run(pod)
-    mounts = (mount("/config", config, read_only=True), mount("/judge", judge(), read_only=True))
-    main = await started(sandbox, pod, *mounts)
-    watching = await sandbox.exec(
-        main.id, ExecSpec(args=("/judge", "watch", "/config", "6", str(int(60 * PATIENCE))))
+    # A CSI driver's, which swaps as a kubelet does.
+    secrets = directory.in_memory(directory.csi("secrets"))
+    directory.swap(secrets, {"kept": b"old", "gone": b"old"}, mode=0o440, group=2000)
+    sandbox = await env.run(pod)
+    main = await started(
+        sandbox,
+        pod,
+        mount("/config", config, read_only=True),
+        mount("/secrets", secrets, read_only=True),
+        mount("/judge", judge(), read_only=True),
     )
-    output = watching.output()
-    assert (await anext(output))[1] == b"watching\n"
-    directory.atomic("configmap", "config", {"kept": b"new", "come": b"new"})
-    text = b""
-    async for _, data in output:
-        text += data
-    await watching.close()
-    new = os.fspath((config / "..data").readlink())
-    # Word for word what a watcher on the host hears.
-    assert text.decode().splitlines() == [
-        f"create\t{new}",
-        "create\t..data_tmp",
-        "moved\t..data",
-        "create\tcome",
-        "delete\tgone",
-        f"delete\t{old}",
-    ]
-    assert await said(sandbox, main, "cat /config/kept /config/come") == "newnew"
+    for volume, target in ((config, "/config"), (secrets, "/secrets")):
+        old = os.fspath((volume / "..data").readlink())
+        watch = ("/judge", "watch", target, "6", str(int(60 * PATIENCE)))
+        watching = await sandbox.exec(main.id, ExecSpec(args=watch))
+        output = watching.output()
+        assert (await anext(output))[1] == b"watching\n"
+        directory.swap(volume, {"kept": b"new", "come": b"new"}, mode=0o440, group=2000)
+        text = b""
+        async for _, data in output:
+            text += data
+        await watching.close()
+        new = os.fspath((volume / "..data").readlink())
+        # Word for word what a watcher on the host hears.
+        assert text.decode().splitlines() == [
+            f"create\t{new}",
+            "create\t..data_tmp",
+            "moved\t..data",
+            "create\tcome",
+            "delete\tgone",
+            f"delete\t{old}",
+        ]
+        assert await said(sandbox, main, f"cat {target}/kept {target}/come") == "newnew"
+        assert await said(sandbox, main, f"stat -c %a:%g {target}/..data/kept") == "440:2000"
     # The link leads nowhere in the container, whatever the host has there.
     assert await said(sandbox, main, "readlink /config/..out") == os.fspath(outside)
     assert await said(sandbox, main, "cat /config/..out 2>/dev/null || echo nothing") == "nothing"

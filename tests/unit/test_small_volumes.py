@@ -19,6 +19,7 @@ from orlop.guest.devices.block import MountedDisks
 from orlop.guest.loop import Loop
 from orlop.guest.streams.bound import BoundSockets
 from orlop.guest.streams.table import Streaming
+from orlop.host import mounts
 from orlop.host.watching import Watcher
 from orlop.storage import snapshot
 from orlop.storage.kubelet import recognise
@@ -76,6 +77,29 @@ def test_only_what_the_kubelet_made_for_this_pod_is_recognised(kubelet: PodDirec
     assert kind(config, uid="uid-2") == kind(config, uid="") == kind(config, uid="/uid-1") == ""
     assert kind(f"{config}/key") == kind(f"{config}-not-there") == kind(os.fspath(tmp_path)) == ""
     assert kind(os.fspath(kubelet.path / "volumes")) == ""
+
+
+def test_what_a_driver_swaps_in_memory_is_copied(
+    kubelet: PodDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else of a driver's is: it may change at any depth, of which nobody hears."""
+    volume = kubelet.csi("secrets")
+    kinds = {os.fspath(volume): "tmpfs"}
+    monkeypatch.setattr(mounts, "is_mounted", lambda path: path in kinds)
+    monkeypatch.setattr(mounts, "kind_of", lambda path: kinds[path])
+
+    def kind(**more: object) -> str:
+        found = recognise(Asked(os.fspath(volume), **more), "uid-1")  # type: ignore[arg-type]
+        return found.kind if found else ""
+
+    assert kind() == ""
+    kubelet.swap(volume, {"key": b"value"})
+    assert kind() == "copy"
+    assert kind(read_only=False) == kind(propagation="rslave") == ""
+    kinds[os.fspath(volume)] = "ext4"
+    assert kind() == ""
+    kinds.clear()
+    assert kind() == ""
 
 
 @pytest.mark.parametrize(

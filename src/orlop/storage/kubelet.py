@@ -29,6 +29,7 @@ _SMALL = (
     "kubernetes.io~downward-api",
 )
 _OWN = ("disk", "memory")
+_SWAPPED = "..data"
 _NAME = r"[^/]+"
 _VOLUME = re.compile(rf"volumes/({_NAME})/({_NAME})")
 _OF_DRIVER = re.compile(rf"volumes/kubernetes\.io~csi/{_NAME}/mount")
@@ -86,6 +87,8 @@ def _recognise(mount: HostMount, pod: str, inside: str) -> KubeletVolume | None:
             volume = _volume(mount, match[1], directory=stat.S_ISDIR(mode))
         elif match := _SUB_PATH.fullmatch(inside):
             volume = _sub_path(mount, Path(pod), match[1])
+        elif _OF_DRIVER.fullmatch(inside):
+            volume = _of_driver(mount)
         else:
             volume = None
     except OSError:
@@ -111,6 +114,19 @@ def _volume(mount: HostMount, plugin: str, *, directory: bool) -> KubeletVolume 
     if plugin in _SMALL and mount.read_only:
         return KubeletVolume(kind="copy", path=mount.host_path)
     return None
+
+
+def _of_driver(mount: HostMount) -> KubeletVolume | None:
+    """A volume in memory whose driver swaps all that is in it at once, as a kubelet does: secrets, say.
+
+    Who reads those waits for word of the swap, which does not come through the share.
+    """
+    path = mount.host_path
+    if not mount.read_only or not Path(path, _SWAPPED).is_symlink():
+        return None
+    if not mounts.is_mounted(path) or mounts.kind_of(path) != "tmpfs":
+        return None
+    return KubeletVolume(kind="copy", path=path)
 
 
 def _empty_dir(path: str) -> KubeletVolume | None:
