@@ -20,9 +20,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from bench.peers import containerd as containerd_and_runc
 
@@ -36,11 +36,23 @@ from tests.patience import PATIENCE
 START_TIMEOUT = 240.0 * PATIENCE
 STOP_TIMEOUT = 240.0 * PATIENCE
 CALL_TIMEOUT = 120.0 * PATIENCE
+COMES_TRUE = 180.0 * PATIENCE
 CONTROL = "tests.cluster.control"
 MANIFESTS = Path(__file__).with_name("manifests.yaml")
 RUNTIME_CLASSES = Path(__file__).resolve().parents[2] / "packaging/kubernetes/runtimeclasses.yaml"
 WEIGHT = 6
 """At busy processors a cluster counts as so many processes."""
+
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], right: Callable[[T], bool]) -> T:
+    """What is seen once it is right. Raises AssertionError when it does not become so."""
+    limit = time.monotonic() + COMES_TRUE
+    while not right(found := look()):
+        assert time.monotonic() < limit, f"it stays {found!r}"
+        time.sleep(0.2)
+    return found
 
 
 def prepare() -> programs.Programs:

@@ -6,21 +6,20 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
-import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from orlop.cli.demo.imagewriter import LayerWriter, Pusher, WrittenImage
-from tests.conformance import images, tools
+from tests.conformance import images
 from tests.conformance.images import E2E
+from tests.csi_life import pinned
 from tests.node_e2e import images as node_images
 from tests.node_e2e import programs
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "packaging/kubernetes"
 MODULE = Path(__file__).with_name("module")
-FLAGS = ("-trimpath", "-ldflags", "-s -w", "-p", "2")
 DEFINITIONS = "definitions"
 """A directory beside the programs: the resource definitions of snapshots."""
 
@@ -37,38 +36,27 @@ MODULES = {
 
 def version(program: str) -> str:
     """The version of a program that ``module/go.mod`` pins, as its image is tagged."""
-    found = re.search(rf"^\s*{re.escape(MODULES[program])} (v\S+)", (MODULE / "go.mod").read_text(), re.M)
-    assert found is not None, f"go.mod does not pin {program}"
-    return found[1]
-
-
-def _key() -> str:
-    pins = b"".join((MODULE / name).read_bytes() for name in ("go.mod", "go.sum"))
-    return hashlib.sha256(pins).hexdigest()[:16]
+    return pinned.version(MODULE, MODULES[program])
 
 
 def build() -> Path:
     """The directory of the programs and definitions, built if they are not in the cache: minutes, once."""
-    target = tools.cache_dir() / "csi-sidecars" / _key()
-    if target.exists():
-        return target
-    go = tools.find_go()
-    tools.say(f"building {', '.join(MODULES)} (minutes, once)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    env = {"GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-    with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent) as scratch:
-        # Go wants to write beside go.mod.
-        module = Path(shutil.copytree(MODULE, Path(scratch) / "module"))
-        made = Path(scratch) / "made"
-        made.mkdir()
-        for name, where in MODULES.items():
-            tools.run([go, "build", *FLAGS, "-o", made / name, f"{where}/cmd/{name}"], cwd=module, env=env)
-        found = tools.run([go, "list", "-m", "-f", "{{.Dir}}", _CLIENT], cwd=module, env=env).strip()
-        (made / DEFINITIONS).mkdir()
-        for file in (Path(found) / "config/crd").glob("snapshot.storage.k8s.io_*.yaml"):
-            shutil.copyfile(file, made / DEFINITIONS / file.name)
-        tools.place(made, target)
-    return target
+    packages = {name: f"{where}/cmd/{name}" for name, where in MODULES.items()}
+    return pinned.build("csi-sidecars", MODULE, packages, _definitions)
+
+
+def _definitions(made: Path, source: Callable[[str], Path]) -> None:
+    (made / DEFINITIONS).mkdir()
+    for file in (source(_CLIENT) / "config/crd").glob("snapshot.storage.k8s.io_*.yaml"):
+        shutil.copyfile(file, made / DEFINITIONS / file.name)
+
+
+def push_program(push: Callable[..., object], built: Path, name: str) -> None:
+    """Push a sidecar under the name in our manifests."""
+    layer = LayerWriter()
+    layer.file(name, (built / name).read_bytes(), 0o755)
+    image = WrittenImage((layer.finish(),), {"Entrypoint": [f"/{name}"]})
+    push(f"registry.k8s.io/sig-storage/{name}", [version(name)], image)
 
 
 def fill(built: Path, address: str) -> None:
@@ -76,10 +64,7 @@ def fill(built: Path, address: str) -> None:
     push = Pusher(address).push
     push(f"{E2E}/agnhost", ["2.63.0"], node_images.agnhost_image(programs.build(programs.CLUSTER)))
     for name in MODULES:
-        layer = LayerWriter()
-        layer.file(name, (built / name).read_bytes(), 0o755)
-        image = WrittenImage((layer.finish(),), {"Entrypoint": [f"/{name}"]})
-        push(f"registry.k8s.io/sig-storage/{name}", [version(name)], image)
+        push_program(push, built, name)
 
 
 def storage(built: Path) -> Path:

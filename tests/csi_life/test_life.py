@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from orlop.linux import loop
-from tests.cluster.room import Cluster, ClusterNode
+from tests.cluster.room import Cluster, ClusterNode, eventually
 from tests.conformance.images import E2E
 from tests.e2e.test_volumes_host import may_resize
 from tests.patience import PATIENCE
@@ -22,8 +21,6 @@ SIZE, GROWN = 64, 128
 """MiB of a claim."""
 LIMIT = 180.0 * PATIENCE
 HOSTNAME = "kubernetes.io/hostname"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -108,14 +105,6 @@ def of_snapshot(name: str) -> dict[str, str]:
 
 def of_claim(name: str) -> dict[str, str]:
     return {"kind": "PersistentVolumeClaim", "name": name}
-
-
-def eventually(look: Callable[[], T], right: Callable[[T], bool]) -> T:
-    limit = time.monotonic() + LIMIT
-    while not right(found := look()):
-        assert time.monotonic() < limit, f"it stays {found!r}"
-        time.sleep(0.2)
-    return found
 
 
 class Claims:
