@@ -8,7 +8,17 @@ import logging
 import pytest
 
 from orlop.errors import InvalidArgument, NotUndone, Unavailable
-from orlop.host.tasks import Tasks, Undo, beside, end, failures_of, roll_back, together, uncancelled
+from orlop.host.tasks import (
+    Tasks,
+    Undo,
+    beside,
+    end,
+    failures_of,
+    roll_back,
+    together,
+    uncancelled,
+    wanted_or_undone,
+)
 
 
 async def fail(error: Exception) -> None:
@@ -110,6 +120,29 @@ async def test_ending_goes_on_when_cancelled() -> None:
         await ender
     assert len(ended) == 2
     await tasks.close()
+
+
+async def test_what_goes_on_without_its_caller_is_undone_when_that_is_cancelled() -> None:
+    steps, go_on = [], asyncio.Event()
+
+    async def make() -> str:
+        await go_on.wait()
+        steps.append("made")
+        return "it"
+
+    async def undo(made: str) -> None:
+        await asyncio.sleep(0)
+        steps.append(f"{made} undone")
+
+    caller = asyncio.ensure_future(wanted_or_undone("it", make(), undo))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        caller.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert steps == ["made", "it undone"]
+    assert await wanted_or_undone("it", make(), undo) == "it" and steps[2:] == ["made"]
 
 
 async def test_uncancelled_work_runs_to_its_end() -> None:

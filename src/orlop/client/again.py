@@ -116,7 +116,11 @@ async def _in_a_pod_of_its_own(
     if request.config.labels.get(RUN_LABEL) != name:
         raise FailedPrecondition(f"pod {name} has ended with all its containers: make it anew")
     pod.config.metadata.attempt = old.metadata.attempt + 1
-    made = await client.runtime.run_pod_sandbox(pod, timeout=START_TIMEOUT)
+    made = await tasks.wanted_or_undone(
+        f"pod {name}",
+        client.runtime.run_pod_sandbox(pod, timeout=START_TIMEOUT),
+        lambda made: _remove_pod(client, made.pod_sandbox_id),
+    )
     request.pod_sandbox_id = made.pod_sandbox_id
     try:
         started = await _started(client, request)
@@ -128,15 +132,19 @@ async def _in_a_pod_of_its_own(
 
 
 async def _started(client: CriClient, request: pb.CreateContainerRequest) -> str:
-    created = await client.runtime.create_container(request, timeout=START_TIMEOUT)
+    what = f"container {request.config.metadata.name}"
+
+    async def remove(made: pb.CreateContainerResponse) -> None:
+        await client.runtime.remove_container(pb.RemoveContainerRequest(container_id=made.container_id))
+
+    created = await tasks.wanted_or_undone(
+        what, client.runtime.create_container(request, timeout=START_TIMEOUT), remove
+    )
     started = pb.StartContainerRequest(container_id=created.container_id)
     try:
         await client.runtime.start_container(started, timeout=START_TIMEOUT)
     except BaseException:
-        gone = pb.RemoveContainerRequest(container_id=created.container_id)
-        await tasks.roll_back(
-            f"container {request.config.metadata.name}", client.runtime.remove_container(gone)
-        )
+        await tasks.roll_back(what, remove(created))
         raise
     return str(created.container_id)
 

@@ -78,7 +78,12 @@ class Pod:
         if self.id:
             raise FailedPrecondition(f"pod {self.name} is there already: call its methods")
         request = pb.RunPodSandboxRequest(config=self._config, runtime_handler=self._handler)
-        answer = await self._client.runtime.run_pod_sandbox(request, timeout=START_TIMEOUT)
+        # The daemon goes on making it for whoever asks again: nobody else would take it back.
+        answer = await tasks.wanted_or_undone(
+            f"pod {self.name}",
+            self._client.runtime.run_pod_sandbox(request, timeout=START_TIMEOUT),
+            lambda made: remove_pod(self._client, made.pod_sandbox_id, self._config.log_directory),
+        )
         self.id = answer.pod_sandbox_id
         try:
             await again.remember_pod(request)
@@ -127,7 +132,12 @@ class Pod:
         request = pb.CreateContainerRequest(
             pod_sandbox_id=self.id, config=config, sandbox_config=self._config
         )
-        created = await runtime.create_container(request, timeout=START_TIMEOUT)
+        what = f"container {config.metadata.name}"
+        created = await tasks.wanted_or_undone(
+            what,
+            runtime.create_container(request, timeout=START_TIMEOUT),
+            lambda made: Container(self._client, made.container_id, self.id).remove(),
+        )
         container = Container(self._client, created.container_id, self.id)
         try:
             await again.remember_container(request)
@@ -135,7 +145,7 @@ class Pod:
                 pb.StartContainerRequest(container_id=container.id), timeout=START_TIMEOUT
             )
         except BaseException:
-            await tasks.roll_back(f"container {config.metadata.name}", container.remove())
+            await tasks.roll_back(what, container.remove())
             raise
         return container
 

@@ -124,6 +124,20 @@ async def roll_back(what: str, work: Awaitable[Any]) -> None:
         _log_error(f"{what} cannot be undone", error)
 
 
+async def wanted_or_undone(what: str, work: Awaitable[T], undo: Callable[[T], Awaitable[Any]]) -> T:
+    """The result of ``work``, which makes ``what`` though its caller goes away.
+
+    A caller that is cancelled waits for it, undoes it, and is cancelled then.
+    """
+    made: list[T] = []
+    try:
+        return await uncancelled(work, unwanted=made.append)
+    except asyncio.CancelledError:
+        for one in made:
+            await roll_back(what, undo(one))
+        raise
+
+
 @overload
 async def together(first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B], /) -> tuple[A, B]: ...
 @overload
