@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from orlop.bundle import document, translate
+from orlop.bundle import document, elsewhere, translate
 from orlop.bundle import hooks as hooking
 from orlop.bundle.output import CODE_LOST
 from orlop.bundle.ports import PodPorts
@@ -105,7 +105,8 @@ class Bundles:
             raise AlreadyExists("container with given ID already exists")
         self._making.add(key)
         try:
-            await self._create(asked)
+            with elsewhere.saying("another OCI runtime can serve it, as crun"):
+                await self._create(asked)
         finally:
             self._making.discard(key)
 

@@ -20,6 +20,15 @@ _OF_A_PROCESS = re.compile(r"/proc/[1-9]\d{0,9}/")
 _LAST_LIMIT = (1 << 63) - 1
 
 
+class OutsideVm(FailedPrecondition):
+    """What is asked for is the host's, so no VM has it. ``reason`` is the message without who can serve it:
+    fronts whose callers know no handlers say that in their own words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; a RuntimeClass with the handler 'process' can serve it")
+        self.reason = reason
+
+
 def check_pod(spec: PodSpec) -> None:
     """Raise InvalidArgument or FailedPrecondition for a pod whose network is from outside but cannot be."""
     if not spec.netns:

@@ -19,6 +19,7 @@ from orlop.errors import FailedPrecondition, Internal, InvalidArgument, NotFound
 from orlop.host import blockdevices, threads
 from orlop.host.tasks import Tasks
 from orlop.hypervisor.base import Machine
+from orlop.sandbox.rules import OutsideVm
 from orlop.sandbox.spec import ContainerSpec, Device
 from orlop.wire import values as wire
 from orlop.wire.messages import BLOCKS
@@ -40,7 +41,6 @@ GUEST_DEVICES = frozenset(
 )
 """Device nodes that mean the same thing in a guest as on the host."""
 
-REMEDY = "a RuntimeClass with the handler 'process' can serve it"
 _INTERVAL = 1.0
 """Seconds between two looks at the sizes."""
 
@@ -87,18 +87,16 @@ def check(container: str, device: Device, features: Collection[str]) -> None:
     """
     if device.host_path in GUEST_DEVICES:
         if not (device.mode is device.uid is device.gid is None):
-            raise FailedPrecondition(
+            raise OutsideVm(
                 f"{container} asks for {device.container_path} with a mode or owner of its own, but a VM has "
-                f"the devices of its guest as they are; {REMEDY}"
+                "the devices of its guest as they are"
             )
         return
     mode = _status(container, device).st_mode
     if stat.S_ISREG(mode):
         raise InvalidArgument(f"{container} asks for the device {device.host_path}, which is a regular file")
     if not stat.S_ISBLK(mode):
-        raise FailedPrecondition(
-            f"{container} asks for the host's device {device.host_path}, which is not in the VM; {REMEDY}"
-        )
+        raise OutsideVm(f"{container} asks for the host's device {device.host_path}, which is not in the VM")
     if not device.permissions or not set(device.permissions) <= set("rwm"):
         raise InvalidArgument(
             f"{container}: the permissions {device.permissions[:10]!r} of the device {device.host_path} are "

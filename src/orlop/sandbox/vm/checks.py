@@ -13,6 +13,7 @@ from pathlib import Path
 from orlop.config import VmConfig
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.sandbox import rules
+from orlop.sandbox.rules import OutsideVm
 from orlop.sandbox.spec import (
     ContainerSpec,
     Mount,
@@ -23,7 +24,6 @@ from orlop.sandbox.spec import (
     Propagation,
 )
 from orlop.sandbox.vm import blockdevices
-from orlop.sandbox.vm.blockdevices import REMEDY
 from orlop.sandbox.vm.sizing import shape_of
 from orlop.wire.messages import SOCKETS
 
@@ -57,9 +57,7 @@ def check_container(spec: ContainerSpec, known: Collection[str]) -> None:
     _check_on_host(container, spec.on_host)
     for size, limit in spec.resources.hugepage_limits:
         if limit > 0:
-            raise FailedPrecondition(
-                f"{container} asks for huge pages of {size}, which a VM does not have; {REMEDY}"
-            )
+            raise OutsideVm(f"{container} asks for huge pages of {size}, which a VM does not have")
 
 
 def _check_on_host(container: str, asked: OnHost) -> None:
@@ -70,7 +68,7 @@ def _check_on_host(container: str, asked: OnHost) -> None:
         (bool(asked.sysctls), "kernel parameters of its own"),
     ):
         if wanted:
-            raise FailedPrecondition(f"{container} asks for {what}, which a VM cannot have; {REMEDY}")
+            raise OutsideVm(f"{container} asks for {what}, which a VM cannot have")
 
 
 def check_volumes(spec: ContainerSpec, features: Collection[str]) -> None:
@@ -88,9 +86,9 @@ def check_volumes(spec: ContainerSpec, features: Collection[str]) -> None:
         if stat.S_ISSOCK(mode) and SOCKETS in features:
             continue
         if kind := _NOT_SHARED.get(stat.S_IFMT(mode)):
-            raise FailedPrecondition(
+            raise OutsideVm(
                 f"container {spec.name}: mount {mount.container_path}: the host's {kind} {mount.host_path} "
-                f"leads nowhere in a VM; {REMEDY}"
+                "leads nowhere in a VM"
             )
 
 
@@ -98,9 +96,9 @@ def check_shared(spec: ContainerSpec, shared: Iterable[Mount]) -> None:
     """Raise FailedPrecondition for a mount that only the host could serve: the guest does not hold it."""
     for mount in shared:
         if mount.propagation is Propagation.BIDIRECTIONAL:
-            raise FailedPrecondition(
+            raise OutsideVm(
                 f"container {spec.name}: mount {mount.container_path} asks for Bidirectional propagation, "
-                f"but a mount made in a VM cannot appear on the host; {REMEDY}"
+                "but a mount made in a VM cannot appear on the host"
             )
 
 
@@ -111,9 +109,7 @@ def _check_namespaces(who: str, namespaces: Namespaces) -> None:
         ("IPC", namespaces.ipc),
     ):
         if mode is NamespaceMode.NODE:
-            raise FailedPrecondition(
-                f"{who} asks for the host's {what} namespace, which a VM does not share; {REMEDY}"
-            )
+            raise OutsideVm(f"{who} asks for the host's {what} namespace, which a VM does not share")
 
 
 def _check_apparmor(who: str, profile: str) -> None:
