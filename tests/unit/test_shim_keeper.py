@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,12 @@ from orlop.errors import OrlopError, Unavailable
 from orlop.shim import places
 from orlop.shim.api import task_v2_pb2 as pb
 from orlop.shim.command import keeper, start
+from orlop.shim.holding import KeeperLine
 from orlop.ttrpc import link
 from orlop.ttrpc.client import Client
 from orlop.ttrpc.messages_pb2 import Request
 from orlop.ttrpc.server import METADATA, Services, serve
+from tests.patience import PATIENCE
 
 TASK = pb.DESCRIPTOR.services_by_name["Task"]
 NAMESPACE = "tests"
@@ -252,3 +258,133 @@ def test_what_is_held_is_let_go_when_the_next_daemon_does_not_know_it() -> None:
     assert os.read(reader, 1) == b""
     os.close(reader)
     os.close(other)
+
+
+class Kept:
+    """A keeper with short patience, and one client that it has, if any."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.link: socket.socket | None = None
+        self.holding = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.holding.bind(os.fspath(place / places.HOLD_SOCKET))
+        self.holding.listen()
+        self.keeper = keeper.Keeper(os.fspath(place), self.holding)
+        self.thread = threading.Thread(target=self.keeper.run)
+
+    def start(self, *notes: tuple[str, str, int]) -> None:
+        """Run it with what is held by a daemon that then goes."""
+        self.thread.start()
+        line = KeeperLine(self.place)
+        for verb, key, descriptor in notes:
+            line._send({"verb": verb, "key": key}, [descriptor] if descriptor >= 0 else [])
+        asyncio.run(line.close())
+
+    def connect(self) -> None:
+        """Be containerd."""
+        with (
+            start._listening(start.address(self.place, NAMESPACE), socket.SOCK_STREAM) as serving,
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as note,
+        ):
+            note.connect(os.fspath(self.place / places.HOLD_SOCKET))
+            said = json.dumps({"verb": "serve", "key": NAMESPACE}).encode()
+            socket.send_fds(note, [said], [serving.fileno()])
+            note.recv(16)
+        self.link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.link.connect(os.fspath(start.address(self.place, NAMESPACE)))
+
+    def ends(self) -> bool:
+        self.thread.join(30 * PATIENCE)
+        return not self.thread.is_alive()
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
+    monkeypatch.setattr(keeper, "LINGER", 0.05)
+    monkeypatch.setattr(keeper, "_LOOK", 0.01)
+    (tmp_path / "state").mkdir()
+    one = Kept(tmp_path / "state")
+    yield one
+    if one.link is not None:
+        one.link.close()
+    # Whatever it still holds: it is to end with the test.
+    monkeypatch.setattr(keeper.Keeper, "_wanted", lambda _self, _now: False)
+    if one.thread.ident is not None:
+        one.thread.join(30 * PATIENCE)
+    one.holding.close()
+
+
+@contextmanager
+def process() -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A process that runs until the block ends, and a descriptor of it."""
+    with subprocess.Popen(["sleep", "3600"]) as running:
+        descriptor = os.pidfd_open(running.pid)
+        try:
+            yield running, descriptor
+        finally:
+            os.close(descriptor)
+            running.kill()
+
+
+TASK_KEY, FIFO_KEY = f"{NAMESPACE}/one/", f"{NAMESPACE}/one//out"
+
+
+def test_a_keeper_whose_directory_is_gone_ends(kept: Kept) -> None:
+    reader, writer = os.pipe()
+    kept.start(("hold", TASK_KEY, -1), ("hold", FIFO_KEY, writer))
+    os.close(writer)
+    shutil.rmtree(kept.place)
+    assert kept.ends()
+    assert os.read(reader, 1) == b"", "nobody holds it any more"
+    os.close(reader)
+
+
+def test_a_keeper_whose_place_another_one_has_taken_ends_and_leaves_that_alone(kept: Kept) -> None:
+    kept.start(("hold", TASK_KEY, -1))
+    with start._listening(kept.place / places.HOLD_SOCKET, socket.SOCK_SEQPACKET):
+        assert kept.ends()
+        assert start._answers(kept.place / places.HOLD_SOCKET, socket.SOCK_SEQPACKET)
+
+
+def test_a_keeper_without_its_directory_stays_as_long_as_a_task_of_containerds_lives(kept: Kept) -> None:
+    with process() as (running, descriptor):
+        kept.start(("hold", TASK_KEY, descriptor))
+        kept.connect()
+        assert kept.link is not None
+        shutil.rmtree(kept.place)
+        assert kept.keeper._wanted_alone(time.monotonic()) and kept.thread.is_alive()
+        running.kill()
+        assert kept.ends()
+        assert kept.link.recv(1) == b"", "containerd is told"
+
+
+def test_a_keeper_whose_daemon_was_removed_ends_when_nothing_lives(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with process() as (running, descriptor):
+        kept.start(("hold", TASK_KEY, descriptor), ("expect", f"{NAMESPACE}/two/", -1))
+        kept.connect()
+        now = time.monotonic()
+        assert kept.keeper._wanted_alone(now), "the daemon may come back"
+        assert kept.keeper._wanted_alone(now + 2 * keeper.ABANDONED), "a task lives"
+        running.kill()
+        running.wait()
+        assert kept.keeper._wanted_alone(now), "the daemon may come back"
+        monkeypatch.setattr(keeper, "ABANDONED", 0.0)
+        assert kept.ends()
+        assert list(kept.place.glob("*.sock")) == []
+
+
+def test_a_keeper_asks_a_daemon_that_is_back_what_to_hold(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "ABANDONED", 3600.0)
+    with start._listening(kept.place / places.DAEMON_SOCKET, socket.SOCK_STREAM) as daemon:
+        kept.start(("expect", TASK_KEY, -1))
+        daemon.settimeout(30 * PATIENCE)
+        daemon.accept()[0].close()
+        line = KeeperLine(kept.place)
+        line._send({"verb": "begin", "key": ""}, [])
+        line._send({"verb": "end", "key": ""}, [])
+        asyncio.run(line.close())
+        assert kept.ends()

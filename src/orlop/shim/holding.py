@@ -28,8 +28,27 @@ class KeeperLine:
         self._turn = asyncio.Lock()
         self._link: socket.socket | None = None
 
-    async def hold(self, key: Key, name: str = "", paths: Sequence[str] = ()) -> None:
-        """Hold that the task ``key`` is there, or with ``name`` FIFOs of it."""
+    async def expect(self, key: Key) -> None:
+        """Hold that there is, or will be, a task ``key``, of which nothing lives."""
+        await self._say({"verb": "expect", "key": _text(key, "")})
+
+    async def hold_task(self, key: Key, process: int) -> None:
+        """Hold that the task ``key`` is there, and lives as long as ``process``; with 0 it does not."""
+        try:
+            living = os.pidfd_open(process) if process else -1
+        except ProcessLookupError:
+            living = -1
+        if living < 0:
+            await self.expect(key)
+            return
+        try:
+            async with self._turn:
+                await threads.call(self._send, {"verb": "hold", "key": _text(key, "")}, (living,))
+        finally:
+            os.close(living)
+
+    async def hold(self, key: Key, name: str, paths: Sequence[str]) -> None:
+        """Hold FIFOs of the task ``key`` by a name."""
         async with self._turn:
             await threads.call(self._hold, _text(key, name), paths)
 

@@ -103,8 +103,6 @@ class ShimTasks:
         found += [self._of_container(one) for one in self._pods.containers(ContainerFilter(front=FRONT))]
         tasks = [task for task in found if task is not None]
         await self._maker.sweep({Path(task.record.netns) for task in tasks if task.record.netns})
-        if not tasks:
-            return
         await self._keeper.begin()
         for task in tasks:
             self._live[task.record.key] = task
@@ -162,7 +160,7 @@ class ShimTasks:
         if len(self._registered) >= MOST_REGISTERED:
             self._registered.pop(next(iter(self._registered)))
         self._registered[key] = events
-        await self._keeper.hold(key)
+        await self._keeper.expect(key)
 
     async def create(
         self, key: Key, bundle: str, root: tuple[RootMount, ...], stdio: Stdio, *, checkpoint: bool = False
@@ -219,7 +217,7 @@ class ShimTasks:
                 self._ports.open(task.pod_id, namespace, partial(self._pods.connect, task.pod_id))
 
     async def _hold(self, task: LiveTask) -> None:
-        await self._keeper.hold(task.record.key)
+        await self._keeper.hold_task(task.record.key, self.pid(task))
         await self._hold_streams(task, task.first)
 
     async def _hold_streams(self, task: LiveTask, process: TaskProcess) -> None:

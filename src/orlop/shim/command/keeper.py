@@ -15,6 +15,7 @@ import array
 import fcntl
 import json
 import os
+import select
 import selectors
 import socket
 import time
@@ -37,7 +38,14 @@ PATIENCE = 30.0
 LINGER = 5.0
 """Seconds without connections, and with nothing to hold, after which the keeper ends."""
 
+ABANDONED = 600.0
+"""Seconds without a daemon after which none is thought to come back, as when it was removed. What lives is
+kept all the same."""
+
 RETRY = 0.1
+_LOOK = 1.0
+"""Seconds between two looks at what is around a keeper without a daemon."""
+
 _CHUNK = 1 << 16
 _MOST_KEYS = 1 << 16
 _LONGEST_NOTE = 1 << 12
@@ -46,8 +54,11 @@ _DESCRIPTORS = 4
 _METHOD = 2
 """Its field in a request."""
 
-ONCE = frozenset({"Checkpoint", "Create", "Exec", "Start"})
+ONCE = frozenset({"Checkpoint", "Create", "Exec", "Start", "StartSandbox"})
 """What may not be done twice."""
+
+ENDS = frozenset({"Wait", "WaitSandbox"})
+"""What asks for an end, which may take as long as a task lives."""
 
 _AGAIN = protobuf.text(5, protobuf.text(1, places.AGAIN) + protobuf.text(2, "1"))
 _ABSENT = "no orlopd listens at {path}: start it with 'systemctl start orlopd'"
@@ -174,7 +185,7 @@ class Pair:
     def impatient(self, now: float) -> None:
         """Refuse what has waited long enough for a daemon."""
         for question in list(self.questions.values()):
-            if question.method != "Wait" and now - question.since > PATIENCE:
+            if question.method not in ENDS and now - question.since > PATIENCE:
                 self._refuse(question, _ABSENT.format(path=self._address))
 
     def _refuse(self, question: OpenCall, reason: str) -> None:
@@ -190,20 +201,32 @@ class Pair:
 
 
 class Holds:
-    """What the daemon has left here: descriptors by their keys, or keys alone."""
+    """What the daemon has left here by its keys: tasks, with a process or not, and descriptors of FIFOs."""
 
     def __init__(self) -> None:
         self._held: dict[str, list[int]] = {}
+        self._expected: set[str] = set()
         self._old: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._held)
 
+    def live(self) -> bool:
+        """Whether a task has a process that runs, or one that nobody has told of."""
+        return any(
+            key not in self._expected and (not held or _runs(held[0]))
+            for key, held in self._held.items()
+            if key.endswith("/")
+        )
+
     def take(self, verb: str, key: str, descriptors: list[int]) -> None:
-        """Do what a note says: hold, drop, or forget all that was not held anew since ``begin``."""
-        if verb == "hold" and (key in self._held or len(self._held) < _MOST_KEYS):
+        """Do what a note says: hold, drop, or forget all that was not held anew since ``begin``. What is
+        expected is held as well, but nothing of it lives."""
+        if verb in ("hold", "expect") and (key in self._held or len(self._held) < _MOST_KEYS):
             self._drop(key)
             self._held[key], descriptors = descriptors, []
+            if verb == "expect":
+                self._expected.add(key)
         elif verb == "drop":
             self._drop(key)
         elif verb == "begin":
@@ -216,9 +239,51 @@ class Holds:
         for descriptor in descriptors:
             os.close(descriptor)
 
+    def close(self) -> None:
+        """Hold nothing."""
+        for key in list(self._held):
+            self._drop(key)
+
     def _drop(self, key: str) -> None:
+        self._expected.discard(key)
         for descriptor in self._held.pop(key, ()):
             os.close(descriptor)
+
+
+def _runs(process: int) -> bool:
+    """Whether the process that a descriptor stands for has not ended."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return not poll.poll(0)
+
+
+class OwnPath:
+    """The path of a listening socket, as long as it leads to that one."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = self._found()
+
+    def leads_here(self) -> bool:
+        """Whether who connects there comes here. What cannot be looked at is taken for what it was."""
+        try:
+            return self._file is not None and self._found() == self._file
+        except OSError:
+            return True
+
+    def remove(self) -> None:
+        """Take it away, unless it is another's by now."""
+        if self.leads_here():
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)  # noqa: PTH108 - this process lives long: no more modules
+
+    def _found(self) -> tuple[int, int, int] | None:
+        try:
+            status = os.stat(self._path)  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        # The number of a file that was removed may be the next one's.
+        return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 class Keeper:
@@ -229,15 +294,24 @@ class Keeper:
         self._address = f"{state}/{places.DAEMON_SOCKET}"
         self._serving: dict[str, socket.socket] = {}
         self._holding = holding
+        self._paths = {places.HOLD_SOCKET: OwnPath(f"{state}/{places.HOLD_SOCKET}")}
         self._selector = selectors.DefaultSelector()
         self._watched: dict[int, int] = {}
         self._pairs: set[Pair] = set()
         self._notes: set[socket.socket] = set()
         self._holds = Holds()
-        self._idle_since = time.monotonic()
+        self._idle_since = self._daemon_seen = time.monotonic()
+        self._look_at = 0.0
+        self._needed = True
 
     def run(self) -> None:
-        """Serve until there is nothing to keep."""
+        """Serve until there is nothing to keep, or nobody to keep it for."""
+        try:
+            self._run()
+        finally:
+            self._close()
+
+    def _run(self) -> None:
         self._holding.setblocking(False)
         self._selector.register(self._holding, selectors.EVENT_READ, self._accept_notes)
         while True:
@@ -264,6 +338,8 @@ class Keeper:
             self._selector.unregister(before)
             before.close()
         self._serving[namespace] = listener
+        name = places.SOCKET.format(namespace=namespace)
+        self._paths[name] = OwnPath(f"{self._state}/{name}")
         self._selector.register(listener, selectors.EVENT_READ, lambda _: self._accept(namespace, listener))
 
     def _accept(self, namespace: str, listener: socket.socket) -> bool:
@@ -368,26 +444,68 @@ class Keeper:
 
     def _useless(self) -> bool:
         now = time.monotonic()
-        if self._pairs or self._holds:
+        if self._wanted(now):
             self._idle_since = now
         return now - self._idle_since >= LINGER
 
+    def _wanted(self, now: float) -> bool:
+        """Whether there is something to keep, and somebody who may ask for it."""
+        if not self._pairs and not self._holds:
+            return False
+        if self._notes or any(pair.daemon is not None for pair in self._pairs):
+            self._daemon_seen = now
+            return True
+        if now >= self._look_at:
+            self._look_at = now + _LOOK
+            self._needed = self._wanted_alone(now)
+        return self._needed
+
+    def _wanted_alone(self, now: float) -> bool:
+        """The same without a daemon: containerd may have connections here, and tasks that live."""
+        if not any(path.leads_here() for path in self._paths.values()):
+            # Neither containerd nor a daemon can come any more; who is here stays while something lives.
+            return bool(self._pairs) and self._holds.live()
+        if self._holds.live():
+            return True
+        if self._answers():
+            self._daemon_seen = now
+        return now - self._daemon_seen < ABANDONED
+
+    def _answers(self) -> bool:
+        """Whether there is a daemon. One that did not think of tasks does then, and says what to hold."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(self._address)
+            except OSError:
+                return False
+        return True
+
     def _end(self) -> bool:
         """Give the sockets up; not while somebody is about to connect."""
-        lock = os.open(f"{self._state}/{places.LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = -1
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError, NotADirectoryError):  # without the directory nobody is
+                lock = os.open(f"{self._state}/{places.LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if any(self._accept(name, listener) for name, listener in self._serving.items()):
                 return False
-            sockets = [places.SOCKET.format(namespace=name) for name in self._serving]
-            for name in (*sockets, places.HOLD_SOCKET):
-                with suppress(FileNotFoundError):
-                    os.unlink(f"{self._state}/{name}")  # noqa: PTH108 - this process lives long: no more modules
+            for path in self._paths.values():
+                path.remove()
         except BlockingIOError:
             return False
         finally:
-            os.close(lock)
+            if lock >= 0:
+                os.close(lock)
         return True
+
+    def _close(self) -> None:
+        for link in (*self._serving.values(), *self._notes):
+            link.close()
+        for pair in self._pairs:
+            pair.close()
+        self._holds.close()
+        self._selector.close()
 
 
 def main(state: str) -> None:
