@@ -23,7 +23,7 @@ def test_a_kubelet_is_told_of_a_handler_and_others_of_what_they_know() -> None:
 
 def test_other_refusals_stay_as_they_are() -> None:
     with (
-        pytest.raises(FailedPrecondition, match="^it is paused$"),
+        pytest.raises(FailedPrecondition, match=r"^it is paused$"),
         elsewhere.saying("crun can serve it"),
     ):
         raise FailedPrecondition("it is paused")

@@ -15,19 +15,23 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from orlop.bundle import output
-from orlop.errors import InvalidArgument, NotFound
-from orlop.pods.records import ContainerPhase, PodRecord
+from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
+from orlop.pods.records import ContainerPhase, PodFilter, PodRecord
 from orlop.pods.service import PodService
-from orlop.shim import places
-from orlop.shim.api import door_pb2
+from orlop.sandbox.rules import OutsideVm
+from orlop.sandbox.spec import PodSpec
+from orlop.shim import expected, places
+from orlop.shim.api import door_pb2, events_pb2, forward_pb2
 from orlop.shim.api import task_v2_pb2 as pb
 from orlop.shim.door import ShimDoor
 from orlop.shim.model import Key
 from orlop.shim.service import DoorCalls, TaskCalls
 from orlop.shim.stdio import Stdio
 from orlop.shim.tasks import MOST_EXECS, ShimTasks
-from orlop.ttrpc import link
+from orlop.ttrpc import frames, link
 from orlop.ttrpc.client import Client
+from orlop.ttrpc.frames import FrameType, LinkLost, TtrpcFrame
+from orlop.ttrpc.messages_pb2 import Request, Response
 from tests.patience import PATIENCE
 from tests.unit.pods_double import World, make_service, pod_spec
 
@@ -209,3 +213,141 @@ async def test_tasks_are_found_again_beside_a_pod_that_somebody_removes_meanwhil
             assert later.standing(task, process).name == "RUNNING"
         finally:
             await later.close()
+
+
+class Listening:
+    """A containerd that hears of events."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[str, int]] = []
+
+    async def serve(self, connection: link.SocketLink) -> None:
+        with contextlib.suppress(LinkLost):
+            while True:
+                frame = await frames.read(connection)
+                request = Request.FromString(frame.data)
+                event = forward_pb2.ForwardRequest.FromString(request.payload).envelope.event
+                if event.type_url.endswith("TaskExit"):
+                    said = events_pb2.TaskExit.FromString(event.value)
+                    self.ends.append((said.container_id, said.exit_status))
+                answer = TtrpcFrame(frame.stream, FrameType.RESPONSE, Response().SerializeToString())
+                await connection.write(answer.encode())
+
+
+@contextlib.asynccontextmanager
+async def listening(path: Path) -> AsyncIterator[Listening]:
+    there = Listening()
+    listener = link.Listener(path, there.serve)
+    await listener.start()
+    try:
+        yield there
+    finally:
+        await listener.stop()
+
+
+async def test_a_task_that_was_announced_to_an_earlier_daemon_tells_its_end(tmp_path: Path) -> None:
+    async with listening(tmp_path / "c.sock") as containerd:
+        async with node(tmp_path) as one:
+            await one.tasks.register(("test", "one"), str(tmp_path / "c.sock"))
+        async with node(tmp_path, one.world) as later:
+            await later.running()
+            later.world.exit(later.container_id(), 7)
+            await until(lambda: bool(containerd.ends))
+            assert containerd.ends == [("one", 7)]
+            assert not later.tasks.expected.names and not list((tmp_path / expected.PLACE).iterdir())
+
+
+async def test_what_was_announced_and_given_up_is_forgotten(tmp_path: Path) -> None:
+    async with node(tmp_path) as one:
+        await one.tasks.register(("test", "one"), "/c.sock")
+        await one.tasks.clear(("test", "one"))
+    (tmp_path / expected.PLACE / "torn.json").write_bytes(b'{"namespace": "te')
+    async with node(tmp_path, one.world) as later:
+        await later.tasks.known()
+        assert not later.tasks.expected.names and not list((tmp_path / expected.PLACE).iterdir())
+
+
+async def test_so_many_tasks_are_expected_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expected, "MOST", 2)
+    async with node(tmp_path) as one:
+        for name in "abc":
+            await one.tasks.register(("test", name), "/c.sock")
+        assert one.tasks.expected.names == [("test", "b"), ("test", "c")]
+        assert len(list((tmp_path / expected.PLACE).iterdir())) == 2
+
+
+SANDBOX = {"annotations": {"io.kubernetes.cri.container-type": "sandbox"}}
+
+
+async def test_a_vm_that_ends_before_its_task_is_known_was_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node(tmp_path) as one:
+        run = one.pods.run_pod
+
+        async def ends_at_once(spec: PodSpec) -> str:
+            pod_id = await run(spec)
+            one.world.kill_pod(pod_id, "QEMU crashed")
+            await until(lambda: not one.pods.pod(pod_id).ready)
+            return pod_id
+
+        monkeypatch.setattr(one.pods, "run_pod", ends_at_once)
+        with pytest.raises(FailedPrecondition, match="its VM has ended already: QEMU crashed"):
+            await one.create("sandbox", **SANDBOX)
+        assert not one.world.pods and not one.pods.pods(PodFilter(front=places.FRONT))
+        with pytest.raises(NotFound):
+            await one.tasks.state(("test", "sandbox"), "")
+        monkeypatch.undo()
+        await one.create("sandbox", **SANDBOX)
+
+
+async def test_a_vm_that_ends_before_it_is_started_is_waited_for_told_and_not_started(tmp_path: Path) -> None:
+    async with listening(tmp_path / "c.sock") as containerd, node(tmp_path) as one:
+        await one.tasks.register(("test", "sandbox"), str(tmp_path / "c.sock"))
+        key = await one.create("sandbox", **SANDBOX)
+        one.world.kill_pod(next(iter(one.world.pods)))
+        async with asyncio.timeout(30 * PATIENCE):
+            assert (await one.tasks.wait(key, "")).code == output.CODE_LOST
+        await until(lambda: bool(containerd.ends))
+        with pytest.raises(FailedPrecondition, match=r"it is stopped \(its VM has ended\)"):
+            await one.tasks.start(key, "")
+        await one.tasks.delete(key, "")
+        assert not one.world.pods
+
+
+async def test_a_vm_that_ended_while_no_daemon_ran_is_told_to_who_has_it_still(tmp_path: Path) -> None:
+    async with listening(tmp_path / "c.sock") as containerd:
+        async with node(tmp_path) as one:
+            for name in ("kept", "given-up"):
+                await one.tasks.register(("test", name), str(tmp_path / "c.sock"))
+                await one.create(name, **SANDBOX)
+        for pod_id in one.world.pods:
+            one.world.kill_pod(pod_id)
+        # containerd could not tell that it has given this one up: nobody was there.
+        (tmp_path / "given-up" / "config.json").unlink()
+        (tmp_path / "given-up").rmdir()
+        async with node(tmp_path, one.world) as later:
+            await until(lambda: ("kept", output.CODE_LOST) in containerd.ends)
+            await until(lambda: later.tasks.find(("test", "given-up")) is None)
+            assert later.tasks.find(("test", "kept")) is not None
+            assert [pod.spec.name for pod in later.pods.pods(PodFilter(front=places.FRONT))] == ["kept"]
+
+
+async def test_what_is_the_hosts_is_refused_in_containerds_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node(tmp_path) as one:
+
+        async def refused(_request: object) -> str:
+            raise OutsideVm("container one: mount /m asks for Bidirectional propagation")
+
+        monkeypatch.setattr(one.pods, "create_container", refused)
+        with pytest.raises(FailedPrecondition) as caught:
+            await one.create()
+        assert str(caught.value) == (
+            "container one: mount /m asks for Bidirectional propagation; "
+            "another runtime of containerd's can serve it, as io.containerd.runc.v2"
+        )
+        assert not one.world.pods

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import msgspec
 
-from orlop.bundle import document, translate
+from orlop.bundle import document, elsewhere, translate
 from orlop.errors import CannotRun, FailedPrecondition, InvalidArgument
 from orlop.host import netns, threads
 from orlop.host.tasks import Undo, roll_back
 from orlop.pods.records import ContainerFilter, PodRecord
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
+from orlop.sandbox.spec import PodSpec
 from orlop.shim import model, placing, rootfs
 from orlop.shim.model import Key, LiveTask, TaskProcess, TaskRecord
 from orlop.shim.places import FRONT
@@ -46,20 +47,28 @@ class Maker:
         A failure leaves nothing behind.
         """
         if record.sandbox:
-            return await self._sandbox(record, config)
+            return await self.sandbox(record, placing.pod(config, *record.key, netns=placing.network(config)))
         rootfs.check(root)
-        return await self._container(record, root, config, "" if sandbox is None else sandbox.pod_id)
+        with elsewhere.saying(placing.REMEDY):
+            return await self._container(record, root, config, "" if sandbox is None else sandbox.pod_id)
 
-    async def _sandbox(self, record: TaskRecord, config: document.OciConfig) -> LiveTask:
-        path = placing.network(config)
-        if not path:
+    async def sandbox(self, record: TaskRecord, spec: PodSpec) -> LiveTask:
+        """The VM of a sandbox. One that has ended by then was not made. A failure leaves nothing behind."""
+        if not spec.netns:
             record = msgspec.structs.replace(record, netns=await self._new_network(record.key))
-        spec = placing.pod(config, *record.key, netns=path or record.netns)
-        spec = msgspec.structs.replace(spec, annotations=model.encoded(record))
+        spec = msgspec.structs.replace(
+            spec, netns=spec.netns or record.netns, annotations=model.encoded(record)
+        )
+        pod_id = ""
         try:
-            pod_id = await self._pods.run_pod(spec)
+            with elsewhere.saying(placing.REMEDY):
+                pod_id = await self._pods.run_pod(spec)
+            pod = self._pods.pod(pod_id)
+            if not pod.ready:
+                # Its end was told when nobody knew that it is this task's.
+                raise FailedPrecondition(f"task {record.id}: its VM has ended already: {pod.reason}")
         except BaseException:
-            await roll_back(f"the making of sandbox {record.id}", self.release(record))
+            await roll_back(f"the making of sandbox {record.id}", self._unmake(record, pod_id))
             raise
         return LiveTask(record, pod_id, "", TaskProcess(record.stdio))
 

@@ -27,7 +27,8 @@ class TaskRecord(Value, frozen=True):
 
     ``events`` is the path of containerd's socket for events, ``rootfs`` where something was mounted for the
     task, and ``netns`` the network namespace that was made for it, "" for none. ``sandbox`` is a pod of a
-    kubelet's: the task is the VM itself. ``member`` is a container of one.
+    kubelet's: the task is the VM itself. ``member`` is a container of one. ``by_sandboxer`` is a sandbox that
+    came over the service for sandboxes: containerd waits for its end there, and is told no events of it.
     """
 
     namespace: str
@@ -39,6 +40,7 @@ class TaskRecord(Value, frozen=True):
     netns: str = ""
     sandbox: bool = False
     member: bool = False
+    by_sandboxer: bool = False
 
     @property
     def key(self) -> Key:
@@ -98,13 +100,14 @@ class TaskProcess:
 
 @dataclass
 class LiveTask:
-    """A task that is there. ``container_id`` is "" for a sandbox."""
+    """A task that is there. ``container_id`` is "" for a sandbox; one that is to end is ``stopping``."""
 
     record: TaskRecord
     pod_id: str
     container_id: str
     first: TaskProcess
     execs: dict[str, TaskProcess] = field(default_factory=dict)
+    stopping: bool = False
 
     @property
     def name(self) -> str:

@@ -19,7 +19,7 @@ from orlop.shim.places import FRONT
 
 _PID_PATH = re.compile(r"/proc/\d{1,9}/ns/pid")
 _MOST = 1 << 62
-_OTHER = "io.containerd.runc.v2"
+REMEDY = "another runtime of containerd's can serve it, as io.containerd.runc.v2"
 
 
 def place(config: OciConfig) -> tuple[Role, str]:
@@ -72,9 +72,7 @@ def check(config: OciConfig, name: str) -> None:
         translate.check(config)
     except FailedPrecondition as error:
         reason = str(error).removeprefix("it ")
-        raise FailedPrecondition(
-            f"task {name} {reason}; another runtime of containerd's can serve it, as {_OTHER}"
-        ) from error
+        raise FailedPrecondition(f"task {name} {reason}; {REMEDY}") from error
 
 
 def _group(config: OciConfig, usual: str) -> str:

@@ -22,6 +22,11 @@ def lost(reason: str) -> ExitStatus:
     return ExitStatus(code=output.CODE_LOST, finished_at=time.time_ns(), message=reason)
 
 
+def stopped() -> ExitStatus:
+    """The end of a VM that was to end."""
+    return ExitStatus(code=0, finished_at=time.time_ns())
+
+
 async def resize(process: TaskProcess, columns: int, rows: int) -> None:
     """Give its terminal a size, now or as soon as it runs."""
     process.size = (columns, rows)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +45,7 @@ from orlop.sandbox.base import StartedProcess
 from orlop.sandbox.spec import ExitStatus
 from orlop.shim import making, model, placing, running
 from orlop.shim.events import Announcer
+from orlop.shim.expected import ExpectedTask, ExpectedTasks
 from orlop.shim.holding import KeeperLine
 from orlop.shim.making import Maker
 from orlop.shim.model import Key, LiveTask, TaskProcess, TaskRecord, TaskStatus
@@ -54,7 +57,6 @@ from orlop.shim.telling import Teller
 log = logging.getLogger(__name__)
 
 MOST_EXECS = 256
-MOST_REGISTERED = 4096
 _ENDING = frozenset({1, 2, 3, 9, 15})
 """The signals that end a sandbox."""
 
@@ -63,8 +65,9 @@ class ShimTasks:
     """The verbs. :meth:`open` before use, :meth:`close` after it; tasks run on."""
 
     def __init__(self, pods: PodService, state: Path) -> None:
+        self.maker = Maker(pods, state)
+        self.expected = ExpectedTasks(state)
         self._pods = pods
-        self._maker = Maker(pods, state)
         self._keeper = KeeperLine(state)
         self._announcer = Announcer()
         self._tell = Teller(self._announcer)
@@ -72,7 +75,6 @@ class ShimTasks:
         self._tasks = Tasks()
         self._turns = Turns()
         self._live: dict[Key, LiveTask] = {}
-        self._registered: dict[Key, str] = {}
         self._found = asyncio.Event()
 
     # Of the daemon
@@ -98,20 +100,39 @@ class ShimTasks:
 
     async def _find_again(self) -> None:
         pods = self._pods.pods(PodFilter(front=FRONT))
-        await self._maker.remove_empty([pod for pod in pods if model.decoded(pod.spec.annotations) is None])
+        await self.maker.remove_empty([pod for pod in pods if model.decoded(pod.spec.annotations) is None])
         found = [self._of_pod(pod) for pod in pods]
         found += [self._of_container(one) for one in self._pods.containers(ContainerFilter(front=FRONT))]
         tasks = [task for task in found if task is not None]
-        await self._maker.sweep({Path(task.record.netns) for task in tasks if task.record.netns})
+        await self.maker.sweep({Path(task.record.netns) for task in tasks if task.record.netns})
+        await self.expected.load()
         await self._keeper.begin()
         for task in tasks:
             self._live[task.record.key] = task
+            await self.expected.drop(task.record.key)
             await self._hold(task)
             if task.container_id and task.first.started:
                 self._follow(task)
             elif task.record.sandbox and task.first.exit is None:
                 self._open_ports(task)
+            elif task.record.sandbox:
+                # It may have ended while no daemon ran: nobody has told that.
+                self._tell.exited(task, task.first, 0)
+        for key in self.expected.names:
+            await self._keeper.expect(key)
         await self._keeper.end()
+        for task in tasks:
+            if await self._given_up(task):
+                self._tasks.spawn(self._forget(task), f"the removal of {task.name}")
+
+    async def _given_up(self, task: LiveTask) -> bool:
+        """Whether containerd has nothing left of a task that has ended: then it could tell nobody."""
+        return not (self._pod_runs(task.pod_id) or await threads.call(os.path.isdir, task.record.bundle))
+
+    async def _forget(self, task: LiveTask) -> None:
+        async with self.turn(task.record.key):
+            if self._live.get(task.record.key) is task:
+                await self._remove(task)
 
     def _of_pod(self, pod: PodRecord) -> LiveTask | None:
         record = model.decoded(pod.spec.annotations)
@@ -119,7 +140,8 @@ class ShimTasks:
             return None
         first = TaskProcess(record.stdio, started=True)
         if not pod.ready:
-            first.end(running.lost(pod.reason))
+            wanted = record.by_sandboxer and not pod.reason
+            first.end(running.stopped() if wanted else running.lost(pod.reason))
         return LiveTask(record, pod.id, "", first)
 
     def _of_container(self, container: ContainerRecord) -> LiveTask | None:
@@ -149,49 +171,54 @@ class ShimTasks:
     def _pod_ended(self, pod_id: str) -> None:
         for task in list(self._live.values()):
             if task.pod_id == pod_id and not task.container_id and task.first.exit is None:
-                task.first.end(running.lost("its VM has ended"))
+                task.first.end(running.stopped() if task.stopping else running.lost("its VM has ended"))
                 self._tell.exited(task, task.first, 0)
 
     # Make
 
     async def register(self, key: Key, events: str) -> None:
         """A task of that name will be made, whose events go to the socket at ``events``."""
-        await self._found.wait()
-        if len(self._registered) >= MOST_REGISTERED:
-            self._registered.pop(next(iter(self._registered)))
-        self._registered[key] = events
-        await self._keeper.expect(key)
+        async with self.turn(key):
+            # Before the command answers: containerd's next call may be to the next daemon.
+            await self.expected.put(ExpectedTask(namespace=key[0], id=key[1], events=events))
+            if key not in self._live:
+                await self._keeper.expect(key)
 
     async def create(
         self, key: Key, bundle: str, root: tuple[RootMount, ...], stdio: Stdio, *, checkpoint: bool = False
     ) -> int:
         """Make a task, ready to start; its process on this host. A failure leaves nothing behind."""
-        await self._found.wait()
         if checkpoint:
             raise FailedPrecondition("a task cannot be made from a checkpoint: a VM does not read those")
-        async with self._turns.of("/".join(key)):
+        async with self.turn(key):
             if key in self._live:
                 raise AlreadyExists(f"task {key[1]} exists already in namespace {key[0]}")
             config = document.config(await threads.call(making.read_config, bundle))
             placing.check(config, key[1])
             record, sandbox = self._placed(key, bundle, stdio, config)
-            task = await self._maker.make(record, root, config, sandbox)
-            self._live[key] = task
-            self._registered.pop(key, None)
-            # Before anybody can remove it: what is held is let go of by then.
-            await self._hold(task)
-            if record.sandbox:
-                self._open_ports(task)
+            task = await self.maker.make(record, root, config, sandbox)
+            await self.adopt(task)
         pid = self.pid(task)
         self._tell.created(task, root, pid)
         return pid
+
+    async def adopt(self, task: LiveTask) -> None:
+        """Know a task that was just made; for who has its :meth:`turn`."""
+        # At once: a VM may end any moment, and is watched for who is known. And before anybody can remove
+        # it: what is held is let go of by then.
+        self._live[task.record.key] = task
+        await self._hold(task)
+        await self.expected.drop(task.record.key)
+        if task.record.sandbox:
+            self._open_ports(task)
 
     def _placed(
         self, key: Key, bundle: str, stdio: Stdio, config: document.OciConfig
     ) -> tuple[TaskRecord, LiveTask | None]:
         """What is to be kept of a task, and the sandbox that it is to be in, if any. Raises NotFound."""
         place, sandbox_id = placing.place(config)
-        events = self._registered.get(key, "")
+        expected = self.expected.get(key)
+        events = expected.events if expected is not None else ""
         sandbox = None
         if place is Role.MEMBER:
             sandbox = self._live.get((key[0], sandbox_id))
@@ -237,7 +264,10 @@ class ShimTasks:
         task = await self._known(key)
         process = self._process(task, exec_id)
         if process.standing is not TaskStatus.CREATED:
-            raise FailedPrecondition(f"{task.name} cannot be started: it is {process.standing.name.lower()}")
+            reason = f" ({process.exit.message})" if process.exit is not None and process.exit.message else ""
+            raise FailedPrecondition(
+                f"{task.name} cannot be started: it is {process.standing.name.lower()}{reason}"
+            )
         process.started = True
         pid = self.pid(task)
         if exec_id:
@@ -439,7 +469,7 @@ class ShimTasks:
 
     async def delete(self, key: Key, exec_id: str) -> tuple[ExitStatus, int]:
         """Remove a process that does not run, a task with all that is its own; how it ended."""
-        async with self._turns.of("/".join(key)):
+        async with self.turn(key):
             task = await self._known(key)
             process = self._process(task, exec_id)
             if process.standing is TaskStatus.RUNNING:
@@ -457,9 +487,8 @@ class ShimTasks:
 
     async def clear(self, key: Key) -> tuple[ExitStatus, int]:
         """Kill and remove a task if it is there: containerd has given it up."""
-        await self._found.wait()
-        async with self._turns.of("/".join(key)):
-            self._registered.pop(key, None)
+        async with self.turn(key):
+            await self.expected.drop(key)
             task = self._live.get(key)
             if task is None:
                 await self._keeper.drop(key)
@@ -481,15 +510,43 @@ class ShimTasks:
         else:
             await undo.step("its VM", self._pods.remove_pod(task.pod_id))
         if undo.complete:
-            await undo.step("what is its own", self._maker.release(task.record))
+            await undo.step("what is its own", self.maker.release(task.record))
         undo.finish()
         self._live.pop(task.record.key, None)
         await self._keeper.drop(task.record.key)
 
+    async def stop_sandbox(self, task: LiveTask) -> None:
+        """End the VM of a sandbox, and be out of its network namespace by then. Idempotent."""
+        task.stopping = True
+        await self._ports.drop(task.record.key)
+        await self._pods.stop_pod(task.pod_id)
+        self._pod_ended(task.pod_id)
+
     # What is known
 
-    async def _known(self, key: Key) -> LiveTask:
+    @asynccontextmanager
+    async def turn(self, key: Key) -> AsyncIterator[None]:
+        """One call at a time that makes or removes the task ``key``, when all that there are are known."""
+        await self.known()
+        async with self._turns.of("/".join(key)):
+            yield
+
+    async def known(self) -> None:
+        """Return when the tasks of an earlier daemon are known."""
         await self._found.wait()
+
+    def find(self, key: Key) -> LiveTask | None:
+        """The task, if it is there."""
+        return self._live.get(key)
+
+    def created_at(self, task: LiveTask) -> int:
+        """When its VM was made, in nanoseconds since the epoch; 0 when that is not known any more."""
+        with suppress(NotFound):
+            return self._pods.pod(task.pod_id).created_at
+        return 0
+
+    async def _known(self, key: Key) -> LiveTask:
+        await self.known()
         task = self._live.get(key)
         if task is None:
             raise NotFound(f"task {key[1]} is not there in namespace {key[0]}")

@@ -69,4 +69,5 @@ class Teller:
         self._tell(task, event)
 
     def _tell(self, task: LiveTask, event: Message) -> None:
-        self._announcer.tell(task.record.events, task.record.namespace, event)
+        if not task.record.by_sandboxer:
+            self._announcer.tell(task.record.events, task.record.namespace, event)
