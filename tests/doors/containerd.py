@@ -34,6 +34,12 @@ RELEASES: dict[str, Callable[[], Path]] = {
 }
 """Where each containerd comes from: Debian's packages in seconds, the newest built from its Go module."""
 
+HANDLERS = {"orlop": "", "orlop-sandbox": "shim"}
+"""Runtimes of containerd's that are ours, and the sandboxer of each, "" for the usual one."""
+
+WITH_SANDBOXERS = ("2.3",)
+"""The releases whose configuration knows sandboxers."""
+
 ASKED = tuple(os.environ.get("ORLOP_CONTAINERDS", "1.6,1.7").split(","))
 """Those that the tests run: without a word those that need no building."""
 
@@ -110,7 +116,12 @@ class Containerd:
             f'[{cri}.cni]\n{cni}\nconf_dir = "{self._network()}"\n'
             f'[{cri}.containerd]\ndefault_runtime_name = "runc"\nsnapshotter = "overlayfs"\n'
             f'[{runtimes}.runc]\nruntime_type = "io.containerd.runc.v2"\n'
-            f'[{runtimes}.orlop]\nruntime_type = "{RUNTIME}"\nprivileged_without_host_devices = true\n'
+            + "".join(
+                f'[{runtimes}.{name}]\nruntime_type = "{RUNTIME}"\nprivileged_without_host_devices = true\n'
+                + (f'sandboxer = "{sandboxer}"\n' if sandboxer else "")
+                for name, sandboxer in HANDLERS.items()
+                if not sandboxer or self.release in WITH_SANDBOXERS
+            )
         )
 
     def start(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import tools
-from tests.doors.containerd import ASKED, RUNTIME, Containerd, containerd
+from tests.doors.containerd import ASKED, HANDLERS, RUNTIME, WITH_SANDBOXERS, Containerd, containerd
 from tests.node import BUSYBOX, Node
 from tests.patience import PATIENCE
 
@@ -79,14 +80,22 @@ def test_it_is_a_vm_that_is_looked_at_paused_and_ended(ctr: Containerd) -> None:
     assert status(ctr, "stays") == ""
 
 
-def test_a_kubelets_pod_is_one_vm(ctr: Containerd, shared_node: Node) -> None:
+@pytest.fixture(params=HANDLERS)
+def handler(request: pytest.FixtureRequest, ctr: Containerd) -> str:
+    name: str = request.param
+    if HANDLERS[name] and ctr.release not in WITH_SANDBOXERS:
+        pytest.skip(f"containerd {ctr.release} does not let a runtime choose its sandboxer")
+    return name
+
+
+def test_a_kubelets_pod_is_one_vm(ctr: Containerd, shared_node: Node, handler: str) -> None:
     pod, container = ctr.directory / "pod.json", ctr.directory / "container.json"
     metadata = {"name": "p", "namespace": "n", "uid": "u", "attempt": 0}
     described = {"metadata": metadata, "hostname": "inside", "log_directory": os.fspath(ctr.directory)}
     pod.write_text(json.dumps({**described, "linux": {"cgroup_parent": shared_node.cgroup_parent}}))
     script = "hostname; touch /dev/shm/mark; trap 'exit 3' TERM; sleep 1000 & wait"
     ctr.cri("pull", BUSYBOX)
-    pod_id = ctr.cri("runp", "-r", "orlop", pod)
+    pod_id = ctr.cri("runp", "-r", handler, pod)
     made = []
     for name in ("first", "second"):
         described = {"metadata": {"name": name}, "image": {"image": BUSYBOX}, "log_path": f"{name}.log"}
@@ -109,6 +118,49 @@ def test_a_kubelets_pod_is_one_vm(ctr: Containerd, shared_node: Node) -> None:
     ctr.cri("stopp", pod_id)
     ctr.cri("rmp", pod_id)
     assert json.loads(ctr.cri("pods", "-o", "json"))["items"] == []
+
+
+def processes(ctr: Containerd) -> dict[str, int]:
+    """Of each task of a kubelet's, on this host."""
+    rows = [line.split() for line in ctr("-n", "k8s.io", "task", "ls").out.splitlines()[1:]]
+    return {row[0]: int(row[1]) for row in rows}
+
+
+def test_a_sandbox_that_the_shim_makes_is_a_vm_and_no_container(ctr: Containerd, shared_node: Node) -> None:
+    if ctr.release not in WITH_SANDBOXERS:
+        pytest.skip(f"containerd {ctr.release} does not let a runtime choose its sandboxer")
+    pod, container = ctr.directory / "sandboxed.json", ctr.directory / "inside.json"
+    metadata = {"name": "sandboxed", "namespace": "n", "uid": "sandboxed", "attempt": 0}
+    resolver = {"servers": ["192.0.2.53"], "searches": ["example.test"]}
+    described = {"metadata": metadata, "hostname": "inside", "dns_config": resolver, "linux": {}}
+    pod.write_text(json.dumps({**described, "log_directory": os.fspath(ctr.directory)}))
+    script = "hostname; cat /etc/resolv.conf; sleep 1000 & wait"
+    described = {"metadata": {"name": "inside"}, "image": {"image": BUSYBOX}, "log_path": "inside.log"}
+    container.write_text(json.dumps({**described, "command": ["sh", "-c", script], "linux": {}}))
+    ctr.cri("pull", BUSYBOX)
+    pod_id = ctr.cri("runp", "-r", "orlop-sandbox", pod)
+    made = ctr.cri("create", pod_id, container, pod)
+    ctr.cri("start", made)
+    assert ctr("-n", "k8s.io", "container", "ls", "-q").out.split() == [made], "no container is the sandbox"
+    until(lambda: "nameserver 192.0.2.53" in ctr.cri("logs", made), "it does not run")
+
+    def state() -> tuple[str, str]:
+        sandbox = json.loads(ctr.cri("inspectp", pod_id))["status"]["state"]
+        return sandbox, json.loads(ctr.cri("inspect", made))["status"]["state"]
+
+    runs = ("SANDBOX_READY", "CONTAINER_RUNNING")
+    assert state() == runs
+    shared_node.kill()
+    shared_node.start()
+    shared_node.wait_ready()
+    assert state() == runs and ctr.cri("exec", made, "hostname") == "inside"
+    ctr.kill()
+    ctr.start()
+    assert state() == runs and ctr.cri("exec", made, "hostname") == "inside"
+    os.kill(processes(ctr)[made], signal.SIGKILL)
+    until(lambda: state() == ("SANDBOX_NOTREADY", "CONTAINER_EXITED"), "the end of its VM is not known")
+    ctr.remove_pods()
+    assert processes(ctr) == {}
 
 
 def test_a_port_of_a_pod_is_forwarded_to_its_loopback(ctr: Containerd, shared_node: Node) -> None:

@@ -8,16 +8,20 @@ import pytest
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
+from orlop.shim import podspec
 from orlop.shim.api import (
     events_pb2,
     forward_pb2,
     metrics_pb2,
+    pod_pb2,
     process_pb2,
+    sandbox_pb2,
     task_v2_pb2,
     task_v3_pb2,
     types_pb2,
 )
 from tests.e2e import contract
+from tests.e2e.test_cri_contract import MODULE as CRI
 
 API = "github.com/containerd/containerd/api@v1.11.1"
 CGROUPS = "github.com/containerd/cgroups/v3@v3.1.3"
@@ -27,7 +31,12 @@ PUBLISHED = [
     (metrics_pb2.DESCRIPTOR, CGROUPS, ["cgroup2/stats/metrics.proto"]),
     (process_pb2.DESCRIPTOR, API, ["types/task/task.proto"]),
     (task_v2_pb2.DESCRIPTOR, API, ["runtime/task/v2/shim.proto"]),
-    (types_pb2.DESCRIPTOR, API, ["types/mount.proto", "types/event.proto"]),
+    (sandbox_pb2.DESCRIPTOR, API, ["runtime/sandbox/v1/sandbox.proto"]),
+    (
+        types_pb2.DESCRIPTOR,
+        API,
+        ["types/mount.proto", "types/event.proto", "types/metrics.proto", "types/platform.proto"],
+    ),
 ]
 
 
@@ -69,3 +78,19 @@ def test_version_3_of_the_task_service_is_version_2(tmp_path: Path) -> None:
     for name, fields in contract.messages(ours(task_v2_pb2.DESCRIPTOR)).items():
         there = {key: as_version_2(value) for key, value in messages[name].items()}
         assert fields.items() <= there.items(), name
+
+
+def as_published(described: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(
+        one.replace(f".{pod_pb2.DESCRIPTOR.package}.", ".runtime.v1.") if isinstance(one, str) else one
+        for one in described
+    )
+
+
+def test_what_containerd_says_of_a_pod_is_what_a_kubelet_says(tmp_path: Path) -> None:
+    theirs = contract.published(CRI, "pkg/apis/runtime/v1/api.proto", tmp_path)
+    messages, own = contract.messages(theirs), ours(pod_pb2.DESCRIPTOR)
+    for name, fields in contract.messages(own).items():
+        assert {key: as_published(value) for key, value in fields.items()}.items() <= messages[name].items()
+    assert contract.enums(own).items() <= contract.enums(theirs).items()
+    assert f"{theirs.package}.PodSandboxConfig" == podspec.KIND

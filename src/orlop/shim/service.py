@@ -16,17 +16,17 @@ from google.protobuf.empty_pb2 import Empty
 from orlop.errors import InvalidArgument, Unimplemented
 from orlop.host import threads
 from orlop.sandbox.spec import ExitStatus
-from orlop.shim import places, stdio
-from orlop.shim.api import door_pb2, process_pb2, task_v3_pb2
+from orlop.shim import asked, places, stdio
+from orlop.shim.api import door_pb2, process_pb2, sandbox_pb2, task_v3_pb2
 from orlop.shim.api import task_v2_pb2 as pb
 from orlop.shim.metrics import metrics
 from orlop.shim.model import Key
 from orlop.shim.rootfs import RootMount
+from orlop.shim.sandbox_service import SandboxCalls
+from orlop.shim.sandboxes import Sandboxes
 from orlop.shim.tasks import ShimTasks
 from orlop.ttrpc.server import METADATA, Method, Services
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,255}", re.ASCII)
-_LONGEST_PATH = 4096
 _MOST_MOUNTS = 64
 _LAST_SIGNAL = 64
 _MOST_CELLS = 1 << 16
@@ -41,6 +41,9 @@ def services(tasks: ShimTasks) -> Services:
     for file in (pb, task_v3_pb2):
         service = file.DESCRIPTOR.services_by_name["Task"]
         found.add(service, _methods(calls, [method.name for method in service.methods]))
+    sandbox = sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"]
+    sandboxes = SandboxCalls(Sandboxes(tasks))
+    found.add(sandbox, _methods(sandboxes, [method.name for method in sandbox.methods]))
     door = door_pb2.DESCRIPTOR.services_by_name["Door"]
     found.add(door, _methods(DoorCalls(tasks), [method.name for method in door.methods]))
     return found
@@ -59,14 +62,14 @@ class DoorCalls:
     async def register(self, request: door_pb2.RegisterRequest) -> Empty:
         """A task will come."""
         events = request.events.removeprefix("unix://")
-        if events and not _is_path(events):
+        if events and not asked.is_path(events):
             raise InvalidArgument(f"{request.events[:200]!r} is not the address of a containerd")
-        await self._tasks.register(_key(request.namespace, request.id), events)
+        await self._tasks.register(asked.key(request.namespace, request.id), events)
         return Empty()
 
     async def clear(self, request: door_pb2.ClearRequest) -> pb.DeleteResponse:
         """A task is to go."""
-        status, pid = await self._tasks.clear(_key(request.namespace, request.id))
+        status, pid = await self._tasks.clear(asked.key(request.namespace, request.id))
         return _deleted(status, pid)
 
 
@@ -78,13 +81,12 @@ class TaskCalls:
 
     async def create(self, request: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
         """Make a task."""
-        if not _is_path(request.bundle):
-            raise InvalidArgument(f"the bundle {request.bundle[:200]!r} is not an absolute path")
+        bundle = asked.bundle(request.bundle)
         if len(request.rootfs) > _MOST_MOUNTS:
             raise InvalidArgument(f"a root file system of {len(request.rootfs)} mounts")
         pid = await self._tasks.create(
             _of(request),
-            request.bundle,
+            bundle,
             tuple(
                 RootMount(kind=one.type, source=one.source, options=tuple(one.options))
                 for one in request.rootfs
@@ -196,25 +198,13 @@ class TaskCalls:
         raise Unimplemented("the shim of orlopd does not checkpoint tasks")
 
 
-def _is_path(text: str) -> bool:
-    return text.startswith("/") and "\0" not in text and len(text) <= _LONGEST_PATH
-
-
-def _key(namespace: str, name: str) -> Key:
-    for what, text in (("namespace", namespace), ("id", name)):
-        if not _NAME.fullmatch(text):
-            raise InvalidArgument(f"{text[:80]!r} is not the {what} of a task")
-    return namespace, name
-
-
 def _of(request: Any) -> Key:
-    """The task that a request is about; its namespace comes beside it."""
-    return _key(METADATA.get().get(places.NAMESPACE, ""), request.id)
+    return asked.of_call(request.id)
 
 
 def _exec(request: Any) -> str:
     name: str = request.exec_id
-    if name and not _NAME.fullmatch(name):
+    if name and not asked.NAME.fullmatch(name):
         raise InvalidArgument(f"{name[:80]!r} is not the id of a process")
     return name
 

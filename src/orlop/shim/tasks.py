@@ -518,7 +518,7 @@ class ShimTasks:
     async def stop_sandbox(self, task: LiveTask) -> None:
         """End the VM of a sandbox, and be out of its network namespace by then. Idempotent."""
         task.stopping = True
-        await self._ports.drop(task.record.key)
+        await self._ports.drop(task.pod_id)
         await self._pods.stop_pod(task.pod_id)
         self._pod_ended(task.pod_id)
 
