@@ -351,3 +351,36 @@ async def test_what_is_the_hosts_is_refused_in_containerds_words(
             "another runtime of containerd's can serve it, as io.containerd.runc.v2"
         )
         assert not one.world.pods
+
+
+@pytest.mark.parametrize("more", [SANDBOX, {}], ids=["sandbox", "alone"])
+async def test_what_containerd_does_not_wait_for_is_taken_away(
+    tmp_path: Path, more: dict[str, object]
+) -> None:
+    async with node(tmp_path) as one:
+        one.world.delays["run"] = 0.2
+        making = asyncio.create_task(one.create(**more))
+        await until(lambda: "before run" in one.world.steps)
+        making.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await making
+        await until(lambda: "after run" in one.world.steps)
+        assert not one.world.pods and not one.pods.pods(PodFilter(front=places.FRONT))
+        assert one.tasks.find(("test", "one")) is None
+        one.world.delays.clear()
+        await one.create(**more)
+
+
+async def test_a_container_that_containerd_does_not_wait_for_leaves_its_sandbox_alone(tmp_path: Path) -> None:
+    async with node(tmp_path) as one:
+        await one.create("sandbox", **SANDBOX)
+        kind, of = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+        one.world.delays["create"] = 0.2
+        making = asyncio.create_task(one.create(annotations={kind: "container", of: "sandbox"}))
+        await until(lambda: "before create" in one.world.steps)
+        making.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await making
+        await until(lambda: "after create" in one.world.steps)
+        (pod,) = one.world.pods.values()
+        assert pod.running and not pod.containers

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from orlop.bundle import document, elsewhere, translate
 from orlop.errors import CannotRun, FailedPrecondition, InvalidArgument
 from orlop.host import netns, threads
-from orlop.host.tasks import Undo, roll_back
+from orlop.host.tasks import Undo, roll_back, uncancelled
 from orlop.pods.records import ContainerFilter, PodRecord
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
@@ -49,11 +51,31 @@ class Maker:
         if record.sandbox:
             return await self.sandbox(record, placing.pod(config, *record.key, netns=placing.network(config)))
         rootfs.check(root)
-        with elsewhere.saying(placing.REMEDY):
-            return await self._container(record, root, config, "" if sandbox is None else sandbox.pod_id)
+        pod_id = "" if sandbox is None else sandbox.pod_id
+        return await self._wanted(self._container(record, root, config, pod_id))
 
     async def sandbox(self, record: TaskRecord, spec: PodSpec) -> LiveTask:
         """The VM of a sandbox. One that has ended by then was not made. A failure leaves nothing behind."""
+        return await self._wanted(self._sandbox(record, spec))
+
+    async def _wanted(self, making: Coroutine[Any, Any, LiveTask]) -> LiveTask:
+        """The task, which is taken away again when nobody waits for it any more."""
+        # The engine goes on with what a caller has left: others ask again, but containerd gives the task up.
+        unwanted: list[LiveTask] = []
+        try:
+            with elsewhere.saying(placing.REMEDY):
+                return await uncancelled(making, unwanted=unwanted.append)
+        except asyncio.CancelledError:
+            for task in unwanted:
+                await roll_back(f"the making of {task.name}", self._discard(task))
+            raise
+
+    async def _discard(self, task: LiveTask) -> None:
+        if task.record.member:
+            await self._pods.remove_container(task.container_id)
+        await self._unmake(task.record, "" if task.record.member else task.pod_id)
+
+    async def _sandbox(self, record: TaskRecord, spec: PodSpec) -> LiveTask:
         if not spec.netns:
             record = msgspec.structs.replace(record, netns=await self._new_network(record.key))
         spec = msgspec.structs.replace(
@@ -61,8 +83,7 @@ class Maker:
         )
         pod_id = ""
         try:
-            with elsewhere.saying(placing.REMEDY):
-                pod_id = await self._pods.run_pod(spec)
+            pod_id = await self._pods.run_pod(spec)
             pod = self._pods.pod(pod_id)
             if not pod.ready:
                 # Its end was told when nobody knew that it is this task's.
