@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import json
 import os
 import socket
@@ -19,7 +20,8 @@ from orlop.config import NetworkConfig
 from orlop.errors import Unavailable
 from orlop.host import netns as namespaces
 from orlop.host import process
-from orlop.net import conflist, tap
+from orlop.linux.netlink import Netlink
+from orlop.net import conflist, links, tap
 from orlop.net.chain import Attachment, AttachmentRecords
 from orlop.net.network import PodNetwork
 from orlop.sandbox.spec import PortMapping
@@ -106,6 +108,39 @@ def _reach(address: str) -> None:
             if time.monotonic() > limit:
                 raise
             time.sleep(0.1)
+
+
+async def test_an_address_that_comes_round_is_reached_at_once(network: PodNetwork, tmp_path: Path) -> None:
+    """The kernel remembers the MAC of the pod that had it before."""
+    async with _netns(tmp_path / "first") as first, _netns(tmp_path / "second") as second:
+        # One stays, or the bridge loses its carrier and the kernel forgets everything.
+        taken = await _attach(network, "first", first)
+        following = [str(ipaddress.ip_address(ip) + 1) for ip in taken]
+        for ip in following:
+            known = ["ip", "neigh", "replace", ip, "lladdr", "02:00:00:00:00:01", "dev", BRIDGE]
+            await process.run([*known, "nud", "reachable"])
+        assert list(await _attach(network, "second", second)) == following
+        (mac,) = {link.mac for link in await namespaces.within(second, _links) if link.name == "eth0"}
+        for ip in following:
+            await _until_known(ip, mac)
+        await network.detach("second", second)
+        await network.detach("first", first)
+
+
+def _links() -> list[links.Link]:
+    with Netlink() as kernel:
+        return links.links(kernel)
+
+
+async def _until_known(ip: str, mac: str) -> None:
+    """Until the host has the address at that MAC. It asks nobody: what it knows was said to it."""
+    limit = time.monotonic() + 5 * PATIENCE
+    while True:
+        done = await process.run(["ip", "neigh", "show", ip, "dev", BRIDGE])
+        if mac in done.stdout.decode():
+            return
+        assert time.monotonic() < limit, done.stdout.decode()
+        await asyncio.sleep(0.02)
 
 
 async def test_two_pods_reach_each_other_over_both_families(network: PodNetwork, tmp_path: Path) -> None:

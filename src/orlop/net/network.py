@@ -14,6 +14,7 @@ from orlop.config import NetworkConfig
 from orlop.errors import OrlopError, Unavailable
 from orlop.host import tasks
 from orlop.net import conflist, masquerade, result
+from orlop.net.announce import announce
 from orlop.net.chain import Attachment, AttachmentRecords, Chain
 from orlop.net.conflist import STATUS_SINCE, NetworkList
 from orlop.net.model import CniDns, NetworkResult, PortMappingLike
@@ -93,7 +94,9 @@ class PodNetwork:
         try:
             outcome = await self._chain.add(attachment)
             self._records.save(_with_outcome(attachment, outcome))
-            return result.read(outcome, INTERFACE)
+            found = result.read(outcome, INTERFACE)
+            await announce(netns, INTERFACE, found.ips)
+            return found
         except BaseException:
             await tasks.roll_back(f"the attachment of pod {pod_id}", self._undo(attachment))
             raise

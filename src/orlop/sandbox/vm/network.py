@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orlop.net import outside
+from orlop.net.announce import announce
 from orlop.net.network import INTERFACE, PodNetwork
 from orlop.net.tap import described, join_tap
 from orlop.sandbox.spec import PodSpec
@@ -62,6 +63,8 @@ async def join(spec: PodSpec, clone: Clone, found: Interface | None) -> None:
         await clone.enter_outside()
     if found is not None:
         await join_tap(clone.netns, found.name, tap=TAP)
+        if spec.netns:
+            await announce(clone.netns, found.name, [cidr.partition("/")[0] for cidr in found.addresses])
 
 
 async def detach(network: PodNetwork, pod: PodFile, netns: Path) -> None:
