@@ -15,7 +15,7 @@ GUEST ?=
 CONTAINERDS ?= 1.6,1.7
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short debian13 deb bare wheel monitoring csi-sanity csi-life oci-validation doors doors-13 shim-conformance lasting upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short debian13 deb bare wheel monitoring csi-sanity csi-life csi-others oci-validation doors doors-13 shim-conformance lasting upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -92,6 +92,9 @@ csi-sanity: $(PYTHON) ## The CSI driver, judged by the sanity suite of kubernete
 
 csi-life: $(PYTHON) ## The CSI driver on two nodes, under the sidecars of kubernetes-csi (root)
 	$(PYTHON) -m pytest tests/csi_life -q --junitxml build/tests/csi-life.xml
+
+csi-others: $(PYTHON) ## Volumes of drivers that others wrote, under both handlers (root)
+	$(PYTHON) -m pytest tests/csi_others -q -rP --junitxml build/tests/csi-others.xml
 
 oci-validation: $(PYTHON) ## The OCI runtime specification, judged by runtime-tools; table in build/oci-validation.md (root)
 	$(PYTHON) -m pytest tests/oci_validation -q --junitxml build/tests/oci-validation.xml
