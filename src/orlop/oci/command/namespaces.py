@@ -68,4 +68,6 @@ def _look(kind: str, path: str) -> None:
     if kind not in _NEVER_SHARED or _OF_A_PROCESS.fullmatch(path):
         return
     if (found.st_dev, found.st_ino) == (here.st_dev, here.st_ino):
-        raise FailedPrecondition(f"namespace {kind}: {path} is the host's own, which a VM does not share")
+        raise FailedPrecondition(
+            f"it asks for the host's {kind} namespace, which a VM does not share: {path} is that one"
+        )
