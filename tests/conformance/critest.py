@@ -37,8 +37,8 @@ HOST_SPECS = re.compile(
 
 WHOLE = "critest itself"
 
-ABSENT_IMAGE = re.compile(r"test-image-digest@sha256:[0-9a-f]{64}")
-"""An image that critest names by a digest which nobody but its own registry can serve."""
+ABSENT_IMAGE = re.compile(r"test-image-digest(?:@sha256:[0-9a-f]{64}|: manifest unknown)")
+"""An image that critest names by a digest which nobody but its own registry can serve, as runtimes say it."""
 
 HANDLER_OPTIONS: dict[Handler, tuple[str, ...]] = {
     "vm": ("-runtime-handler", "vm"),

@@ -24,6 +24,8 @@ def test_a_refusal_counts_only_for_vm_and_for_specs_that_want_the_host() -> None
 def test_an_image_that_is_nowhere() -> None:
     text = f"failed to pull image: gcr.io/k8s-staging-cri-tools/test-image-digest@sha256:{'9' * 64} not found"
     assert judge("public image with digest", "failed", text, "process")[0] == "unavailable"
+    text = "reading manifest in 127.0.0.1:1/gcr.io/k8s-staging-cri-tools/test-image-digest: manifest unknown"
+    assert judge("public image with digest", "failed", text, "process")[0] == "unavailable"
 
 
 def test_a_report_is_read(tmp_path: Path) -> None:
