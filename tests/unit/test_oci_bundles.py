@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from orlop.errors import FailedPrecondition
 from orlop.host.process import process_start_time
 from orlop.oci import questions
-from orlop.oci.bundles import KEY, Bundle, Bundles
+from orlop.oci.bundles import Bundles
 from orlop.oci.companion import Companion
+from orlop.oci.model import KEY, Bundle
 from orlop.oci.protocol import FRONT
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
@@ -110,3 +112,19 @@ async def test_of_two_starts_at_once_one_is_told_that_it_came_late(tmp_path: Pat
             told = await asyncio.gather(bundles.start(asked), bundles.start(asked), return_exceptions=True)
             assert told[0] is None
             assert isinstance(told[1], FailedPrecondition) and "in the running state" in str(told[1])
+
+
+@pytest.mark.parametrize("oom", [True, False])
+async def test_what_memory_ends_is_said_as_conmon_says_it(tmp_path: Path, oom: bool) -> None:
+    world = World()
+    async with node(tmp_path, world) as (pods, bundles):
+        with standing() as companion:
+            pod_id = await pods.run_pod(pod_spec(front=FRONT))
+            await made(pods, tmp_path, pod_id, "one", companion)
+            await bundles.start(questions.ToStart(root="/r", id="one"))
+            (container,) = world.pods[pod_id].containers
+            world.exit(container, 137, oom=oom)
+            async with asyncio.timeout(60 * PATIENCE):
+                while world.pods[pod_id].running:  # noqa: ASYNC110 - nothing would set an event
+                    await asyncio.sleep(0.005)
+        assert (tmp_path / "oom").exists() == oom

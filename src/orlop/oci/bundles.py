@@ -33,7 +33,14 @@ from orlop.oci.joining import Placed
 from orlop.oci.model import KEY, Bundle, bundle_of, described
 from orlop.oci.protocol import FRONT
 from orlop.pods import resolve
-from orlop.pods.records import ContainerFilter, ContainerPhase, ContainerRecord, PodFilter, PodRecord
+from orlop.pods.records import (
+    REASON_OOM,
+    ContainerFilter,
+    ContainerPhase,
+    ContainerRecord,
+    PodFilter,
+    PodRecord,
+)
 from orlop.pods.service import PodService
 from orlop.sandbox.base import ProcessIO, StartedProcess
 from orlop.sandbox.spec import Resources
@@ -258,6 +265,8 @@ class Bundles:
         if record is None:
             return
         code = record.exit_code
+        if record.reason == REASON_OOM:
+            await threads.call(_note_oom, bundle.directory)
         await bundle.companion.end(_CANNOT_RUN if record.started_at == 0 else code)
         async with self._turns.of(joining.turn_of(record, bundle)):
             members = [(one, bundle_of(one)) for one in self._members(record.pod_id)]
@@ -441,6 +450,17 @@ def _check_sources(config: document.OciConfig, bundle: str) -> None:
         source = Path(bundle, mount.source)
         if mount.type == "bind" and not source.exists():
             raise NotFound(f"mount {mount.destination}: stat {source}: no such file or directory")
+
+
+def _note_oom(bundle: str) -> None:
+    """Say that memory ended a container, as conmon says it to who called it: by a file in the bundle.
+
+    conmon looks at the container's control group on the host, which does not know what the guest does.
+    """
+    try:
+        Path(bundle, "oom").touch(mode=0o600)
+    except OSError as error:
+        log.warning("%s cannot be told that memory has ended its container: %s", bundle, error.strerror)
 
 
 def _check_network(bundle: Bundle) -> None:
