@@ -15,7 +15,7 @@ GUEST ?=
 CONTAINERDS ?= 1.6,1.7
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short debian13 deb bare wheel monitoring csi-sanity csi-life csi-others oci-validation doors doors-13 shim-conformance lasting upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short debian13 deb bare wheel monitoring csi-sanity csi-life csi-others oci-validation doors doors-13 shim-conformance crio lasting upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -104,6 +104,10 @@ doors: $(PYTHON) ## podman and Docker with orlop-oci, the shim under containerd:
 
 shim-conformance: $(PYTHON) ## critest through containerd with the shim, beside runc: CONTAINERDS=2.3 FOCUS=regex (root)
 	$(PYTHON) -m tests.doors.conformance $(if $(filter command line,$(origin CONTAINERDS)),--containerd $(CONTAINERDS)) $(if $(FOCUS),--focus '$(FOCUS)')
+
+crio: $(PYTHON) ## CRI-O with orlop-oci: a pod's life by hand, then critest beside runc: FOCUS=regex (root)
+	$(PYTHON) -m pytest tests/crio -q --junitxml build/tests/crio.xml
+	$(PYTHON) -m tests.crio $(if $(FOCUS),--focus '$(FOCUS)')
 
 doors-13: $(PYTHON) ## The podman of Debian 13, with netavark, with orlop-oci in a root of Debian 13 (root)
 	$(PYTHON) -m tests.lab doors13

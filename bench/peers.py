@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.conformance import tools
 
 CONTAINERD_VERSION = "2.3.4"
+CRIO_VERSION = "1.34.0"
 GVISOR_VERSION = "0.0.0-20250205023644-9414b50a5633"
 
 
@@ -32,13 +33,8 @@ def _build(
     go = tools.find_go()
     tools.say(f"building {', '.join(packages)} {version} (minutes, once)")
     with tempfile.TemporaryDirectory(prefix="orlop-peer-") as scratch_name:
-        scratch = Path(scratch_name)
-        output = tools.run([go, "mod", "download", "-json", f"{module}@v{version}"], cwd=scratch)
-        directory = re.search(r'"Dir": "([^"]+)"', output)
-        if directory is None:
-            raise tools.ToolError(f"go mod download of {module} named no directory")
-        source = scratch / "source"
-        shutil.copytree(directory[1], source)
+        source = Path(scratch_name) / "source"
+        shutil.copytree(_source(module, version), source)
         for path in (source, *source.rglob("*")):
             path.chmod(path.stat().st_mode | 0o200)
         file, old, new = edit
@@ -51,6 +47,33 @@ def _build(
             tools.run([go, "build", "-trimpath", "-tags", tags, "-o", built, package], cwd=source, env=env)
             built.rename(target / name)
     return target
+
+
+def _source(module: str, version: str) -> Path:
+    """The directory of a Go module's source, which is not to be written to."""
+    with tempfile.TemporaryDirectory(prefix="orlop-peer-") as scratch:
+        argv = [tools.find_go(), "mod", "download", "-json", f"{module}@v{version}"]
+        directory = re.search(r'"Dir": "([^"]+)"', tools.run(argv, cwd=Path(scratch)))
+    if directory is None:
+        raise tools.ToolError(f"go mod download of {module} named no directory")
+    return Path(directory[1])
+
+
+def crio() -> Path:
+    """The directory of CRI-O and of pinns, which makes and pins namespaces for it.
+
+    Without what takes libraries that Debian has in no static form.
+    """
+    module = "github.com/cri-o/cri-o"
+    tags = "containers_image_ostree_stub containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion"
+    directory = _build("crio", module, CRIO_VERSION, {"crio": "./cmd/crio"}, tags)
+    if not (directory / "pinns").exists():
+        sources = sorted((_source(module, CRIO_VERSION) / "pinns/src").glob("*.c"))
+        with tempfile.TemporaryDirectory(prefix="pinns-", dir=directory) as scratch:
+            built = Path(scratch) / "pinns"
+            tools.run(["cc", "-std=c99", "-Os", "-static", "-o", built, *sources])
+            tools.place(built, directory / "pinns")
+    return directory
 
 
 def containerd() -> Path:
