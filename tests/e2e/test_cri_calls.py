@@ -34,9 +34,11 @@ class Caller:
         self.handler = handler
 
     async def pod(self, name: str, **fields: Any) -> tuple[str, pb.PodSandboxConfig]:
-        logs = self.node.scratch / "logs" / f"{name}-{self.handler}"
+        # Logs of another pod of the name, which are still there, are not this one's.
+        uid = f"{name}-{self.handler}-{os.urandom(3).hex()}"
+        logs = self.node.scratch / "logs" / uid
         config = pb.PodSandboxConfig(
-            metadata=pb.PodSandboxMetadata(name=name, namespace="cri", uid=f"{name}-{self.handler}"),
+            metadata=pb.PodSandboxMetadata(name=name, namespace="cri", uid=uid),
             log_directory=str(logs),
             linux=pb.LinuxPodSandboxConfig(cgroup_parent=self.node.cgroup_parent),
             labels={"test": name},
