@@ -39,9 +39,11 @@ def _children() -> set[int]:
 def no_child_survives() -> Iterator[None]:
     before = _children()
     yield
-    if left := _children() - before:
-        names = {pid: _name(pid) for pid in left}
-        pytest.fail(f"child processes survived the test: {names}")
+    deadline = time.monotonic() + GRACE
+    while left := _children() - before:
+        if time.monotonic() > deadline:
+            pytest.fail(f"child processes survived the test: { {pid: _name(pid) for pid in left} }")
+        time.sleep(0.02)
 
 
 def _name(pid: int) -> str:
@@ -55,9 +57,11 @@ def _name(pid: int) -> str:
 def no_thread_survives() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    left = [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
-    left = [thread for thread in left if not thread.name.startswith(("asyncio_", "ThreadPoolExecutor"))]
-    assert not left, f"threads survived the test: {left}"
+    deadline = time.monotonic() + GRACE
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon and not thread.name.startswith(("asyncio_", "ThreadPoolExecutor")):
+            thread.join(max(0.0, deadline - time.monotonic()))
+            assert not thread.is_alive(), f"a thread survived the test: {thread}"
 
 
 @pytest_asyncio.fixture(autouse=True)
