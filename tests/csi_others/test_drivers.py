@@ -28,11 +28,11 @@ KNOWN = "all good to workload with service account default"
 
 SWAP = """
 cd "$1" && mkdir "..$2" && echo "$2" >"..$2/word" && old=$(readlink ..data)
-ln -s "..$2" ..data_tmp && mv -T ..data_tmp ..data && date +%s.%N
+ln -s "..$2" ..data_tmp && date +%s.%N && mv -T ..data_tmp ..data
 [ -e word ] || ln -s ..data/word word
 [ -z "$old" ] || rm -r "$old"
 """
-"""Changes a volume as drivers of secrets do, and says when."""
+"""Changes a volume as drivers of secrets do, and says when it began to show that."""
 
 WATCH = """
 while :; do
