@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import socket
@@ -272,26 +271,19 @@ class Kept:
         self.keeper = keeper.Keeper(os.fspath(place), self.holding)
         self.thread = threading.Thread(target=self.keeper.run)
 
-    def start(self, *notes: tuple[str, str, int]) -> None:
-        """Run it with what is held by a daemon that then goes."""
-        self.thread.start()
-        line = KeeperLine(self.place)
+    def start(self, *notes: tuple[str, str, int], connected: bool = False) -> None:
+        """Run it with what a daemon has left there, and with a connection of containerd's."""
+        # By hand, and before it runs: one with nothing to keep ends at once.
         for verb, key, descriptor in notes:
-            line._send({"verb": verb, "key": key}, [descriptor] if descriptor >= 0 else [])
-        asyncio.run(line.close())
-
-    def connect(self) -> None:
-        """Be containerd."""
-        with (
-            start._listening(start.address(self.place, NAMESPACE), socket.SOCK_STREAM) as serving,
-            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as note,
-        ):
-            note.connect(os.fspath(self.place / places.HOLD_SOCKET))
-            said = json.dumps({"verb": "serve", "key": NAMESPACE}).encode()
-            socket.send_fds(note, [said], [serving.fileno()])
-            note.recv(16)
-        self.link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.link.connect(os.fspath(start.address(self.place, NAMESPACE)))
+            self.keeper._holds.take(verb, key, [os.dup(descriptor)] if descriptor >= 0 else [])
+        if connected:
+            address = start.address(self.place, NAMESPACE)
+            with start._listening(address, socket.SOCK_STREAM) as serving:
+                self.keeper._serve(NAMESPACE, os.dup(serving.fileno()))
+            self.link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.link.connect(os.fspath(address))
+            assert self.keeper._accept(NAMESPACE, self.keeper._serving[NAMESPACE])
+        self.thread.start()
 
     def ends(self) -> bool:
         self.thread.join(30 * PATIENCE)
@@ -348,8 +340,7 @@ def test_a_keeper_whose_place_another_one_has_taken_ends_and_leaves_that_alone(k
 
 def test_a_keeper_without_its_directory_stays_as_long_as_a_task_of_containerds_lives(kept: Kept) -> None:
     with process() as (running, descriptor):
-        kept.start(("hold", TASK_KEY, descriptor))
-        kept.connect()
+        kept.start(("hold", TASK_KEY, descriptor), connected=True)
         assert kept.link is not None
         shutil.rmtree(kept.place)
         assert kept.keeper._wanted_alone(time.monotonic()) and kept.thread.is_alive()
@@ -362,8 +353,7 @@ def test_a_keeper_whose_daemon_was_removed_ends_when_nothing_lives(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with process() as (running, descriptor):
-        kept.start(("hold", TASK_KEY, descriptor), ("expect", f"{NAMESPACE}/two/", -1))
-        kept.connect()
+        kept.start(("hold", TASK_KEY, descriptor), ("expect", f"{NAMESPACE}/two/", -1), connected=True)
         now = time.monotonic()
         assert kept.keeper._wanted_alone(now), "the daemon may come back"
         assert kept.keeper._wanted_alone(now + 2 * keeper.ABANDONED), "a task lives"
