@@ -47,7 +47,7 @@ WORKED_IN = {"root": "/bench", "emptyDir": "/empty/bench", "hostPath": "/host/be
 READ = {"root": "/copies", "small volumes": "/small"}
 LOOKING = 1.0
 """Seconds after which a container surely looks for a change."""
-LOG_MB = 100
+LOG_MB = 40
 FAILURES = (RuntimeError, OSError, tools.ToolError, grpc.RpcError)
 
 Figures = dict[str, dict[str, list[float]]]
