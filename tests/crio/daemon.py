@@ -100,7 +100,7 @@ class Crio:
             f'container_exits_dir = "{place}/exits"\ncontainer_attach_socket_dir = "{place}/attach"\n'
             f'irqbalance_config_restore_file = "disable"\n{handlers}'
             f'[crio.image]\npause_image = "{PAUSE}"\npause_command = ""\n'
-            f'signature_policy = "{place}/policy.json"\n'
+            f'signature_policy = "{place}/policy.json"\nsignature_policy_dir = "{place}/policies"\n'
             f'[crio.network]\nnetwork_dir = "{self._network()}"\nplugin_dirs = ["{cni}"]\n'
             "[crio.metrics]\nenable_metrics = false\n[crio.nri]\nenable_nri = false\n"
         )
@@ -164,6 +164,16 @@ class Crio:
             if place.startswith(f"{self.directory}/"):
                 subprocess.run(["umount", "--lazy", place], check=False)
         subprocess.run(["ip", "link", "delete", self._bridge], capture_output=True, check=False)
+        for top in Path("/sys/fs/cgroup").iterdir():
+            for group in (*top.glob("crio-*"), top / "crio"):
+                _remove_empty(group)
+
+
+def _remove_empty(group: Path) -> None:
+    """Remove control groups that CRI-O leaves for pods of no kubelet. One in use stays."""
+    for place in (*sorted(group.rglob("crio-*"), reverse=True), group):
+        with contextlib.suppress(OSError):
+            place.rmdir()
 
 
 def _which(name: str) -> str:
@@ -180,6 +190,11 @@ def crio(directory: Path, node: Node, registry: str, *, infra: bool = True) -> I
     try:
         one.start()
         yield one
+    except BaseException:
+        with contextlib.suppress(AssertionError, subprocess.SubprocessError):
+            one.remove_pods()
+        raise
+    else:
         one.remove_pods()
     finally:
         one.remove_all()
