@@ -37,7 +37,7 @@ class Crio:
         self.socket = directory / "c.sock"
         self._binaries = peers.crio()
         self._registry = registry
-        self._infra = infra
+        self.infra = infra
         self._log = directory / "crio.log"
         self._bridge = f"crio{os.urandom(3).hex()}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -96,7 +96,7 @@ class Crio:
             f'[crio.api]\nlisten = "{self.socket}"\nstream_address = "127.0.0.1"\nstream_port = "0"\n'
             '[crio.runtime]\ndefault_runtime = "runc"\ncgroup_manager = "cgroupfs"\nconmon_cgroup = "pod"\n'
             f'pinns_path = "{self._binaries}/pinns"\nnamespaces_dir = "{place}/ns"\n'
-            f'drop_infra_ctr = {json.dumps(not self._infra)}\nhooks_dir = []\nlog_level = "debug"\n'
+            f'drop_infra_ctr = {json.dumps(not self.infra)}\nhooks_dir = []\nlog_level = "debug"\n'
             f'container_exits_dir = "{place}/exits"\ncontainer_attach_socket_dir = "{place}/attach"\n'
             f'irqbalance_config_restore_file = "disable"\n{handlers}'
             f'[crio.image]\npause_image = "{PAUSE}"\npause_command = ""\n'
@@ -150,6 +150,11 @@ class Crio:
         if check:
             assert done.code == 0, f"{done}\n{self.log_tail()}"
         return done
+
+    def containers(self) -> list[str]:
+        """The containers that CRI-O has made with orlop-oci."""
+        argv = [self._programs["orlop"], "--root", f"{self.directory}/state/orlop", "list", "--quiet"]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
 
     def remove_pods(self) -> None:
         """Remove what a kubelet has made."""
