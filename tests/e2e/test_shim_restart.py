@@ -111,6 +111,7 @@ class Containerd:
         """Kill the daemon, and start it again."""
         await asyncio.to_thread(self.node.kill)
         await asyncio.to_thread(self.node.start)
+        await asyncio.to_thread(self.node.wait_ready)
 
     async def until(self, true: Callable[[], object]) -> None:
         async with asyncio.timeout(LIMIT):
