@@ -173,21 +173,26 @@ async def quiet(soak: Soak, number: int, chaos: Chaos) -> None:
     await chaos.restart(signal.SIGTERM)
     await asyncio.to_thread(one.wait_ready)
     fresh = invariants.descriptors(one.pid), invariants.memory(one.pid)
+    listed = set(one.crictl("pods", "-q").out.split())
+    if listed & soak.gone:
+        soak.complain(f"listed again: {listed & soak.gone}")
+    # A call that was given up may have made its pod after the last look. With its daemon it has ended.
+    await soak.collect()
     if grown[0] > fresh[0] + invariants.MORE_DESCRIPTORS:
         soak.complain(f"the daemon had {grown[0]} files open, and a new one has {fresh[0]}")
     if grown[1] > fresh[1] + invariants.MORE_MEMORY:
         soak.complain(f"the daemon had {grown[1] >> 20} MiB, and a new one has {fresh[1] >> 20}")
-    listed = one.crictl("pods", "-q").out.split() + one.crictl("ps", "-aq").out.split()
-    if listed:
-        soak.complain(f"still listed: {listed}")
+    left = one.crictl("pods", "-q").out.split() + one.crictl("ps", "-aq").out.split()
+    if left:
+        soak.complain(f"still listed: {left}")
     soak.serving.clear()
     await asyncio.to_thread(one.stop)
     for line in await asyncio.to_thread(invariants.wait_for, one.leaks):
         soak.complain(f"left behind: {line}")
-    left = await asyncio.to_thread(invariants.files, one)
+    files = await asyncio.to_thread(invariants.files, one)
     if number == 0:
-        soak.baseline = left  # type: ignore[attr-defined]
-    for path in sorted(left - soak.baseline):  # type: ignore[attr-defined]
+        soak.baseline = files  # type: ignore[attr-defined]
+    for path in sorted(files - soak.baseline):  # type: ignore[attr-defined]
         soak.complain(f"left behind: {path}")
     print(
         f"round {number}: {soak.begun} pods begun, {soak.made} made, {soak.calls} calls, "

@@ -78,6 +78,8 @@ class Soak:
         self.failed: dict[str, int] = {}
         self.slowest = (0.0, "")
         self.wrong: list[str] = []
+        self.gone: set[str] = set()
+        """Pods of which the daemon has said that they are removed."""
         self.serving = asyncio.Event()
         self.serving.set()
         self.killed_machines = 0
@@ -363,6 +365,7 @@ class Soak:
         else:
             await self.call("stop_pod_sandbox", stop)
             await self.call("remove_pod_sandbox", remove)
+            self.gone.add(pod_id)
 
 
 def _short(request: Any) -> str:
