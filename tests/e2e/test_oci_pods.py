@@ -125,8 +125,11 @@ def test_a_pod_ends_with_its_sandbox_and_outlives_the_daemon(pod: Pod, shared_no
     kernel = pod.says("sandbox", *BOOT)
     cut_short = pod.runtime.background("create", "-b", pod.bundle("cut", "sleep", "600"), pod.name("cut"))
     shared_node.kill()
-    cut_short.wait(PATIENT)
-    shared_node.start()
+    try:
+        cut_short.wait(PATIENT)
+    finally:
+        shared_node.start()
+        shared_node.wait_ready()
     pod.create("member")
     pod.start("member")
     assert pod.says("member", *BOOT) == kernel
