@@ -43,7 +43,7 @@ def test_this_machine_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> N
         architecture.own.cache_clear()
 
 
-LITERAL = re.compile(r"x86|amd64|aarch64|arm64|ttyS\d|ttyAMA")
+LITERAL = re.compile(r"\bx86|amd64|aarch64|arm64|ttyS\d|ttyAMA")
 ELSEWHERE = {
     "guest/launch/script.py": "the machine code of one architecture, explained",
     "hypervisor/qemu/settings.py": "the program's name and the distribution's package",
