@@ -17,8 +17,6 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from orlop.host import netns as namespaces
-from orlop.linux.netlink import Netlink
-from orlop.net import links
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +68,11 @@ async def announce(netns: Path, interface: str, ips: Sequence[str]) -> None:
     """
 
     def send() -> None:
-        with Netlink() as kernel:
-            mac = bytes.fromhex(links.find(kernel, interface).mac.replace(":", ""))
-        if len(mac) != 6:
-            return
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as link:
             link.bind((interface, 0))
+            *_, mac = link.getsockname()
+            if len(mac) != 6:
+                return
             for ip in ips:
                 link.send(frame(ipaddress.ip_address(ip), mac))
 
