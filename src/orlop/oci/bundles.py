@@ -24,7 +24,7 @@ from orlop.bundle.ports import PodPorts
 from orlop.bundle.roles import Role
 from orlop.errors import AlreadyExists, CannotRun, FailedPrecondition, NotFound, OrlopError
 from orlop.host import process, threads
-from orlop.host.tasks import Tasks, Undo, roll_back, uncancelled
+from orlop.host.tasks import Tasks, Undo, roll_back, wanted_or_undone
 from orlop.host.turns import Turns
 from orlop.oci import companion as companions
 from orlop.oci import conduit, events, groups, joining, questions
@@ -158,14 +158,12 @@ class Bundles:
         if not placed.pod_id:
             # The VM of a create that was cut short has the network until it is removed.
             await self._swept.wait()
-        unwanted: list[ContainerRecord] = []
-        try:
-            # The engine goes on with what a caller does not wait for: others ask again, this one is gone.
-            return await uncancelled(self._make(config, bundle, placed), unwanted=unwanted.append)
-        except asyncio.CancelledError:
-            for record in unwanted:
-                await roll_back(f"the making of container {bundle.id}", self._unmake(bundle, record.pod_id))
-            raise
+        # The engine goes on with what a caller does not wait for: others ask again, this one is gone.
+        return await wanted_or_undone(
+            f"the making of container {bundle.id}",
+            self._make(config, bundle, placed),
+            lambda record: self._unmake(bundle, record.pod_id),
+        )
 
     async def _make(self, config: document.OciConfig, bundle: Bundle, placed: Placed) -> ContainerRecord:
         pod_id = placed.pod_id

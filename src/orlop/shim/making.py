@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Coroutine, Sequence
@@ -14,7 +13,7 @@ import msgspec
 from orlop.bundle import document, elsewhere, translate
 from orlop.errors import CannotRun, FailedPrecondition, InvalidArgument
 from orlop.host import netns, threads
-from orlop.host.tasks import Undo, roll_back, uncancelled
+from orlop.host.tasks import Undo, roll_back, wanted_or_undone
 from orlop.pods.records import ContainerFilter, PodRecord
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
@@ -52,23 +51,19 @@ class Maker:
             return await self.sandbox(record, placing.pod(config, *record.key, netns=placing.network(config)))
         rootfs.check(root)
         pod_id = "" if sandbox is None else sandbox.pod_id
-        return await self._wanted(self._container(record, root, config, pod_id))
+        return await self._wanted(
+            f"the making of task {record.id}", self._container(record, root, config, pod_id)
+        )
 
     async def sandbox(self, record: TaskRecord, spec: PodSpec) -> LiveTask:
         """The VM of a sandbox. One that has ended by then was not made. A failure leaves nothing behind."""
-        return await self._wanted(self._sandbox(record, spec))
+        return await self._wanted(f"the making of sandbox {record.id}", self._sandbox(record, spec))
 
-    async def _wanted(self, making: Coroutine[Any, Any, LiveTask]) -> LiveTask:
+    async def _wanted(self, what: str, making: Coroutine[Any, Any, LiveTask]) -> LiveTask:
         """The task, which is taken away again when nobody waits for it any more."""
         # The engine goes on with what a caller has left: others ask again, but containerd gives the task up.
-        unwanted: list[LiveTask] = []
-        try:
-            with elsewhere.saying(placing.REMEDY):
-                return await uncancelled(making, unwanted=unwanted.append)
-        except asyncio.CancelledError:
-            for task in unwanted:
-                await roll_back(f"the making of {task.name}", self._discard(task))
-            raise
+        with elsewhere.saying(placing.REMEDY):
+            return await wanted_or_undone(what, making, self._discard)
 
     async def _discard(self, task: LiveTask) -> None:
         if task.record.member:
