@@ -114,6 +114,13 @@ def test_what_was_found_out_is_remembered_for_the_same_inputs(tmp_path: Path) ->
     assert accelerator.remembered(tmp_path, "inputs") is None
 
 
+def test_a_release_with_other_processor_models_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = accelerator.inputs("QEMU 7.2")
+    assert accelerator.inputs("QEMU 7.2") == before
+    monkeypatch.setattr(accelerator, "TCG_CPU", "another")
+    assert accelerator.inputs("QEMU 7.2") != before
+
+
 def test_a_trial_that_took_too_long_is_not_believed_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
