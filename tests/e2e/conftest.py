@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conformance import images, tools
-from tests.node import Node, node
+from tests.node import BUSYBOX, Node, node
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,6 +31,16 @@ def shared_node(registry: str) -> Iterator[Node]:
     with node(registry) as one:
         one.wait_ready()
         yield one
+
+
+@pytest.fixture
+def client_node(shared_node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    """The shared node, which ``orlop.connect()`` finds."""
+    monkeypatch.setenv("ORLOP_SOCKET", shared_node.socket)
+    monkeypatch.setenv("ORLOP_LOG_ROOT", os.fspath(shared_node.scratch / "client-logs"))
+    shared_node.pull(BUSYBOX)
+    yield shared_node
+    shared_node.remove_all()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

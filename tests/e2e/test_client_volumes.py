@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,7 @@ SOON = 1.0
 """Seconds in which a call that does not wait for its turn is through. One that waits makes this a pause."""
 DEADLINE = 60 * PATIENCE
 
-
-@pytest.fixture(autouse=True)
-def own_node(shared_node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    """``orlop.connect()`` finds the node of these tests."""
-    monkeypatch.setenv("ORLOP_SOCKET", shared_node.socket)
-    monkeypatch.setenv("ORLOP_LOG_ROOT", os.fspath(shared_node.scratch / "volume-logs"))
-    shared_node.pull(BUSYBOX)
-    yield shared_node
-    shared_node.remove_all()
+pytestmark = pytest.mark.usefixtures("client_node")
 
 
 @contextlib.asynccontextmanager
@@ -69,7 +60,7 @@ def interrupted(call: Callable[..., Awaitable[Any]], begin: Callable[[], asyncio
 
 @pytest.mark.parametrize("again_too", [False, True], ids=["run", "restart"])
 async def test_what_a_container_is_about_to_have_is_not_removed(
-    again_too: bool, own_node: Node, monkeypatch: pytest.MonkeyPatch
+    again_too: bool, client_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removing: list[asyncio.Task[None]] = []
     async with one_volume() as (client, name), session.connect() as cri:
@@ -91,13 +82,13 @@ async def test_what_a_container_is_about_to_have_is_not_removed(
                 running = (await pod.start(BUSYBOX, "sleep", "1000", volumes=[f"{name}:/data"])).id
             with pytest.raises(FailedPrecondition, match="in use"):
                 await removing[0]
-            kinds = own_node.crictl("exec", running, "stat", "-f", "-c", "%T", "/data").out
+            kinds = client_node.crictl("exec", running, "stat", "-f", "-c", "%T", "/data").out
             assert kinds.strip() == "ext2/ext3", "it has the volume, and no directory of the host"
         await removed(client, name)
 
 
 async def test_who_comes_while_a_volume_is_removed_hears_that_there_is_none(
-    own_node: Node, monkeypatch: pytest.MonkeyPatch
+    client_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starting: list[asyncio.Task[orlop.Container]] = []
     async with one_volume() as (client, name), orlop.connect() as node, node.pod(handler="process") as pod:
@@ -112,5 +103,5 @@ async def test_who_comes_while_a_volume_is_removed_hears_that_there_is_none(
         await volumes.remove(client, name)
         with pytest.raises(NotFound, match=name):
             await starting[0]
-        place = Path(own_node.socket).parent / "volumes" / name
+        place = Path(client_node.socket).parent / "volumes" / name
         assert not place.exists(), "nothing of it is left where mounts name it"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
-import os
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 DEADLINE = 60 * PATIENCE
 
-
-@pytest.fixture(autouse=True)
-def own_node(shared_node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    """``orlop.connect()`` finds the node of these tests."""
-    monkeypatch.setenv("ORLOP_SOCKET", shared_node.socket)
-    monkeypatch.setenv("ORLOP_LOG_ROOT", os.fspath(shared_node.scratch / "python-logs"))
-    shared_node.pull(BUSYBOX)
-    yield shared_node
-    shared_node.remove_all()
+pytestmark = pytest.mark.usefixtures("client_node")
 
 
 def compiled(example: str) -> Callable[[dict[str, Any]], object]:
@@ -41,12 +32,12 @@ def compiled(example: str) -> Callable[[dict[str, Any]], object]:
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_the_examples_of_the_page(number: int, own_node: Node) -> None:
+def test_the_examples_of_the_page(number: int, client_node: Node) -> None:
     names: dict[str, Any] = {"IMAGE": BUSYBOX, "orlop": orlop, "asyncio": asyncio}
     made = compiled(EXAMPLES[number])(names)
     if isinstance(made, Coroutine):
         asyncio.run(asyncio.wait_for(made, DEADLINE * 2))
-    assert own_node.crictl("pods", "-q").out == ""
+    assert client_node.crictl("pods", "-q").out == ""
 
 
 @contextlib.asynccontextmanager
@@ -128,8 +119,8 @@ async def test_ports_carry_both_ways_and_end(handler: str) -> None:
                 await stream.read()
 
 
-async def test_what_is_cancelled_leaves_nothing(own_node: Node) -> None:
-    logs = own_node.scratch / "python-logs"
+async def test_what_is_cancelled_leaves_nothing(client_node: Node) -> None:
+    logs = client_node.scratch / "client-logs"
     # Pods of other tests that were removed by the daemon leave their logs here.
     before = set(logs.iterdir()) if logs.exists() else set()
     async with orlop.connect() as node:
@@ -145,7 +136,7 @@ async def test_what_is_cancelled_leaves_nothing(own_node: Node) -> None:
             assert await node.pods() == [], seconds
     # Nor does the daemon go on with what nobody waits for.
     await asyncio.sleep(1)
-    assert own_node.crictl("pods", "-q").out == ""
+    assert client_node.crictl("pods", "-q").out == ""
     assert set(logs.iterdir()) <= before
 
 
