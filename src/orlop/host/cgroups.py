@@ -359,6 +359,12 @@ async def destroy(group: Cgroup) -> None:
         delay = min(delay * 2, 0.1)
 
 
+async def leave(path: str) -> None:
+    """The same by the group's path; "" is no group. Idempotent."""
+    if path:
+        await destroy(Cgroup(path))
+
+
 def disks(root: Path = Path("/sys/block")) -> list[str]:
     """The host's disks as groups know them ("8:0"), without what lies in memory or files."""
     found = []

@@ -23,7 +23,7 @@ from orlop.bundle.output import CODE_LOST
 from orlop.bundle.ports import PodPorts
 from orlop.bundle.roles import Role
 from orlop.errors import AlreadyExists, CannotRun, FailedPrecondition, NotFound, OrlopError
-from orlop.host import process, threads
+from orlop.host import cgroups, process, threads
 from orlop.host.tasks import Tasks, Undo, roll_back, wanted_or_undone
 from orlop.host.turns import Turns
 from orlop.oci import companion as companions
@@ -217,7 +217,7 @@ class Bundles:
         used = {bundle_of(record).cgroup for record in self._all()}
         used |= {pod.spec.cgroup_parent for pod in self._pods.pods(PodFilter(front=FRONT))}
         for path in set(paths) - used:
-            await groups.leave(path)
+            await cgroups.leave(path)
 
     # Run
 

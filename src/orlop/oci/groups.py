@@ -39,9 +39,3 @@ def limit(path: str, wanted: Resources) -> None:
         raise FailedPrecondition(
             f"the limits of the control group {path} cannot be set: {error.filename}: {error.strerror}"
         ) from error
-
-
-async def leave(path: str) -> None:
-    """Remove it, and end what is in it. Idempotent."""
-    if path:
-        await cgroups.destroy(cgroups.Cgroup(path))

@@ -24,7 +24,7 @@ import msgspec
 from orlop import tracing
 from orlop.config import Config
 from orlop.errors import DataLoss, NotFound, OrlopError, Unavailable
-from orlop.host import tasks, threads
+from orlop.host import cgroups, tasks, threads
 from orlop.host.tasks import Undo, together
 from orlop.host.turns import Turns
 from orlop.host.watching import Watcher
@@ -440,7 +440,7 @@ class VmDriver:
         detached = await undo.step("its network", network.detach(self._network, known, netns))
         if directory is not None:
             await undo.step("what its VM had", self._clones.discard(directory, attached=not detached))
-        await undo.step("its control group", hostgroup.leave(pod.cgroup if pod is not None else ""))
+        await undo.step("its control group", cgroups.leave(pod.cgroup if pod is not None else ""))
         # The pod's file goes last: it names all that is left, for the next try.
         undo.finish()
         files.remove()

@@ -108,9 +108,3 @@ async def pin(path: str, sets: Iterable[str]) -> None:
         raise FailedPrecondition(
             f"the VM cannot be pinned to processors {union}: {error.strerror}"
         ) from error
-
-
-async def leave(path: str) -> None:
-    """Remove the group. Idempotent."""
-    if path:
-        await cgroups.destroy(cgroups.Cgroup(path))
