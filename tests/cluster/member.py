@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests import bridged
 from tests.cluster import control, keeper, layout
 from tests.cluster.layout import Place
 from tests.node import node
@@ -19,20 +20,6 @@ from tests.node_e2e import containerd, programs, suite
 from tests.node_e2e.judgement import PEER
 
 ORLOPD = "orlopd"
-NETWORK = "10-cluster.conflist"
-
-
-def conflist(place: Place, scratch: Path) -> dict[str, Any]:
-    """The pods' network: a bridge per node, and no disguise, as nodes have routes to each other's pods."""
-    ipam = {
-        "type": "host-local",
-        "dataDir": str(scratch / "ipam"),
-        "ranges": [[{"subnet": place.pods}]],
-        "routes": [{"dst": "0.0.0.0/0"}],
-    }
-    bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": ipam}
-    portmap = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
-    return {"cniVersion": "1.0.0", "name": "cluster", "plugins": [bridge, portmap]}
 
 
 def kubelet_config(directory: Path, endpoint: str, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,8 +127,9 @@ def main() -> int:
     order = json.loads((directory / layout.ORDER).read_text())
     home, built = directory / place.name, programs.build(programs.CLUSTER)
     (home / "logs").mkdir()
-    (home / "cni").mkdir()
-    (home / "cni" / NETWORK).write_text(json.dumps(conflist(place, home)))
+    # No disguise: nodes have routes to each other's pods.
+    network = bridged.conflist("cluster", "cni0", place.pods, home / "ipam", masquerade=False)
+    bridged.write(home / "cni", network)
     run = peer if place.name in order["peers"] else ours
     run(directory, place, built, order)
     return 0

@@ -1,4 +1,4 @@
-"""CRI-O with ``orlop-oci`` as a runtime, in a directory of its own."""
+"""CRI-O with ``orlop-oci`` and with the shim as runtimes, in a directory of its own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from pathlib import Path
 
 from bench import peers
 
+from tests import bridged
 from tests.conformance import images, tools
 from tests.node import Done, Node
+from tests.orphan import Orphan
 from tests.patience import PATIENCE
 
-CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
 PLAIN_RUNC = Path(__file__).with_name("plain_runc.py")
 PAUSE = "registry.k8s.io/pause:3.9"
+SHIM = "containerd-shim-orlop-v2"
+"""CRI-O takes no shim by another name than such a one."""
+
+HANDLERS = {"runc": "oci", "orlop": "oci", "orlop-vm": "vm"}
+"""Its handlers, and the type of each."""
+
 TIMEOUT = 300 * PATIENCE
 START_TIMEOUT = 120 * PATIENCE
 
@@ -40,10 +47,11 @@ class Crio:
         self.infra = infra
         self._log = directory / "crio.log"
         self._bridge = f"crio{os.urandom(3).hex()}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Orphan | None = None
         self._programs = {
             "runc": self._program("runc", f"{sys.executable} {PLAIN_RUNC} {_which('runc')}"),
             "orlop": self._program("orlop-oci", f"{sys.executable} -m orlop.oci.command.main", node),
+            "orlop-vm": self._program(SHIM, f"{sys.executable} -m orlop.shim.command.main", node),
         }
         (directory / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         (directory / "registries.conf").write_text(self._registries())
@@ -63,27 +71,11 @@ class Crio:
             for host in images.HOSTS
         )
 
-    def _network(self) -> Path:
-        place = self.directory / "cni"
-        place.mkdir()
-        ipam = {
-            "type": "host-local",
-            "dataDir": os.fspath(self.directory / "ipam"),
-            "ranges": [[{"subnet": f"10.{100 + os.urandom(1)[0] % 100}.{os.urandom(1)[0]}.0/24"}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
-        }
-        bridge = {"type": "bridge", "bridge": self._bridge, "isGateway": True, "ipMasq": True}
-        plugins = [{**bridge, "hairpinMode": True, "ipam": ipam}]
-        (place / "10-test.conflist").write_text(
-            json.dumps({"cniVersion": "1.0.0", "name": "test", "plugins": plugins})
-        )
-        return place
-
     def _config(self) -> str:
         place = self.directory
-        cni = next(one for one in CNI_BIN if Path(one).is_dir())
+        network = bridged.conflist("test", self._bridge, bridged.any_subnet(), place / "ipam", ports=False)
         handlers = "".join(
-            f'[crio.runtime.runtimes.{name}]\nruntime_path = "{path}"\nruntime_type = "oci"\n'
+            f'[crio.runtime.runtimes.{name}]\nruntime_path = "{path}"\nruntime_type = "{HANDLERS[name]}"\n'
             f'runtime_root = "{place}/state/{name}"\nmonitor_path = "{_which("conmon")}"\n'
             'monitor_cgroup = "pod"\nprivileged_without_host_devices = true\n'
             f'monitor_env = ["PATH={os.environ["PATH"]}"]\n'
@@ -101,7 +93,8 @@ class Crio:
             f'irqbalance_config_restore_file = "disable"\n{handlers}'
             f'[crio.image]\npause_image = "{PAUSE}"\npause_command = ""\n'
             f'signature_policy = "{place}/policy.json"\nsignature_policy_dir = "{place}/policies"\n'
-            f'[crio.network]\nnetwork_dir = "{self._network()}"\nplugin_dirs = ["{cni}"]\n'
+            f'[crio.network]\nnetwork_dir = "{bridged.write(place / "cni", network)}"\n'
+            f'plugin_dirs = ["{bridged.plugins()}"]\n'
             "[crio.metrics]\nenable_metrics = false\n[crio.nri]\nenable_nri = false\n"
         )
 
@@ -114,19 +107,17 @@ class Crio:
             *("--registries-conf", os.fspath(self.directory / "registries.conf")),
             *("--registries-conf-dir", os.fspath(self.directory / "conf.d")),
         ]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._process = Orphan(argv, self._log)
         limit = time.monotonic() + START_TIMEOUT
         while self.cri("version", check=False).code:
-            if self._process.poll() is not None or time.monotonic() > limit:
+            if not self._process.alive or time.monotonic() > limit:
                 raise tools.ToolError(f"CRI-O does not serve:\n{self.log_tail()}")
             time.sleep(0.2)
 
     def stop(self) -> None:
         """End it; what it runs goes on."""
         if self._process is not None:
-            self._process.terminate()
-            self._process.wait(START_TIMEOUT)
+            self._process.end()
             self._process = None
 
     def log_tail(self, lines: int = 30) -> str:

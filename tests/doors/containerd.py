@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,13 +13,13 @@ from pathlib import Path
 
 from bench import peers
 
-from orlop.host.process import pid_alive, process_start_time
+from tests import bridged
 from tests.conformance import images, tools
 from tests.lab import archive
 from tests.node import Done, Node
+from tests.orphan import Orphan
 from tests.patience import PATIENCE
 
-CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
 RUNTIME = "io.containerd.orlop.v2"
 PAUSE = "registry.k8s.io/pause:3.9"
 """One that critest removes and pulls again: with another name for the same content it counts one too many."""
@@ -55,7 +54,7 @@ class Containerd:
         self._binaries = binaries
         self._registry = registry
         self._log = directory / "containerd.log"
-        self._process: tuple[int, int] | None = None
+        self._process: Orphan | None = None
         tools_directory = directory / "bin"
         tools_directory.mkdir()
         self.shim = tools_directory / "containerd-shim-orlop-v2"
@@ -80,40 +79,18 @@ class Containerd:
             )
         return self.directory / "certs.d"
 
-    def _network(self) -> Path:
-        place = self.directory / "cni"
-        place.mkdir()
-        ipam = {
-            "type": "host-local",
-            "dataDir": os.fspath(self.directory / "ipam"),
-            "ranges": [[{"subnet": f"10.{100 + os.urandom(1)[0] % 100}.{os.urandom(1)[0]}.0/24"}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
-        }
-        bridge = {
-            "type": "bridge",
-            "bridge": self._bridge,
-            "isGateway": True,
-            "ipMasq": True,
-            "hairpinMode": True,
-            "ipam": ipam,
-        }
-        plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
-        (place / "10-test.conflist").write_text(
-            json.dumps({"cniVersion": "1.0.0", "name": "test", "plugins": plugins})
-        )
-        return place
-
     def _config(self) -> str:
         """Of version 2, which 1.6, 1.7 and 2.x read."""
         cri = "plugins.'io.containerd.grpc.v1.cri'"
         runtimes = f"{cri}.containerd.runtimes"
-        cni = f'bin_dir = "{next(place for place in CNI_BIN if Path(place).is_dir())}"'
+        network = bridged.conflist("test", self._bridge, bridged.any_subnet(), self.directory / "ipam")
+        cni = bridged.write(self.directory / "cni", network)
         return (
             f'version = 2\nroot = "{self.directory}/root"\nstate = "{self.directory}/state"\n'
             f'[grpc]\naddress = "{self.socket}"\n[ttrpc]\naddress = "{self.socket}.ttrpc"\n'
             f'[{cri}]\nsandbox_image = "{PAUSE}"\nrestrict_oom_score_adj = true\nstream_server_port = "0"\n'
             f'[{cri}.registry]\nconfig_path = "{self._hosts()}"\n'
-            f'[{cri}.cni]\n{cni}\nconf_dir = "{self._network()}"\n'
+            f'[{cri}.cni]\nbin_dir = "{bridged.plugins()}"\nconf_dir = "{cni}"\n'
             f'[{cri}.containerd]\ndefault_runtime_name = "runc"\nsnapshotter = "overlayfs"\n'
             f'[{runtimes}.runc]\nruntime_type = "io.containerd.runc.v2"\n'
             + "".join(
@@ -125,17 +102,12 @@ class Containerd:
         )
 
     def start(self) -> None:
-        """Start it and wait until it serves. It is no child of ours: one test starts it anew."""
-        script = '"$@" </dev/null >>"$0" 2>&1 & echo $!'
+        """Start it and wait until it serves."""
         argv = [self._binaries / "containerd", "--config", self.directory / "config.toml"]
-        done = subprocess.run(
-            ["setsid", "sh", "-c", script, self._log, *argv], env=self.env, stdout=subprocess.PIPE, check=True
-        )
-        pid = int(done.stdout)
-        self._process = pid, process_start_time(pid)
+        self._process = Orphan(argv, self._log, self.env)
         limit = time.monotonic() + START_TIMEOUT
         while self("version", check=False).code:
-            if not pid_alive(*self._process) or time.monotonic() > limit:
+            if not self._process.alive or time.monotonic() > limit:
                 raise tools.ToolError(f"containerd does not serve:\n{self.log_tail()}")
             time.sleep(0.1)
 
@@ -148,15 +120,9 @@ class Containerd:
         self._end(signal.SIGKILL)
 
     def _end(self, number: signal.Signals) -> None:
-        if self._process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process[0], number)
-        limit = time.monotonic() + START_TIMEOUT
-        while pid_alive(*self._process):
-            assert time.monotonic() < limit, f"containerd does not end:\n{self.log_tail()}"
-            time.sleep(0.05)
-        self._process = None
+        if self._process is not None:
+            self._process.end(number)
+            self._process = None
 
     def log_tail(self, lines: int = 30) -> str:
         """The last of what it said, with 0 all."""

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from bench import peers
 
+from tests import bridged
 from tests.conformance import tools
 from tests.node import Done, Node
 from tests.patience import PATIENCE
 
-CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
 TIMEOUT = 300 * PATIENCE
 
 
@@ -93,18 +93,10 @@ class Podman:
 
     def _of_cni(self) -> dict[str, object]:
         """Settings, and the network in the form of CNI."""
-        (self._directory / "networks").mkdir()
-        ipam = {
-            "type": "host-local",
-            "ranges": [[{"subnet": f"{_network_address()}.0/24"}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
-            "dataDir": f"{self._directory}/leases",
-        }
-        bridge = {"type": "bridge", "bridge": self.network, "isGateway": True, "ipMasq": True, "ipam": ipam}
-        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-        conflist = {"cniVersion": "0.4.0", "name": self.network, "plugins": [bridge, portmap]}
-        (self._directory / "networks" / "10-test.conflist").write_text(json.dumps(conflist))
-        return {"network_backend": "cni", "cni_plugin_dirs": CNI_BIN}
+        subnet, leases = f"{_network_address()}.0/24", self._directory / "leases"
+        network = bridged.conflist(self.network, self.network, subnet, leases, version="0.4.0")
+        bridged.write(self._directory / "networks", network)
+        return {"network_backend": "cni", "cni_plugin_dirs": bridged.PLUGINS}
 
     def _of_netavark(self) -> dict[str, object]:
         """Settings, and the network in netavark's form, with names."""

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from bench import peers
 
+from tests import bridged
 from tests.conformance import images, tools
 from tests.node_e2e.images import PAUSE
 from tests.node_e2e.suite import HANDLER
 
-CNI_BIN = ("/opt/cni/bin", "/usr/lib/cni")
 START_TIMEOUT = 60.0
 SOCKET = Path("/run/containerd/containerd.sock")
 """The kubelet's own statistics ask containerd there and nowhere else; an enclosure has its own."""
@@ -35,20 +35,8 @@ def _hosts(directory: Path, registry: str) -> Path:
 
 
 def _network(directory: Path) -> Path:
-    place = directory / "cni"
-    place.mkdir()
-    ipam = {
-        "type": "host-local",
-        "dataDir": os.fspath(directory / "ipam"),
-        "ranges": [[{"subnet": "10.88.0.0/16"}]],
-        "routes": [{"dst": "0.0.0.0/0"}],
-    }
-    bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "hairpinMode": True}
-    plugins = [bridge | {"ipam": ipam}, {"type": "portmap", "capabilities": {"portMappings": True}}]
-    (place / "10-node.conflist").write_text(
-        json.dumps({"cniVersion": "1.0.0", "name": "node", "plugins": plugins})
-    )
-    return place
+    network = bridged.conflist("node", "cni0", "10.88.0.0/16", directory / "ipam")
+    return bridged.write(directory / "cni", network)
 
 
 def _config(directory: Path, registry: str, network: Path) -> Path:
@@ -64,7 +52,7 @@ def _config(directory: Path, registry: str, network: Path) -> Path:
         f'[{runtime}.containerd]\ndefault_runtime_name = "runc"\n'
         f'[{runtime}.containerd.runtimes.runc]\nruntime_type = "io.containerd.runc.v2"\n'
         f'[{runtime}.containerd.runtimes.{HANDLER}]\nruntime_type = "io.containerd.runc.v2"\n'
-        f'[{runtime}.cni]\nbin_dirs = {json.dumps(CNI_BIN)}\nconf_dir = "{network}"\n'
+        f'[{runtime}.cni]\nbin_dirs = {json.dumps(bridged.PLUGINS)}\nconf_dir = "{network}"\n'
     )
     return path
 
