@@ -335,6 +335,21 @@ async def test_a_vm_that_ended_while_no_daemon_ran_is_told_to_who_has_it_still(t
             assert [pod.spec.name for pod in later.pods.pods(PodFilter(front=places.FRONT))] == ["kept"]
 
 
+@pytest.mark.parametrize(("kind", "file"), [("network", "net"), ("ipc", "ipc"), ("pid", "pid")])
+@pytest.mark.parametrize("more", [{}, SANDBOX], ids=["alone", "sandbox"])
+async def test_a_namespace_of_the_hosts_is_none_for_a_vm_by_whatever_path(
+    tmp_path: Path, kind: str, file: str, more: dict[str, object]
+) -> None:
+    pinned = tmp_path / "pinned"
+    pinned.symlink_to(f"/proc/self/ns/{file}")
+    others = [{"type": one, "path": "/ns" if one == "network" else ""} for one in KINDS if one != kind]
+    namespaces = [*others, {"type": kind, "path": str(pinned)}]
+    async with node(tmp_path) as one:
+        with pytest.raises(FailedPrecondition, match=f"task one asks for the host's {kind} namespace"):
+            await one.create("one", linux={"namespaces": namespaces}, **more)
+        assert not one.world.pods
+
+
 async def test_what_is_the_hosts_is_refused_in_containerds_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

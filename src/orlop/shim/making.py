@@ -18,7 +18,7 @@ from orlop.pods.records import ContainerFilter, PodRecord
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
 from orlop.sandbox.spec import PodSpec
-from orlop.shim import model, placing, rootfs
+from orlop.shim import hosts, model, placing, rootfs
 from orlop.shim.model import Key, LiveTask, TaskProcess, TaskRecord
 from orlop.shim.places import FRONT
 from orlop.shim.rootfs import RootMount
@@ -57,6 +57,7 @@ class Maker:
 
     async def sandbox(self, record: TaskRecord, spec: PodSpec) -> LiveTask:
         """The VM of a sandbox. One that has ended by then was not made. A failure leaves nothing behind."""
+        await threads.call(hosts.check_path, "network", spec.netns, record.id)
         return await self._wanted(f"the making of sandbox {record.id}", self._sandbox(record, spec))
 
     async def _wanted(self, what: str, making: Coroutine[Any, Any, LiveTask]) -> LiveTask:

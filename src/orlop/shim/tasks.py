@@ -43,7 +43,7 @@ from orlop.pods.records import (
 from orlop.pods.service import PodService
 from orlop.sandbox.base import StartedProcess
 from orlop.sandbox.spec import ExitStatus
-from orlop.shim import making, model, placing, running
+from orlop.shim import hosts, making, model, placing, running
 from orlop.shim.events import Announcer
 from orlop.shim.expected import ExpectedTask, ExpectedTasks
 from orlop.shim.holding import KeeperLine
@@ -195,6 +195,7 @@ class ShimTasks:
                 raise AlreadyExists(f"task {key[1]} exists already in namespace {key[0]}")
             config = document.config(await threads.call(making.read_config, bundle))
             placing.check(config, key[1])
+            await threads.call(hosts.check, config, key[1])
             record, sandbox = self._placed(key, bundle, stdio, config)
             task = await self.maker.make(record, root, config, sandbox)
             await self.adopt(task)
