@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from orlop.bundle.roles import Role
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
 from orlop.sandbox.spec import NamespaceMode
 from orlop.shim import placing, rootfs, stdio
-from orlop.shim.command import protobuf
+from orlop.shim.command import main, protobuf, start
 from orlop.shim.command.main import bootstrap, parsed
 from orlop.shim.rootfs import RootMount
 
@@ -115,6 +116,32 @@ def test_the_namespace_of_the_vms_process_is_the_pods() -> None:
     assert placing.namespaces(config(), "one", []).pid is NamespaceMode.CONTAINER
     assert placing.namespaces(shared, "one", []).pid is NamespaceMode.POD
     assert placing.namespaces(shared, "one", None).pid is NamespaceMode.CONTAINER, "it is in no sandbox"
+
+
+def started(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, newest: str) -> bytes:
+    """What the command answers who calls it in the current directory, without a daemon behind it."""
+    monkeypatch.setenv("MAX_SHIM_VERSION", newest)
+    monkeypatch.setenv("ORLOP_STATE", "/state")
+    monkeypatch.setattr(main, "call", lambda *_: b"")
+    monkeypatch.setattr(start, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(main, "_params", dict)
+    # As CRI-O calls it, whose -address is nobody's.
+    given = ["-namespace", "default", "-address", "", "-publish-binary", "/crio", "-id", "one", "start"]
+    assert main.main(given) == 0
+    said, complaint = capfdbinary.readouterr()
+    assert not complaint, "CRI-O takes that for a part of the answer"
+    return said
+
+
+def test_version_2_is_told_by_an_address_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for newest in ("", "2"):
+        assert started(capfdbinary, monkeypatch, newest) == b"unix:///state/shim-default.sock"
+    assert (tmp_path / "address").read_text() == "unix:///state/shim-default.sock"
+    newer = json.loads(started(capfdbinary, monkeypatch, "3"))
+    assert newer == {"version": 3, "address": "unix:///state/shim-default.sock", "protocol": "ttrpc"}
 
 
 def test_what_containerd_says_at_the_start_may_have_anything_beside_it() -> None:

@@ -21,7 +21,7 @@ from orlop.shim.command.call import call
 NAME = "containerd-shim-orlop-v2"
 EXIT_FAILED = 1
 MOST_INPUT = 10 << 20
-VERSION_PLAIN, VERSION_NEWEST = 2, 3
+VERSION_NEWEST = 3
 
 _FEATURES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 _SWITCHES = ("debug", "info", "v", "version", "help", "h")
@@ -114,9 +114,9 @@ def _start(given: Given) -> bytes:
     if _PARAMS["version"] in params:
         return protobuf.number(1, VERSION_NEWEST) + protobuf.text(2, address) + protobuf.text(3, "ttrpc")
     newest = os.environ.get("MAX_SHIM_VERSION", "")
-    if newest.isdecimal() and int(newest) >= VERSION_PLAIN:
-        version = min(int(newest), VERSION_NEWEST)
-        return json.dumps({"version": version, "address": address, "protocol": "ttrpc"}).encode()
+    if newest.isdecimal() and int(newest) >= VERSION_NEWEST:
+        return json.dumps({"version": VERSION_NEWEST, "address": address, "protocol": "ttrpc"}).encode()
+    # All that know version 2 take an address alone for it, and CRI-O, which names that version, nothing else.
     return address.encode()
 
 
