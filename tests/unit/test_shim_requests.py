@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from orlop.shim import placing, rootfs, stdio
 from orlop.shim.command import main, protobuf, start
 from orlop.shim.command.main import bootstrap, parsed
 from orlop.shim.rootfs import RootMount
+from tests.patience import PATIENCE
 
 OVERLAY = RootMount(
     kind="overlay", source="overlay", options=("lowerdir=/a:/b", "upperdir=/u", "workdir=/w", "index=off")
@@ -142,6 +144,18 @@ def test_version_2_is_told_by_an_address_alone(
     assert (tmp_path / "address").read_text() == "unix:///state/shim-default.sock"
     newer = json.loads(started(capfdbinary, monkeypatch, "3"))
     assert newer == {"version": 3, "address": "unix:///state/shim-default.sock", "protocol": "ttrpc"}
+
+
+def test_who_reads_the_log_of_a_shim_comes_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "LOG_TIME", 600.0)
+    os.mkfifo("log")
+    with ThreadPoolExecutor() as threads:
+        reading = threads.submit(Path("log").read_bytes)
+        started(capfdbinary, monkeypatch, "2")
+        assert reading.result(60 * PATIENCE) == b""
 
 
 def test_what_containerd_says_at_the_start_may_have_anything_beside_it() -> None:

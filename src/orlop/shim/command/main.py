@@ -6,9 +6,11 @@ sees that there is a keeper, tells the daemon of the task to come, and says that
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from orlop.shim.command.call import call
 NAME = "containerd-shim-orlop-v2"
 EXIT_FAILED = 1
 MOST_INPUT = 10 << 20
+LOG_TIME = 0.5
+"""Seconds that one who reads a shim's log may take to open it."""
+
 VERSION_NEWEST = 3
 
 _FEATURES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
@@ -111,6 +116,7 @@ def _start(given: Given) -> bytes:
         call(link, places.DOOR_SERVICE, "Register", asked)
     address = f"unix://{start.address(_state(), names['namespace'])}"
     _leave(address)
+    _end_log()
     if _PARAMS["version"] in params:
         return protobuf.number(1, VERSION_NEWEST) + protobuf.text(2, address) + protobuf.text(3, "ttrpc")
     newest = os.environ.get("MAX_SHIM_VERSION", "")
@@ -142,6 +148,22 @@ def _leave(address: str) -> None:
     aside = Path(".address")
     aside.write_text(address, encoding="utf-8")
     aside.rename("address")
+
+
+def _end_log() -> None:
+    """Say to who reads the log of this shim that there is none: a thread of his waits for a writer.
+
+    He may be about to open it; without him there is nobody to tell.
+    """
+    limit = time.monotonic() + LOG_TIME
+    while True:
+        try:
+            os.close(os.open("log", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW))
+        except OSError as error:
+            if error.errno == errno.ENXIO and time.monotonic() < limit:
+                time.sleep(0.01)
+                continue
+        return
 
 
 def _delete(given: Given) -> bytes:
