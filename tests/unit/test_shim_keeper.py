@@ -44,6 +44,7 @@ class Daemon:
         self.metadata: list[dict[str, str]] = []
         self.heard = asyncio.Event()
         self.answers = True
+        self.released = asyncio.Event()
         self._state = state
         self._listener: link.Listener | None = None
 
@@ -53,7 +54,7 @@ class Daemon:
             self.metadata.append(METADATA.get())
             self.heard.set()
             if not self.answers:
-                await asyncio.Event().wait()
+                await self.released.wait()
             return {"Wait": pb.WaitResponse(exit_status=7), "Create": pb.CreateTaskResponse(pid=4)}.get(
                 name, Empty()
             )
@@ -235,6 +236,29 @@ async def test_a_client_that_talks_nonsense_loses_its_connection_alone(state: Pa
         assert (await call(client, "Wait", pb.WaitRequest(id="a"), pb.WaitResponse)).exit_status == 7
     finally:
         await client.close()
+
+
+async def test_who_has_asked_the_last_question_is_let_go_when_nothing_is_open(
+    state: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "PARTING", 0.0)
+    other, client = await connected(state), await connected(state)
+    daemon.answers = False
+    try:
+        waiting = asyncio.ensure_future(call(client, "Wait", pb.WaitRequest(id="a"), pb.WaitResponse))
+        await daemon.heard.wait()
+        daemon.answers = True
+        for _ in range(2):
+            # An end that is waited for keeps the connection.
+            await call(client, "Shutdown", pb.ShutdownRequest(id="a"), Empty)
+        daemon.released.set()
+        assert (await waiting).exit_status == 7
+        async with asyncio.timeout(60 * PATIENCE):
+            await client.wait_closed()
+        assert (await call(other, "Wait", pb.WaitRequest(id="a"), pb.WaitResponse)).exit_status == 7
+    finally:
+        await client.close()
+        await other.close()
 
 
 def test_what_is_held_is_let_go_when_the_next_daemon_does_not_know_it() -> None:

@@ -38,6 +38,10 @@ PATIENCE = 30.0
 LINGER = 5.0
 """Seconds without connections, and with nothing to hold, after which the keeper ends."""
 
+PARTING = 5.0
+"""Seconds after the answer to Shutdown in which a client may close its connection itself, as containerd does.
+CRI-O, used to shims that end then, keeps one for each container that ever was."""
+
 ABANDONED = 600.0
 """Seconds without a daemon after which none is thought to come back, as when it was removed. What lives is
 kept all the same."""
@@ -59,6 +63,9 @@ ONCE = frozenset({"Checkpoint", "Create", "Exec", "Start", "StartSandbox"})
 
 ENDS = frozenset({"Wait", "WaitSandbox"})
 """What asks for an end, which may take as long as a task lives."""
+
+_LAST = "Shutdown"
+"""What is asked last."""
 
 _AGAIN = protobuf.text(5, protobuf.text(1, places.AGAIN) + protobuf.text(2, "1"))
 _ABSENT = "no orlopd listens at {path}: start it with 'systemctl start orlopd'"
@@ -132,6 +139,7 @@ class Pair:
         self.client = Wire(link)
         self.daemon: Wire | None = None
         self.questions: dict[int, OpenCall] = {}
+        self._parted_at = 0.0
         self._address = address
         self._namespace = namespace
 
@@ -155,9 +163,15 @@ class Pair:
         """Take what the daemon says. Raises OSError when that has ended."""
         assert self.daemon is not None
         for stream, kind, _, frame in self.daemon.read():
-            if kind == RESPONSE:
-                self.questions.pop(stream, None)
+            question = self.questions.pop(stream, None) if kind == RESPONSE else None
+            if question is not None and question.method == _LAST:
+                self._parted_at = time.monotonic()
             self.client.outgoing += frame
+
+    def over(self, now: float) -> bool:
+        """Whether its client has asked the last question long enough ago, and waits for nothing."""
+        waits = bool(self.questions or self.client.outgoing)
+        return self._parted_at > 0 and not waits and now - self._parted_at >= PARTING
 
     def connect(self) -> bool:
         """Try to reach the daemon, and ask it all that has no answer."""
@@ -326,6 +340,9 @@ class Keeper:
     def _care(self) -> None:
         now = time.monotonic()
         for pair in list(self._pairs):
+            if pair.over(now):
+                self._part(pair)
+                continue
             if pair.daemon is None and not pair.connect():
                 pair.impatient(now)
             self._watch(pair)
@@ -425,10 +442,13 @@ class Keeper:
             if events & selectors.EVENT_READ:
                 pair.heard()
         except OSError:
-            self._forget(pair.client)
-            self._forget(pair.daemon)
-            self._pairs.discard(pair)
-            pair.close()
+            self._part(pair)
+
+    def _part(self, pair: Pair) -> None:
+        self._forget(pair.client)
+        self._forget(pair.daemon)
+        self._pairs.discard(pair)
+        pair.close()
 
     def _daemon(self, pair: Pair, events: int) -> None:
         if pair not in self._pairs or pair.daemon is None:
