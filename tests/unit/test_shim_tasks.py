@@ -267,6 +267,16 @@ async def test_what_was_announced_and_given_up_is_forgotten(tmp_path: Path) -> N
         assert not later.tasks.expected.names and not list((tmp_path / expected.PLACE).iterdir())
 
 
+async def test_what_was_announced_and_is_shut_down_is_forgotten_too(tmp_path: Path) -> None:
+    async with node(tmp_path) as one:
+        for name in ("one", "other"):
+            await one.tasks.register(("test", name), "")
+        await one.tasks.give_up(await one.create("one"))
+        await one.tasks.give_up(("test", "other"))
+        assert not one.tasks.expected.names
+        assert (await one.tasks.state(("test", "one"), ""))[0].name == "task one", "it was made: it stays"
+
+
 async def test_so_many_tasks_are_expected_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

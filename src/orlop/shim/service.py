@@ -179,8 +179,10 @@ class TaskCalls:
             await self._tasks.close_stdin(_of(request), _exec(request))
         return Empty()
 
-    async def shutdown(self, _request: pb.ShutdownRequest) -> Empty:
-        """Nothing: what serves one task serves all."""
+    async def shutdown(self, request: pb.ShutdownRequest) -> Empty:
+        """What serves one task serves all, and goes on; one that was not made is waited for no more."""
+        if request.id:
+            await self._tasks.give_up(_of(request))
         return Empty()
 
     async def pause(self, request: pb.PauseRequest) -> Empty:

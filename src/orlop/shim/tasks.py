@@ -486,6 +486,13 @@ class ShimTasks:
             await self._drop_streams(task, process)
             return status, pid
 
+    async def give_up(self, key: Key) -> None:
+        """A task that was announced and not made will not come. Idempotent."""
+        async with self.turn(key):
+            if self.expected.get(key) is not None:
+                await self.expected.drop(key)
+                await self._keeper.drop(key)
+
     async def clear(self, key: Key) -> tuple[ExitStatus, int]:
         """Kill and remove a task if it is there: containerd has given it up."""
         async with self.turn(key):
