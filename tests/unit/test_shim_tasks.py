@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,6 +276,29 @@ async def test_what_was_announced_and_is_shut_down_is_forgotten_too(tmp_path: Pa
         await one.tasks.give_up(("test", "other"))
         assert not one.tasks.expected.names
         assert (await one.tasks.state(("test", "one"), ""))[0].name == "task one", "it was made: it stays"
+
+
+async def test_who_hears_no_events_looks_for_them(tmp_path: Path) -> None:
+    async with node(tmp_path) as one:
+        key = await one.running()
+        one.world.exit(one.container_id(), 137, oom=True)
+        assert (await asyncio.wait_for(one.tasks.wait(key, ""), 30 * PATIENCE)).code == 137
+        assert (tmp_path / "one" / "oom").exists(), "it looks as soon as it knows of the end"
+        # It did not know of that end when it asked for one.
+        await one.tasks.kill(key, "", signal.SIGTERM)
+        with pytest.raises(NotFound):
+            await one.tasks.kill(key, "", signal.SIGUSR1)
+
+
+async def test_who_hears_events_is_told_of_what_has_ended(tmp_path: Path) -> None:
+    async with listening(tmp_path / "c.sock"), node(tmp_path) as one:
+        await one.tasks.register(("test", "one"), str(tmp_path / "c.sock"))
+        key = await one.running()
+        one.world.exit(one.container_id(), 137, oom=True)
+        await asyncio.wait_for(one.tasks.wait(key, ""), 30 * PATIENCE)
+        assert not (tmp_path / "one" / "oom").exists()
+        with pytest.raises(NotFound, match="already finished"):
+            await one.tasks.kill(key, "", signal.SIGTERM)
 
 
 async def test_so_many_tasks_are_expected_and_no_more(

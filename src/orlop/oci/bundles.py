@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from orlop.bundle import document, elsewhere, translate
+from orlop.bundle import document, elsewhere, oom, translate
 from orlop.bundle import hooks as hooking
 from orlop.bundle.output import CODE_LOST
 from orlop.bundle.ports import PodPorts
@@ -264,7 +264,7 @@ class Bundles:
             return
         code = record.exit_code
         if record.reason == REASON_OOM:
-            await threads.call(_note_oom, bundle.directory)
+            await threads.call(oom.note, bundle.directory)
         await bundle.companion.end(_CANNOT_RUN if record.started_at == 0 else code)
         async with self._turns.of(joining.turn_of(record, bundle)):
             members = [(one, bundle_of(one)) for one in self._members(record.pod_id)]
@@ -448,17 +448,6 @@ def _check_sources(config: document.OciConfig, bundle: str) -> None:
         source = Path(bundle, mount.source)
         if mount.type == "bind" and not source.exists():
             raise NotFound(f"mount {mount.destination}: stat {source}: no such file or directory")
-
-
-def _note_oom(bundle: str) -> None:
-    """Say that memory ended a container, as conmon says it to who called it: by a file in the bundle.
-
-    conmon looks at the container's control group on the host, which does not know what the guest does.
-    """
-    try:
-        Path(bundle, "oom").touch(mode=0o600)
-    except OSError as error:
-        log.warning("%s cannot be told that memory has ended its container: %s", bundle, error.strerror)
 
 
 def _check_network(bundle: Bundle) -> None:

@@ -47,6 +47,11 @@ class TaskRecord(Value, frozen=True):
         """Its name among all."""
         return self.namespace, self.id
 
+    @property
+    def hears(self) -> bool:
+        """Whether who made it hears events, as containerd does. CRI-O does not: it waits, and looks."""
+        return bool(self.events)
+
 
 def encoded(record: TaskRecord) -> dict[str, str]:
     """The annotation."""

@@ -114,6 +114,8 @@ class TaskCalls:
 
     async def kill(self, request: pb.KillRequest) -> Empty:
         """Send a signal."""
+        # 0 is none, either: with it CRI-O asks whether it can open a log again, which it then does not. So a
+        # kubelet hears of a failure, and leaves the log where it is and is written on.
         if not 1 <= request.signal <= _LAST_SIGNAL:
             raise InvalidArgument(f"there is no signal {request.signal}")
         await self._tasks.kill(_of(request), _exec(request), request.signal)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from orlop.bundle import document, output, translate
+from orlop.bundle import document, oom, output, translate
 from orlop.bundle.ports import PodPorts
 from orlop.bundle.roles import Role
 from orlop.errors import (
@@ -173,6 +173,7 @@ class ShimTasks:
             if task.pod_id == pod_id and not task.container_id and task.first.exit is None:
                 task.first.end(running.stopped() if task.stopping else running.lost("its VM has ended"))
                 self._tell.exited(task, task.first, 0)
+                self._tasks.spawn(self._drop_streams(task, task.first), f"the streams of {task.name}")
 
     # Make
 
@@ -239,7 +240,8 @@ class ShimTasks:
 
     def _open_ports(self, task: LiveTask) -> None:
         """Let containerd reach the ports of a pod, in the namespace that it made for it."""
-        if not task.record.netns:
+        # CRI-O forwards no ports for shims, and would find the namespace in use when it removes that.
+        if task.record.hears and not task.record.netns:
             with suppress(NotFound):  # somebody has removed the pod: its other tasks are found all the same
                 namespace = self._pods.pod(task.pod_id).spec.netns
                 self._ports.open(task.pod_id, namespace, partial(self._pods.connect, task.pod_id))
@@ -255,8 +257,10 @@ class ShimTasks:
                 await self._keeper.hold(task.record.key, f"{process.exec_id}/{name}", [path])
 
     async def _drop_streams(self, task: LiveTask, process: TaskProcess) -> None:
-        for name in ("in", "out", "err"):
-            await self._keeper.drop(task.record.key, f"{process.exec_id}/{name}")
+        stdio = process.stdio
+        for name, path in (("in", stdio.stdin), ("out", stdio.stdout), ("err", stdio.stderr)):
+            if path:
+                await self._keeper.drop(task.record.key, f"{process.exec_id}/{name}")
 
     # Run
 
@@ -304,6 +308,8 @@ class ShimTasks:
         else:
             if record.reason == REASON_OOM:
                 self._tell.out_of_memory(task)
+                if not task.record.hears:
+                    await threads.call(oom.note, task.record.bundle)
             status = ExitStatus(code=record.exit_code, finished_at=record.finished_at)
         with suppress(TimeoutError):
             async with asyncio.timeout(output.DRAIN_TIME):
@@ -369,8 +375,10 @@ class ShimTasks:
         task = await self._known(key)
         process = self._process(task, exec_id)
         if process.standing is TaskStatus.STOPPED:
-            raise NotFound(f"{task.name}: process already finished")
-        if exec_id:
+            if task.record.hears or number not in _ENDING:
+                raise NotFound(f"{task.name}: process already finished")
+            # CRI-O asks for the end of what has just ended by itself, and would take this for a failure.
+        elif exec_id:
             if process.send is None:
                 raise FailedPrecondition(f"{task.name}: process {exec_id} is not started")
             await process.send(number)
