@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from orlop.bundle import document
+from orlop.bundle import document, features
 from orlop.bundle.roles import Role
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
 from orlop.sandbox.spec import NamespaceMode
@@ -144,6 +144,11 @@ def test_version_2_is_told_by_an_address_alone(
     assert (tmp_path / "address").read_text() == "unix:///state/shim-default.sock"
     newer = json.loads(started(capfdbinary, monkeypatch, "3"))
     assert newer == {"version": 3, "address": "unix:///state/shim-default.sock", "protocol": "ttrpc"}
+
+
+def test_what_a_shim_has_is_told_as_runtimes_tell_it(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main.main(["features"]) == 0
+    assert json.loads(capfdbinary.readouterr().out) == features.FEATURES
 
 
 def test_who_reads_the_log_of_a_shim_comes_to_its_end(

@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
             _write(_start(given))
         elif given.action == "delete":
             _write(_delete(given))
+        elif given.action == "features":  # as CRI-O asks each of its runtimes
+            _write(_features())
         else:
             raise InvalidArgument(
                 f"{given.action or 'nothing'} was asked for: containerd calls start or delete; "
@@ -182,11 +184,15 @@ def _check(names: dict[str, str]) -> None:
 
 def _info() -> bytes:
     """RuntimeInfo: the name, the version, and what the command ``orlop-oci features`` says."""
-    from orlop.bundle.features import FEATURES
-
-    features = protobuf.text(1, _FEATURES_TYPE) + protobuf.text(2, json.dumps(FEATURES))
+    features = protobuf.text(1, _FEATURES_TYPE) + protobuf.text(2, _features())
     version = protobuf.text(1, __version__)
     return protobuf.text(1, "io.containerd.orlop.v2") + protobuf.text(2, version) + protobuf.text(4, features)
+
+
+def _features() -> bytes:
+    from orlop.bundle.features import FEATURES
+
+    return json.dumps(FEATURES).encode()
 
 
 if __name__ == "__main__":
