@@ -105,9 +105,9 @@ doors: $(PYTHON) ## podman and Docker with orlop-oci, the shim under containerd:
 shim-conformance: $(PYTHON) ## critest through containerd with the shim, beside runc: CONTAINERDS=2.3 FOCUS=regex (root)
 	$(PYTHON) -m tests.doors.conformance $(if $(filter command line,$(origin CONTAINERDS)),--containerd $(CONTAINERDS)) $(if $(FOCUS),--focus '$(FOCUS)')
 
-crio: $(PYTHON) ## CRI-O with orlop-oci: a pod's life by hand, then critest beside runc: FOCUS=regex (root)
+crio: $(PYTHON) ## CRI-O with orlop-oci and the shim: a pod's life, then critest: RUNS=runc,orlop-vm FOCUS=regex (root)
 	$(PYTHON) -m pytest tests/crio -q --junitxml build/tests/crio.xml
-	$(PYTHON) -m tests.crio $(if $(FOCUS),--focus '$(FOCUS)')
+	$(PYTHON) -m tests.crio $(if $(RUNS),--run '$(RUNS)') $(if $(FOCUS),--focus '$(FOCUS)')
 
 doors-13: $(PYTHON) ## The podman of Debian 13, with netavark, with orlop-oci in a root of Debian 13 (root)
 	$(PYTHON) -m tests.lab doors13

@@ -1,8 +1,8 @@
 """critest through CRI-O: ``python -m tests.crio --help``. Needs root.
 
-The same suite against one CRI-O: with runc, and with containers that are in VMs by ``orlop-oci``, with a
-sandbox container for each pod and without. What fails with runc as well is the set-up's. Ends with 0 when
-nothing failed with ``orlop-oci`` but that, and what asks for a namespace of the host.
+The same suite against one CRI-O: with runc, and with containers that are in VMs: by ``orlop-oci``, with a
+sandbox container for each pod and without, and by the shim. What fails with runc as well is the set-up's.
+Ends with 0 when nothing failed with Orlop but that, and what asks for a namespace of the host.
 """
 
 from __future__ import annotations
@@ -20,10 +20,17 @@ from tests.conformance.through import Run
 from tests.crio.daemon import Crio, crio
 from tests.node import Node
 
+UNSERVED_FOR_SHIMS = (
+    "Streaming runtime should support streaming interfaces runtime should support portforward [Conformance]",
+    "Container runtime should support log runtime should support reopening container log [Conformance]",
+)
+"""CRI-O's PortForwardContainer and ReopenContainerLog are empty for them (internal/oci/runtime_vm.go)."""
+
 RUNS = {
     "runc": Run("runc", "process"),
     "orlop": Run("orlop", "vm"),
     "orlop-dropped": Run("orlop", "vm"),
+    "orlop-vm": Run("orlop-vm", "vm", UNSERVED_FOR_SHIMS),
 }
 WITH_SANDBOX_CONTAINERS = ("orlop",)
 
