@@ -1,8 +1,9 @@
 """The rules of the house: which room may import which, and how large anything may grow.
 
 ``errors, config, linux, value, wire, tracing`` -> ``guest, host``
--> ``hypervisor, guestos, images, net, storage, rpc, ttrpc, volumes`` -> ``sandbox`` -> ``pods`` -> ``bundle``
--> ``cri`` and other fronts -> ``daemon, client`` -> ``cli, blocking``. A room imports only what lies below.
+-> ``hypervisor, guestos, images, net, storage, rpc, ttrpc, volumes`` -> ``sandbox, tenantnet``
+-> ``pods`` -> ``bundle`` -> ``cri`` and other fronts -> ``daemon, client`` -> ``cli, blocking``. A room
+imports only what lies below.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "config", "linux", "value", "wire", "tracing"}),
     frozenset({"guest", "host"}),
     frozenset({"hypervisor", "guestos", "images", "net", "storage", "rpc", "ttrpc", "volumes"}),
-    frozenset({"sandbox"}),
+    frozenset({"sandbox", "tenantnet"}),
     frozenset({"pods"}),
     frozenset({"bundle"}),
     frozenset({"cri", "csi", "native", "nri", "oci", "shim"}),

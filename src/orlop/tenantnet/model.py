@@ -1,0 +1,130 @@
+"""The values of tenants' networks, and the names and MACs that follow from them.
+
+Nothing here is random: what a node calls a thing can be computed by every other node, so that nobody has to
+learn anything from the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from ipaddress import IPv4Address, IPv4Network
+from typing import Annotated
+
+import msgspec
+
+from orlop.value import Value
+
+NAMESPACE_PREFIX = "orlop-tenant-"
+BRIDGE, TUNNEL, UPLINK = "pods", "vxlan", "node"
+"""The links in every router: to the tenant's pods here, to the other nodes' routers, to the node."""
+UPLINK_PREFIX, PORT_PREFIX = "ot-", "p-"
+GATEWAY_MAC = "02:6f:72:6c:6f:70"
+"""That of every router towards its pods: they may know it before they ask."""
+
+Vni = Annotated[int, msgspec.Meta(ge=1, le=(1 << 24) - 1)]
+
+
+class Ground(Value, frozen=True):
+    """The node that routers stand on.
+
+    ``address`` is where the other nodes' VXLAN comes to. ``aliases`` is the node's own range that addresses
+    for pods of tenants are taken from. ``closed`` are the ranges of the cluster, its pods and Services, which
+    no tenant reaches; ``nodes`` are the addresses of all nodes.
+    """
+
+    address: str
+    aliases: str
+    nodes: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
+    port: int = 14789
+
+
+class Peer(Value, frozen=True):
+    """Another node that has pods of the tenant: its own address and its block of the tenant's addresses."""
+
+    address: str
+    block: str
+
+
+class LocalNetwork(Value, frozen=True):
+    """A tenant's network as this node has to know it.
+
+    ``block`` are the tenant's addresses for pods of this node, ``elsewhere`` the pods on other nodes, as
+    pairs of alias and address. ``allow`` and ``deny`` are where pods may go outside the network: what is in
+    one of ``allow`` and in none of ``deny``.
+    """
+
+    name: str
+    vni: Vni
+    cidr: str
+    block: str
+    peers: tuple[Peer, ...] = ()
+    elsewhere: tuple[tuple[str, str], ...] = ()
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+    @property
+    def gateway(self) -> str:
+        """The router's address in the block."""
+        return gateway(self.block)
+
+    @property
+    def uplink(self) -> str:
+        """What the node calls its link to the router."""
+        return f"{UPLINK_PREFIX}{self.vni:06x}"
+
+    @property
+    def namespace(self) -> str:
+        """The name of the router's network namespace."""
+        return NAMESPACE_PREFIX + self.name
+
+
+class Lease(Value, frozen=True):
+    """What one interface of one pod was given. ``pod`` and ``namespace`` are for people."""
+
+    container: str
+    interface: str
+    netns: str
+    tenant: str
+    vni: int
+    address: str
+    alias: str
+    namespace: str = ""
+    pod: str = ""
+    uid: str = ""
+
+    @property
+    def port(self) -> str:
+        """What the router calls its end of the pod's link: at most 15 characters."""
+        digest = hashlib.blake2s(f"{self.container}/{self.interface}".encode(), digest_size=6)
+        return PORT_PREFIX + digest.hexdigest()
+
+    @property
+    def mac(self) -> str:
+        """The MAC of the pod's interface."""
+        return _mac(0x06, self.address)
+
+    @property
+    def port_mac(self) -> str:
+        """The MAC of the router's end of the pod's link, which nobody speaks to."""
+        return _mac(0x12, self.address)
+
+
+def gateway(block: str) -> str:
+    """The first address of a block, which is its router's."""
+    return str(IPv4Network(block)[1])
+
+
+def router_mac(node: str) -> str:
+    """The MAC with which the router on the node of that address speaks to other routers."""
+    return _mac(0x0A, node)
+
+
+def uplink_macs(vni: int) -> tuple[str, str]:
+    """The MACs of the node's and of the router's end of the link between them."""
+    number = vni.to_bytes(3, "big").hex(":")
+    return f"0e:6f:00:{number}", f"0e:6f:01:{number}"
+
+
+def _mac(kind: int, address: str) -> str:
+    return f"{kind:02x}:6f:" + IPv4Address(address).packed.hex(":")

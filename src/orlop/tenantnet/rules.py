@@ -1,0 +1,161 @@
+"""The packet filters of a router and of its node, as text for nft(8).
+
+A guard is a rule that drops something and counts what it drops; its comment is its name, and docs/tenants.md
+lists them. Tables are replaced as a whole in one transaction: there is no moment with half of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from orlop.tenantnet.model import BRIDGE, TUNNEL, UPLINK, UPLINK_PREFIX, Ground, Lease, LocalNetwork
+
+TABLE = "orlop"
+"""Of each family in a router's namespace, where nobody else has tables."""
+NODE_TABLE = "orlop_tenants"
+"""In the node's own namespace, family inet."""
+
+_LINK_LOCAL = "169.254.0.0/16"
+_NEVER = ("0.0.0.0/8", "127.0.0.0/8", _LINK_LOCAL, "224.0.0.0/3")
+"""What is no place to send to beyond a router: this host, its links, groups, and what is reserved."""
+
+
+def _replaced(family: str, name: str, body: str) -> str:
+    return f"table {family} {name}\ndelete table {family} {name}\ntable {family} {name} {{\n{body}}}\n"
+
+
+def _set(name: str, kind: str, elements: Iterable[str], *, ranges: bool = False) -> str:
+    members = ", ".join(elements)
+    flags = "    flags interval\n    auto-merge\n" if ranges else ""
+    filled = f"    elements = {{ {members} }}\n" if members else ""
+    return f"  set {name} {{\n    type {kind}\n{flags}{filled}  }}\n"
+
+
+def _map(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    members = ", ".join(f"{key} : {value}" for key, value in sorted(pairs))
+    filled = f"    elements = {{ {members} }}\n" if members else ""
+    return f"  map {name} {{\n    type ipv4_addr : ipv4_addr\n{filled}  }}\n"
+
+
+def _chain(name: str, hook: str, *rules: str) -> str:
+    lines = "".join(f"    {rule}\n" for rule in rules)
+    return f"  chain {name} {{\n    {hook}\n{lines}  }}\n"
+
+
+def _guard(match: str, name: str) -> str:
+    return f'{match} counter drop comment "{name}"'.lstrip()
+
+
+def router(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> str:
+    """All tables of a tenant's router."""
+    return _of_frames(leases) + _of_packets(network, ground, leases)
+
+
+def _of_frames(leases: Sequence[Lease]) -> str:
+    """What a pod may send at all: IPv4 and ARP, under its own MAC and its own address."""
+    own = sorted(f'"{lease.port}" . {lease.mac} . {lease.address}' for lease in leases)
+    body = _set("pods", "ifname . ether_addr . ipv4_addr", own)
+    body += _chain(
+        "prerouting",
+        "type filter hook prerouting priority -300",
+        "iifname . ether saddr . ip saddr @pods accept",
+        "iifname . ether saddr . arp saddr ip @pods iifname . arp saddr ether . arp saddr ip @pods accept",
+        _guard("ether type ip", "own-address"),
+        _guard("ether type arp", "own-arp"),
+        _guard("ether type != { ip, arp }", "only-ipv4"),
+    )
+    return _replaced("bridge", TABLE, body)
+
+
+def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> str:
+    here = [(lease.alias, lease.address) for lease in leases]
+    blocks = [peer.block for peer in network.peers]
+    body = _map("by_alias", [*network.elsewhere, *here])
+    body += _map("aliases", [(address, alias) for alias, address in here])
+    body += _set("remote", "ipv4_addr", blocks, ranges=True)
+    body += _set("nodes", "ipv4_addr", sorted({ground.address, *ground.nodes}), ranges=True)
+    body += _set("closed", "ipv4_addr", sorted({ground.aliases, *ground.closed}), ranges=True)
+    body += _set("allow", "ipv4_addr", network.allow, ranges=True)
+    body += _set("deny", "ipv4_addr", network.deny, ranges=True)
+    body += _chain(
+        "raw",
+        "type filter hook prerouting priority raw",
+        _guard(f"iifname {TUNNEL} ip saddr != @remote", "tunnel-source"),
+        _guard(f"iifname {TUNNEL} ip daddr != {network.block}", "tunnel-destination"),
+    )
+    body += _chain(
+        "prerouting",
+        "type nat hook prerouting priority dstnat",
+        f"iifname {{ {BRIDGE}, {UPLINK} }} dnat to ip daddr map @by_alias",
+    )
+    body += _chain(
+        "postrouting",
+        "type nat hook postrouting priority srcnat",
+        f"oifname {UPLINK} snat to ip saddr map @aliases",
+        # Who calls a pod of its own node by its alias is seen under its own alias: itself, too.
+        f"oifname {BRIDGE} ct status dnat snat to ip saddr map @aliases",
+    )
+    body += _forward()
+    body += _chain(
+        "input",
+        "type filter hook input priority filter",
+        "ct state established,related accept",
+        f"iifname {BRIDGE} icmp type echo-request accept",
+        _guard("", "router"),
+    )
+    return _replaced("ip", TABLE, body)
+
+
+def _forward() -> str:
+    out, into = f"iifname {BRIDGE} oifname {UPLINK}", f"iifname {UPLINK} oifname {BRIDGE}"
+    return _chain(
+        "forward",
+        "type filter hook forward priority filter",
+        "ct state established,related accept",
+        _guard("ct state invalid", "invalid"),
+        f"iifname {BRIDGE} oifname {{ {BRIDGE}, {TUNNEL} }} accept",
+        f"iifname {TUNNEL} oifname {BRIDGE} accept",
+        _guard(f"{out} ip daddr @nodes", "nodes"),
+        _guard(f"{out} ip daddr @closed", "cluster"),
+        _guard(f"{out} ip daddr {{ {', '.join(_NEVER)} }}", "link-local"),
+        _guard(f"{out} ip daddr @deny", "egress-deny"),
+        _guard(f"{out} ip daddr != @allow", "egress-allow"),
+        f"{out} accept",
+        _guard(f"{into} ip saddr @closed", "foreign-pods"),
+        f"{into} ct status dnat accept",
+        _guard("", "closed"),
+    )
+
+
+def node(ground: Ground, uplinks: Iterable[tuple[str, str]]) -> str:
+    """The table of the node itself; ``uplinks`` are pairs of a router's link and an alias behind it."""
+    tenants = f'iifname "{UPLINK_PREFIX}*"'
+    behind = sorted(f'"{link}" . {alias}' for link, alias in uplinks)
+    body = _set("uplinks", "ifname . ipv4_addr", behind)
+    body += _set("nodes", "ipv4_addr", sorted({ground.address, *ground.nodes}), ranges=True)
+    body += _set("closed", "ipv4_addr", sorted({ground.aliases, *ground.closed}), ranges=True)
+    body += _chain(
+        "raw",
+        "type filter hook prerouting priority raw",
+        _guard(f"{tenants} meta nfproto ipv6", "uplink-ipv6"),
+        _guard(f"{tenants} iifname . ip saddr != @uplinks", "uplink-source"),
+    )
+    body += _chain(
+        "input",
+        "type filter hook input priority filter",
+        f"{tenants} ct state established,related accept",
+        _guard(tenants, "node"),
+        _guard(f"udp dport {ground.port} ip saddr != @nodes", "vxlan-peers"),
+    )
+    body += _chain(
+        "forward",
+        "type filter hook forward priority filter",
+        _guard(f'{tenants} oifname "{UPLINK_PREFIX}*"', "between-tenants"),
+        _guard(f"udp dport {ground.port} ip daddr @nodes", "vxlan-forwarded"),
+    )
+    body += _chain(
+        "postrouting",
+        "type nat hook postrouting priority srcnat",
+        f"ip saddr {ground.aliases} ip daddr != @closed masquerade",
+    )
+    return _replaced("inet", NODE_TABLE, body)
