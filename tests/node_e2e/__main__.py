@@ -74,6 +74,7 @@ def one_run(runtime: str, options: argparse.Namespace, only: str = "") -> judgem
             "skip": skip,
             "processes": processes,
             "minutes": options.minutes,
+            "units": options.all,
         }
         (directory / inside.ORDER).write_text(json.dumps(order))
         command = [sys.executable, "-m", inside.__name__, os.fspath(directory)]

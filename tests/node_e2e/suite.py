@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.conformance import tools
 from tests.conformance.images import E2E
+from tests.node_e2e import units
 from tests.node_e2e.enclosure import ADDRESS
 from tests.node_e2e.images import PAUSE
 from tests.node_e2e.programs import Programs
@@ -52,12 +53,16 @@ GATES = {"KubeletInUserNamespace": True}
 
 @dataclass(frozen=True)
 class Order:
-    """Which specs to run, in how many processes, for how long at most."""
+    """Which specs to run, in how many processes, for how long at most, and whether they may restart the kubelet.
+
+    Then the kubelet is a unit of what stands for systemd, and keeps no other spec from running: one at a time.
+    """
 
     focus: str
     skip: str
     processes: int
     minutes: int
+    units: bool = False
 
 
 def pull(endpoint: str) -> None:
@@ -122,6 +127,8 @@ def run(endpoint: str, programs: Programs, order: Order, reports: Path, gates: M
     specs.symlink_to(programs.suite)
     report = reports / REPORT
     argv = command(programs, order, reports, specs, _arguments(endpoint, programs, work, reports, gates))
+    path = [os.fspath(units.install(work))] if order.units else []
+    environment = os.environ | {"PATH": ":".join([*path, os.environ["PATH"]])}
     with (reports / "suite.log").open("wb") as log:
         done = subprocess.run(
             argv,
@@ -129,6 +136,7 @@ def run(endpoint: str, programs: Programs, order: Order, reports: Path, gates: M
             stdout=log,
             stderr=log,
             cwd=work,
+            env=environment,
             check=False,
             timeout=order.minutes * 60 + 300,
         )
