@@ -10,7 +10,8 @@ import pytest
 
 from orlop.host.cgroups import Cgroup, Limits
 from orlop.sandbox.spec import Resources
-from tests.e2e.vm_environment import container_spec, environment, execute, pod_spec
+from tests.e2e.vm_environment import container_spec, environment, execute, pod_spec, until
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -46,6 +47,21 @@ async def test_a_pod_lives_within_a_limit_that_counts_its_containers(group: Cgro
         await sandbox.resize(Resources(), Resources(memory_limit=LIMIT))
         assert group.memory_limit() > size
         assert await execute(sandbox, spec.id, "true") == (b"", b"", 0)
+        await env.driver.discard(pod.id)
+
+
+async def test_what_a_kubelet_reads_of_a_raised_group_is_no_wish(group: Cgroup) -> None:
+    async with environment(pool=0) as env:
+        pod = pod_spec(cgroup_parent=group.path, resources=Resources(memory_limit=LIMIT))
+        sandbox = await env.run(pod)
+        raised, size = group.memory_limit(), sandbox._clone.machine.shape.memory_mib
+        for quota in (50_000, 60_000):
+            # What does not change it takes from the group, tells it of the pod, and then writes its own.
+            asked = Resources(memory_limit=raised, cpu_quota=quota, cpu_period=100_000)
+            assert (await sandbox.resize(Resources(), asked)).memory_limit == LIMIT
+            assert (group.memory_limit(), sandbox._clone.machine.shape.memory_mib) == (raised, size)
+        group.set(Limits(memory_limit=raised - 4 * MIB))
+        await until(lambda: group.memory_limit() == raised, 60 * PATIENCE)
         await env.driver.discard(pod.id)
 
 

@@ -53,9 +53,9 @@ GATES = {"KubeletInUserNamespace": True}
 
 @dataclass(frozen=True)
 class Order:
-    """Which specs to run, in how many processes, for how long at most, and whether they may restart the kubelet.
+    """Which specs to run, in how many processes, for how long at most.
 
-    Then the kubelet is a unit of what stands for systemd, and keeps no other spec from running: one at a time.
+    With ``units`` they may restart the kubelet: it is a unit of what stands for systemd.
     """
 
     focus: str

@@ -31,7 +31,7 @@ def install(directory: Path) -> Path:
     programs, kept = directory / "bin", directory / "units"
     programs.mkdir()
     kept.mkdir()
-    call = shlex.join([sys.executable, "-I", os.path.abspath(__file__), os.fspath(kept)])
+    call = shlex.join([sys.executable, "-I", os.fspath(Path(__file__).resolve()), os.fspath(kept)])
     for name in NAMES:
         (programs / name).write_text(f'#!/bin/sh\nexec {call} {name} "$@"\n')
         (programs / name).chmod(0o755)
@@ -62,7 +62,7 @@ class Unit:
         """Start the process, unless it runs. It outlives this program."""
         if self.running():
             return
-        with open(self.log, "ab") as log:
+        with Path(self.log).open("ab") as log:
             child = subprocess.Popen(
                 self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )

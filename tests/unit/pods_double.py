@@ -215,8 +215,9 @@ class DoubleSandbox:
     async def update(self, container_id: str, resources: Resources) -> None:
         self._container(container_id)
 
-    async def resize(self, overhead: Resources, resources: Resources) -> None:
+    async def resize(self, overhead: Resources, resources: Resources) -> Resources:
         await self.world.effect("resize")
+        return resources
 
     async def reopen_log(self, container_id: str) -> None: ...
 

@@ -444,6 +444,14 @@ async def test_updates(world: World) -> None:
         )
     )
     assert world.pods.calls[-1][0] == "update_pod_resources"
+    # A kubelet passes on what it reads of a control group of version 1 without a limit.
+    await runtime.update_pod_sandbox_resources(
+        pb.UpdatePodSandboxResourcesRequest(
+            pod_sandbox_id="p",
+            resources=pb.LinuxContainerResources(memory_limit_in_bytes=(1 << 63) - 4096, cpu_quota=-1),
+        )
+    )
+    assert world.pods.calls[-1][-1].memory_limit == -1  # type: ignore[attr-defined]
     with pytest.raises(InvalidArgument, match=r"linux\.oom_score_adj"):
         await runtime.update_container_resources(
             pb.UpdateContainerResourcesRequest(

@@ -251,7 +251,8 @@ class Pods:
             )
             await self._node.observer.update_pod(self._node.pod(record.id), overhead, resources)
             with tracing.span("sandbox.resize", pod=record.id), in_words(f"pod {record.id[:12]}"):
-                await sandbox.resize(new.overhead, new.resources)
+                allowed = await sandbox.resize(new.overhead, new.resources)
+            new = msgspec.structs.replace(new, resources=allowed)
             record = await self._node.ledger.change_pod(record.id, spec=new)
         await self._node.tell(self._node.observer.pod_updated(record), None)
 

@@ -171,8 +171,8 @@ class Sandbox(Protocol):
         """Change a container's limits; zero fields stay as they are."""
         ...
 
-    async def resize(self, overhead: Resources, resources: Resources) -> None:
-        """Change the limits of the pod as a whole; a VM grows or shrinks."""
+    async def resize(self, overhead: Resources, resources: Resources) -> Resources:
+        """Change the limits of the pod as a whole, and a VM with them; those that hold from now on."""
         ...
 
     async def reopen_log(self, container_id: str) -> None:

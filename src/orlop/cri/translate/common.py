@@ -30,6 +30,8 @@ _SYSCTL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 _PAGE_SIZE = re.compile(r"[0-9]{1,6}[KMG]B")
 _CPUSET = re.compile(r"[0-9,\- ]*")
 _UNIFIED = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)+")
+_NO_LIMIT = 1 << 62
+"""More memory than there is: a group of version 1 has nearly 1 << 63 for none, and kubelets pass that on."""
 _PROFILES = {"": "", "runtime/default": "runtime/default", "docker/default": "runtime/default"}
 
 
@@ -102,14 +104,17 @@ def resources(value: pb.LinuxContainerResources, field: str) -> Resources:
         cpu_shares=validate.number(value.cpu_shares, f"{field}.cpu_shares", 0, 262144),
         cpuset_cpus=_cpuset(value.cpuset_cpus, f"{field}.cpuset_cpus"),
         cpuset_mems=_cpuset(value.cpuset_mems, f"{field}.cpuset_mems"),
-        memory_limit=validate.number(value.memory_limit_in_bytes, f"{field}.memory_limit_in_bytes", -1, top),
-        swap_limit=validate.number(
-            value.memory_swap_limit_in_bytes, f"{field}.memory_swap_limit_in_bytes", -1, top
-        ),
+        memory_limit=_memory(value.memory_limit_in_bytes, f"{field}.memory_limit_in_bytes"),
+        swap_limit=_memory(value.memory_swap_limit_in_bytes, f"{field}.memory_swap_limit_in_bytes"),
         oom_score_adj=validate.number(value.oom_score_adj, f"{field}.oom_score_adj", -1000, 1000),
         hugepage_limits=_hugepages(value, f"{field}.hugepage_limits"),
         unified=_unified(value, f"{field}.unified"),
     )
+
+
+def _memory(value: int, field: str) -> int:
+    limit = validate.number(value, field, -1, validate.MAX_INT64)
+    return -1 if limit >= _NO_LIMIT else limit
 
 
 def _cpuset(value: str, field: str) -> str:

@@ -210,10 +210,10 @@ class ProcessSandbox:
             raise FailedPrecondition(f"container {container_id[:12]} does not run")
         await container.freeze(frozen=frozen)
 
-    async def resize(self, overhead: Resources, resources: Resources) -> None:
+    async def resize(self, overhead: Resources, resources: Resources) -> Resources:
         """See ``Sandbox``. The cgroup of a pod that a kubelet has made is the kubelet's to change."""
         if self._spec.cgroup_parent:
-            return
+            return resources
         limits = cgroups.Limits(
             cpu_period=resources.cpu_period or overhead.cpu_period,
             cpu_quota=_sum(resources.cpu_quota, overhead.cpu_quota),
@@ -228,6 +228,7 @@ class ProcessSandbox:
             raise FailedPrecondition(
                 f"limits of pod {self.pod_id[:12]} cannot be changed: {error}"
             ) from error
+        return resources
 
     async def reopen_log(self, container_id: str) -> None:
         """See ``Sandbox``."""

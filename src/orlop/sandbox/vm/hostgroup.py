@@ -88,11 +88,16 @@ async def hold(path: str, memory_mib: int) -> None:
         ) from error
 
 
+def needed(memory_mib: int) -> int:
+    """What the pod's group must allow in bytes for a VM of that size: :func:`hold` raises it to that."""
+    return (memory_mib + _MONITOR_MIB) * _MIB
+
+
 def _hold(path: str, memory_mib: int) -> None:
     pod = cgroups.Cgroup(os.fspath(PurePosixPath(path).parent))
-    needed = (memory_mib + _MONITOR_MIB) * _MIB
-    if 0 <= pod.memory_limit() < needed:
-        pod.set(cgroups.Limits(memory_limit=needed))
+    least = needed(memory_mib)
+    if 0 <= pod.memory_limit() < least:
+        pod.set(cgroups.Limits(memory_limit=least))
     if 0 <= pod.cpu_limit() < _LEAST_CPU:
         pod.set(cgroups.Limits(cpu_quota=int(_LEAST_CPU * _PERIOD), cpu_period=_PERIOD))
 

@@ -17,6 +17,9 @@ from orlop.sandbox.vm.files import PodFile
 
 log = logging.getLogger(__name__)
 
+_UNTIL_WRITTEN = (0.05, 0.2, 1.0, 5.0, 20.0)
+"""Seconds between looks at what the kubelet has written: at once as a rule, later on a busy node."""
+
 
 class Room:
     """What one pod has, and may have. ``pod`` says what runs its VM, and in which control group."""
@@ -50,12 +53,30 @@ class Room:
         """Grow for containers with these memory limits (0: none). Raises InvalidArgument."""
         await self._grow(limits)
 
-    async def change(self, overhead: Resources, resources: Resources, limits: Iterable[int]) -> None:
-        """Grow for other resources of the pod, whose containers have ``limits``. Raises InvalidArgument."""
+    async def change(self, overhead: Resources, resources: Resources, limits: Iterable[int]) -> Resources:
+        """Grow for other resources of the pod, whose containers have ``limits``; what the pod may use now.
+
+        Raises InvalidArgument.
+        """
+        if resources.memory_limit == hostgroup.needed(self._clone.machine.shape.memory_mib):
+            # A kubelet that changes something else says what it has read of the pod's control group, which
+            # was raised for the VM. Taken for a wish it would make the VM grow with each change.
+            now = self._spec.resources
+            resources = msgspec.structs.replace(resources, memory_limit=now.memory_limit)
         wanted = sizing.size(overhead, resources, self._config, who=self._who)
         self._spec = msgspec.structs.replace(self._spec, overhead=overhead, resources=resources)
         await self._grow(limits, wanted)
         self.tell()
+        return resources
+
+    async def hold(self) -> None:
+        """Let the pod's control group hold the VM whatever the kubelet writes there after a change.
+
+        It tells of a change first, and writes when that was accepted. Then nothing is heard of it any more.
+        """
+        for pause in _UNTIL_WRITTEN:
+            await asyncio.sleep(pause)
+            await hostgroup.hold(self._pod.cgroup, self._clone.machine.shape.memory_mib)
 
     def tell(self) -> None:
         """Say in the log that the VM has fewer processors than the pod may use, once for each reason."""
@@ -80,7 +101,7 @@ class Room:
             )
             if shape == now and wanted is None:
                 return
-            # With ``wanted`` the kubelet has written the pod's limits anew before it called.
+            # With ``wanted`` the kubelet may have written the pod's limits anew before it called.
             await hostgroup.hold(self._pod.cgroup, shape.memory_mib)
             got = await self._clone.resize(shape)
             if got.memory_mib < shape.memory_mib:

@@ -302,9 +302,11 @@ class VmSandbox:
         """See ``Sandbox``."""
         await self._running(container_id).freeze(frozen=frozen)
 
-    async def resize(self, overhead: Resources, resources: Resources) -> None:
+    async def resize(self, overhead: Resources, resources: Resources) -> Resources:
         """See ``Sandbox``."""
-        await self.room.change(overhead, resources, self._limits())
+        changed = await self.room.change(overhead, resources, self._limits())
+        self._tasks.spawn(self.room.hold(), f"the control group of pod {self.pod_id}")
+        return changed
 
     async def reopen_log(self, container_id: str) -> None:
         """See ``Sandbox``."""
