@@ -188,6 +188,10 @@ class Container:
         """Let them go on."""
         self._loop.call(self._container.unpause())
 
+    def check_health(self) -> Result:
+        """Run its health check now: the check's exit code, and the end of what it wrote."""
+        return self._loop.call(self._container.check_health())
+
     def stop(self, grace: float | None = None) -> None:
         """Ask it to end, and kill it ``grace`` seconds later."""
         self._loop.call(self._container.stop(grace))

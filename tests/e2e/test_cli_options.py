@@ -68,7 +68,8 @@ def test_options_that_cannot_be_served_are_refused(cli: Cli, tmp_path: Path) -> 
         (("--pod", "shop", "--dns-option", "a"), 2, "orlop pod create"),
         (("--replace",), 2, "--name"),
         (("--stop-signal", "LOUD"), 2, "no signal LOUD"),
-        (("--health-cmd", "true"), 2, "kubelet"),
+        (("--health-on-failure", "kill"), 2, "orlop wait"),
+        (("--health-cmd", "true", "--health-timeout", "soon"), 2, "no time"),
         (("--shm-size", "1g"), 2, "--tmpfs"),
     ):
         done = cli("run", "--cidfile", str(tmp_path / "id"), *args, BUSYBOX, "true", check=False)

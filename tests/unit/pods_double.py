@@ -15,6 +15,7 @@ from typing import Any
 
 from orlop.config import Config
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from orlop.images.model import HealthCheck
 from orlop.linux.usage import Usage
 from orlop.pods.journal import Journal
 from orlop.pods.service import PodService
@@ -304,6 +305,7 @@ class DoubleConfig:
     working_dir: str = "/srv"
     user: str = "daemon"
     stop_signal: str = "SIGUSR1"
+    healthcheck: HealthCheck | None = None
 
 
 @dataclass(frozen=True)

@@ -43,20 +43,34 @@ async def attach_command(socket: str, name: str, *, interactive: bool, tty: bool
         return await container.wait()
 
 
-async def wait_command(socket: str, names: list[str], *, running: bool) -> None:
-    """``orlop wait``: until they have ended, or only until they run."""
+async def wait_command(socket: str, names: list[str], condition: str) -> None:
+    """``orlop wait``: until they have ended, or only until they run, are ``healthy`` or ``unhealthy``."""
     async with session.connect(socket) as client:
         for container in [await Node(client).container(name) for name in names]:
-            if running:
-                await _until_running(container)
-            print(-1 if running else await container.wait(), flush=True)
+            if condition:
+                await _until(container, condition)
+            print(-1 if condition else await container.wait(), flush=True)
 
 
-async def _until_running(container: Container) -> None:
-    while (facts := await container.facts()).state != "running":
+async def _until(container: Container, condition: str) -> None:
+    of_health = condition != "running"
+    while (facts := await container.facts()) and condition != (facts.health if of_health else facts.state):
         if facts.state == "exited":
-            raise CliError(f"container {container.id[:13]} has ended: it will not run")
+            raise CliError(f"container {container.id[:13]} has ended: it will not be {condition}")
+        if of_health and not facts.health:
+            raise CliError(f"container {container.id[:13]} has no health check: it will not be {condition}")
         await asyncio.sleep(logs.POLL)
+
+
+async def check_command(socket: str, name: str) -> int:
+    """``orlop healthcheck run``: 0 when the check finds all well, else 1."""
+    async with session.connect(socket) as client:
+        container = await Node(client).container(name)
+        code = (await container.check_health()).exit_code
+        if code:
+            health = (await container.facts()).health
+            print("starting" if health == "starting" else "unhealthy")
+    return 1 if code else 0
 
 
 async def port_forward_command(socket: str, name: str, ports: list[str]) -> None:

@@ -132,6 +132,7 @@ def _described_container(status: pb.ContainerStatus, info: Mapping[str, Any]) ->
             "Labels": dict(status.labels),
             "Annotations": dict(status.annotations),
             "StopSignal": pb.Signal.Name(status.stop_signal),
+            "Healthcheck": info.get("health", {}).get("check", {}),
         },
         "HostConfig": {
             "Memory": limits.memory_limit_in_bytes,
@@ -164,6 +165,24 @@ def _state(status: pb.ContainerStatus, info: Mapping[str, Any]) -> Document:
         "Pid": info.get("pid", 0),
         "StartedAt": moment(status.started_at),
         "FinishedAt": moment(status.finished_at),
+        "Health": _health(info.get("health", {})),
+    }
+
+
+def _health(told: Mapping[str, Any]) -> Document:
+    """Of a container that nobody checks, the status is ""."""
+    return {
+        "Status": told.get("status", ""),
+        "FailingStreak": told.get("failingStreak", 0),
+        "Log": [
+            {
+                "Start": moment(one["start"]),
+                "End": moment(one["end"]),
+                "ExitCode": one["exitCode"],
+                "Output": one["output"],
+            }
+            for one in told.get("log", ())
+        ],
     }
 
 

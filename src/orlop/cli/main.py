@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
-from orlop.cli.groups import container, image, look, nouns, pod, running, system
+from orlop.cli.groups import container, health, image, look, nouns, pod, running, system
 from orlop.cli.groups import volume as volume_group
 from orlop.cli.parameters import (
     ConfigFile,
@@ -46,6 +46,7 @@ app.add_typer(image.app)
 app.add_typer(nouns.images, name="image")
 app.add_typer(nouns.containers, name="container")
 app.add_typer(pod.app, name="pod")
+app.add_typer(health.app, name="healthcheck")
 app.add_typer(system.app, name="system")
 app.add_typer(volume_group.app, name="volume")
 

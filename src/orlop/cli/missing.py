@@ -25,7 +25,6 @@ COMMANDS = {
     "create": "a container is made and started at once: use `orlop run -d`",
     "start": "use `orlop restart`, which also starts what has ended",
     "checkpoint": "a container cannot be frozen to disk; `orlop pause` stops it where it is",
-    "healthcheck": "nobody here looks after health: a kubelet does; run the check by `orlop exec`",
     "network": _POD_NETWORK,
     "generate": "write the pod as YAML for a kubelet; nothing here makes it",
     "kube": "give the YAML to a kubelet, whose runtime this is, see docs/kubernetes.md",
@@ -40,13 +39,14 @@ COMMANDS = {
 }
 """By the name of a command."""
 
-_HEALTH = "nobody would ask while this command is away: a kubelet has probes, and `orlop exec` runs a check"
+_STARTUP = "write --health-start-period, in which checks that fail do not count"
 _NO_WORDS = "the daemon's interface, CRI, has no words"
 
 FLAGS = {
     "--shm-size": "/dev/shm has 64 MiB: mount a larger one elsewhere with --tmpfs",
     "--gpus": "a VM has no device of this machine but disks and its network",
-    **dict.fromkeys(("--health-cmd", "--health-interval", "--health-retries", "--health-timeout"), _HEALTH),
+    **dict.fromkeys(("--health-start-interval", "--health-startup-cmd"), _STARTUP),
+    "--health-on-failure": "nothing ends it for its health; wait with `orlop wait --condition unhealthy`",
     "--userns": "under the handler vm all users are those of the VM",
     "--pid": "containers of one pod share their processes: use `orlop pod create` and --pod",
     "--ipc": "containers of one pod share it: use `orlop pod create` and --pod",

@@ -11,7 +11,7 @@ from orlop.cli import filters, output
 from orlop.cli.formats import Age, Id, Printer, Row, Shape, moment
 from orlop.client import session
 from orlop.client.calls import CriClient
-from orlop.client.container import paused
+from orlop.client.health import Condition, conditions
 from orlop.client.session import RUN_LABEL
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument, NotFound
@@ -32,6 +32,7 @@ SHAPE = Shape(
         "CreatedAt": "CREATED AT",
         "State": "STATE",
         "ExitCode": "EXIT CODE",
+        "Health": "HEALTH",
         "Labels": "LABELS",
         "Mounts": "MOUNTS",
         "Ports": "PORTS",
@@ -40,9 +41,10 @@ SHAPE = Shape(
     },
     columns=("ID", "Image", "RunningFor", "Status", "Names", "PodName", "Handler", "IP"),
 )
-FILTERS = ("id", "name", "label", "status", "exited", "ancestor", "pod", "before", "since")
+FILTERS = ("id", "name", "label", "status", "exited", "health", "ancestor", "pod", "before", "since")
 _SORTS = {"id": "ID", "image": "Image", "names": "Names", "status": "State"}
 _STATES = (*session.STATES.values(), "paused")
+_HEALTHS = ("starting", "healthy", "unhealthy", "none")
 _OF_POD = frozenset({"PodName", "Handler", "IP", "Ports"})
 _OF_STATUS = frozenset({"Command", "Mounts"})
 _OF_END = frozenset({"Status", "ExitCode"})
@@ -71,6 +73,9 @@ def checked_filters(texts: Sequence[str]) -> filters.Filters:
     for code in found.get("exited", ()):
         if not (code.isascii() and code.isdecimal() and len(code) < 4):
             raise InvalidArgument(f"--filter exited={code}: write an exit code")
+    for health in found.get("health", ()):
+        if health not in _HEALTHS:
+            raise InvalidArgument(f"--filter health={health}: there are {', '.join(_HEALTHS)}")
     for name in found.get("name", ()):
         filters.pattern(name)
     return found
@@ -79,11 +84,12 @@ def checked_filters(texts: Sequence[str]) -> filters.Filters:
 class _Seen:
     """A container with what other questions tell of it, asked when somebody wants to know."""
 
-    def __init__(self, client: CriClient, one: pb.Container, *, still: bool) -> None:
+    def __init__(self, client: CriClient, one: pb.Container, condition: Condition) -> None:
         self._client = client
         self._status: pb.ContainerStatusResponse | None = None
         self.one = one
-        self.state = "paused" if still else session.STATES.get(one.state, "unknown")
+        self.state = "paused" if condition.paused else session.STATES.get(one.state, "unknown")
+        self.health = condition.health
 
     @property
     def name(self) -> str:
@@ -92,6 +98,11 @@ class _Seen:
     @property
     def image(self) -> str:
         return str(self.one.image.user_specified_image or self.one.image.image)
+
+    @property
+    def shown_state(self) -> str:
+        """With the health of one that runs."""
+        return f"{self.state} ({self.health})" if self.health and self.state == "running" else self.state
 
     async def status(self) -> pb.ContainerStatusResponse:
         """Empty when it is just going away."""
@@ -134,8 +145,8 @@ async def ps_command(socket: str, wanted: PsOptions) -> None:
 async def _matching(
     client: CriClient, containers: Sequence[pb.Container], wanted: filters.Filters
 ) -> list[_Seen]:
-    still = await paused(client) if containers else frozenset()
-    seen = [_Seen(client, one, still=one.id in still) for one in containers]
+    known = await conditions(client) if containers else {}
+    seen = [_Seen(client, one, known.get(one.id, Condition())) for one in containers]
     if not wanted:
         return seen
     codes = {}
@@ -156,6 +167,7 @@ async def _matching(
         "label": lambda one, text: filters.labelled(one.one.labels, text),
         "status": lambda one, text: one.state == text,
         "exited": lambda one, text: codes.get(one.one.id) == int(text),
+        "health": lambda one, text: (one.health or "none") == text,
         "ancestor": _descends,
         "pod": lambda one, text: (
             one.one.pod_sandbox_id.startswith(text) or pods.get(one.one.pod_sandbox_id) == text
@@ -205,8 +217,9 @@ async def _row(seen: _Seen, pod: Row, fields: frozenset[str]) -> Row:
         "CreatedAt": moment(one.created_at),
         "RunningFor": str(Age(one.created_at // 1_000_000_000)),
         "State": seen.state,
-        "Status": f"{seen.state} ({status.exit_code}{reason})" if ended else seen.state,
+        "Status": f"{seen.state} ({status.exit_code}{reason})" if ended else seen.shown_state,
         "ExitCode": status.exit_code if ended else None,
+        "Health": seen.health,
         "Names": one.labels.get(RUN_LABEL) or seen.name,
         "Labels": dict(one.labels),
         "Mounts": [mount.container_path for mount in status.mounts],

@@ -9,14 +9,11 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-from orlop.client.texts import utf8
+from orlop.client.texts import seconds_of, utf8
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
 
-_PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(ms|s|m|h|d)")
-_AGO = re.compile(rf"(?:{_PART.pattern})+")
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def show_size(size: int) -> str:
@@ -47,10 +44,10 @@ def moment(text: str, otherwise: float) -> float:
     """
     if not text:
         return otherwise
-    if _AGO.fullmatch(text):
-        return time.time() - sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
     if _SECONDS.fullmatch(text):
         return float(text)
+    if (ago := seconds_of(text)) is not None:
+        return time.time() - ago
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):

@@ -6,11 +6,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 
 import typer
 
 from orlop.cli.parameters import Files, Many, NetworkChoice
+from orlop.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from orlop.client.launch import RunOptions
@@ -85,6 +86,27 @@ class ContainerWords:
     stop_timeout: Annotated[
         int, typer.Option("--stop-timeout", help="Seconds before it is killed.", min=-1, show_default=False)
     ] = -1
+    health_cmd: Annotated[
+        str, typer.Option("--health-cmd", help="A command that tells whether it is well; none for none.")
+    ] = ""
+    health_interval: Annotated[
+        str, typer.Option("--health-interval", help="From one check to the next, 30s else; or disable.")
+    ] = ""
+    health_timeout: Annotated[
+        str, typer.Option("--health-timeout", help="How long one may take, 30s else.")
+    ] = ""
+    health_retries: Annotated[
+        Optional[int],  # noqa: UP045 - typer reads this at run time
+        typer.Option(
+            "--health-retries", help="How many must fail, 3 else.", min=1, max=1000, show_default=False
+        ),
+    ] = None
+    health_start_period: Annotated[
+        str, typer.Option("--health-start-period", help="At the beginning, in which that does not count.")
+    ] = ""
+    no_healthcheck: Annotated[bool, typer.Option("--no-healthcheck", help="Not even the image's own.")] = (
+        False
+    )
     add_host: Annotated[Many, typer.Option("--add-host", help="NAME:ADDRESS for /etc/hosts.")] = None
     init: Annotated[
         bool, typer.Option("--init", help="Have orphans collected: every pod's own init does.")
@@ -175,4 +197,21 @@ def container_options(words: ContainerWords, *, tty: bool) -> dict[str, Any]:
         "stop_signal": rights.signal_number(words.stop_signal),
         "stop_timeout": None if words.stop_timeout < 0 else words.stop_timeout,
         "hosts": options.hosts(words.add_host or ()),
+        "health": _health(words),
     }
+
+
+def _health(words: ContainerWords) -> str:
+    from orlop.client import health
+
+    if words.no_healthcheck:
+        if words.health_cmd:
+            raise InvalidArgument("--no-healthcheck and --health-cmd: give one of them")
+        return ""
+    return health.wish(
+        words.health_cmd,
+        interval=words.health_interval,
+        timeout=words.health_timeout,
+        start_period=words.health_start_period,
+        retries=words.health_retries,
+    )

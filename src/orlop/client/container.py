@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import tempfile
 import time
@@ -40,13 +41,6 @@ async def collected(output: AsyncIterator[tuple[str, bytes]], remedy: str) -> tu
         if len(written["stdout"]) + len(written["stderr"]) > MAX_OUTPUT:
             raise ResourceExhausted(f"the command wrote more than {MAX_OUTPUT >> 20} MiB: {remedy}")
     return bytes(written["stdout"]), bytes(written["stderr"])
-
-
-async def paused(client: CriClient) -> frozenset[str]:
-    """The ids of the containers that stand still: for CRI they run."""
-    async with NativeClient(client.path) as ours:
-        answer = await ours.containers.list_paused_containers(native.ListPausedContainersRequest())
-    return frozenset(answer.container_ids)
 
 
 class Process:
@@ -118,7 +112,9 @@ class Container:
 
     async def facts(self) -> ContainerFacts:
         """What is known of it now. Raises NotFound when it was removed."""
-        status = await self._status()
+        request = pb.ContainerStatusRequest(container_id=self.id, verbose=True)
+        answer = await self._client.runtime.container_status(request)
+        status = answer.status
         ended = status.state == pb.CONTAINER_EXITED
         return ContainerFacts(
             id=self.id,
@@ -128,6 +124,7 @@ class Container:
             state=STATES.get(status.state, "unknown"),
             exit_code=status.exit_code if ended else None,
             reason=status.reason,
+            health=json.loads(answer.info.get("info", "{}")).get("health", {}).get("status", ""),
         )
 
     async def _status(self) -> pb.ContainerStatus:
@@ -276,6 +273,17 @@ class Container:
         """Let them go on."""
         async with NativeClient(self._client.path) as client:
             await client.containers.resume_container(native.ResumeContainerRequest(container_id=self.id))
+
+    async def check_health(self) -> Result:
+        """Run its health check now: the check's exit code, and the end of what it wrote.
+
+        Raises FailedPrecondition for a container that has none, or does not run.
+        """
+        async with NativeClient(self._client.path) as client:
+            request = native.CheckHealthRequest(container_id=self.id)
+            # As long as a check may take, the daemon knows.
+            answer = await client.containers.check_health(request, timeout=None)
+        return Result(answer.exit_code, answer.output.encode())
 
     async def stop(self, grace: float | None = None) -> None:
         """Ask it to end, and kill it ``grace`` seconds later: as many as it was made with, or 10."""

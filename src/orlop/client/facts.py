@@ -36,7 +36,10 @@ class Result:
 
 @dataclass(frozen=True)
 class ContainerFacts:
-    """A container. ``state`` is created, running, exited or unknown; ``exit_code`` is None while it runs."""
+    """A container. ``state`` is created, running, exited or unknown; ``exit_code`` is None while it runs.
+
+    ``health`` is starting, healthy or unhealthy, and "" for one that nobody checks.
+    """
 
     id: str
     name: str
@@ -45,6 +48,7 @@ class ContainerFacts:
     state: str
     exit_code: int | None = None
     reason: str = ""
+    health: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,14 @@ class ImageFacts:
 class Event:
     """Something happened to a container, or to a pod, which then is named by ``container_id``, too.
 
-    ``kind`` is created, started, stopped or deleted.
+    ``kind`` is created, started, stopped, deleted or health_status; ``health`` is what it is then.
     """
 
     time: float
     kind: str
     container_id: str
     pod_id: str
+    health: str = ""
 
 
 @dataclass(frozen=True)

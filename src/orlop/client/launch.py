@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orlop.client.health import CHECK
 from orlop.client.session import NAMESPACE, RUN_LABEL
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
@@ -48,7 +49,8 @@ class RunOptions:
     ``memory`` is in bytes, ``cpus`` a number of processors. ``user`` is a name or a number, with a number
     as its group after a colon. ``interactive`` keeps stdin open. ``hostname`` is the pod's name if it is "".
     ``hosts`` are names with addresses for its /etc/hosts. ``ulimits`` are texts such as ``NOFILE=1024:2048``,
-    ``stop_timeout`` seconds, None for the usual ones.
+    ``stop_timeout`` seconds, None for the usual ones. ``health`` is a wish as
+    :func:`orlop.client.health.wish` writes it, "" for no health check.
     """
 
     image: str
@@ -83,6 +85,7 @@ class RunOptions:
     stop_timeout: int | None = None
     no_new_privileges: bool = False
     seccomp: pb.SecurityProfile | None = None
+    health: str = ""
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument for a user that CRI cannot name."""
@@ -192,6 +195,8 @@ def _annotations(launch: RunOptions, name: str) -> dict[str, str]:
                 for one in memory
             ]
         )
+    if launch.health:
+        found[CHECK] = launch.health
     if launch.stop_timeout is not None:
         found[STOP_TIMEOUT] = str(launch.stop_timeout)
     return found

@@ -8,15 +8,17 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Unpack, cast
 
-from orlop.client import archives, images, session
+from orlop.client import archives, events, health, images, session
 from orlop.client.calls import CriClient
 from orlop.client.container import Container, collected
 from orlop.client.facts import ContainerFacts, ContainerUse, Event, ImageFacts, PodFacts, Result
+from orlop.client.health import Condition
 from orlop.client.images import Progress
 from orlop.client.options import PodKeywords, RunKeywords, launch
 from orlop.client.pod import Pod, find_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.host import tasks
+from orlop.native.api import native_v1_pb2 as native
 
 
 @contextlib.asynccontextmanager
@@ -72,6 +74,7 @@ class Node:
     async def containers(self) -> list[ContainerFacts]:
         """All containers, those that have ended as well."""
         answer = await self._client.runtime.list_containers(pb.ListContainersRequest())
+        known = await health.conditions(self._client) if answer.containers else {}
         return [
             ContainerFacts(
                 id=one.id,
@@ -79,6 +82,7 @@ class Node:
                 pod_id=one.pod_sandbox_id,
                 image=one.image.user_specified_image or one.image.image,
                 state=session.STATES.get(one.state, "unknown"),
+                health=known.get(one.id, Condition()).health,
             )
             for one in answer.containers
         ]
@@ -150,7 +154,10 @@ class Node:
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens to containers and pods from now on."""
-        async for one in self._client.runtime.get_container_events(pb.GetEventsRequest()):
+        async for one in events.happening(self._client):
+            if isinstance(one, native.WatchHealthResponse):
+                yield Event(one.at / 1e9, "health_status", one.container_id, one.pod_id, one.health)
+                continue
             yield Event(
                 time=one.created_at / 1e9,
                 kind=session.EVENTS.get(one.container_event_type, "unknown"),

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from orlop.client import rights
+from orlop.client import health, rights
 from orlop.client.launch import RunOptions
 from orlop.client.mounts import parse_tmpfs, parse_volume
 from orlop.client.texts import parse_size, utf8
@@ -86,6 +86,16 @@ class ContainerKeywords(TypedDict, total=False):
     """Instead of the image's own."""
     stop_timeout: int
     """Seconds before it is killed, when it is stopped."""
+    health_cmd: str | Sequence[str]
+    """Says by its exit code whether it is well: for a shell, or as words; or ``none``. The image's else."""
+    health_interval: float | str
+    """Seconds from one check to the next, or ``1m30s``; 0: only when somebody asks."""
+    health_timeout: float | str
+    """Seconds that a check may take."""
+    health_retries: int
+    """Checks that must fail one after the other."""
+    health_start_period: float | str
+    """Seconds at the beginning in which that does not count."""
 
 
 class RunKeywords(PodKeywords, ContainerKeywords, total=False):
@@ -132,6 +142,13 @@ def launch(
         sysctls=dict(options.get("sysctls", {})),
         stop_signal=rights.signal_number(options.get("stop_signal", "")),
         stop_timeout=options.get("stop_timeout"),
+        health=health.wish(
+            options.get("health_cmd", ""),
+            interval=options.get("health_interval"),
+            timeout=options.get("health_timeout"),
+            start_period=options.get("health_start_period"),
+            retries=options.get("health_retries"),
+        ),
         **rights.security(options.get("security", ())),
     )
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from orlop.errors import DataLoss, FailedPrecondition, ResourceExhausted, Unimplemented
-from orlop.images.model import ImageConfigOci
+from orlop.images.model import HealthCheck, ImageConfigOci
 from orlop.images.reference import is_digest
 from orlop.linux import architecture
 from orlop.value import UNREADABLE
@@ -23,6 +23,9 @@ _T = TypeVar("_T")
 
 MAX_DOCUMENT = 8 << 20
 MAX_LAYERS = 120
+_MAX_TEST = 32 << 10
+
+_Duration = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
@@ -79,6 +82,15 @@ class _Process(msgspec.Struct, frozen=True, rename="pascal"):
     working_dir: str | None = None
     labels: dict[str, str] | None = None
     stop_signal: str | None = None
+    healthcheck: msgspec.Raw | None = None
+
+
+class _Health(msgspec.Struct, frozen=True, rename="pascal"):
+    test: Annotated[tuple[str, ...], msgspec.Meta(max_length=256)] | None = None
+    interval: _Duration | None = None
+    timeout: _Duration | None = None
+    start_period: _Duration | None = None
+    retries: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
 
 
 class _RootFs(msgspec.Struct, frozen=True):
@@ -186,6 +198,7 @@ def read_config(data: bytes, name: str, own: Platform, layers: int) -> tuple[Ima
             working_dir=process.working_dir or "",
             user=process.user or "",
             stop_signal=process.stop_signal or "",
+            healthcheck=_health(process.healthcheck),
             volumes=tuple(sorted(process.volumes or {})),
             labels=process.labels or {},
             exposed_ports=tuple(sorted(process.exposed_ports or {})),
@@ -200,6 +213,25 @@ def read_config(data: bytes, name: str, own: Platform, layers: int) -> tuple[Ima
 def _words(value: tuple[str, ...] | str | None) -> tuple[str, ...]:
     """Very old builders wrote a plain string where a list belongs."""
     return (value,) if isinstance(value, str) else value or ()
+
+
+def _health(said: msgspec.Raw | None) -> HealthCheck | None:
+    """An image's health check. OCI does not know it, so that one which nobody understands spoils no image."""
+    if said is None:
+        return None
+    try:
+        found = msgspec.json.decode(said, type=_Health | None)
+    except UNREADABLE:
+        return None
+    if found is None or not found.test or sum(map(len, found.test)) > _MAX_TEST:
+        return None
+    return HealthCheck(
+        test=found.test,
+        interval=found.interval or 0,
+        timeout=found.timeout or 0,
+        start_period=found.start_period or 0,
+        retries=found.retries or 0,
+    )
 
 
 def _decode(data: bytes, kind: type[_T], what: str) -> _T:

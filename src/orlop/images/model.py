@@ -25,6 +25,34 @@ class RegistryAuth(Value, frozen=True):
         return f"RegistryAuth(username={self.username!r}, ...)"
 
 
+class HealthCheck(Value, frozen=True):
+    """A command that says by its exit code whether a container is well.
+
+    ``test`` is ``CMD`` and the words of the command, or ``CMD-SHELL`` and one text for /bin/sh. Times
+    are nanoseconds; 0 leaves one to whoever runs the container.
+    """
+
+    test: tuple[str, ...] = ()
+    interval: int = 0
+    timeout: int = 0
+    start_period: int = 0
+    retries: int = 0
+
+
+def health(check: HealthCheck | None) -> dict[str, object]:
+    """The same in the words of an image's configuration; empty for none."""
+    if check is None:
+        return {}
+    found: dict[str, object] = {
+        "Test": check.test,
+        "Interval": check.interval,
+        "Timeout": check.timeout,
+        "StartPeriod": check.start_period,
+        "Retries": check.retries,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
 class ImageConfigOci(Value, frozen=True):
     """What an image says about the process to run (OCI image-spec, config.md)."""
 
@@ -34,6 +62,7 @@ class ImageConfigOci(Value, frozen=True):
     working_dir: str = ""
     user: str = ""
     stop_signal: str = ""
+    healthcheck: HealthCheck | None = None
     volumes: tuple[str, ...] = ()
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     exposed_ports: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ from orlop.host import scratch, threads
 from orlop.images import reference
 from orlop.images.archives import BLOBS, FULL_NAME, NAME
 from orlop.images.documents import digest_of
-from orlop.images.model import Image
+from orlop.images.model import Image, health
 from orlop.images.store import ImageStore
 from orlop.images.tarstream import BLOCK
 
@@ -169,7 +169,7 @@ def _file(name: str, data: bytes) -> bytes:
 
 
 def _configuration(image: Image, layers: Sequence[_PackedLayer]) -> dict[str, Any]:
-    """What is known of an image. Who made it, with which steps, and how its health is told, is not kept."""
+    """What is known of an image. Who made it, and with which steps, is not kept."""
     known = image.config
     run = {
         "User": known.user,
@@ -179,6 +179,7 @@ def _configuration(image: Image, layers: Sequence[_PackedLayer]) -> dict[str, An
         "WorkingDir": known.working_dir,
         "Labels": known.labels,
         "StopSignal": known.stop_signal,
+        "Healthcheck": health(known.healthcheck),
         "Volumes": {key: {} for key in known.volumes},
         "ExposedPorts": {key: {} for key in known.exposed_ports},
     }

@@ -30,9 +30,11 @@ from orlop.errors import (
     Unavailable,
 )
 from orlop.host import threads
-from orlop.host.tasks import uncancelled
+from orlop.host.tasks import beside, uncancelled
 from orlop.pods import cdi, resolve
+from orlop.pods import health as healths
 from orlop.pods import ledger as ledgers
+from orlop.pods.health import Health
 from orlop.pods.node import Node, in_words, now, reason_of
 from orlop.pods.observer import NO_UPDATES, WantedLimits
 from orlop.pods.records import (
@@ -47,6 +49,7 @@ from orlop.pods.records import (
     ContainerPhase,
     ContainerRecord,
     EventKind,
+    HealthState,
     PodRecord,
 )
 from orlop.pods.requests import ContainerRequest
@@ -71,8 +74,9 @@ SIGKILL = int(signal.SIGKILL)
 class Containers:
     """The verbs on containers."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, health: Health) -> None:
         self._node = node
+        self._health = health
 
     # Create
 
@@ -149,6 +153,7 @@ class Containers:
             await images.use(image.id, container_id)
         elif request.image:
             raise InvalidArgument(f"container {request.name}: its root is an image or a directory, not both")
+        health_check = healths.wished(request.annotations, image.config) if image is not None else None
         spec = await threads.call(resolve.container, request, container_id, pod.spec, image, images.status)
         names = cdi.requested(request)
         if names:
@@ -168,6 +173,8 @@ class Containers:
             image_ref=resolve.image_reference(image, request.user_image, request.image) if image else "",
             stop_signal=resolve.signal_name(spec.stop_signal),
             user=resolve.known_user(spec.security),
+            health_check=health_check,
+            health=None if health_check is None else HealthState(),
         )
 
     async def _make(self, record: ContainerRecord, sandbox: Sandbox) -> ContainerRecord:
@@ -275,10 +282,17 @@ class Containers:
         self.watch(container_id, sandbox)
 
     def watch(self, container_id: str, sandbox: Sandbox) -> None:
-        """Record the exit of a running container when it comes."""
+        """Record the exit of a running container when it comes, and check its health until then."""
+        record = self._node.ledger.find_container(container_id)
+        checked = record is not None and record.health_check is not None
+        work = self._watch_health if checked else self._watch
         self._node.watchers[container_id] = self._node.tasks.spawn(
-            self._watch(container_id, sandbox), f"watch container {container_id[:12]}"
+            work(container_id, sandbox), f"watch container {container_id[:12]}"
         )
+
+    async def _watch_health(self, container_id: str, sandbox: Sandbox) -> None:
+        async with beside(self._health.keep(container_id), f"health of container {container_id[:12]}"):
+            await self._watch(container_id, sandbox)
 
     async def _watch(self, container_id: str, sandbox: Sandbox) -> None:
         """Wait for the exit. A sandbox that cannot tell is asked again for as long as its pod runs."""

@@ -60,10 +60,15 @@ class Execs:
         await self._node.known(pod_ref)
         return await self._node.sandbox(self._node.pod(pod_ref).id).connect(port)
 
-    async def exec_sync(self, ref: str, args: tuple[str, ...], timeout: float = 0) -> ExecResult:
-        """Run a command to its end. DeadlineExceeded after ``timeout`` seconds (0: none): it is killed."""
+    async def exec_sync(
+        self, ref: str, args: tuple[str, ...], timeout: float = 0, *, keep: int = OUTPUT_LIMIT
+    ) -> ExecResult:
+        """Run a command to its end. DeadlineExceeded after ``timeout`` seconds (0: none): it is killed.
+
+        Of each stream ``keep`` bytes are kept; what comes then is read and dropped.
+        """
         what = f"command {args[0]!r} in container {ref[:12]}" if args else f"exec in container {ref}"
-        work = self._node.tasks.spawn(self._exec_sync(ref, args), what, awaited=True)
+        work = self._node.tasks.spawn(self._exec_sync(ref, args, keep), what, awaited=True)
         try:
             await asyncio.wait((work,), timeout=timeout or None)
         finally:
@@ -74,13 +79,13 @@ class Execs:
         with in_words(what):
             return work.result()
 
-    async def _exec_sync(self, ref: str, args: tuple[str, ...]) -> ExecResult:
+    async def _exec_sync(self, ref: str, args: tuple[str, ...], keep: int) -> ExecResult:
         process = await self.exec(ref, ExecSpec(args=args))
         kept = {1: bytearray(), 2: bytearray()}
         try:
             async for stream, data in process.output():
                 buffer = kept[stream]
-                if (room := OUTPUT_LIMIT - len(buffer)) > 0:
+                if (room := keep - len(buffer)) > 0:
                     buffer += data[:room]
             status = await process.wait()
         finally:

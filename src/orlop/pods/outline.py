@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orlop.images import model
 from orlop.pods.records import ContainerRecord
 from orlop.sandbox.spec import ContainerSpec, Mount, Resources
 
@@ -29,6 +30,29 @@ def runtime_spec(record: ContainerRecord) -> dict[str, Any]:
             "maskedPaths": list(security.masked_paths),
             "readonlyPaths": list(security.read_only_paths),
         },
+    }
+
+
+def health(record: ContainerRecord) -> dict[str, Any]:
+    """How a container is and how that is found out; empty for one that nobody checks."""
+    if record.health_check is None or record.health is None:
+        return {}
+    state = record.health
+    return {
+        "health": {
+            "check": model.health(record.health_check),
+            "status": state.status,
+            "failingStreak": state.failures,
+            "log": [
+                {
+                    "start": one.started_at,
+                    "end": one.finished_at,
+                    "exitCode": one.exit_code,
+                    "output": one.output,
+                }
+                for one in state.results
+            ],
+        }
     }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Protocol
 
+from orlop.images.model import HealthCheck
+
 
 class ImageConfigLike(Protocol):
     """The parts of an OCI image configuration that decide what a container runs."""
@@ -21,6 +23,8 @@ class ImageConfigLike(Protocol):
     def user(self) -> str: ...  # noqa: D102
     @property
     def stop_signal(self) -> str: ...  # noqa: D102
+    @property
+    def healthcheck(self) -> HealthCheck | None: ...  # noqa: D102
 
 
 class ImageLike(Protocol):

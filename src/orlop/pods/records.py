@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
+from orlop.images.model import HealthCheck
 from orlop.sandbox.figures import ContainerStats, PodStats
 from orlop.sandbox.spec import ContainerSpec, PodSpec, Resources, UserIds
 from orlop.value import Value
@@ -91,6 +92,31 @@ class PodRecord(Value, frozen=True):
         return self.phase is PodPhase.READY
 
 
+class HealthStatus(StrEnum):
+    """How a container is that has a health check."""
+
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+
+
+class HealthResult(Value, frozen=True):
+    """What one check has found."""
+
+    started_at: int
+    finished_at: int
+    exit_code: int
+    output: str = ""
+
+
+class HealthState(Value, frozen=True):
+    """How a container is, how many checks have failed in a row, and the last results, oldest first."""
+
+    status: HealthStatus = HealthStatus.STARTING
+    failures: int = 0
+    results: tuple[HealthResult, ...] = ()
+
+
 class ContainerRecord(Value, frozen=True):
     """One container.
 
@@ -101,6 +127,7 @@ class ContainerRecord(Value, frozen=True):
     when the image alone knows (a name, looked up in the container's own /etc/passwd).
     ``paused`` is set before its processes are stopped where they are, and cleared after they go on.
     ``cannot_start`` says why a CREATED container's program cannot be run: its start will fail so.
+    ``health_check`` is None for one whose health nobody checks, and so is ``health``.
     """
 
     spec: ContainerSpec
@@ -122,6 +149,8 @@ class ContainerRecord(Value, frozen=True):
     exit_code: int = 0
     reason: str = ""
     message: str = ""
+    health_check: HealthCheck | None = None
+    health: HealthState | None = None
 
     @property
     def id(self) -> str:
@@ -160,12 +189,13 @@ class ContainerRecord(Value, frozen=True):
 
 
 class EventKind(StrEnum):
-    """What happened (CRI ``ContainerEventType``)."""
+    """What happened: CRI's ``ContainerEventType``, and a change of health, for which it has no word."""
 
     CREATED = "created"
     STARTED = "started"
     STOPPED = "stopped"
     DELETED = "deleted"
+    HEALTH = "health_status"
 
 
 class Event(Value, frozen=True):

@@ -22,6 +22,7 @@ from orlop.pods.containers import Containers
 from orlop.pods.events import Events
 from orlop.pods.execs import ExecResult, Execs
 from orlop.pods.handlers import Handlers
+from orlop.pods.health import Health
 from orlop.pods.journal import Journal
 from orlop.pods.ledger import Ledger
 from orlop.pods.meter import Meter
@@ -35,6 +36,7 @@ from orlop.pods.records import (
     ContainerUse,
     Event,
     Handler,
+    HealthResult,
     PodFilter,
     PodRecord,
     PodUse,
@@ -81,9 +83,10 @@ class PodService:
         self._handlers = Handlers(drivers, config.default_handler, absent, config.handler_names)
         self._node = Node(ledger=self.ledger, events=events, handlers=self._handlers, images=images)
         self._network = network
-        self._containers = Containers(self._node)
-        self._pods = Pods(self._node, self._containers)
         self._execs = Execs(self._node)
+        self._health = Health(self._node, self._execs)
+        self._containers = Containers(self._node, self._health)
+        self._pods = Pods(self._node, self._containers)
         self._meter = Meter(self._node)
         self._recovery = Recovery(self._node, self._pods, self._containers)
 
@@ -206,6 +209,10 @@ class PodService:
         await self._node.known_of(container_id)
         await self._containers.resume(container_id)
 
+    async def check_health(self, container_id: str) -> HealthResult:
+        """Run the health check of a running container now. Raises FailedPrecondition for one without."""
+        return await self._health.check(container_id)
+
     async def ended_container(self, container_id: str) -> ContainerRecord | None:
         """Wait until the container does not run; what it is then, None when it was removed."""
         return await self._containers.ended(container_id)
@@ -240,6 +247,7 @@ class PodService:
             "paused": record.paused,
             "runtimeSpec": outline.runtime_spec(record),
             "layers": len(record.spec.root.layers),
+            **outline.health(record),
             **found,
         }
 

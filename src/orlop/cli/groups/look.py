@@ -50,6 +50,8 @@ class ConditionChoice(StrEnum):
     stopped = "stopped"
     exited = "exited"
     running = "running"
+    healthy = "healthy"
+    unhealthy = "unhealthy"
 
 
 @app.command()
@@ -125,11 +127,12 @@ def wait(
     ] = ConditionChoice.stopped,
     socket: Socket = "",
 ) -> None:
-    """Wait until containers have ended, and print their exit codes; -1 of those that only had to run."""
+    """Wait until containers have ended, and print their exit codes; -1 where that is not waited for."""
     from orlop.cli import containers, session
 
-    running = condition is ConditionChoice.running
-    session.run_async(lambda: containers.wait_command(socket, names, running=running))
+    ended = condition in (ConditionChoice.stopped, ConditionChoice.exited)
+    wanted = "" if ended else condition.value
+    session.run_async(lambda: containers.wait_command(socket, names, wanted))
 
 
 @app.command()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orlop.client import session
 from orlop.client.calls import CriClient
+from orlop.client.events import Told, happening
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import NotFound
 from orlop.host.tasks import beside
+from orlop.native.api import native_v1_pb2 as native
+
+_HEALTH = "health_status"
 
 
 class Happening(NamedTuple):
@@ -24,6 +28,7 @@ class Happening(NamedTuple):
     id: str
     exit_code: int | None = None
     reason: str = ""
+    health: str = ""
 
     def show(self, *, as_json: bool) -> None:
         """Print it as one line."""
@@ -31,9 +36,11 @@ class Happening(NamedTuple):
         if as_json:
             print(json.dumps(self._asdict() | {"time": when}), flush=True)
             return
-        ending = "" if self.exit_code is None else f"  exit code {self.exit_code} {self.reason}".rstrip()
+        ending = f"  {self.health}" if self.health else ""
+        if self.exit_code is not None:
+            ending = f"  exit code {self.exit_code} {self.reason}".rstrip()
         where = f"{self.pod} {self.container}".rstrip()
-        print(f"{when}  {self.event:<8} {self.id[:13]}  {where}{ending}", flush=True)
+        print(f"{when}  {self.event:<13} {self.id[:13]}  {where}{ending}", flush=True)
 
 
 async def events_command(socket: str, *, follow: bool, as_json: bool) -> None:
@@ -42,9 +49,9 @@ async def events_command(socket: str, *, follow: bool, as_json: bool) -> None:
         if not follow:
             _tell(await _past(client), as_json=as_json)
             return
-        stream = client.runtime.get_container_events(pb.GetEventsRequest())
+        stream = happening(client)
 
-        async def one() -> pb.ContainerEventResponse:
+        async def one() -> Told:
             return await anext(stream)
 
         # Asked for before the past is: what happens in between may be there twice, but is never missed.
@@ -70,23 +77,30 @@ async def _past(client: CriClient) -> list[Happening]:
         if (pod := pods.get(one.pod_sandbox_id)) is None:
             continue
         try:
-            status = await session.container_status(client, one.id)
+            request = pb.ContainerStatusRequest(container_id=one.id, verbose=True)
+            told = await client.runtime.container_status(request)
         except NotFound:
             continue
-        found += _of_container(_pod_name(pod.metadata), status)
+        info = json.loads(told.info.get("info", "{}"))
+        found += _of_container(_pod_name(pod.metadata), told.status, info.get("health", {}))
     return found
 
 
-def _of_container(pod: str, status: pb.ContainerStatus) -> Iterable[Happening]:
+def _of_container(pod: str, status: pb.ContainerStatus, health: Mapping[str, Any]) -> Iterable[Happening]:
     name, own = status.metadata.name, status.id
     yield Happening(status.created_at, "created", pod, name, own)
     if status.started_at:
         yield Happening(status.started_at, "started", pod, name, own)
+    if results := health.get("log"):
+        yield Happening(results[-1]["end"], _HEALTH, pod, name, own, health=health["status"])
     if status.finished_at:
         yield Happening(status.finished_at, "stopped", pod, name, own, status.exit_code, status.reason)
 
 
-def _happening(event: pb.ContainerEventResponse) -> Happening:
+def _happening(event: Told) -> Happening:
+    if isinstance(event, native.WatchHealthResponse):
+        name, own = event.container_name, event.container_id
+        return Happening(event.at, _HEALTH, event.pod_name, name, own, health=event.health)
     pod = _pod_name(event.pod_sandbox_status.metadata)
     kind = session.EVENTS.get(event.container_event_type, "unknown")
     status = next((one for one in event.containers_statuses if one.id == event.container_id), None)

@@ -13,7 +13,7 @@ from orlop.cri.services.containers import image_tags
 from orlop.cri.translate import container, metrics, pod, stats, status
 from orlop.cri.translate.entries import framed, paged
 from orlop.images.store import ImageStore
-from orlop.pods.records import ContainerUse, PodFilter, PodUse
+from orlop.pods.records import ContainerUse, EventKind, PodFilter, PodUse
 from orlop.pods.service import PodService
 from orlop.sandbox.figures import Detail
 
@@ -112,7 +112,7 @@ class StatisticsCalls:
         """What happens from now on, until the client leaves."""
         async with aclosing(cast("AsyncGenerator[Event]", self._pods.events())) as events:
             async for event in events:
-                if event.pod.spec.front:
+                if event.pod.spec.front or event.kind is EventKind.HEALTH:
                     continue
                 tags = {item.id: image_tags(self._images, item) for item in event.containers}
                 yield status.event(event, tags)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orlop.cri import validate
 from orlop.cri.api import runtime_v1_pb2 as pb
-from orlop.images.model import Image, RegistryAuth
+from orlop.images.model import Image, RegistryAuth, health
 
 
 def reference(spec: pb.ImageSpec) -> str:
@@ -59,6 +59,7 @@ def info(value: Image) -> dict[str, object]:
         "WorkingDir": config.working_dir,
         "Labels": config.labels,
         "StopSignal": config.stop_signal,
+        "Healthcheck": health(config.healthcheck),
     }
     return {
         "imageSpec": {
