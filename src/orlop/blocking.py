@@ -188,6 +188,10 @@ class Container:
         """Let them go on."""
         self._loop.call(self._container.unpause())
 
+    def rename(self, name: str) -> None:
+        """Give it another name, and its pod if that was made for it alone."""
+        self._loop.call(self._container.rename(name))
+
     def check_health(self) -> Result:
         """Run its health check now: the check's exit code, and the end of what it wrote."""
         return self._loop.call(self._container.check_health())

@@ -60,7 +60,7 @@ def test_an_image_says_how_its_health_is_told(cli: Cli) -> None:
         checked = pod.start("localhost/checked", *FOREVER)
         plain = pod.start("localhost/checked", *FOREVER, health_cmd="none")
         until(lambda: checked.facts().health == "healthy", "it is never well")
-        assert b"Max open files" in checked.check_health().stdout
+        assert b"Max realtime timeout" in checked.check_health().stdout
         assert plain.facts().health == "" and maker.facts().health == ""
         with pytest.raises(orlop.errors.FailedPrecondition, match="no health check"):
             plain.check_health()
@@ -74,3 +74,54 @@ def test_an_image_says_how_its_health_is_told(cli: Cli) -> None:
     assert without.code == 125 and "orlop ps -a" in without.err
     cli("rmi", "localhost/checked")
     file.unlink()
+
+
+def test_a_container_gets_another_name(cli: Cli) -> None:
+    here = ("--handler", "process")
+    cli("run", "-d", "--name", "plain", *here, BUSYBOX, "sh", "-c", "echo from the first; exec sleep 100000")
+    until(lambda: cli("logs", "plain").out == "from the first\n", "it says nothing")
+    one = cli("ps", "--no-trunc", "-q", "--filter", "name=^plain$").out.strip()
+    taken = cli("run", "-d", "--name", "plain", *here, BUSYBOX, *FOREVER, check=False)
+    assert taken.code == 125 and "taken" in taken.err and taken.err.count("\n") == 1
+    assert cli("rename", "plain", "fancy").out == ""
+    row = ("--filter", f"id={one}", "--format", "{{.Names}} {{.PodName}}")
+    assert cli("ps", *row).out == "fancy orlop/fancy\n"
+    assert cli("inspect", "--format", "{{.Name}} {{.PodName}} {{.Id}}", "fancy").out == f"fancy fancy {one}\n"
+    gone = cli("inspect", "plain", check=False)
+    assert gone.code == 1 and "plain" in gone.err
+    assert cli("logs", "fancy").out == "from the first\n" and "fancy" in cli("events").out
+    # The old name is free; and of two who want one name one gets it.
+    cli("run", "-d", "--name", "plain", *here, BUSYBOX, *FOREVER)
+    both = [cli.start("rename", name, "wanted") for name in ("plain", "fancy")]
+    said = [child.communicate() for child in both]
+    assert sorted(child.returncode for child in both) == [0, 1], said
+    assert sum(err.count(b"\n") for _, err in said) == 1 and b"taken" in said[0][1] + said[1][1]
+    winner, loser = ("plain", "fancy") if both[0].returncode == 0 else ("fancy", "plain")
+    assert cli("container", "exists", winner, check=False).code == 1
+    # A name lasts over a restart of its container, in the pod that is there and in another one.
+    for _ in range(2):
+        again = cli("restart", "-t", "0", "wanted").out.strip()
+        assert cli("inspect", "--format", "{{.Id}} {{.PodName}}", "wanted").out == f"{again} wanted\n"
+        cli("stop", "-t", "0", "wanted")
+    cli("rm", "-f", "wanted", loser)
+    assert not [
+        path for path in (cli.node.scratch / "cli-logs").glob("*") if path.name[:6] in ("plain_", "fancy_")
+    ]
+
+
+def test_a_container_among_others_gets_another_name(cli: Cli) -> None:
+    cli("pod", "create", "shop-of-names", "--handler", "process")
+    for name in ("till", "shelf"):
+        cli("run", "-d", "--pod", "shop-of-names", "--name", name, BUSYBOX, *FOREVER)
+    cli("rename", "till", "counter")
+    names = cli("ps", "--filter", "pod=shop-of-names", "--sort", "names", "--format", "{{.Names}}").out
+    assert names.split() == ["counter", "shelf"]
+    refused = cli("rename", "shelf", "counter", check=False)
+    assert refused.code == 1 and "taken by container" in refused.err
+    assert "is no name" in cli("rename", "shelf", "a/b", check=False).err
+    again = cli("restart", "-t", "0", "counter").out.strip()
+    assert cli("inspect", "--format", "{{.Id}}", "counter").out.strip() == again
+    with orlop.blocking.connect(cli.node.socket) as node:
+        node.container("counter").rename("till")
+        assert node.container("till").facts().name == "till"
+    cli("pod", "rm", "-f", "shop-of-names")

@@ -343,10 +343,10 @@ class MortalJournal(Journal):
         super().__init__(path)
         self._world = world
 
-    async def _write(self, statement: str, *values: str | bytes) -> None:
-        what = " ".join(statement.split()[:4])
+    async def _write(self, *statements: tuple[str, tuple[str | bytes, ...]]) -> None:
+        what = " ".join(statements[0][0].split()[:4])
         self._world.step(f"before {what}")
-        await super()._write(statement, *values)
+        await super()._write(*statements)
         self._world.step(f"after {what}")
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from orlop.errors import DataLoss, FailedPrecondition, OrlopError, ResourceExhausted, Unimplemented
 from orlop.images.documents import MAX_LAYERS, Descriptor, Manifest, Platform, choose, read_config
+from orlop.images.model import HealthCheck
 
 OWN = Platform(architecture="amd64", os="linux")
 ARM = Platform(architecture="arm64", os="linux")
@@ -102,6 +103,27 @@ def test_a_configuration_with_nulls() -> None:
     assert config.cmd == ("a",)
     assert config.volumes == ("/a", "/b")
     assert diff_ids == (DIGEST,)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (
+            {"Test": ["CMD", "x"], "Interval": 5, "StartInterval": 7, "Retries": 2},
+            HealthCheck(test=("CMD", "x"), interval=5, retries=2),
+        ),
+        ({"Test": ["NONE"]}, HealthCheck(test=("NONE",))),
+        ({}, None), (None, None), ([], None), ("x", None), (7, None), ({"Test": []}, None),
+        ({"Test": "x"}, None), ({"Test": ["CMD", "x"], "Interval": -1}, None),
+        ({"Test": ["CMD", "x" * 40_000]}, None), ({"Test": ["x"] * 300}, None),
+        ({"Test": ["CMD", "x"], "Timeout": 1 << 63}, None),
+    ],
+)  # fmt: skip
+def test_a_health_check_that_nobody_understands_spoils_no_image(said: Any, found: HealthCheck | None) -> None:
+    document = {"architecture": "amd64", "os": "linux", "config": {"Healthcheck": said}}
+    config, _ = read_config(data(document), "x", OWN, 0)
+    assert config.healthcheck == found
+    assert read_config(data({"architecture": "amd64", "os": "linux"}), "x", OWN, 0)[0].healthcheck is None
 
 
 def test_a_configuration_for_another_machine_or_of_other_layers() -> None:

@@ -62,6 +62,12 @@ async def _until(container: Container, condition: str) -> None:
         await asyncio.sleep(logs.POLL)
 
 
+async def rename_command(socket: str, name: str, new: str) -> None:
+    """``orlop rename``."""
+    async with session.connect(socket) as client:
+        await (await Node(client).container(name)).rename(new)
+
+
 async def check_command(socket: str, name: str) -> int:
     """``orlop healthcheck run``: 0 when the check finds all well, else 1."""
     async with session.connect(socket) as client:

@@ -59,7 +59,7 @@ async def _container(client: CriClient, one: pb.Container) -> tuple[Document, Do
     described = _described_container(told.status, status.get("info", {}).get("info", {}))
     described.update(
         Pod=one.pod_sandbox_id,
-        PodName=pod.status.metadata.name,
+        PodName=session.name_of(pod.status),
         NetworkSettings=_network(pod.status, told_pod.get("info", {}).get("info", {})),
     )
     return {"container": status, "pod": told_pod}, described
@@ -81,7 +81,7 @@ async def _pod(client: CriClient, pod_id: str) -> tuple[Document, Document]:
     status = told.status
     described = {
         "Id": status.id,
-        "Name": status.metadata.name,
+        "Name": session.name_of(status),
         "Namespace": status.metadata.namespace,
         "Created": moment(status.created_at),
         "State": "ready" if status.state == pb.SANDBOX_READY else "ended",
@@ -89,7 +89,7 @@ async def _pod(client: CriClient, pod_id: str) -> tuple[Document, Document]:
         "Labels": dict(status.labels),
         "NumContainers": len(members),
         "Containers": [
-            {"Id": one.id, "Name": one.metadata.name, "State": session.STATES.get(one.state, "unknown")}
+            {"Id": one.id, "Name": session.name_of(one), "State": session.STATES.get(one.state, "unknown")}
             for one in members
         ],
         "NetworkSettings": _network(status, info),
@@ -115,7 +115,7 @@ def _described_container(status: pb.ContainerStatus, info: Mapping[str, Any]) ->
     limits = status.resources.linux
     return {
         "Id": status.id,
-        "Name": status.metadata.name,
+        "Name": session.name_of(status),
         "Created": moment(status.created_at),
         "Image": status.image_id,
         "ImageName": status.image.user_specified_image or status.image.image,

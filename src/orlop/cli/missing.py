@@ -20,7 +20,6 @@ COMMANDS = {
     "diff": "what a container has written lies on a disk that only its VM reads: look with `orlop exec`",
     "mount": "the files of a container lie inside its VM: use `orlop cp` or `orlop exec`",
     "unmount": "nothing of a container is mounted on this machine",
-    "rename": "a name is part of what Kubernetes knows a container by: choose it with `orlop run --name`",
     "update": "limits are set by `orlop run`; a kubelet may change those of its own containers",
     "create": "a container is made and started at once: use `orlop run -d`",
     "start": "use `orlop restart`, which also starts what has ended",

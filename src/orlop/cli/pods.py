@@ -58,7 +58,7 @@ def _row(pod: pb.PodSandbox, held: int, handler: str) -> Row:
     created = Age(pod.created_at // 1_000_000_000)
     return {
         "ID": Id(pod.id),
-        "Name": f"{pod.metadata.namespace}/{pod.metadata.name}",
+        "Name": f"{pod.metadata.namespace}/{session.name_of(pod)}",
         "Created": created,
         "CreatedAt": moment(pod.created_at),
         "Status": "ready" if pod.state == pb.SANDBOX_READY else "ended",

@@ -12,7 +12,6 @@ from orlop.cli.formats import Age, Id, Printer, Row, Shape, moment
 from orlop.client import session
 from orlop.client.calls import CriClient
 from orlop.client.health import Condition, conditions
-from orlop.client.session import RUN_LABEL
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument, NotFound
 
@@ -93,7 +92,7 @@ class _Seen:
 
     @property
     def name(self) -> str:
-        return str(self.one.metadata.name)
+        return session.name_of(self.one)
 
     @property
     def image(self) -> str:
@@ -155,7 +154,7 @@ async def _matching(
     pods = {}
     if "pod" in wanted:
         listed = (await client.runtime.list_pod_sandbox(pb.ListPodSandboxRequest())).items
-        pods = {one.id: one.metadata.name for one in listed}
+        pods = {one.id: session.name_of(one) for one in listed}
     times = {
         name: (await session.find_container(client, name)).created_at
         for key in ("before", "since")
@@ -220,7 +219,7 @@ async def _row(seen: _Seen, pod: Row, fields: frozenset[str]) -> Row:
         "Status": f"{seen.state} ({status.exit_code}{reason})" if ended else seen.shown_state,
         "ExitCode": status.exit_code if ended else None,
         "Health": seen.health,
-        "Names": one.labels.get(RUN_LABEL) or seen.name,
+        "Names": seen.name,
         "Labels": dict(one.labels),
         "Mounts": [mount.container_path for mount in status.mounts],
         "Pod": Id(one.pod_sandbox_id),
@@ -238,7 +237,7 @@ async def _pod_facts(client: CriClient, pod_id: str) -> dict[str, Any]:
     status = answer.status
     info = json.loads(answer.info.get("info", "{}"))
     return {
-        "PodName": f"{status.metadata.namespace}/{status.metadata.name}",
+        "PodName": f"{status.metadata.namespace}/{session.name_of(status)}",
         # The status has the handler that was asked for, "" for the node's default; the info the one it got.
         "Handler": str(info.get("handler") or status.runtime_handler),
         "IP": status.network.ip,

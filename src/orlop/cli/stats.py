@@ -35,7 +35,7 @@ async def stats_command(socket: str, names: Sequence[str], interval: float, prin
         rows.append(
             {
                 "ID": Id(one.attributes.id),
-                "Name": one.attributes.metadata.name,
+                "Name": session.name_of(one.attributes),
                 "CPUPerc": f"{share * 100:.1f} %",
                 "MemUsage": Bytes(one.memory.working_set_bytes.value),
                 "Disk": Bytes(one.writable_layer.used_bytes.value),

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from orlop.client.calls import CriClient
 from orlop.client.launch import log_root
-from orlop.client.session import RUN_LABEL, container_status
+from orlop.client.session import NAME_LABEL, RUN_LABEL, container_status, name_of
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import FailedPrecondition, NotFound
 from orlop.host import files, tasks
@@ -66,6 +66,7 @@ async def run_again(client: CriClient, container_id: str, grace: float) -> tuple
         # From before its old container lets go of them: they may not be removed in between.
         await held.enter_async_context(_with_its_volumes(client, request))
         request.config.metadata.attempt = before.metadata.attempt + 1
+        _keep_name(request.config.labels, before.labels)
         await client.runtime.stop_container(
             pb.StopContainerRequest(container_id=container_id, timeout=int(grace)), timeout=grace + 60
         )
@@ -97,6 +98,11 @@ async def _with_its_volumes(client: CriClient, request: pb.CreateContainerReques
         yield
 
 
+def _keep_name(request: MutableMapping[str, str], shown: Mapping[str, str]) -> None:
+    """It is made as it was made first, but for the name that it has been given since."""
+    request.update({key: shown[key] for key in (RUN_LABEL, NAME_LABEL) if key in shown})
+
+
 async def _pod_of(client: CriClient, container_id: str) -> str:
     wanted = pb.ListContainersRequest()
     wanted.filter.id = container_id
@@ -112,9 +118,10 @@ async def _in_a_pod_of_its_own(
     old: pb.PodSandboxStatus,
     pod: pb.RunPodSandboxRequest,
 ) -> tuple[str, str]:
-    name = old.metadata.name
-    if request.config.labels.get(RUN_LABEL) != name:
-        raise FailedPrecondition(f"pod {name} has ended with all its containers: make it anew")
+    name = old.labels.get(RUN_LABEL)
+    if name is None or request.config.labels.get(RUN_LABEL) != name:
+        raise FailedPrecondition(f"pod {name_of(old)} has ended with all its containers: make it anew")
+    _keep_name(pod.config.labels, old.labels)
     pod.config.metadata.attempt = old.metadata.attempt + 1
     made = await tasks.wanted_or_undone(
         f"pod {name}",

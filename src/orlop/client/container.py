@@ -18,7 +18,7 @@ from orlop.client.calls import CriClient, NativeClient
 from orlop.client.channels import STDOUT, Channels, Read
 from orlop.client.facts import ContainerFacts, Result
 from orlop.client.launch import STOP_TIMEOUT
-from orlop.client.session import STATES, container_status
+from orlop.client.session import STATES, container_status, name_of
 from orlop.client.websocket import CHUNK
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
@@ -118,7 +118,7 @@ class Container:
         ended = status.state == pb.CONTAINER_EXITED
         return ContainerFacts(
             id=self.id,
-            name=status.metadata.name,
+            name=name_of(status),
             pod_id=self.pod_id,
             image=status.image.user_specified_image or status.image.image,
             state=STATES.get(status.state, "unknown"),
@@ -273,6 +273,15 @@ class Container:
         """Let them go on."""
         async with NativeClient(self._client.path) as client:
             await client.containers.resume_container(native.ResumeContainerRequest(container_id=self.id))
+
+    async def rename(self, name: str) -> None:
+        """Give it another name, and its pod if that was made for it alone. Its id and its log stay.
+
+        Raises AlreadyExists for a name that is taken.
+        """
+        async with NativeClient(self._client.path) as client:
+            request = native.RenameContainerRequest(container_id=self.id, name=name)
+            await client.containers.rename_container(request)
 
     async def check_health(self) -> Result:
         """Run its health check now: the check's exit code, and the end of what it wrote.

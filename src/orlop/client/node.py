@@ -78,7 +78,7 @@ class Node:
         return [
             ContainerFacts(
                 id=one.id,
-                name=one.metadata.name,
+                name=session.name_of(one),
                 pod_id=one.pod_sandbox_id,
                 image=one.image.user_specified_image or one.image.image,
                 state=session.STATES.get(one.state, "unknown"),
@@ -93,7 +93,7 @@ class Node:
         return [
             PodFacts(
                 id=one.id,
-                name=one.metadata.name,
+                name=session.name_of(one),
                 namespace=one.metadata.namespace,
                 ready=one.state == pb.SANDBOX_READY,
                 handler=one.runtime_handler,
@@ -172,7 +172,7 @@ class Node:
             yield [
                 ContainerUse(
                     container_id=one.attributes.id,
-                    name=one.attributes.metadata.name,
+                    name=session.name_of(one.attributes),
                     cpu=one.cpu.usage_core_nano_seconds.value / 1e9,
                     memory=one.memory.working_set_bytes.value,
                     disk=one.writable_layer.used_bytes.value,

@@ -69,7 +69,7 @@ class Pod:
     ) -> None:
         self._client = client
         self._handler = wanted.handler
-        self.name = there.metadata.name if there else wanted.name or f"orlop-{secrets.token_hex(3)}"
+        self.name = session.name_of(there) if there else wanted.name or f"orlop-{secrets.token_hex(3)}"
         self.id = there.id if there else ""
         self._config = _config_of(there) if there else pod_config(wanted, self.name, secrets.token_hex(8))
 

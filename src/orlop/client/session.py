@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from orlop.client.calls import Connected, CriClient
 from orlop.config import load
@@ -19,6 +19,9 @@ C = TypeVar("C", bound=Connected)
 
 RUN_LABEL = "io.orlop.cli"
 """Label of the pods that :class:`orlop.client.pod.Pod` makes; the value is the name people gave it."""
+
+NAME_LABEL = "io.orlop.name"
+"""Label of a container that was given another name than it was made with, and is not alone in its pod."""
 
 NAMESPACE = "orlop"
 
@@ -70,12 +73,26 @@ async def connect(given: str = "", kind: Callable[[Path], Any] = CriClient) -> A
         yield client
 
 
+class Labelled(Protocol):
+    """What has labels and metadata: pods and containers, in lists and in answers about one."""
+
+    @property
+    def labels(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def metadata(self) -> Any: ...  # noqa: D102
+
+
+def name_of(one: Labelled) -> str:
+    """What people call a pod or a container."""
+    return one.labels.get(RUN_LABEL) or one.labels.get(NAME_LABEL) or str(one.metadata.name)
+
+
 def _matches(containers: Iterable[pb.Container], name: str) -> list[pb.Container]:
     found = list(containers)
     tests: tuple[Callable[[pb.Container], bool], ...] = (
         lambda one: one.id == name,
         lambda one: one.labels.get(RUN_LABEL) == name,
-        lambda one: one.metadata.name == name,
+        lambda one: name_of(one) == name,
         lambda one: one.pod_sandbox_id == name,
         lambda one: len(name) >= 3 and one.id.startswith(name),
         lambda one: len(name) >= 3 and one.pod_sandbox_id.startswith(name),
@@ -98,7 +115,7 @@ async def find_container(client: CriClient, name: str) -> pb.Container:
         running = [one for one in hits if one.state == pb.CONTAINER_RUNNING]
         if len(running) == 1:
             return running[0]
-        choices = ", ".join(f"{one.id[:13]} ({one.metadata.name})" for one in hits[:5])
+        choices = ", ".join(f"{one.id[:13]} ({name_of(one)})" for one in hits[:5])
         raise InvalidArgument(f"{name} can be one of {len(hits)} containers, say which by id: {choices}")
     return hits[0]
 
@@ -109,7 +126,7 @@ async def find_pod_id(client: CriClient, name: str) -> str:
     hits = [
         one.id
         for one in answer.items
-        if one.id == name or one.metadata.name == name or (len(name) >= 3 and one.id.startswith(name))
+        if one.id == name or name_of(one) == name or (len(name) >= 3 and one.id.startswith(name))
     ]
     if len(hits) > 1:
         raise InvalidArgument(

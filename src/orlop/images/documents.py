@@ -82,7 +82,7 @@ class _Process(msgspec.Struct, frozen=True, rename="pascal"):
     working_dir: str | None = None
     labels: dict[str, str] | None = None
     stop_signal: str | None = None
-    healthcheck: msgspec.Raw | None = None
+    healthcheck: msgspec.Raw = msgspec.Raw()
 
 
 class _Health(msgspec.Struct, frozen=True, rename="pascal"):
@@ -215,9 +215,9 @@ def _words(value: tuple[str, ...] | str | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value or ()
 
 
-def _health(said: msgspec.Raw | None) -> HealthCheck | None:
+def _health(said: bytes) -> HealthCheck | None:
     """An image's health check. OCI does not know it, so that one which nobody understands spoils no image."""
-    if said is None:
+    if not said:
         return None
     try:
         found = msgspec.json.decode(said, type=_Health | None)

@@ -8,6 +8,7 @@ from typing import cast
 
 from orlop.native.api import native_v1_pb2 as pb
 from orlop.native.ids import named
+from orlop.pods import names
 from orlop.pods.records import Event, EventKind
 from orlop.pods.service import PodService
 
@@ -46,7 +47,7 @@ def _told(event: Event) -> pb.WatchHealthResponse:
         at=event.at,
         container_id=event.container_id,
         pod_id=event.pod.id,
-        container_name=found.name if found is not None else "",
-        pod_name=f"{event.pod.spec.namespace}/{event.pod.spec.name}",
+        container_name=names.of_container(found) if found is not None else "",
+        pod_name=f"{event.pod.spec.namespace}/{names.of_pod(event.pod)}",
         health=health.status if health is not None else "",
     )

@@ -51,6 +51,11 @@ class NativeCalls:
         await self._pods.signal_container(named(request.container_id), number)
         return pb.SignalContainerResponse()
 
+    async def rename_container(self, request: pb.RenameContainerRequest) -> pb.RenameContainerResponse:
+        """Give one another name."""
+        await self._pods.rename_container(named(request.container_id), request.name)
+        return pb.RenameContainerResponse()
+
     async def list_conditions(self, request: pb.ListConditionsRequest) -> pb.ListConditionsResponse:
         """What stands still, and what is checked."""
         found = [one for one in self._pods.containers() if one.paused or one.health is not None]

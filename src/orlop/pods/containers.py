@@ -35,6 +35,7 @@ from orlop.pods import cdi, resolve
 from orlop.pods import health as healths
 from orlop.pods import ledger as ledgers
 from orlop.pods.health import Health
+from orlop.pods.names import Names
 from orlop.pods.node import Node, in_words, now, reason_of
 from orlop.pods.observer import NO_UPDATES, WantedLimits
 from orlop.pods.records import (
@@ -74,9 +75,10 @@ SIGKILL = int(signal.SIGKILL)
 class Containers:
     """The verbs on containers."""
 
-    def __init__(self, node: Node, health: Health) -> None:
+    def __init__(self, node: Node, health: Health, names: Names) -> None:
         self._node = node
         self._health = health
+        self._names = names
 
     # Create
 
@@ -113,6 +115,7 @@ class Containers:
             told = record
             record = await self._adjust(pod, record, sandbox)
             with tracing.span("pods.record", container=container_id):
+                self._names.check_container(pod, request)
                 await node.ledger.put_container(record)
             with tracing.span("sandbox.create", container=container_id):
                 record = await self._make(record, sandbox)

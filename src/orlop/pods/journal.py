@@ -58,9 +58,16 @@ class Contents(NamedTuple):
     containers: list[ContainerRecord]
 
 
+_PUT_POD = "INSERT OR REPLACE INTO pods VALUES (?, ?)"
+_PUT_CONTAINER = "INSERT OR REPLACE INTO containers VALUES (?, ?, ?)"
+
+_Statement = tuple[str, tuple[str | bytes, ...]]
+
+
 class _Write(NamedTuple):
-    statement: str
-    values: tuple[str | bytes, ...]
+    """What is in the journal as a whole, or not at all."""
+
+    statements: tuple[_Statement, ...]
     done: Future[None]
 
 
@@ -90,30 +97,29 @@ class Journal:
 
     async def put_pod(self, record: PodRecord) -> None:
         """Insert or replace a pod. ResourceExhausted when the disk does not take it."""
-        await self._write("INSERT OR REPLACE INTO pods VALUES (?, ?)", record.id, msgspec.json.encode(record))
+        await self._write(_pod(record))
 
     async def put_container(self, record: ContainerRecord) -> None:
         """Insert or replace a container. ResourceExhausted when the disk does not take it."""
-        await self._write(
-            "INSERT OR REPLACE INTO containers VALUES (?, ?, ?)",
-            record.id,
-            record.pod_id,
-            msgspec.json.encode(record),
-        )
+        await self._write(_container(record))
+
+    async def put_together(self, pod: PodRecord, container: ContainerRecord) -> None:
+        """Replace both or neither."""
+        await self._write(_pod(pod), _container(container))
 
     async def delete_pod(self, pod_id: str) -> None:
         """Forget a pod."""
-        await self._write("DELETE FROM pods WHERE id = ?", pod_id)
+        await self._write(("DELETE FROM pods WHERE id = ?", (pod_id,)))
 
     async def delete_container(self, container_id: str) -> None:
         """Forget a container."""
-        await self._write("DELETE FROM containers WHERE id = ?", container_id)
+        await self._write(("DELETE FROM containers WHERE id = ?", (container_id,)))
 
-    async def _write(self, statement: str, *values: str | bytes) -> None:
+    async def _write(self, *statements: _Statement) -> None:
         if self._thread is None:
             raise Internal(f"journal {self._path} is not open")
         done: Future[None] = Future()
-        self._queue.put(_Write(statement, values, done))
+        self._queue.put(_Write(statements, done))
         # Shielded: a cancelled caller must not turn a queued write into a skipped one.
         await asyncio.shield(asyncio.wrap_future(done))
 
@@ -210,6 +216,14 @@ class Journal:
             raise
 
 
+def _pod(record: PodRecord) -> _Statement:
+    return _PUT_POD, (record.id, msgspec.json.encode(record))
+
+
+def _container(record: ContainerRecord) -> _Statement:
+    return _PUT_CONTAINER, (record.id, record.pod_id, msgspec.json.encode(record))
+
+
 def _to_roots_and_sinks(connection: sqlite3.Connection) -> None:
     """Schema 1 had a container's layers and its log in the specification itself."""
     connection.execute("BEGIN IMMEDIATE")
@@ -239,7 +253,8 @@ def _commit(connection: sqlite3.Connection, batch: list[_Write], path: Path) -> 
     try:
         connection.execute("BEGIN IMMEDIATE")
         for write in batch:
-            connection.execute(write.statement, write.values)
+            for statement, values in write.statements:
+                connection.execute(statement, values)
         connection.execute("COMMIT")
     except Exception as error:  # whatever it is: the writer goes on, and nobody waits for ever
         with suppress(sqlite3.Error):

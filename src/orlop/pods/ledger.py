@@ -196,6 +196,19 @@ class Ledger:
         await self._note(self._containers, record, self._journal.put_container)
         return record
 
+    async def put_together(self, pod: PodRecord, container: ContainerRecord) -> None:
+        """Replace the records of a pod and of a container: the journal has both on return, or neither."""
+        before = self._pods[pod.id], self._containers[container.id]
+        self._pods[pod.id], self._containers[container.id] = pod, container
+        try:
+            await self._journal.put_together(pod, container)
+        except Exception:
+            if self._pods.get(pod.id) is pod:
+                self._pods[pod.id] = before[0]
+            if self._containers.get(container.id) is container:
+                self._containers[container.id] = before[1]
+            raise
+
     async def drop_container(self, container_id: str) -> None:
         """Forget a container that is gone."""
         await self._journal.delete_container(container_id)

@@ -21,6 +21,7 @@ from orlop.host import threads
 from orlop.host.tasks import Undo, together, uncancelled
 from orlop.pods import ledger as ledgers
 from orlop.pods.containers import Containers, merged
+from orlop.pods.names import Names
 from orlop.pods.node import Node, in_words, now, reason_of
 from orlop.pods.records import SHOWN_PODS, EventKind, PodPhase, PodRecord
 from orlop.sandbox.base import Sandbox
@@ -38,9 +39,10 @@ DEAD_GRACE = 2.0
 class Pods:
     """The verbs on pods."""
 
-    def __init__(self, node: Node, containers: Containers) -> None:
+    def __init__(self, node: Node, containers: Containers, names: Names) -> None:
         self._node = node
         self._containers = containers
+        self._names = names
 
     # Run
 
@@ -74,14 +76,8 @@ class Pods:
         driver = node.handlers.driver(choice.handler)
         wanted = msgspec.structs.replace(spec, id=secrets.token_hex(32), handler=choice.handler)
         driver.check(wanted)
-        log.info(
-            "pod %s/%s is %s, handler %s: %s",
-            spec.namespace,
-            spec.name,
-            wanted.id[:12],
-            choice.handler,
-            choice.reason,
-        )
+        what = f"pod {spec.namespace}/{spec.name}"
+        log.info("%s is %s, handler %s: %s", what, wanted.id[:12], choice.handler, choice.reason)
         record = PodRecord(
             spec=wanted,
             phase=PodPhase.STARTING,
@@ -91,11 +87,12 @@ class Pods:
             handler_reason=choice.reason,
         )
         with tracing.span("pods.record", pod=wanted.id):
+            self._names.check_pod(wanted)
             await node.ledger.put_pod(record)
         told, logs_are_ours = False, not Path(spec.log_directory or "/").is_dir()
         try:
             await _make_directory(spec.log_directory)
-            failed = f"pod {spec.namespace}/{spec.name} cannot be made"
+            failed = f"{what} cannot be made"
             with tracing.span("sandbox.run", pod=wanted.id, handler=choice.handler), in_words(failed):
                 sandbox = await driver.run(wanted)
             # The state of an earlier record, so that it is shown only when all of it is known.

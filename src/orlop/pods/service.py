@@ -26,6 +26,7 @@ from orlop.pods.health import Health
 from orlop.pods.journal import Journal
 from orlop.pods.ledger import Ledger
 from orlop.pods.meter import Meter
+from orlop.pods.names import Names
 from orlop.pods.node import Node
 from orlop.pods.observer import Observer
 from orlop.pods.ports import Images
@@ -85,8 +86,9 @@ class PodService:
         self._network = network
         self._execs = Execs(self._node)
         self._health = Health(self._node, self._execs)
-        self._containers = Containers(self._node, self._health)
-        self._pods = Pods(self._node, self._containers)
+        self._names = Names(self._node)
+        self._containers = Containers(self._node, self._health, self._names)
+        self._pods = Pods(self._node, self._containers, self._names)
         self._meter = Meter(self._node)
         self._recovery = Recovery(self._node, self._pods, self._containers)
 
@@ -208,6 +210,10 @@ class PodService:
         """Let a paused container's processes go on."""
         await self._node.known_of(container_id)
         await self._containers.resume(container_id)
+
+    async def rename_container(self, container_id: str, name: str) -> None:
+        """Give a container of our own clients another name. Raises AlreadyExists for one that is taken."""
+        await self._names.rename(container_id, name)
 
     async def check_health(self, container_id: str) -> HealthResult:
         """Run the health check of a running container now. Raises FailedPrecondition for one without."""

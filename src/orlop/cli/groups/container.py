@@ -92,6 +92,18 @@ def restart(
 
 
 @app.command()
+def rename(
+    name: Name,
+    new: Annotated[str, typer.Argument(help="Its name from now on.", show_default=False)],
+    socket: Socket = "",
+) -> None:
+    """Give a container that `orlop` made another name."""
+    from orlop.cli import containers, session
+
+    session.run_async(lambda: containers.rename_command(socket, name, new))
+
+
+@app.command()
 def port(name: Name, socket: Socket = "") -> None:
     """The ports of this machine that lead into a pod."""
     from orlop.cli import containers, session

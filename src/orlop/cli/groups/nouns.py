@@ -75,6 +75,7 @@ _named(
     kill=container.kill,
     pause=container.pause,
     unpause=container.unpause,
+    rename=container.rename,
     restart=container.restart,
     port=container.port,
     stop=container.stop,

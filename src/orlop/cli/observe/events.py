@@ -69,9 +69,7 @@ def _tell(found: list[Happening], *, as_json: bool) -> None:
 
 async def _past(client: CriClient) -> list[Happening]:
     pods = {one.id: one for one in (await client.runtime.list_pod_sandbox(pb.ListPodSandboxRequest())).items}
-    found = [
-        Happening(one.created_at, "created", _pod_name(one.metadata), "", one.id) for one in pods.values()
-    ]
+    found = [Happening(one.created_at, "created", _pod_name(one), "", one.id) for one in pods.values()]
     containers = await client.runtime.list_containers(pb.ListContainersRequest())
     for one in containers.containers:
         if (pod := pods.get(one.pod_sandbox_id)) is None:
@@ -82,12 +80,12 @@ async def _past(client: CriClient) -> list[Happening]:
         except NotFound:
             continue
         info = json.loads(told.info.get("info", "{}"))
-        found += _of_container(_pod_name(pod.metadata), told.status, info.get("health", {}))
+        found += _of_container(_pod_name(pod), told.status, info.get("health", {}))
     return found
 
 
 def _of_container(pod: str, status: pb.ContainerStatus, health: Mapping[str, Any]) -> Iterable[Happening]:
-    name, own = status.metadata.name, status.id
+    name, own = session.name_of(status), status.id
     yield Happening(status.created_at, "created", pod, name, own)
     if status.started_at:
         yield Happening(status.started_at, "started", pod, name, own)
@@ -101,7 +99,7 @@ def _happening(event: Told) -> Happening:
     if isinstance(event, native.WatchHealthResponse):
         name, own = event.container_name, event.container_id
         return Happening(event.at, _HEALTH, event.pod_name, name, own, health=event.health)
-    pod = _pod_name(event.pod_sandbox_status.metadata)
+    pod = _pod_name(event.pod_sandbox_status)
     kind = session.EVENTS.get(event.container_event_type, "unknown")
     status = next((one for one in event.containers_statuses if one.id == event.container_id), None)
     if status is None:
@@ -111,12 +109,12 @@ def _happening(event: Told) -> Happening:
         event.created_at,
         kind,
         pod,
-        status.metadata.name,
+        session.name_of(status),
         event.container_id,
         status.exit_code if ended else None,
         status.reason if ended else "",
     )
 
 
-def _pod_name(metadata: pb.PodSandboxMetadata) -> str:
-    return f"{metadata.namespace}/{metadata.name}"
+def _pod_name(pod: pb.PodSandbox | pb.PodSandboxStatus) -> str:
+    return f"{pod.metadata.namespace}/{session.name_of(pod)}"

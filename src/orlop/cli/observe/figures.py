@@ -83,7 +83,7 @@ def _pod(
     return PodFigures(
         id=pod.id,
         namespace=pod.metadata.namespace,
-        name=pod.metadata.name,
+        name=session.name_of(pod),
         handler=handler,
         cpu_ns=stats.linux.cpu.usage_core_nano_seconds.value,
         **{key: own.get(name, 0) for key, name in _MEMORY.items()},
