@@ -109,7 +109,7 @@ def test_a_vm_is_in_the_control_group_of_its_pod() -> None:
 
 
 def test_what_no_vm_can_have_names_the_task_and_what_can() -> None:
-    with pytest.raises(FailedPrecondition, match=r"^task abc asks for the host's IPC .*io\.containerd\.runc"):
+    with pytest.raises(FailedPrecondition, match=r"^task abc asks for the host's IPC .*as runc"):
         placing.check(config(), "abc")
 
 

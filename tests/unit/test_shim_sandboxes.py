@@ -227,9 +227,9 @@ IN_USER_NAMESPACE = described(
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        (on_host(network=cri.NODE), "network namespace.*io.containerd.runc.v2"),
-        (on_host(pid=cri.NODE), "PID namespace.*io.containerd.runc.v2"),
-        (on_host(ipc=cri.NODE), "IPC namespace.*io.containerd.runc.v2"),
+        (on_host(network=cri.NODE), "network namespace.*as runc's"),
+        (on_host(pid=cri.NODE), "PID namespace.*as runc's"),
+        (on_host(ipc=cri.NODE), "IPC namespace.*as runc's"),
         (IN_USER_NAMESPACE, "user namespace"),
     ],
 )

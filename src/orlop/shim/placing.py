@@ -19,7 +19,7 @@ from orlop.shim.places import FRONT
 
 _PID_PATH = re.compile(r"/proc/\d{1,9}/ns/pid")
 _MOST = 1 << 62
-REMEDY = "another runtime of containerd's can serve it, as io.containerd.runc.v2"
+REMEDY = "another runtime of containerd's or CRI-O's can serve it, as runc's"
 
 
 def place(config: OciConfig) -> tuple[Role, str]:
