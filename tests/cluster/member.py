@@ -1,4 +1,4 @@
-"""A node of a cluster within its enclosure: orlopd, or containerd as its peer; kubelet, kube-proxy.
+"""A node of a cluster within its enclosure: orlopd, CRI-O above it, or containerd as its peer; and a kubelet.
 
 ``python -m tests.cluster.member DIRECTORY NUMBER``. At the end its pods are removed, and nothing of them
 may be left.
@@ -15,11 +15,12 @@ from typing import Any
 from tests import bridged
 from tests.cluster import control, keeper, layout
 from tests.cluster.layout import Place
+from tests.crio.daemon import crio
 from tests.node import node
 from tests.node_e2e import containerd, programs, suite
 from tests.node_e2e.judgement import PEER
 
-ORLOPD = "orlopd"
+ORLOPD, CRIO = "orlopd", "crio"
 
 
 def kubelet_config(directory: Path, endpoint: str, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,6 +122,24 @@ def peer(directory: Path, place: Place, built: programs.Programs, order: Mapping
             program.stop()
 
 
+def above(directory: Path, place: Place, built: programs.Programs, order: Mapping[str, Any]) -> None:
+    """Run with CRI-O, and orlopd below it, until told to stop."""
+    home = directory / place.name
+    extra = {"network": {"conf_dir": str(home / "cni")}, **order["extra"]}
+    (home / CRIO).mkdir()
+    with (
+        node(control.REGISTRY, extra=extra, prefix=f"{directory.name}/{place.name}/n") as one,
+        crio(home / CRIO, one, control.REGISTRY, network=home / "cni") as serving,
+    ):
+        (home / "logs" / f"{ORLOPD}.log").hardlink_to(one.settings.log)
+        (home / "logs" / f"{CRIO}.log").hardlink_to(serving.log)
+        one.wait_ready()
+        others = start(directory, place, f"unix://{serving.socket}", built, order["kubelet"])
+        keeper.keep(others, (directory / layout.STOP).exists)
+        for program in others:
+            program.stop()
+
+
 def main() -> int:
     """Be a node until the file that says stop is there."""
     directory, place = Path(sys.argv[1]), Place(int(sys.argv[2]))
@@ -130,7 +149,7 @@ def main() -> int:
     # No disguise: nodes have routes to each other's pods.
     network = bridged.conflist("cluster", "cni0", place.pods, home / "ipam", masquerade=False)
     bridged.write(home / "cni", network)
-    run = peer if place.name in order["peers"] else ours
+    run = peer if place.name in order["peers"] else above if place.name in order["crio"] else ours
     run(directory, place, built, order)
     return 0
 

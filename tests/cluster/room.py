@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from bench.peers import containerd as containerd_and_runc
+from bench.peers import crio as crio_and_pinns
 
 from tests.cluster import certificates, layout
 from tests.cluster.layout import Place
@@ -238,6 +239,7 @@ def cluster(
     nodes: int = 2,
     *,
     peers: Sequence[str] = (),
+    crio: Sequence[str] = (),
     handler: str = "vm",
     extra: Mapping[str, Mapping[str, Any]] | None = None,
     kubelet: Mapping[str, Any] | None = None,
@@ -246,7 +248,8 @@ def cluster(
 ) -> Iterator[Cluster]:
     """A cluster whose nodes are ready, until the block ends.
 
-    The nodes named in ``peers`` (``node2``) have containerd with runc instead of Orlop, to compare.
+    The nodes named in ``peers`` (``node2``) have containerd with runc instead of Orlop, to compare; those in
+    ``crio`` have CRI-O, whose handlers are those of ``tests/crio``.
     ``handler`` runs pods that name no RuntimeClass; ``extra`` are more keys for the daemons by table of
     their configuration, ``kubelet`` for the kubelets; ``storage`` is a registry's storage
     (:func:`tests.conformance.images.stored`) in place of the node suite's; logs are copied to ``reports``.
@@ -254,10 +257,13 @@ def cluster(
     built = prepare()
     if peers:
         containerd_and_runc()
+    if crio:
+        crio_and_pinns()
     places = [Place(number) for number in range(1, nodes + 1)]
     order = {
         "nodes": nodes,
         "peers": list(peers),
+        "crio": list(crio),
         "handler": handler,
         "extra": dict(extra or {}),
         "kubelet": dict(kubelet or {}),

@@ -39,13 +39,15 @@ class Crio:
     otherwise, only for those that share their processes.
     """
 
-    def __init__(self, directory: Path, node: Node, registry: str, *, infra: bool) -> None:
+    def __init__(
+        self, directory: Path, node: Node, registry: str, *, infra: bool, network: Path | None
+    ) -> None:
         self.directory = directory
         self.socket = directory / "c.sock"
         self._binaries = peers.crio()
         self._registry = registry
         self.infra = infra
-        self._log = directory / "crio.log"
+        self.log = directory / "crio.log"
         self._bridge = f"crio{os.urandom(3).hex()}"
         self._process: Orphan | None = None
         self._programs = {
@@ -56,7 +58,7 @@ class Crio:
         (directory / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         (directory / "registries.conf").write_text(self._registries())
         (directory / "conf.d").mkdir()
-        (directory / "crio.conf").write_text(self._config())
+        (directory / "crio.conf").write_text(self._config(network or self._network()))
 
     def _program(self, name: str, command: str, node: Node | None = None) -> Path:
         place = self.directory / name
@@ -71,9 +73,13 @@ class Crio:
             for host in images.HOSTS
         )
 
-    def _config(self) -> str:
+    def _network(self) -> Path:
+        leases = self.directory / "ipam"
+        network = bridged.conflist("test", self._bridge, bridged.any_subnet(), leases, ports=False)
+        return bridged.write(self.directory / "cni", network)
+
+    def _config(self, network: Path) -> str:
         place = self.directory
-        network = bridged.conflist("test", self._bridge, bridged.any_subnet(), place / "ipam", ports=False)
         handlers = "".join(
             f'[crio.runtime.runtimes.{name}]\nruntime_path = "{path}"\nruntime_type = "{HANDLERS[name]}"\n'
             f'runtime_root = "{place}/state/{name}"\nmonitor_path = "{_which("conmon")}"\n'
@@ -93,7 +99,7 @@ class Crio:
             f'irqbalance_config_restore_file = "disable"\n{handlers}'
             f'[crio.image]\npause_image = "{PAUSE}"\npause_command = ""\n'
             f'signature_policy = "{place}/policy.json"\nsignature_policy_dir = "{place}/policies"\n'
-            f'[crio.network]\nnetwork_dir = "{bridged.write(place / "cni", network)}"\n'
+            f'[crio.network]\nnetwork_dir = "{network}"\n'
             f'plugin_dirs = ["{bridged.plugins()}"]\n'
             "[crio.metrics]\nenable_metrics = false\n[crio.nri]\nenable_nri = false\n"
         )
@@ -107,7 +113,7 @@ class Crio:
             *("--registries-conf", os.fspath(self.directory / "registries.conf")),
             *("--registries-conf-dir", os.fspath(self.directory / "conf.d")),
         ]
-        self._process = Orphan(argv, self._log)
+        self._process = Orphan(argv, self.log)
         limit = time.monotonic() + START_TIMEOUT
         while self.cri("version", check=False).code:
             if not self._process.alive or time.monotonic() > limit:
@@ -122,9 +128,9 @@ class Crio:
 
     def log_tail(self, lines: int = 30) -> str:
         """The last of what it said, with 0 all."""
-        if not self._log.exists():
+        if not self.log.exists():
             return ""
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def argv(self, *args: str | Path) -> list[str]:
         """The command line of a crictl command."""
@@ -180,9 +186,12 @@ def _which(name: str) -> str:
 
 
 @contextlib.contextmanager
-def crio(directory: Path, node: Node, registry: str, *, infra: bool = True) -> Iterator[Crio]:
-    """CRI-O until the block ends, with nothing left of it."""
-    one = Crio(directory, node, registry, infra=infra)
+def crio(
+    directory: Path, node: Node, registry: str, *, infra: bool = True, network: Path | None = None
+) -> Iterator[Crio]:
+    """CRI-O until the block ends, with nothing left of it. ``network`` is the directory of the CNI
+    configuration, in place of a bridge of its own."""
+    one = Crio(directory, node, registry, infra=infra, network=network)
     try:
         one.start()
         yield one
