@@ -15,7 +15,7 @@ GUEST ?=
 CONTAINERDS ?= 1.6,1.7
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short tenants debian13 deb bare wheel monitoring csi-sanity csi-life csi-others oci-validation doors doors-13 shim-conformance crio lasting upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short tenants tenants-api debian13 deb bare wheel monitoring csi-sanity csi-life csi-others oci-validation doors doors-13 shim-conformance crio lasting upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -89,6 +89,9 @@ wheel: $(PYTHON) ## The wheel, in build/wheel
 
 monitoring: $(PYTHON) ## The dashboard and alert rules, read by Prometheus' own parsers, beside a real daemon (root)
 	$(PYTHON) -m pytest tests/monitoring -q --junitxml build/tests/monitoring.xml
+
+tenants-api: $(PYTHON) ## Tenants and their operator on a real API server without nodes
+	$(PYTHON) -m pytest tests/tenants_api -q --junitxml build/tests/tenants-api.xml
 
 csi-sanity: $(PYTHON) ## The CSI driver, judged by the sanity suite of kubernetes-csi (root)
 	$(PYTHON) -m pytest tests/csi -q --junitxml build/tests/csi.xml

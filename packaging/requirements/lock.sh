@@ -12,5 +12,5 @@ lock() {
         --no-header --no-annotate --no-emit-index-url --no-emit-package orlop \
         "$@" pyproject.toml "$lists/build.in" --output-file "$lists/$target"
 }
-lock development.txt --extra dev --extra tracing
+lock development.txt --extra dev --extra tracing --extra tenants
 lock runtime.txt --constraint "$lists/development.txt"

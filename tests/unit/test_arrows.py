@@ -2,8 +2,8 @@
 
 ``errors, config, linux, value, wire, tracing`` -> ``guest, host``
 -> ``hypervisor, guestos, images, net, storage, rpc, ttrpc, volumes`` -> ``sandbox, tenantnet``
--> ``pods`` -> ``bundle`` -> ``cri`` and other fronts -> ``daemon, client`` -> ``cli, blocking``. A room
-imports only what lies below.
+-> ``pods`` -> ``bundle`` -> ``cri`` and other fronts -> ``daemon, client, tenants`` -> ``cli, blocking``.
+A room imports only what lies below.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"pods"}),
     frozenset({"bundle"}),
     frozenset({"cri", "csi", "native", "nri", "oci", "shim"}),
-    frozenset({"daemon", "client"}),
+    frozenset({"daemon", "client", "tenants"}),
     frozenset({"cli", "blocking"}),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}

@@ -29,7 +29,7 @@ def listed(name: str) -> dict[str, set[Version]]:
 
 @pytest.mark.parametrize(
     ("name", "extras"),
-    [("runtime.txt", ()), ("development.txt", ("dev", "tracing"))],
+    [("runtime.txt", ()), ("development.txt", ("dev", "tracing", "tenants"))],
     ids=str,
 )
 def test_what_pyproject_asks_for_is_listed(name: str, extras: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
-from orlop.cli.groups import container, health, image, look, nouns, pod, running, system
+from orlop.cli.groups import container, health, image, look, nouns, pod, running, system, tenants
 from orlop.cli.groups import volume as volume_group
 from orlop.cli.parameters import (
     ConfigFile,
@@ -49,6 +49,7 @@ app.add_typer(pod.app, name="pod")
 app.add_typer(health.app, name="healthcheck")
 app.add_typer(system.app, name="system")
 app.add_typer(volume_group.app, name="volume")
+app.add_typer(tenants.app, name="tenants")
 
 
 def _end(job: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:

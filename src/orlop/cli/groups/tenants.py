@@ -1,0 +1,91 @@
+"""``orlop tenants``: the customers of a cluster, see docs/tenants.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    help="Customers of a Kubernetes cluster who do not trust one another.",
+    no_args_is_help=True,
+)
+
+Kubeconfig = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads this at run time
+    typer.Option("--kubeconfig", help="How to reach the cluster; else $KUBECONFIG.", show_default=False),
+]
+Context = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--context", help="One of its contexts.", show_default=False),
+]
+TenantName = Annotated[str, typer.Argument(help="The tenant.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="As the API has it.")]
+Handlers = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--handler", help="A further handler of RuntimeClasses that gives a pod a VM.", show_default=False
+    ),
+]
+
+
+@app.command()
+def install(
+    image: Annotated[
+        str, typer.Option("--image", help="The operator's image, with `orlop` in it.")
+    ] = "orlop-tenants:latest",
+    handler: Handlers = None,
+    defaults: Annotated[
+        bool,
+        typer.Option(
+            "--defaults/--no-defaults",
+            help="Fill in the RuntimeClass of pods that name none; needs Kubernetes 1.36.",
+        ),
+    ] = True,
+) -> None:
+    """Print what a cluster needs to have tenants: `orlop tenants install | kubectl apply -f -`."""
+    from orlop.tenants.manifests import manifests
+
+    print(manifests(image, handlers=tuple(handler or ()), defaults=defaults), end="")
+
+
+@app.command()
+def operator(handler: Handlers = None, kubeconfig: Kubeconfig = None, context: Context = None) -> None:
+    """Be the operator, until ended; of several one works. The Deployment of `install` runs this."""
+    from orlop.cli import tenants
+
+    tenants.operator_command(kubeconfig, context, tuple(handler or ()))
+
+
+@app.command()
+def ls(as_json: Json = False, kubeconfig: Kubeconfig = None, context: Context = None) -> None:
+    """List tenants."""
+    from orlop.cli import session, tenants
+
+    session.run_async(lambda: tenants.list_command(kubeconfig, context, as_json=as_json))
+
+
+@app.command()
+def show(
+    tenant: TenantName, as_json: Json = False, kubeconfig: Kubeconfig = None, context: Context = None
+) -> None:
+    """A tenant: what it has, what it takes of it, and what is amiss."""
+    from orlop.cli import session, tenants
+
+    session.run_async(lambda: tenants.show_command(kubeconfig, context, tenant, as_json=as_json))
+
+
+@app.command("kubeconfig")
+def kubeconfig_(
+    tenant: TenantName,
+    user: Annotated[str, typer.Argument(help="One of its members.", show_default=False)],
+    hours: Annotated[int, typer.Option("--hours", help="How long it is good for.", min=1, max=8760)] = 24,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Print a kubeconfig for a member. It is good for a while, and no longer than its user is a member."""
+    from orlop.cli import session, tenants
+
+    session.run_async(lambda: tenants.kubeconfig_command(kubeconfig, context, tenant, user, hours=hours))

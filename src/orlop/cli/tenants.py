@@ -1,0 +1,155 @@
+"""``orlop tenants``, but for ``install``, which needs nothing but its own files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orlop.cli import output, session
+from orlop.cli.problems import CliError
+
+if TYPE_CHECKING:
+    from orlop.tenants.api import Api
+
+EXTRA = "this needs packages that Orlop does without otherwise: pip install 'orlop[tenants]'"
+
+
+@contextlib.asynccontextmanager
+async def _connected(kubeconfig: Path | None, context: str | None) -> AsyncIterator[Api]:
+    try:
+        from orlop.tenants.api import connect
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("lightkube", "httpx2"):
+            raise
+        raise CliError(EXTRA) from error
+    async with connect(kubeconfig, context) as api:
+        yield api
+
+
+def _rows(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    rows = []
+    for one in found:
+        status = one.get("status", {})
+        use = status.get("use", {})
+        counted = [use.get(resource, "-") for resource in ("pods", "cpu", "memory", "storage")]
+        places = ",".join(one["spec"]["namespaces"])
+        rows.append(
+            (
+                one["metadata"]["name"],
+                status.get("phase", "Pending"),
+                str(status.get("members", 0)),
+                places,
+                *counted,
+            )
+        )
+    return rows
+
+
+async def list_command(kubeconfig: Path | None, context: str | None, *, as_json: bool) -> None:
+    """``orlop tenants ls``."""
+    async with _connected(kubeconfig, context) as api:
+        from orlop.tenants.api import TENANTS
+
+        found = await api.list(TENANTS)
+    if as_json:
+        output.print_json(found)
+        return
+    header = ("NAME", "PHASE", "MEMBERS", "NAMESPACES", "PODS", "CPU", "MEMORY", "STORAGE")
+    output.table(header, _rows(found))
+
+
+async def show_command(kubeconfig: Path | None, context: str | None, name: str, *, as_json: bool) -> None:
+    """``orlop tenants show``."""
+    async with _connected(kubeconfig, context) as api:
+        from orlop.tenants.api import NETWORKS, TENANTS
+
+        found = await api.find(TENANTS, name)
+        network = await api.find(NETWORKS, name)
+    if found is None:
+        raise CliError(f"there is no tenant {name}: `orlop tenants ls` shows those there are")
+    if as_json:
+        output.print_json({"tenant": found, "network": network})
+        return
+    spec, status = found["spec"], found.get("status", {})
+    members = [
+        f"{one.get('user') or 'group ' + one['group']} ({one['role']})" for one in spec.get("members", [])
+    ]
+    rows = [
+        ("tenant", name),
+        ("phase", " ".join(filter(None, (status.get("phase", "Pending"), status.get("message", ""))))),
+        ("members", ", ".join(members) or "none"),
+        ("namespaces", ", ".join(spec["namespaces"])),
+        ("runtime class", spec.get("runtimeClass", "")),
+        *((f"use of {resource}", text) for resource, text in status.get("use", {}).items()),
+    ]
+    if network is not None:
+        rows.append(("network", f"{network['spec']['cidr']}, VNI {network['spec']['vni']}"))
+    rows += [
+        (one["type"], "yes" if one["status"] == "True" else f"no: {one.get('message') or one.get('reason')}")
+        for one in status.get("conditions", [])
+    ]
+    output.table(("WHAT", "IS"), rows)
+
+
+async def kubeconfig_command(
+    kubeconfig: Path | None, context: str | None, name: str, user: str, *, hours: int
+) -> None:
+    """``orlop tenants kubeconfig``."""
+    async with _connected(kubeconfig, context) as api:
+        from orlop.tenants.kubeconfig import kubeconfig as made
+
+        print(await made(api, name, user, hours * 3600), end="")
+
+
+def operator_command(kubeconfig: Path | None, context: str | None, handlers: tuple[str, ...]) -> None:
+    """``orlop tenants operator``: until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # It would log each call.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    try:
+        session.run_async(lambda: _operate(kubeconfig, context, handlers))
+    except* CliError as group:
+        raise CliError("; ".join(map(str, group.exceptions))) from group
+
+
+async def _operate(kubeconfig: Path | None, context: str | None, handlers: tuple[str, ...]) -> None:
+    # Of two pods on one node, and of two in one pod, each has another one.
+    identity = f"{os.environ.get('HOSTNAME') or socket.gethostname()}_{uuid.uuid4()}"
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    ended = False
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
+        if task is not None:
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    try:
+        async with _connected(kubeconfig, context) as api:
+            from orlop.tenants.lease import LeaseLost
+            from orlop.tenants.operating import HANDLERS, Operator
+
+            try:
+                await Operator(api, HANDLERS | frozenset(handlers)).run(identity)
+            except* LeaseLost as lost:
+                raise CliError("; ".join(str(one) for one in _leaves(lost))) from lost
+    except asyncio.CancelledError:
+        if not ended:
+            raise
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for one in group.exceptions:
+        found += _leaves(one) if isinstance(one, BaseExceptionGroup) else [one]
+    return found

@@ -1,0 +1,38 @@
+"""What a cluster needs before it has tenants, for ``kubectl apply``: resources, policies, the operator."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+import yaml
+
+PARTS = ("crds", "policies", "defaults", "operator")
+"""In the order in which they are applied: nothing is made before what guards it."""
+
+
+def part(name: str) -> list[dict[str, Any]]:
+    """The objects of one of :data:`PARTS`."""
+    text = resources.files("orlop.tenants").joinpath("data", f"{name}.yaml").read_text(encoding="utf-8")
+    return list(yaml.safe_load_all(text))
+
+
+def guards() -> list[tuple[str, str]]:
+    """Kind and name of each object of the policies, without which no tenant gets members."""
+    return [(one["kind"], one["metadata"]["name"]) for one in part("policies")]
+
+
+def manifests(image: str, *, handlers: tuple[str, ...] = (), defaults: bool = True) -> str:
+    """All parts as one YAML stream.
+
+    ``image`` is the operator's; ``handlers`` are further handlers of RuntimeClasses that give a pod a virtual
+    machine; without ``defaults`` nothing fills in a pod's RuntimeClass, as Kubernetes before 1.36 cannot.
+    """
+    objects = [one for name in PARTS if defaults or name != "defaults" for one in part(name)]
+    container = objects[-1]["spec"]["template"]["spec"]["containers"][0]
+    container["image"] = image
+    container["command"] += [word for handler in handlers for word in ("--handler", handler)]
+    # What stands twice in them is written twice, as nobody shares it any more.
+    written: str = yaml.safe_dump_all(json.loads(json.dumps(objects)), sort_keys=False, width=110)
+    return written
