@@ -10,6 +10,7 @@ Everything is below one short directory (Unix sockets have paths of 107 bytes at
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import re
@@ -352,7 +353,8 @@ def _cgroups(mark: str) -> list[str]:
     for top in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
         parent = top / mark
         if parent.is_dir():
-            found += [f"cgroup: {path}" for path in parent.rglob("*") if path.is_dir()]
+            # Not rglob: one that goes while it is looked at is an error there.
+            found += [f"cgroup: {path}" for path, _, _ in os.walk(parent) if path != os.fspath(parent)]
     return found
 
 
@@ -374,13 +376,35 @@ def _remove_cgroups(mark: str) -> None:
             (top / mark).rmdir()
 
 
+_SUBNETS: set[ipaddress.IPv4Network] = set()
+"""The pod networks of this process' nodes, of which some may have made no bridge yet."""
+
+
+def _own_directory(prefix: str) -> Path:
+    """A new one below /tmp, whose name gives its node a pod network that nobody here has: there are 256."""
+    done = subprocess.run(["ip", "-json", "-4", "address"], capture_output=True, check=True)
+    addresses = [one for link in json.loads(done.stdout) for one in link.get("addr_info", ())]
+    taken = {
+        ipaddress.ip_network((one["local"], one["prefixlen"]), strict=False)
+        for one in addresses
+        if "local" in one
+    }
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+        subnet = privatedaemon.Settings(scratch=directory).subnet
+        if subnet not in taken | _SUBNETS:
+            _SUBNETS.add(subnet)
+            return directory
+        directory.rmdir()
+
+
 @contextlib.contextmanager
 def scratch_directory(prefix: str, size_mib: int = 0) -> Iterator[Path]:
     """A short directory below /tmp, removed afterwards without crossing into what is mounted there.
 
     With ``size_mib`` it is a disk of its own, of that size, in memory.
     """
-    directory = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    directory = _own_directory(prefix)
     if size_mib:
         options = f"size={size_mib}m"
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "orlop-test", directory], check=True)
@@ -389,6 +413,7 @@ def scratch_directory(prefix: str, size_mib: int = 0) -> Iterator[Path]:
     try:
         yield directory
     finally:
+        _SUBNETS.discard(privatedaemon.Settings(scratch=directory).subnet)
         if size_mib:
             subprocess.run(["umount", "--lazy", directory], check=False)
         if os.environ.get("ORLOP_TEST_KEEP"):
