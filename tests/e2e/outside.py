@@ -69,7 +69,10 @@ class Reader:
         self._thread.start()
 
     def _read(self) -> None:
-        while b"\0" not in (data := os.read(self._fd, 1 << 16)):
+        ended = b""
+        while not ended:
+            # What came just before the end is read together with it.
+            data, ended, _ = os.read(self._fd, 1 << 16).partition(b"\0")
             self.data += data
 
     def close(self) -> bytes:

@@ -109,9 +109,10 @@ class Environment:
         return sandbox
 
     def log_of(self, spec: ContainerSpec) -> list[str]:
-        """The log's lines without their times."""
+        """The log's lines without their times. The last one may not be whole yet, and is left out then."""
         path = Path(spec.sink.log)
-        return [line.split(" ", 1)[1] for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [line.split(" ", 1)[1].removesuffix("\n") for line in lines if line.endswith("\n")]
 
     def log_path(self) -> str:
         """A path for a log."""
