@@ -46,8 +46,8 @@ def say(message: str) -> None:
 
 def run(argv: Sequence[str | Path], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """Run a command and return its output; raise ToolError with the last lines of its errors."""
-    # A module proxy may not answer for once, and Go does not ask again.
-    for pause in (1, 10, 0) if Path(argv[0]).name == "go" else (0,):
+    # A proxy or a mirror may not answer for once, and they do not ask again.
+    for pause in (1, 10, 0) if Path(argv[0]).name in ("go", "apt-get") else (0,):
         done = subprocess.run(
             [os.fspath(part) for part in argv],
             cwd=cwd,

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def published(module: str, path: str, scratch: Path, *, whole: bool = False) -> 
         pytest.skip("needs the go command to fetch the published API")
     command = [go, "mod", "download", "-json", module]
     # The proxy may not answer for once.
-    for _ in range(3):
+    for pause in (0, 2, 10):
+        time.sleep(pause)
         done = subprocess.run(command, cwd=scratch, capture_output=True, timeout=300 * PATIENCE, check=False)
         if done.returncode == 0:
             break
