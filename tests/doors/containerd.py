@@ -106,7 +106,8 @@ class Containerd:
         argv = [self._binaries / "containerd", "--config", self.directory / "config.toml"]
         self._process = Orphan(argv, self._log, self.env)
         limit = time.monotonic() + START_TIMEOUT
-        while self("version", check=False).code:
+        # The part of it that serves kubelets finds its pods again after it has begun to answer.
+        while self("version", check=False).code or self._cri("info").returncode:
             if not self._process.alive or time.monotonic() > limit:
                 raise tools.ToolError(f"containerd does not serve:\n{self.log_tail()}")
             time.sleep(0.1)
@@ -159,23 +160,25 @@ class Containerd:
     def _cri_argv(self, *args: str | Path) -> list[str | Path]:
         return [tools.cri_tools()[0], "-r", f"unix://{self.socket}", "-t", f"{TIMEOUT:.0f}s", *args]
 
+    def _cri(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
+        argv = self._cri_argv(*args)
+        return subprocess.run(argv, capture_output=True, text=True, env=self.env, check=False)
+
     def cri(self, *args: str | Path) -> str:
         """What a crictl command says."""
-        done = subprocess.run(
-            self._cri_argv(*args), capture_output=True, text=True, env=self.env, check=False
-        )
+        done = self._cri(*args)
         assert done.returncode == 0, f"{done}\n{self.log_tail()}"
         return done.stdout.strip()
 
     @contextlib.contextmanager
-    def cri_beside(self, *args: str | Path) -> Iterator[None]:
+    def cri_beside(self, *args: str | Path) -> Iterator[subprocess.Popen[bytes]]:
         """A crictl command that runs as long as the block."""
         nowhere = subprocess.DEVNULL
         with subprocess.Popen(
             self._cri_argv(*args), stdin=nowhere, stdout=nowhere, stderr=nowhere, env=self.env
         ) as running:
             try:
-                yield
+                yield running
             finally:
                 running.kill()
 

@@ -59,7 +59,9 @@ def status(ctr: Containerd, name: str) -> str:
 
 
 def test_it_is_a_vm_that_is_looked_at_paused_and_ended(ctr: Containerd) -> None:
-    ctr(*RUN, "-d", BUSYBOX, "stays", "sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait")
+    ctr(*RUN, "-d", BUSYBOX, "stays", "sh", "-c", "trap 'exit 3' TERM; touch /ready; sleep 1000 & wait")
+    ready = ("task", "exec", "--exec-id", "r", "stays", "test", "-e", "/ready")
+    until(lambda: ctr(*ready, check=False).code == 0, "it does not run")
     kernel = ctr("task", "exec", "--exec-id", "e", "stays", "cat", "/proc/sys/kernel/osrelease").out
     assert kernel.strip() != os.uname().release
     noted = ctr.directory / "state/io.containerd.runtime.v2.task/default/stays/bootstrap.json"
@@ -93,7 +95,7 @@ def test_a_kubelets_pod_is_one_vm(ctr: Containerd, shared_node: Node, handler: s
     metadata = {"name": "p", "namespace": "n", "uid": "u", "attempt": 0}
     described = {"metadata": metadata, "hostname": "inside", "log_directory": os.fspath(ctr.directory)}
     pod.write_text(json.dumps({**described, "linux": {"cgroup_parent": shared_node.cgroup_parent}}))
-    script = "hostname; touch /dev/shm/mark; trap 'exit 3' TERM; sleep 1000 & wait"
+    script = "trap 'exit 3' TERM; touch /dev/shm/mark; hostname; sleep 1000 & wait"
     ctr.cri("pull", BUSYBOX)
     pod_id = ctr.cri("runp", "-r", handler, pod)
     made = []
@@ -102,7 +104,7 @@ def test_a_kubelets_pod_is_one_vm(ctr: Containerd, shared_node: Node, handler: s
         container.write_text(json.dumps({**described, "command": ["sh", "-c", script], "linux": {}}))
         made.append(ctr.cri("create", pod_id, container, pod))
         ctr.cri("start", made[-1])
-    until(lambda: "inside" in ctr.cri("logs", made[1]), "it does not run")
+    until(lambda: all("inside" in ctr.cri("logs", one) for one in made), "they do not run")
     kernels = {ctr.cri("exec", one, "cat", "/proc/sys/kernel/random/boot_id") for one in made}
     assert len(kernels) == 1 and kernels != {Path("/proc/sys/kernel/random/boot_id").read_text().strip()}
     assert ctr.cri("exec", "-s", made[0], "ls", "/dev/shm") == "mark", "what the pod's containers share"
@@ -176,8 +178,9 @@ def test_a_port_of_a_pod_is_forwarded_to_its_loopback(ctr: Containerd, shared_no
 
     def forwarded() -> bytes:
         port = tools.free_port()
-        with ctr.cri_beside("port-forward", pod_id, f"{port}:8080"):
-            until(lambda: answers(port), "crictl does not listen")
+        with ctr.cri_beside("port-forward", pod_id, f"{port}:8080") as running:
+            # Somebody else may have taken the port meanwhile.
+            until(lambda: answers(port) or running.poll() is not None, "crictl does not listen")
             return fetched(port)
 
     until(lambda: forwarded() == b"hello\n", "what listens on the loopback of the VM is not reached")

@@ -28,8 +28,9 @@ def run(installed: Docker) -> Iterator[Docker]:
 def test_a_service_is_reached_entered_paused_and_stopped(run: Docker, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("page\n")
     script = (
-        "httpd -p 80 -h /data; trap 'echo bye; exit 3' TERM; echo up; "
-        "echo w > /data/written; sleep 600 & wait"
+        # What serves has done all the rest.
+        "trap 'echo bye; exit 3' TERM; echo up; echo w > /data/written; "
+        "httpd -p 80 -h /data; sleep 600 & wait"
     )
     options = ("--name", "service", "-p", "8080:80", "-v", f"{tmp_path}:/data")
     run("run", "-d", *options, IMAGE, "sh", "-c", script)
@@ -56,7 +57,8 @@ def test_a_service_is_reached_entered_paused_and_stopped(run: Docker, tmp_path: 
 def test_a_terminal_is_the_callers(run: Docker) -> None:
     with Terminal(run, "run", "--rm", "-it", IMAGE, "sh") as terminal:
         terminal.expect("# ")
-        terminal.type("stty size; exit 6\n")
+        # Docker tells the size once the container runs.
+        terminal.type("until stty size | grep '33 101'; do sleep 0.1; done; exit 6\n")
         terminal.expect("33 101\r\n")
         assert terminal.code() == 6
 
