@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from orlop.host.tasks import uncancelled
 from tests.conformance import images, tools
 from tests.node import BUSYBOX, Node, node
 from tests.patience import SLOWNESS
@@ -58,13 +59,19 @@ class Chaos:
                 self._turn_clock()
 
     async def restart(self, number: signal.Signals) -> None:
-        """End the daemon and start it again; clients wait meanwhile, calls under way fail."""
+        """End the daemon and start it again; clients wait meanwhile, calls under way fail.
+
+        Who is cancelled waits for that: a daemon that is about to end looks like one that goes on.
+        """
+        await uncancelled(self._restart(number))
+
+    async def _restart(self, number: signal.Signals) -> None:
         soak = self.soak
         soak.serving.clear()
         try:
             await asyncio.to_thread(soak.node.stop, number)
             await asyncio.sleep(self._chance.choice((0.0, 0.0, 0.5, 2.0)))
-            await asyncio.shield(start(soak))
+            await start(soak)
         finally:
             soak.serving.set()
 
