@@ -94,7 +94,9 @@ async def test_a_registry_that_drips_holds_up_nobody(tmp_path: Path, monkeypatch
             async with store_at(tmp_path / "a", conf, max_parallel_pulls=1) as store:
                 line.drip_after = 100_000
                 slow = asyncio.ensure_future(store.pull(f"{line.address}/large:1"))
-                await asyncio.sleep(1.5)
+                async with asyncio.timeout(60 * PATIENCE):
+                    while line.received <= line.drip_after:  # noqa: ASYNC110 - nothing tells of it
+                        await asyncio.sleep(0.05)
                 await store.pull(f"{registry.address}/small:1")
                 assert not slow.done(), "it was waited for"
                 with pytest.raises(Unavailable, match=r"only .* bytes of layer .* came in 12 seconds"):
