@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import tarfile
 import time
@@ -249,8 +250,11 @@ async def test_a_sync_that_breaks_is_told(
     monkeypatch.setattr("orlop.images.store.sync", broken)
     async with opened(tmp_path):
         await started.wait()
-        await asyncio.sleep(0.05)
-        said = [record for record in caplog.records if record.name.startswith("orlop.")]
+        said: list[logging.LogRecord] = []
+        async with asyncio.timeout(20):
+            while not said:
+                await asyncio.sleep(0.05)
+                said = [record for record in caplog.records if record.name.startswith("orlop.")]
         assert [digest("a") in record.getMessage() for record in said] == [True]
 
 

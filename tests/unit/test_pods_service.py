@@ -282,7 +282,9 @@ async def test_events(service: PodService, world: World) -> None:
     await service.stop_container(container_id, 1)
     await service.remove_container(container_id)
     await service.remove_pod(pod_id)
-    await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while len(got) < 8:  # noqa: ASYNC110 - nothing would set an event
+            await asyncio.sleep(0.001)
     listener.cancel()
     await asyncio.gather(listener, return_exceptions=True)
     assert got == [

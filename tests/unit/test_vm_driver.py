@@ -127,6 +127,7 @@ async def test_a_template_that_is_found_is_not_said_to_be_made(tmp_path: Path) -
     world = World(tmp_path)
     world.hypervisor.gate.clear()
     async with opened(world) as driver:
+        await until(lambda: isinstance(world.state, Preparing))
         await asyncio.sleep(0.05)
         assert isinstance(world.state, Preparing)
         assert await driver.ready() == "the accelerator and the VM template are being looked for"
@@ -141,6 +142,7 @@ async def test_a_restart_does_not_make_the_node_unready(tmp_path: Path) -> None:
     world.hypervisor.left = True
     world.hypervisor.gate.clear()
     async with opened(world) as driver:
+        await until(lambda: isinstance(world.state, Preparing))
         await asyncio.sleep(0.05)
         assert isinstance(world.state, Preparing)
         assert await driver.ready() == ""
