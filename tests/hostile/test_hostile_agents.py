@@ -18,6 +18,8 @@ from tests.node import BUSYBOX, Node
 
 FLOODS = ("events", "logs", "acknowledgements")
 WAITED_FOR = 25.0
+UNNOTICED = 50.0
+"""Milliseconds that a call may take in any case: without what holds floods up it took seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_floods_do_not_starve_the_node(taken_over: Node) -> None:
     for _ in range(4):
         flooded.append(asyncio.run(_medians(taken_over, honest, 40)))
         print(f"milliseconds, idle {idle}, flooded {flooded[-1]}")
-        if all(flooded[-1][name] < 2 * before for name, before in idle.items()):
+        if all(flooded[-1][name] < max(UNNOTICED, 2 * before) for name, before in idle.items()):
             return
     # Neither is other work that began meanwhile, nor that guests want the processors: this is beside
     # guests that want nothing else.
@@ -109,7 +111,7 @@ def test_floods_do_not_starve_the_node(taken_over: Node) -> None:
     print(f"beside guests that are busy {later}")
     for name, before in idle.items():
         fastest = min(one[name] for one in flooded)
-        assert fastest < 2 * max(before, later[name]), (name, idle, flooded, later)
+        assert fastest < max(UNNOTICED, 2 * before, 2 * later[name]), (name, idle, flooded, later)
 
 
 def test_a_silent_agent_does_not_stretch_time_limits(taken_over: Node) -> None:
