@@ -114,7 +114,7 @@ async def test_the_host_connects_to_a_socket_of_a_container(env: Environment, pl
         await sandbox.signal(main.id, signal.SIGKILL)
         await sandbox.delete(main.id)
         main = await driver(sandbox, pod, place)
-        await until(lambda: mode_of(path) == 0o600, 60)
+        await until(lambda: mode_of(path) == 0o600 and is_served(os.fspath(path)), 60)
         assert await talk(path, b"anew") == b"anew"
         await env.driver.discard(pod.id)
         assert [one.name for one in place.iterdir()] == ["kubelet.sock"]
@@ -140,6 +140,7 @@ async def test_what_has_the_name_on_the_host_stays(env: Environment, plugins: Pa
         await until(lambda: is_served(os.fspath(left)), 60)
         assert await talk(left, b"hello") == b"hello"
         # For its own pod it is there all the same.
+        await said(sandbox, side, "until test -S /csi/csi.sock; do sleep 0.1; done")
         assert await called(sandbox, side, "/csi/csi.sock") == b"hello"
         assert path.read_text() == "a file"
     # A daemon that is killed, and a pod that ends before it is known again, leave nothing.

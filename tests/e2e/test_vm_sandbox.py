@@ -35,7 +35,7 @@ async def test_a_pod_from_nothing_to_nothing() -> None:
             pod,
             "sh",
             "-c",
-            "echo out; echo err >&2; trap 'exit 5' TERM; sleep 1000 & wait",
+            "trap 'exit 5' TERM; echo out; echo err >&2; sleep 1000 & wait",
             log_path=env.log_path(),
         )
         await sandbox.create(container)

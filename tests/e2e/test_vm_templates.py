@@ -55,6 +55,12 @@ async def test_clones_of_one_template_share_where_the_kernel_lies_and_no_more(pl
         second = await making
     assert second.directory != first.directory and second.made > first.made
     told.append(await _told(hypervisor, second, place, artifacts.image))
+    # There are some five hundred places for a kernel: two may get the same one, and hardly one more.
+    for _ in range(2):
+        if told[2][0] == told[0][0]:
+            await hypervisor.retire(second)
+            second = await hypervisor.another(settle)
+            told[2] = await _told(hypervisor, second, place, artifacts.image)
     kernels = [one[0] for one in told]
     assert kernels[0] == kernels[1] != kernels[2], kernels
     assert int(kernels[0], 16), "the address was not shown"
