@@ -13,7 +13,8 @@ from orlop.errors import NotUndone
 from orlop.pods.records import SHOWN_CONTAINERS, SHOWN_PODS, ContainerPhase
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
-from tests.unit.pods_double import Crash, World, make_service, pod_spec
+from tests.patience import PATIENCE
+from tests.unit.pods_double import Crash, DoubleImages, World, make_service, pod_spec
 
 
 async def opened(service: PodService) -> None:
@@ -74,10 +75,20 @@ def check(service: PodService, world: World, used: set[str]) -> None:
         assert {item.id for item in service.ledger.members(pod.spec.id)} == set(pod.containers)
 
 
-async def settled(service: PodService) -> None:
-    """Let watchers see the exits that came while nobody looked."""
+async def settled(service: PodService, world: World, images: DoubleImages) -> None:
+    """Let watchers see the exits that came while nobody looked, and check what comes of that."""
     for _ in range(20):
         await asyncio.sleep(0.001)
+    limit = asyncio.get_running_loop().time() + 20 * PATIENCE
+    while True:
+        try:
+            check(service, world, set(images.used))
+        except AssertionError:
+            if asyncio.get_running_loop().time() > limit:
+                raise
+            await asyncio.sleep(0.01)
+        else:
+            return
 
 
 async def count_steps(root: Path) -> int:
@@ -99,9 +110,8 @@ async def test_at_every_step(tmp_path: Path) -> None:
         assert await killed_at(root, world, step, life), step
         service, images = make_service(root, world)
         await opened(service)
-        await settled(service)
         try:
-            check(service, world, set(images.used))
+            await settled(service, world, images)
             for pod in service.pods():
                 await service.stop_pod(pod.id)
                 await service.remove_pod(pod.id)
@@ -132,9 +142,8 @@ async def test_at_every_step_of_the_recovery(tmp_path: Path) -> None:
             world.crash_at(-1)
             service, images = make_service(root, world)
             await opened(service)
-            await settled(service)
             try:
-                check(service, world, set(images.used))
+                await settled(service, world, images)
             finally:
                 await service.close()
 
@@ -170,9 +179,9 @@ async def test_a_pod_that_ended_meanwhile(tmp_path: Path, running: bool) -> None
         world.exit(container_id, 5)
     else:
         world.kill_pod(pod_id)
-    service, _ = make_service(tmp_path, world)
+    service, images = make_service(tmp_path, world)
     await opened(service)
-    await settled(service)
+    await settled(service, world, images)
     record = service.container(container_id)
     assert record.phase is ContainerPhase.EXITED
     assert record.exit_code == (5 if running else 137)
