@@ -38,6 +38,7 @@ def client_node(shared_node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """The shared node, which ``orlop.connect()`` finds."""
     monkeypatch.setenv("ORLOP_SOCKET", shared_node.socket)
     monkeypatch.setenv("ORLOP_LOG_ROOT", os.fspath(shared_node.scratch / "client-logs"))
+    shared_node.remove_all()
     shared_node.pull(BUSYBOX)
     yield shared_node
     shared_node.remove_all()

@@ -13,6 +13,7 @@ from tests.node import BUSYBOX, Node
 
 @pytest.fixture
 def cli(shared_node: Node) -> Iterator[Cli]:
+    shared_node.remove_all()
     yield Inside(shared_node)
     shared_node.remove_all()
 

@@ -189,14 +189,19 @@ async def test_events_tell_the_life_of_a_pod(caller: Caller) -> None:
                 seen.append(event)
 
     task = asyncio.create_task(collect())
-    await asyncio.sleep(0.5)
+    # Nothing says from when on events are told, but an event.
+    async with asyncio.timeout(60 * PATIENCE):
+        while not seen:
+            await caller.pod(f"before-{os.urandom(3).hex()}")
+            await asyncio.sleep(0.1)
     pod = await caller.pod("events")
     container_id = await caller.container(pod, "true")
     await caller.start(container_id)
-    await until(lambda: any(item.container_event_type == pb.CONTAINER_STOPPED_EVENT for item in seen))
+    ended = container_id, pb.CONTAINER_STOPPED_EVENT
+    await until(lambda: ended in [(item.container_id, item.container_event_type) for item in seen])
     await caller.remove(pod[0])
     last = pod[0], pb.CONTAINER_DELETED_EVENT
-    await until(lambda: last == (seen[-1].container_id, seen[-1].container_event_type))
+    await until(lambda: last in [(item.container_id, item.container_event_type) for item in seen])
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     mine = [item.container_event_type for item in seen if item.container_id == container_id]
@@ -206,7 +211,7 @@ async def test_events_tell_the_life_of_a_pod(caller: Caller) -> None:
         pb.CONTAINER_STOPPED_EVENT,
         pb.CONTAINER_DELETED_EVENT,
     ]
-    stopped = next(item for item in seen if item.container_event_type == pb.CONTAINER_STOPPED_EVENT)
+    stopped = next(item for item in seen if ended == (item.container_id, item.container_event_type))
     states = {item.id: item.state for item in stopped.containers_statuses}
     assert states == {container_id: pb.CONTAINER_EXITED}
 

@@ -33,6 +33,7 @@ def refused(done: Done) -> tuple[str, str]:
 @pytest.fixture
 def clean(shared_node: Node) -> Iterator[Node]:
     """The shared node; a refused call must leave nothing on the machine."""
+    shared_node.remove_all()
     yield shared_node
     shared_node.remove_all()
     shared_node.wait_no_leaks_but_warm()

@@ -143,16 +143,22 @@ async def test_what_is_cancelled_leaves_nothing(client_node: Node) -> None:
 async def test_events_and_lists_agree() -> None:
     async with orlop.connect() as node:
         seen: list[orlop.Event] = []
+        ended: list[str] = []
 
         async def watch() -> None:
             async for event in node.events():
                 seen.append(event)
-                if event.kind == "deleted" and event.container_id == event.pod_id:
+                if event.kind == "deleted" and [event.container_id] == [event.pod_id] == ended:
                     return
 
         watching = asyncio.ensure_future(watch())
-        await asyncio.sleep(0.5)
+        # Nothing says from when on events are told, but an event.
+        async with asyncio.timeout(DEADLINE):
+            while not seen:
+                async with node.pod(handler="process"):
+                    await asyncio.sleep(0.1)
         async with node.pod(name="counted") as pod:
+            ended.append(pod.id)
             container = await pod.start(BUSYBOX, "sh", "-c", "exit 9", name="nine")
             assert await container.wait() == 9
             facts = await container.facts()
