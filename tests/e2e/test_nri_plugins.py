@@ -48,26 +48,31 @@ class NriNode:
             [self.peer, "-idx", index, "-name", name, "-socket", socket, "-wishes", text],
             stderr=subprocess.DEVNULL,
         )
+        said = f"{index}-{name} is dropped"
+        before = self.node.settings.log.read_text().count(said)
         try:
             wait_for(log, "Synchronized")
             yield log
         finally:
             child.kill()
             child.wait()
-            # The daemon sees its end before the next test asks for something.
-            said = f"{index}-{name} is dropped"
+            # The daemon sees its end before the next test asks for something: this one's, and not that of
+            # another one of the name.
             limit = time.monotonic() + 30 * PATIENCE
-            while said not in self.node.settings.log.read_text():
+            while self.node.settings.log.read_text().count(said) <= before:
                 assert time.monotonic() < limit
                 time.sleep(0.05)
 
 
+def written(log: Path) -> list[dict[str, Any]]:
+    """What a plug-in has written down so far; the last line may not be whole yet."""
+    text = log.read_text() if log.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def heard(log: Path, pod: str = "") -> list[str]:
     """The names of the events, those of one pod."""
-    text = log.read_text() if log.exists() else ""
-    # A line may not be whole yet.
-    found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [one["event"] for one in found if not pod or one["pod"] == pod]
+    return [one["event"] for one in written(log) if not pod or one["pod"] == pod]
 
 
 def wait_for(log: Path, event: str, pod: str = "") -> list[str]:
@@ -169,7 +174,7 @@ async def test_a_plugin_that_comes_late_is_told_what_there_is(nri: NriNode, call
     container_id = await caller.container(pod)
     await caller.start(container_id)
     with nri.plugin("late") as log:
-        found = [json.loads(line) for line in log.read_text().splitlines()]
+        found = written(log)
     (one,) = [item for item in found if item["event"] == "Synchronize" and item["id"]]
     assert (one["id"], one["state"]) == (container_id, "CONTAINER_RUNNING")
     (other,) = [item for item in found if item["event"] == "Synchronize" and item["pod"]]
@@ -345,5 +350,4 @@ async def test_after_a_restart_the_installed_ones_are_told_what_there_is(
     nri.node.start()
     nri.node.wait_ready()
     await asyncio.to_thread(wait_for, nri.installed, "Synchronized")
-    found = [json.loads(line) for line in nri.installed.read_text().splitlines()]
-    assert container_id in [one["id"] for one in found]
+    assert container_id in [one["id"] for one in written(nri.installed)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,6 @@ from typing import IO
 
 import pytest
 
-from tests.conformance.tools import free_port
 from tests.node import BUSYBOX, Done, Node
 from tests.patience import PATIENCE
 
@@ -57,9 +57,9 @@ def _machine(node: Node, pod_id: str) -> int:
     return int(json.loads(node.crictl("inspectp", pod_id).out)["info"]["sandbox"]["pid"])
 
 
-def _until_running(node: Node, container: str, word: str) -> None:
+def _until_running(node: Node, container: str, word: str, *command: str) -> None:
     limit = time.monotonic() + 60 * PATIENCE
-    while word not in node.crictl("exec", "-s", container, "ps").out:
+    while word not in node.crictl("exec", "-s", container, *(command or ("ps",))).out:
         assert time.monotonic() < limit
         time.sleep(0.2)
 
@@ -91,14 +91,14 @@ def test_a_vm_that_dies_is_no_success(shared_node: Node, verb: str, transport: s
 
 @contextlib.contextmanager
 def forwarded(node: Node, pod_id: str, port: int, transport: str) -> Iterator[tuple[int, IO[str]]]:
-    """A port-forward by crictl: the port here, and what crictl says."""
-    here = free_port()
-    argv = node.crictl_argv("port-forward", "--transport", transport, pod_id, f"{here}:{port}")
+    """A port-forward by crictl: the port here, which it takes itself, and what crictl says."""
+    argv = node.crictl_argv("port-forward", "--transport", transport, pod_id, f":{port}")
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as forward:
         assert forward.stdout is not None
         try:
-            assert _says(forward.stdout, f"127.0.0.1:{here}")
-            yield here, forward.stdout
+            lines = iter(forward.stdout.readline, "")
+            found = next(filter(None, (re.search(r"127\.0\.0\.1:(\d+) ->", line) for line in lines)))
+            yield int(found[1]), forward.stdout
         finally:
             forward.terminate()
 
@@ -123,11 +123,11 @@ def test_a_port_where_nobody_listens_is_told(shared_node: Node, handler: str, tr
 def test_a_vm_that_dies_during_a_port_forward_is_told(shared_node: Node, transport: str) -> None:
     node = shared_node
     pod_id, container = node.run(BUSYBOX, "nc", "-lk", "-p", "8080", "-e", "cat", handler="vm")
-    _until_running(node, container, "nc -lk")
+    _until_running(node, container, ":8080 ", "netstat", "-ltn")
     with forwarded(node, pod_id, 8080, transport) as (port, said):
         with socket.create_connection(("127.0.0.1", port), timeout=60 * PATIENCE) as client:
             client.sendall(b"hello")
-            assert client.recv(5) == b"hello"
+            assert client.recv(5, socket.MSG_WAITALL) == b"hello"
             os.kill(_machine(node, pod_id), signal.SIGKILL)
             assert client.recv(1) == b""
         assert _says(said, "port 8080")
