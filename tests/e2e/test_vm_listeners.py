@@ -140,8 +140,9 @@ async def test_what_has_the_name_on_the_host_stays(env: Environment, plugins: Pa
         await until(lambda: is_served(os.fspath(left)), 60)
         assert await talk(left, b"hello") == b"hello"
         # For its own pod it is there all the same.
-        await said(sandbox, side, "until test -S /csi/csi.sock; do sleep 0.1; done")
-        assert await called(sandbox, side, "/csi/csi.sock") == b"hello"
+        async with asyncio.timeout(60 * PATIENCE):
+            while await called(sandbox, side, "/csi/csi.sock") != b"hello":  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         assert path.read_text() == "a file"
     # A daemon that is killed, and a pod that ends before it is known again, leave nothing.
     await env.crash()
