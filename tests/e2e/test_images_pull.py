@@ -433,6 +433,9 @@ async def test_a_daemon_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes below ``pid``."""
-    found = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The processes below ``pid``, which may end while they are looked for."""
+    try:
+        found = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
     return found + [inner for one in found for inner in children_of(one)]

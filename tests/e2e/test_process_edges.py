@@ -203,7 +203,10 @@ async def test_a_descriptor_of_a_process_is_a_place_for_output(host: Bed) -> Non
     await sandbox.start(spec.id)
     await sandbox.wait_container(spec.id)
     os.close(writing)
-    assert sorted((await asyncio.to_thread(os.read, reading, 100)).split()) == [b"err", b"out"]
+    said = b""
+    while said.count(b"\n") < 2:
+        said += await asyncio.to_thread(os.read, reading, 100)
+    assert sorted(said.split()) == [b"err", b"out"]
     os.close(reading)
     await host.driver.discard(pod.id)
 
