@@ -169,11 +169,7 @@ class TestNode:
         await self.kernel.prepare(self.ground)
         for name, network in self.networks.items():
             await self.kernel.set_up(network, self.ground, self.of(name))
-        await self._filter_node()
-
-    async def _filter_node(self) -> None:
-        uplinks = {name: network.uplink for name, network in self.networks.items()}
-        await self.kernel.filter_node(self.ground, self.leases, uplinks)
+        await self.kernel.filter_node(self.ground)
 
     async def add(self, directory: Path, tenant: str, number: int) -> Lease:
         """A pod: the tenants' pods of one number have the same address."""
@@ -194,7 +190,6 @@ class TestNode:
         await self.kernel.plug(network, self.ground, lease)
         self.leases.append(lease)
         await self.kernel.filter(network, self.ground, self.of(tenant))
-        await self._filter_node()
         return lease
 
     async def clear(self) -> None:
@@ -216,6 +211,16 @@ class World:
         self.pods: dict[tuple[str, int, int], Lease] = {}
 
     async def build(self) -> None:
+        """The nodes with their routers and pods."""
+        await self.build_nodes()
+        for node in self.nodes.values():
+            await node.settle()
+            for tenant in TENANTS:
+                for pod in (2, 3):
+                    self.pods[tenant, node.number, pod] = await node.add(self.directory, tenant, pod)
+
+    async def build_nodes(self) -> None:
+        """The nodes alone."""
         await netns.create(self.lan)
         command(self.lan, "ip", "link", "add", "lan0", "type", "bridge")
         for address in (f"{GATEWAY}/24", f"{OUTSIDE}/32", f"{DENIED}/32", f"{METADATA}/32"):
@@ -228,12 +233,7 @@ class World:
             command(self.lan, "ip", "link", "set", f"n{number}", "master", "lan0", "up")
             command(self.lan, "ip", "route", "add", f"10.64.{number}.0/24", "via", node.address)
             self._node(node)
-        for node in self.nodes.values():
             await self._plain(node)
-            await node.settle()
-            for tenant in TENANTS:
-                for pod in (2, 3):
-                    self.pods[tenant, node.number, pod] = await node.add(self.directory, tenant, pod)
 
     def _node(self, node: TestNode) -> None:
         other = 3 - node.number

@@ -17,6 +17,8 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from orlop.host import netns as namespaces
+from orlop.linux.netlink import Netlink
+from orlop.net import links
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +75,12 @@ async def announce(netns: Path, interface: str, ips: Sequence[str]) -> None:
             *_, mac = link.getsockname()
             if len(mac) != 6:
                 return
-            for ip in ips:
-                link.send(frame(ipaddress.ip_address(ip), mac))
+            with Netlink() as kernel:
+                own = links.addresses(kernel, links.find(kernel, interface).index)
+            here = {ipaddress.ip_interface(address).ip for address in own}
+            # One that the network translates is on no link.
+            for ip in here & {ipaddress.ip_address(ip) for ip in ips}:
+                link.send(frame(ip, mac))
 
     try:
         await namespaces.within(netns, send)

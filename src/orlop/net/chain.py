@@ -15,7 +15,7 @@ import msgspec
 
 from orlop.host import files
 from orlop.host.tasks import Undo
-from orlop.net import plugins, result
+from orlop.net import plugins, result, served
 from orlop.net.conflist import CHECK_SINCE, NetworkList, PluginConfig
 from orlop.net.plugins import Invocation
 from orlop.value import UNREADABLE, Value
@@ -70,7 +70,9 @@ class Chain:
     def missing(self, network: NetworkList) -> list[str]:
         """Plug-in types of the list that are installed nowhere."""
         return [
-            plugin.type for plugin in network.plugins if plugins.find(plugin.type, self._bin_dirs) is None
+            plugin.type
+            for plugin in network.plugins
+            if served.KEY not in plugin.document and plugins.find(plugin.type, self._bin_dirs) is None
         ]
 
     async def add(self, attachment: Attachment) -> dict[str, Any]:

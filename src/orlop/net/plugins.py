@@ -11,6 +11,7 @@ import msgspec
 
 from orlop.errors import Code, OrlopError, Unavailable
 from orlop.host import process
+from orlop.net import served
 from orlop.value import UNREADABLE, Value
 
 _OUTPUT_LIMIT = 4 << 20
@@ -71,24 +72,28 @@ async def execute(
     bin_dirs: Sequence[str],
     timeout: float,
 ) -> bytes:
-    """Run the plug-in named by ``document["type"]`` and return what it wrote.
+    """Run the plug-in named by ``document["type"]``, or ask where it is served; return what it wrote.
 
     Raises PluginFailed with the plug-in's name, the network's and the reason.
     """
     kind, network = str(document["type"]), document.get("name", "")
     about = f"CNI plug-in {kind} of network {network} failed to {command}"
-    program = find(kind, bin_dirs)
-    if program is None:
+    program, served_at = find(kind, bin_dirs), document.get(served.KEY)
+    if program is None and not served_at:
         raise PluginFailed(f"{about}: it is in none of {', '.join(bin_dirs)}")
+    variables, text = invocation.environment(command, bin_dirs), msgspec.json.encode(document)
     try:
-        done = await process.run(
-            [program],
-            input=msgspec.json.encode(document),
-            env=invocation.environment(command, bin_dirs),
-            timeout=timeout,
-            check=False,
-            output_limit=_OUTPUT_LIMIT,
-        )
+        if served_at:
+            done = await served.ask(str(served_at), variables, text, timeout)
+        else:
+            done = await process.run(
+                [program or kind],
+                input=text,
+                env=variables,
+                timeout=timeout,
+                check=False,
+                output_limit=_OUTPUT_LIMIT,
+            )
     except OrlopError as error:
         raise PluginFailed(f"{about}: {error}") from error
     if done.returncode == 0:

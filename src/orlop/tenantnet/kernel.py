@@ -95,13 +95,9 @@ class NodeKernel:
         """Put the router's rules in place. Raises FailedPrecondition."""
         await _nft(self._router(network.namespace), rules.router(network, ground, leases))
 
-    async def filter_node(self, ground: Ground, leases: Sequence[Lease], networks: dict[str, str]) -> None:
-        """Put the node's rules in place; ``networks`` are the links to routers, by tenant.
-
-        Raises FailedPrecondition.
-        """
-        uplinks = [(networks[lease.tenant], lease.alias) for lease in leases if lease.tenant in networks]
-        await _nft(self._node, rules.node(ground, uplinks))
+    async def filter_node(self, ground: Ground) -> None:
+        """Put the node's rules in place. Raises FailedPrecondition."""
+        await _nft(self._node, rules.node(ground))
 
     async def plug(self, network: LocalNetwork, ground: Ground, lease: Lease) -> int:
         """Give the pod its interface; the MTU of it. Raises OrlopError, OSError EEXIST if it has one."""
@@ -122,7 +118,7 @@ class NodeKernel:
         await self._at(self._node, lambda kernel: _add_alias(kernel, network, ground, lease))
         return mtu
 
-    async def unplug(self, network_namespace: str, uplink: str, lease: Lease) -> None:
+    async def unplug(self, lease: Lease) -> None:
         """Take the pod's interface away, and the ways to it. Idempotent."""
 
         def part(kernel: Netlink) -> None:
@@ -131,16 +127,16 @@ class NodeKernel:
                 devices.forget_neighbour(kernel, bridge.index, lease.address)
 
         def close(kernel: Netlink) -> None:
-            if link := devices.look(kernel, uplink):
+            if link := devices.look(kernel, lease.uplink):
                 for path in devices.routes(kernel):
                     if path.link == link.index and path.destination == f"{lease.alias}/32":
                         devices.remove_route(kernel, path)
 
         with suppress(NotFound):
-            await self._at(self._router(network_namespace), part)
+            await self._at(self._router(lease.router), part)
         await self._at(self._node, close)
 
-    async def check(self, network: LocalNetwork, lease: Lease) -> None:
+    async def check(self, lease: Lease) -> None:
         """Raises FailedPrecondition when the pod's interface is not as :meth:`plug` left it."""
 
         def inside(kernel: Netlink) -> str:
@@ -153,7 +149,7 @@ class NodeKernel:
             return "" if devices.look(kernel, lease.port) else "is plugged in nowhere"
 
         problem = await self._at(Path(lease.netns), inside)
-        problem = problem or await self._at(self._router(network.namespace), outside)
+        problem = problem or await self._at(self._router(lease.router), outside)
         if problem:
             raise FailedPrecondition(f"pod {lease.container[:12]} {problem}")
 

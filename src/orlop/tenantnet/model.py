@@ -71,7 +71,7 @@ class LocalNetwork(Value, frozen=True):
     @property
     def uplink(self) -> str:
         """What the node calls its link to the router."""
-        return f"{UPLINK_PREFIX}{self.vni:06x}"
+        return uplink(self.vni)
 
     @property
     def namespace(self) -> str:
@@ -100,6 +100,16 @@ class Lease(Value, frozen=True):
         return PORT_PREFIX + digest.hexdigest()
 
     @property
+    def uplink(self) -> str:
+        """What the node calls its link to the router."""
+        return uplink(self.vni)
+
+    @property
+    def router(self) -> str:
+        """The name of the router's network namespace."""
+        return NAMESPACE_PREFIX + self.tenant
+
+    @property
     def mac(self) -> str:
         """The MAC of the pod's interface."""
         return _mac(0x06, self.address)
@@ -108,6 +118,11 @@ class Lease(Value, frozen=True):
     def port_mac(self) -> str:
         """The MAC of the router's end of the pod's link, which nobody speaks to."""
         return _mac(0x12, self.address)
+
+
+def uplink(vni: int) -> str:
+    """What the node calls its link to the router of the tenant of that number."""
+    return f"{UPLINK_PREFIX}{vni:06x}"
 
 
 def gateway(block: str) -> str:

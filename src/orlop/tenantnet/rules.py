@@ -127,18 +127,16 @@ def _forward() -> str:
     )
 
 
-def node(ground: Ground, uplinks: Iterable[tuple[str, str]]) -> str:
-    """The table of the node itself; ``uplinks`` are pairs of a router's link and an alias behind it."""
+def node(ground: Ground) -> str:
+    """The table of the node itself. Which alias is behind which link is in its routes."""
     tenants = f'iifname "{UPLINK_PREFIX}*"'
-    behind = sorted(f'"{link}" . {alias}' for link, alias in uplinks)
-    body = _set("uplinks", "ifname . ipv4_addr", behind)
-    body += _set("nodes", "ipv4_addr", sorted({ground.address, *ground.nodes}), ranges=True)
+    body = _set("nodes", "ipv4_addr", sorted({ground.address, *ground.nodes}), ranges=True)
     body += _set("closed", "ipv4_addr", sorted({ground.aliases, *ground.closed}), ranges=True)
     body += _chain(
         "raw",
         "type filter hook prerouting priority raw",
         _guard(f"{tenants} meta nfproto ipv6", "uplink-ipv6"),
-        _guard(f"{tenants} iifname . ip saddr != @uplinks", "uplink-source"),
+        _guard(f"{tenants} fib saddr . iif oif missing", "uplink-source"),
     )
     body += _chain(
         "input",

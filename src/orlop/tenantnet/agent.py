@@ -1,0 +1,165 @@
+"""What the CNI verbs mean on a node with tenants' networks.
+
+Calls about one tenant wait for one another. A record is written before the kernel is touched and removed
+after it; so who is killed in between finds what it has to finish.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+from orlop.errors import NotFound, OrlopError, Unavailable
+from orlop.host.tasks import Undo, roll_back, uncancelled
+from orlop.host.turns import Turns
+from orlop.tenantnet.kernel import NodeKernel
+from orlop.tenantnet.leases import Attempt, LeaseRecords
+from orlop.tenantnet.model import Ground, Lease, LocalNetwork
+
+log = logging.getLogger(__name__)
+
+
+class Cluster(Protocol):
+    """What the agent has to know of the cluster."""
+
+    async def network_of(self, namespace: str) -> LocalNetwork | None:
+        """The network that pods of a namespace belong to, with a block for this node; None for no tenant's.
+
+        Raises Unavailable as long as that is not known: a pod must not be given another network meanwhile.
+        """
+        ...
+
+    def told(self, lease: Lease) -> None:
+        """A pod was given this; returns at once."""
+        ...
+
+
+class TenantAgent:
+    """Makes and removes pods' interfaces in tenants' networks, and keeps routers as the cluster wants."""
+
+    def __init__(self, ground: Ground, kernel: NodeKernel, records: LeaseRecords, cluster: Cluster) -> None:
+        self._ground = ground
+        self._kernel = kernel
+        self._records = records
+        self._cluster = cluster
+        self._pods, self._turns = Turns(), Turns()
+
+    async def start(self) -> None:
+        """Finish what a predecessor had begun, and have the kernel as the records say. Raises OrlopError."""
+        await self._kernel.prepare(self._ground)
+        for lease in self._records.leases:
+            if not Path(lease.netns).exists():
+                log.info("pod %s/%s is gone, and gives %s back", lease.namespace, lease.pod, lease.alias)
+                await self._release(lease)
+        for network in self._records.networks:
+            async with self._turns.of(network.name):
+                await self._set_up(network)
+        await self._kernel.filter_node(self._ground)
+
+    async def renew(self, ground: Ground, networks: Collection[LocalNetwork]) -> None:
+        """The cluster's nodes and networks are these now: have the routers that stand here follow.
+
+        A router whose network is gone goes with its last pod. Raises NotUndone naming what could not be done.
+        """
+        self._ground = ground
+        wanted = {network.name: network for network in networks}
+        undo = Undo("the tenants' networks")
+        for network in self._records.networks:
+            async with self._turns.of(network.name):
+                if (new := wanted.get(network.name)) is not None:
+                    await undo.step(network.name, self._set_up(new))
+                elif not self._records.of(network.name):
+                    await undo.step(network.name, self._take_down(network))
+        await undo.step("the node", self._kernel.filter_node(ground))
+        undo.finish()
+
+    async def _set_up(self, network: LocalNetwork) -> None:
+        self._records.stand(network)
+        await self._kernel.set_up(network, self._ground, self._records.of(network.name))
+
+    async def _take_down(self, network: LocalNetwork) -> None:
+        await self._kernel.take_down(network.namespace, network.uplink)
+        self._records.gone(network.name)
+
+    async def add(self, attempt: Attempt) -> Lease | None:
+        """Give a pod its interface; None when it is no tenant's.
+
+        Raises OrlopError, OSError; nothing is left then.
+        """
+        # A runtime that gave up waiting asks for DEL at once, and must not be told that there is nothing.
+        async with self._pods.of(attempt.container):
+            network = await self._cluster.network_of(attempt.namespace)
+            if network is None:
+                return None
+            if not Path(attempt.netns).exists():
+                raise NotFound(f"the network namespace {attempt.netns} does not exist")
+            async with self._turns.of(network.name):
+                lease = await uncancelled(self._add(attempt, network))
+        self._cluster.told(lease)
+        return lease
+
+    async def _add(self, attempt: Attempt, network: LocalNetwork) -> Lease:
+        if (former := self._records.find(attempt.container, attempt.interface)) is not None:
+            await self._unplug(former)
+        if self._records.network(network.name) != network:
+            await self._set_up(network)
+        lease = self._records.take(attempt, network, self._ground.aliases)
+        try:
+            await self._kernel.plug(network, self._ground, lease)
+            await self._kernel.filter(network, self._ground, self._records.of(network.name))
+        except BaseException:
+            await roll_back(f"the interface of pod {attempt.namespace}/{attempt.pod}", self._unplug(lease))
+            raise
+        return lease
+
+    async def delete(self, container: str, interface: str) -> bool:
+        """Take a pod's interface away; whether it had one from here. Idempotent. Raises NotUndone."""
+        async with self._pods.of(container):
+            lease = self._records.find(container, interface)
+            if lease is None:
+                return False
+            await uncancelled(self._release(lease))
+            return True
+
+    async def _release(self, lease: Lease) -> None:
+        async with self._turns.of(lease.tenant):
+            # Whoever waited for its turn may find that another has done it.
+            if self._records.find(lease.container, lease.interface) == lease:
+                await self._unplug(lease)
+
+    async def _unplug(self, lease: Lease) -> None:
+        undo = Undo(f"the interface of pod {lease.namespace}/{lease.pod}")
+        await undo.step("its link", self._kernel.unplug(lease))
+        if not undo.complete:
+            undo.finish()
+        self._records.forget(lease)
+        network = self._records.network(lease.tenant)
+        if network is not None:
+            leases = self._records.of(lease.tenant)
+            await undo.step("the router's rules", self._kernel.filter(network, self._ground, leases))
+        undo.finish()
+
+    async def check(self, container: str, interface: str) -> bool:
+        """Whether an interface is one from here. Raises FailedPrecondition when it is not as it was made."""
+        lease = self._records.find(container, interface)
+        if lease is None:
+            return False
+        await self._kernel.check(lease)
+        return True
+
+    async def collect(self, valid: Collection[tuple[str, str]]) -> None:
+        """Remove the interfaces that are none of these pairs of container and interface. Raises NotUndone."""
+        undo = Undo("interfaces that nobody has any more")
+        for lease in self._records.leases:
+            if (lease.container, lease.interface) not in valid:
+                await undo.step(lease.pod or lease.container, self._release(lease))
+        undo.finish()
+
+    async def ready(self) -> None:
+        """Raises Unavailable when no pod could be given an interface now."""
+        try:
+            await self._kernel.prepare(self._ground)
+        except OrlopError as error:
+            raise Unavailable(str(error)) from error
