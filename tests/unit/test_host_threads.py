@@ -75,3 +75,18 @@ async def test_what_a_cancelled_caller_cannot_take_is_released(own: bool) -> Non
         with pytest.raises(asyncio.CancelledError):
             await task
     assert opened == closed == [7]
+
+
+async def test_what_nobody_minds_holds_nobody_up() -> None:
+    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def end() -> None:
+        begun.set()
+        go.wait(60)
+        ended.set()
+
+    threads.unheeded(end)
+    assert not ended.is_set(), "it ends when it is let go, and we are here already"
+    go.set()
+    assert await threads.call(begun.wait, 60)
+    assert await threads.call(ended.wait, 60)

@@ -25,6 +25,14 @@ async def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
     return await uncancelled(asyncio.get_running_loop().run_in_executor(None, work))
 
 
+def unheeded(function: Callable[[], object], *, name: str = "orlop-host") -> None:
+    """Call ``function`` on a new thread that ends with it: for an end that takes long, and that nobody minds.
+
+    Nobody waits for it, and what it raises goes to the log of the interpreter.
+    """
+    threading.Thread(target=function, name=name, daemon=True).start()
+
+
 async def in_own_thread(
     function: Callable[[], T], *, name: str = "orlop-host", unwanted: Callable[[T], object] | None = None
 ) -> T:

@@ -17,6 +17,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from orlop.host import netns as namespaces
+from orlop.host import threads
 from orlop.linux.netlink import Netlink
 from orlop.net import links
 
@@ -70,7 +71,8 @@ async def announce(netns: Path, interface: str, ips: Sequence[str]) -> None:
     """
 
     def send() -> None:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as link:
+        link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        try:
             link.bind((interface, 0))
             *_, mac = link.getsockname()
             if len(mac) != 6:
@@ -81,6 +83,9 @@ async def announce(netns: Path, interface: str, ips: Sequence[str]) -> None:
             # One that the network translates is on no link.
             for ip in here & {ipaddress.ip_address(ip) for ip in ips}:
                 link.send(frame(ip, mac))
+        finally:
+            # The kernel closes it when no processor can see it any more: a pod need not wait for that.
+            threads.unheeded(link.close, name="orlop-announce")
 
     try:
         await namespaces.within(netns, send)
