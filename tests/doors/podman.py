@@ -12,12 +12,20 @@ from pathlib import Path
 
 from bench import peers
 
+import orlop
 from tests import bridged
 from tests.conformance import tools
 from tests.node import Done, Node
 from tests.patience import PATIENCE
 
 TIMEOUT = 300 * PATIENCE
+PROGRAM = "; ".join(
+    (
+        f"import sys; sys.path.append('{Path(orlop.__file__).parent.parent}')",
+        "from orlop.oci.command.main import command; command()",
+    )
+)
+"""The command as Debian's package starts it: it looks for nothing else that is installed."""
 
 
 class Podman:
@@ -51,8 +59,8 @@ class Podman:
         directory, root = self._directory, self._root
         # podman's libraries are not Python's, and what conmon passes on is not ours.
         self.runtime.write_text(
-            f"#!/bin/sh\nunset LD_LIBRARY_PATH\nORLOP_STATE={node.scratch}/state exec "
-            f'{Path(sys.executable).with_name("orlop-oci")} "$@"\n'
+            f"#!/bin/sh\nunset LD_LIBRARY_PATH\nORLOP_STATE={node.scratch}/state exec {sys.executable} "
+            f'-IS -c "{PROGRAM}" "$@"\n'
         )
         self.runtime.chmod(0o755)
         tables: dict[str, dict[str, object]] = {

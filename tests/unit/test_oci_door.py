@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,15 @@ from hypothesis import strategies as st
 from orlop.bundle import document, translate
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
 from orlop.host.process import process_start_time
-from orlop.oci import protocol, questions
-from orlop.oci.command import main, namespaces, templates
+from orlop.oci import plainjson, protocol, questions
+from orlop.oci.command import main, namespaces, options, parser, templates
 from orlop.oci.companion import Companion
 from orlop.oci.door import Door
 from orlop.oci.protocol import SOCKET, RefusedByDaemon
 from orlop.sandbox.rawoutput import RawOutput
 from orlop.sandbox.spec import Propagation, Sink
+
+SOURCE = Path(protocol.__file__).resolve().parents[2]
 
 
 class Nobody:
@@ -183,30 +188,112 @@ def test_without_a_daemon_the_command_says_how_to_start_one(
     assert "the log /nowhere/log cannot be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["state", "c"], ["create", "c"], ["delete", "--force", "c"]])
+SLOW = {
+    *("argparse", "asyncio", "collections", "contextlib", "dataclasses", "enum", "functools", "inspect"),
+    *("json", "msgspec", "pathlib", "re", "shutil", "signal", "socket", "subprocess", "typing"),
+}
+"""Each of these takes as long as a tenth of a call, or makes others do so."""
+
+
+def loaded(script: str, *arguments: str) -> set[str]:
+    """The modules that a program loads that begins with nothing."""
+    code = f"import sys; sys.path.append({os.fspath(SOURCE)!r})\n{script}\nprint(*sys.modules)"
+    argv = [sys.executable, "-I", "-S", "-c", code, *arguments]
+    return set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize("arguments", [["start", "c"], ["kill", "c", "9"], ["delete", "--force", "c"]])
 def test_a_call_loads_little(tmp_path: Path, arguments: list[str]) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config()))
-    script = (
-        "import sys; before = set(sys.modules); from orlop.oci.command.main import main\n"
-        "main(sys.argv[1:]); print(*set(sys.modules) - before)"
-    )
-    argv = [sys.executable, "-c", script, "--state", os.fspath(tmp_path), *arguments]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "start it with" in done.stderr
-    # Each of these takes as long as a tenth of a call, or makes others do so.
-    slow = {
-        "asyncio",
-        "dataclasses",
-        "inspect",
-        "msgspec",
-        "pathlib",
-        "shutil",
-        "socket",
-        "subprocess",
-        "typing",
-    }
-    assert not slow & set(done.stdout.split())
-    assert "argparse" in done.stdout.split()
+    asked: list[dict[str, Any]] = []
+
+    def serve(listener: socket.socket) -> None:
+        link, _ = listener.accept()
+        with link, link.makefile("rb") as incoming:
+            asked.append(json.loads(incoming.read(int.from_bytes(incoming.read(4), "big"))))
+            link.sendall(protocol.framed({"answer": None}))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(tmp_path / SOCKET))
+        listener.listen()
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        script = "from orlop.oci.command.main import main; assert main(sys.argv[1:]) == 0"
+        found = loaded(script, "--state", os.fspath(tmp_path), "--log-format=json", *arguments)
+    assert asked[0]["verb"] == arguments[0] and asked[0]["id"] == "c"
+    assert not SLOW & found
+    assert not SLOW & loaded("from orlop.oci.command import namespaces, processes")
+
+
+PLAIN = """
+--log-format=json --log /b/log create --bundle /b --pid-file /b/pid c
+--systemd-cgroup --root /r create --bundle=/b --no-pivot --preserve-fds 2 --console-socket /s c
+--log-format=json --log /b/log exec --pid-file /b/pid --process /b/p.json --detach c
+exec -e A=b -e C=d --user 1:2 -g 3 -t c sh -c 'ls -l'
+exec --tty --cwd=/tmp c env --unset=A
+run -d --keep -b /b c
+start c
+state c
+kill c
+kill c 9
+kill --all c KILL
+delete --force c
+delete c --force
+list -q
+list --format json
+ps --format json c
+ps c -ef
+pause c
+features
+spec -b /b
+update --resources - c
+update --memory 5 c
+events --stats c
+checkpoint c --image-path /x
+""".strip().splitlines()
+"""As podman and conmon, CRI-O, Docker's shim, and people call."""
+
+
+@pytest.mark.parametrize("line", PLAIN)
+def test_a_plain_command_line_is_read_as_argparse_reads_it(line: str) -> None:
+    words = shlex.split(line)
+    found = options.read(words)
+    assert found is not None and vars(found) == vars(parser.parse(words))
+
+
+def _words() -> st.SearchStrategy[list[str]]:
+    names = {name for verb in options.VERBS.values() for one in verb.options for name in one.names}
+    names |= {name for one in options.GLOBAL for name in one.names}
+    given = st.sampled_from(sorted(names)) | st.sampled_from(sorted(names)).map(lambda name: f"{name}=1")
+    word = st.sampled_from(["c", "9", "-1", "", "json", "-", "--", "-x", "-h"]) | given
+    return st.tuples(
+        st.lists(given, max_size=2), st.sampled_from(sorted(options.VERBS)), st.lists(word, max_size=5)
+    ).map(lambda parts: [*parts[0], parts[1], *parts[2]])
+
+
+@given(_words())
+def test_what_is_not_plain_is_left_to_argparse(words: list[str]) -> None:
+    found = options.read(words)
+    if found is not None:
+        assert vars(found) == vars(parser.parse(words))
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
+def test_json_is_what_the_library_says(value: Any) -> None:
+    text = plainjson.written(value)
+    assert text == json.dumps(value, separators=(",", ":")) and text.isascii()
+    for one in (text, json.dumps(value, indent=2, ensure_ascii=False), f" \n{text}\t\r\n"):
+        assert plainjson.read(one) == value
+
+
+@given(st.text(alphabet='{}[]",:truefalsn0123456789.eE+- \\u\n\ufeff\0', max_size=12))
+def test_json_that_is_none_is_told_in_the_words_of_the_library(text: str) -> None:
+    def told(read: Callable[[str], object]) -> str:
+        try:
+            return repr(read(text))
+        except ValueError as error:
+            return str(error)
+
+    assert told(plainjson.read) == told(json.loads)
 
 
 def test_a_new_config_is_one_that_is_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,23 +12,24 @@ it is gone. It is a shell, of which all share one program: some 250 KiB of memor
 
 from __future__ import annotations
 
+# The one without the underscore first makes enumerations of all its constants.
+import _signal as signal  # type: ignore[import-not-found]
 import fcntl
 import os
-import signal
-import termios
+import sys
 
 from orlop.errors import FailedPrecondition
-from orlop.linux import syscalls
 
 # The name tells type checkers: importing typing would cost commands a while.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 EXIT, SIGNALS, _MUTE, STDIN, STDOUT, STDERR = range(6)
 """Its descriptors. The pipes are where a shell reads and writes by itself: to redirect them it would put what
 is there aside for a moment."""
 
+_NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _SPARE = 16
 _MOST = 1 << 16
 _SHELL = "/bin/sh"
@@ -78,6 +79,8 @@ def _become(stdio: tuple[int, int, int], directory: str, netns: str, terminal: b
         for number, fd in enumerate(held):
             os.dup2(fd, number)
         if terminal:
+            import termios
+
             what = "its terminal"
             fcntl.ioctl(STDIN, termios.TIOCSCTTY, 0)
         os.closerange(len(held), told)
@@ -106,11 +109,14 @@ def _both_ways() -> int:
 
 
 def _enter(netns: str) -> None:
+    calls: Any = os
+    if sys.version_info < (3, 12):
+        from orlop.linux import syscalls as calls
     if not netns:
-        syscalls.unshare(syscalls.CLONE_NEWNET)
+        calls.unshare(_NEW_NETWORK)
         return
     descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        syscalls.setns(descriptor, syscalls.CLONE_NEWNET)
+        calls.setns(descriptor, _NEW_NETWORK)
     finally:
         os.close(descriptor)

@@ -86,12 +86,12 @@ class Door:
                 data = await _message(reader)
             return {"answer": await self._asked(data, reader)}
         except OrlopError as error:
-            return {"error": str(error), "code": int(error.code)}
+            return {"error": str(error), "code": error.code}
         except ConnectionResetError:
             raise
         except Exception as error:
             log.exception("a question of an OCI caller failed")
-            return {"error": f"orlopd failed: {error}", "code": int(Internal.code)}
+            return {"error": f"orlopd failed: {error}", "code": Internal.code}
 
     def _verbs(self, left: Iterable[int] = ()) -> Bundles:
         """What answers. Imported when it is needed: a node without such callers has no use for it."""

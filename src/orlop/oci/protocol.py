@@ -10,9 +10,9 @@ for each call.
 from __future__ import annotations
 
 import _socket as socket  # The one without the underscore first makes enumerations of all its constants.
-import json
 
 from orlop.errors import Code, FailedPrecondition, Internal, OrlopError, Unavailable
+from orlop.oci import plainjson
 
 # The name tells type checkers: importing typing would cost every call a while.
 TYPE_CHECKING = False
@@ -44,7 +44,7 @@ class RefusedByDaemon(OrlopError):
 
 def framed(message: dict[str, Any]) -> bytes:
     """A message as it travels. Raises FailedPrecondition for one that is too long."""
-    data = json.dumps(message, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+    data = plainjson.written(message).encode("ascii")
     if len(data) > MAX_MESSAGE:
         raise FailedPrecondition(f"a message of {len(data)} bytes is longer than {MAX_MESSAGE}")
     return len(data).to_bytes(HEAD, "big") + data
@@ -73,7 +73,7 @@ def ask(path: str, verb: str, **question: Any) -> Any:
             length = int.from_bytes(_exactly(link, HEAD), "big")
             if length > MAX_MESSAGE:
                 raise Internal(f"the answer of orlopd has {length} bytes")
-            answer = json.loads(_exactly(link, length))
+            answer = plainjson.read(_exactly(link, length).decode())
         except OSError as error:
             raise Unavailable(f"orlopd went away during {verb}: {error.strerror or error}") from error
     finally:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from orlop import tracing
 from orlop.config import MetricsConfig
-from orlop.errors import FailedPrecondition, OrlopError
+from orlop.errors import NAMES, FailedPrecondition, OrlopError
 from orlop.host import threads
 from orlop.pods.ledger import Ledger
 
@@ -48,7 +48,7 @@ class RpcMetrics:
             with tracing.span(f"cri.{name}"):
                 yield
         except OrlopError as error:
-            outcome = error.code.name.lower()
+            outcome = NAMES[error.code].lower()
             raise
         except asyncio.CancelledError:
             outcome = "cancelled"

@@ -174,7 +174,7 @@ def details(error: BaseException) -> str:
 async def _refuse(context: Context, name: str, error: OrlopError) -> NoReturn:
     level = _LEVELS.get(error.code, logging.INFO)
     log.log(level, "%s: %s", name, error, exc_info=error if level == logging.ERROR else None)
-    await context.abort(_STATUS[int(error.code)], details(error))
+    await context.abort(_STATUS[error.code], details(error))
 
 
 async def _fail(context: Context, name: str, error: Exception) -> NoReturn:

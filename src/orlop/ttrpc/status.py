@@ -13,9 +13,9 @@ MAX_TEXT = 2048
 """Most characters of an error message that are sent, or taken."""
 
 
-def _family(kind: type[OrlopError]) -> dict[Code, type[OrlopError]]:
+def _family(kind: type[OrlopError]) -> dict[int, type[OrlopError]]:
     found = {one.code: one for one in kind.__subclasses__() if one.__module__ == OrlopError.__module__}
-    return {code: one for code, one in found.items() if code is not Code.UNKNOWN}
+    return {code: one for code, one in found.items() if code != Code.UNKNOWN}
 
 
 _KINDS = _family(OrlopError)
@@ -27,14 +27,10 @@ def refusal(error: Exception, method: str) -> Response:
         log.error("%s failed unexpectedly", method, exc_info=error)
         error = Internal(f"{method}: {type(error).__name__}: {error}")
     text = " ".join(str(error).split())[:MAX_TEXT]
-    return Response(status=Status(code=int(error.code), message=text))
+    return Response(status=Status(code=error.code, message=text))
 
 
 def error_of(status: Status) -> OrlopError:
     """The error that a peer told."""
     text = " ".join(status.message.split())[:MAX_TEXT] or f"an error with the code {status.code}"
-    try:
-        kind = _KINDS.get(Code(status.code), OrlopError)
-    except ValueError:
-        kind = OrlopError
-    return kind(text)
+    return _KINDS.get(status.code, OrlopError)(text)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
-from argparse import Namespace
-from contextlib import suppress
 
 from orlop import __version__
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError, Unimplemented
-from orlop.oci.command import parser, report
+from orlop.oci import plainjson
+from orlop.oci.command import options as plain
+from orlop.oci.command.options import Options
 from orlop.oci.protocol import SOCKET, ask
 
 # The name tells type checkers: importing typing would cost every call a while.
@@ -31,8 +29,10 @@ def command() -> NoReturn:
     """The program: it ends without what the interpreter does at its end, which is a fifth of its time."""
     code = main()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
+        try:
             stream.flush()
+        except OSError:
+            continue
     os._exit(code)
 
 
@@ -45,9 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
         # Callers look for the first word, and for the version of the specification.
         sys.stdout.write(f"orlop-oci version {__version__}\nspec: {SPECIFICATION}\n")
         return 0
-    options = Namespace(log=_value_of(given, "--log"), log_format=_value_of(given, "--log-format"), verb="")
+    options = Options()
+    options.log, options.log_format, options.verb = (
+        _value_of(given, "--log"),
+        _value_of(given, "--log-format"),
+        "",
+    )
     try:
-        options = parser.parse(given)
+        options = plain.read(given) or _parsed(given)
         return _VERBS[options.verb](options)
     except OrlopError as error:
         message = str(error)
@@ -55,8 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
         message = f"{error.filename or 'a file'}: {(error.strerror or str(error)).lower()}"
     except (ValueError, KeyError) as error:
         message = f"{type(error).__name__}: {error}"
+    from orlop.oci.command import report
+
     report.problem(message, options.log, options.log_format)
     return EXIT_EXEC_FAILED if options.verb == "exec" else EXIT_FAILED
+
+
+def _parsed(arguments: list[str]) -> Options:
+    from orlop.oci.command import parser
+
+    return parser.parse(arguments)
 
 
 def _value_of(arguments: list[str], name: str) -> str:
@@ -69,8 +82,8 @@ def _value_of(arguments: list[str], name: str) -> str:
     return ""
 
 
-def _state(options: Namespace) -> str:
-    return str(options.state or os.environ.get("ORLOP_STATE", "") or parser.LOCAL)
+def _state(options: Options) -> str:
+    return str(options.state or os.environ.get("ORLOP_STATE", "") or plain.LOCAL)
 
 
 def _read(path: str) -> str:
@@ -78,17 +91,17 @@ def _read(path: str) -> str:
         return file.read()
 
 
-def _ask(options: Namespace, verb: str, **more: Any) -> Any:
+def _ask(options: Options, verb: str, **more: Any) -> Any:
     root = os.path.abspath(options.root)
     return ask(os.path.join(_state(options), SOCKET), verb, root=root, **more)
 
 
-def _create(options: Namespace) -> int:
+def _create(options: Options) -> int:
     _make(options, foreground=False)
     return 0
 
 
-def _run(options: Namespace) -> int:
+def _run(options: Options) -> int:
     standing = _make(options, foreground=not options.detach)
     try:
         _ask(options, "start", id=options.id)
@@ -103,14 +116,14 @@ def _run(options: Namespace) -> int:
     return code
 
 
-def _make(options: Namespace, *, foreground: bool) -> Standing:
+def _make(options: Options, *, foreground: bool) -> Standing:
     """Make the container and what stands in for it; a failure leaves neither."""
     from orlop.oci.command import namespaces, processes
 
     _check_descriptors(options)
     bundle = os.path.abspath(options.bundle or ".")
     text = _read(os.path.join(bundle, "config.json"))
-    config = json.loads(text)
+    config = plainjson.read(text)
     if not isinstance(config, dict) or not isinstance(config.get("process"), dict):
         raise InvalidArgument("config.json: it names no process to run")
     standing = processes.stand(
@@ -141,42 +154,44 @@ def _make(options: Namespace, *, foreground: bool) -> Standing:
     return standing
 
 
-def _check_descriptors(options: Namespace) -> None:
+def _check_descriptors(options: Options) -> None:
     if options.preserve_fds:
         raise FailedPrecondition("open descriptors cannot be handed into a VM: do without --preserve-fds")
 
 
-def _start(options: Namespace) -> int:
+def _start(options: Options) -> int:
     _ask(options, "start", id=options.id)
     return 0
 
 
-def _tell(options: Namespace) -> int:
+def _tell(options: Options) -> int:
     _show(_ask(options, "state", id=options.id))
     return 0
 
 
-def _kill(options: Namespace) -> int:
+def _kill(options: Options) -> int:
     _ask(options, "kill", id=options.id, signal=options.signal)
     return 0
 
 
-def _pause(options: Namespace) -> int:
+def _pause(options: Options) -> int:
     _ask(options, "pause", id=options.id)
     return 0
 
 
-def _resume(options: Namespace) -> int:
+def _resume(options: Options) -> int:
     _ask(options, "resume", id=options.id)
     return 0
 
 
-def _delete(options: Namespace) -> int:
+def _delete(options: Options) -> int:
     _ask(options, "delete", id=options.id, force=options.force)
     return 0
 
 
-def _list(options: Namespace) -> int:
+def _list(options: Options) -> int:
+    import json
+
     states = _ask(options, "states")
     if options.quiet:
         sys.stdout.write("".join(f"{state['id']}\n" for state in states))
@@ -196,7 +211,9 @@ def _table(states: list[dict[str, Any]]) -> None:
         sys.stdout.write(f"{line.rstrip()}\n")
 
 
-def _ps(options: Namespace) -> int:
+def _ps(options: Options) -> int:
+    import json
+
     pids = _ask(options, "members", id=options.id)
     if options.format == "json":
         sys.stdout.write(f"{json.dumps(pids)}\n")
@@ -205,7 +222,7 @@ def _ps(options: Namespace) -> int:
     return 0
 
 
-def _exec(options: Namespace) -> int:
+def _exec(options: Options) -> int:
     from orlop.oci.command import processes
 
     _check_descriptors(options)
@@ -219,7 +236,7 @@ def _exec(options: Namespace) -> int:
         foreground=not options.detach,
     )
     try:
-        _ask(options, "exec", id=options.id, process=json.dumps(process), stand_in=standing.words())
+        _ask(options, "exec", id=options.id, process=plainjson.written(process), stand_in=standing.words())
         processes.write_pid(options.pid_file, standing.pid)
     except BaseException:
         standing.drop()
@@ -227,12 +244,12 @@ def _exec(options: Namespace) -> int:
     return 0 if options.detach else standing.wait()
 
 
-def _process(options: Namespace, bundle: str) -> dict[str, Any]:
+def _process(options: Options, bundle: str) -> dict[str, Any]:
     """The process of an exec: the one in the file, or the container's own with other arguments."""
     if options.process:
-        found = json.loads(_read(options.process))
+        found = plainjson.read(_read(options.process))
     else:
-        found = json.loads(_read(os.path.join(bundle, "config.json")))["process"]
+        found = plainjson.read(_read(os.path.join(bundle, "config.json")))["process"]
         found |= {"args": [one for one in options.args if one != "--"], "terminal": options.tty}
         found["env"] = [*(found.get("env") or ()), *options.env]
         if options.cwd:
@@ -245,25 +262,28 @@ def _process(options: Namespace, bundle: str) -> dict[str, Any]:
     return found
 
 
-def _update(options: Namespace) -> int:
+def _update(options: Options) -> int:
     if options.resources:
         text = sys.stdin.read() if options.resources == "-" else _read(options.resources)
     else:
         found: dict[str, dict[str, Any]] = {}
         words = {
             name: (*place, getattr(options, name[2:].replace("-", "_")))
-            for name, place in parser.LIMITS.items()
+            for name, place in plain.LIMITS.items()
         }
         words |= {"cpus": ("cpu", "cpus", options.cpuset_cpus), "mems": ("cpu", "mems", options.cpuset_mems)}
         for part, key, value in words.values():
             if value is not None:
                 found.setdefault(part, {})[key] = value
-        text = json.dumps(found)
+        text = plainjson.written(found)
     _ask(options, "update", id=options.id, resources=text)
     return 0
 
 
-def _events(options: Namespace) -> int:
+def _events(options: Options) -> int:
+    import json
+    import time
+
     number = options.interval.rstrip("msh")
     pause = float(number) * _UNITS[options.interval[len(number) :] or "s"]
     while True:
@@ -277,14 +297,16 @@ def _events(options: Namespace) -> int:
         time.sleep(max(pause, 0.1))
 
 
-def _features(_options: Namespace) -> int:
+def _features(_options: Options) -> int:
     from orlop.oci.command import templates
 
     _show(templates.FEATURES)
     return 0
 
 
-def _spec(options: Namespace) -> int:
+def _spec(options: Options) -> int:
+    import json
+
     from orlop.oci.command import templates
 
     place = os.path.join(options.bundle or ".", "config.json")
@@ -296,15 +318,17 @@ def _spec(options: Namespace) -> int:
     return 0
 
 
-def _refused(options: Namespace) -> int:
+def _refused(options: Options) -> int:
     raise Unimplemented(f"orlop-oci does not {options.verb} containers")
 
 
 def _show(document: Any) -> None:
+    import json
+
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
-_VERBS: dict[str, Callable[[Namespace], int]] = {
+_VERBS: dict[str, Callable[[Options], int]] = {
     "create": _create,
     "run": _run,
     "start": _start,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
-from contextlib import suppress
 
 from orlop.errors import FailedPrecondition
 from orlop.host import standin
@@ -16,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_KILL = 9
 _PASSED_ON = (1, 2, 3, 10, 12, 13, 14, 15)
 
 
@@ -34,17 +33,21 @@ class Standing:
 
     def drop(self) -> None:
         """End it: what it was to stand in for was not made."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
+        try:
+            os.kill(self.pid, _KILL)
             os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            return
 
     def wait(self) -> int:
         """Pass signals on until it has ended, and serve its terminal; its exit code."""
+        import signal
 
         def pass_on(number: int, _frame: object) -> None:
-            with suppress(ProcessLookupError):
+            try:
                 os.kill(self.pid, number)
+            except ProcessLookupError:
+                return
 
         for number in _PASSED_ON:
             signal.signal(number, pass_on)
@@ -102,6 +105,8 @@ def write_pid(path: str, pid: int) -> None:
             file.write(str(pid))
         os.rename(aside, path)
     except OSError as error:
+        from contextlib import suppress
+
         with suppress(OSError):
             os.unlink(aside)
         raise FailedPrecondition(f"open {path}: {(error.strerror or '').lower()}") from error

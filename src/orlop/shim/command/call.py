@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 import struct
 
 from orlop.errors import Code, OrlopError, Unavailable
 from orlop.shim.command import protobuf
+
+# The name tells type checkers: importing either would cost every call a while.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
 
 HEADER = struct.Struct(">IIBB")
 REQUEST, RESPONSE = 1, 2
@@ -22,7 +26,7 @@ class ToldByDaemon(OrlopError):
         self.kind = kind
 
 
-def call(link: socket.socket, service: str, method: str, payload: bytes) -> bytes:
+def call(link: socket, service: str, method: str, payload: bytes) -> bytes:
     """The answer's payload. Raises ToldByDaemon, or Unavailable when nobody answers."""
     request = protobuf.text(1, service) + protobuf.text(2, method) + protobuf.text(3, payload)
     try:
@@ -47,12 +51,12 @@ def _payload(answer: bytes, method: str) -> bytes:
     return payload if isinstance(payload, bytes) else b""
 
 
-def refusal(message: str, code: Code = Code.UNAVAILABLE) -> bytes:
+def refusal(message: str, code: int = Code.UNAVAILABLE) -> bytes:
     """The response that is an error, as a message."""
-    return protobuf.text(1, protobuf.number(1, int(code)) + protobuf.text(2, message))
+    return protobuf.text(1, protobuf.number(1, code) + protobuf.text(2, message))
 
 
-def _exactly(link: socket.socket, count: int) -> bytes:
+def _exactly(link: socket, count: int) -> bytes:
     data = bytearray()
     while len(data) < count:
         chunk = link.recv(min(_READ, count - len(data)))
