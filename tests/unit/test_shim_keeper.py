@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from orlop.errors import OrlopError, Unavailable
 from orlop.shim import places
 from orlop.shim.api import task_v2_pb2 as pb
-from orlop.shim.command import keeper, start
+from orlop.shim.command import keeper, launch, start
 from orlop.shim.holding import KeeperLine
 from orlop.ttrpc import link
 from orlop.ttrpc.client import Client
@@ -105,11 +105,11 @@ async def daemon(state: Path) -> Any:
 
 async def connected(state: Path) -> Client:
     def ask() -> None:
-        with start.connected(state, NAMESPACE):
+        with start.KeeperConnection(state, NAMESPACE):
             pass
 
     await asyncio.to_thread(ask)
-    return Client(await link.connect(start.address(state, NAMESPACE)), "the keeper")
+    return Client(await link.connect(Path(start.address(state, NAMESPACE))), "the keeper")
 
 
 async def call(client: Client, method: str, request: Message, reply: type[Message]) -> Any:
@@ -208,7 +208,8 @@ async def test_who_takes_no_answers_is_not_heard_any_more(
 
     def flood() -> int:
         sent = 0
-        with start.connected(state, NAMESPACE) as client:
+        with start.KeeperConnection(state, NAMESPACE) as one:
+            client = one.link
             client.settimeout(2.0)
             with suppress(TimeoutError):
                 while sent < MOST_TAKEN:
@@ -227,9 +228,9 @@ async def test_a_client_that_talks_nonsense_loses_its_connection_alone(state: Pa
     client = await connected(state)
 
     def nonsense() -> bytes:
-        with start.connected(state, NAMESPACE) as one:
-            one.sendall(keeper.HEADER.pack(keeper.MAX_MESSAGE + 1, 1, keeper.REQUEST, 0))
-            return one.recv(1)
+        with start.KeeperConnection(state, NAMESPACE) as one:
+            one.link.sendall(keeper.HEADER.pack(keeper.MAX_MESSAGE + 1, 1, keeper.REQUEST, 0))
+            return one.link.recv(1)
 
     try:
         assert await asyncio.to_thread(nonsense) == b""
@@ -301,8 +302,8 @@ class Kept:
         for verb, key, descriptor in notes:
             self.keeper._holds.take(verb, key, [os.dup(descriptor)] if descriptor >= 0 else [])
         if connected:
-            address = start.address(self.place, NAMESPACE)
-            with start._listening(address, socket.SOCK_STREAM) as serving:
+            address = Path(start.address(self.place, NAMESPACE))
+            with launch._listening(address, socket.SOCK_STREAM) as serving:
                 self.keeper._serve(NAMESPACE, os.dup(serving.fileno()))
             self.link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.link.connect(os.fspath(address))
@@ -357,9 +358,9 @@ def test_a_keeper_whose_directory_is_gone_ends(kept: Kept) -> None:
 
 def test_a_keeper_whose_place_another_one_has_taken_ends_and_leaves_that_alone(kept: Kept) -> None:
     kept.start(("hold", TASK_KEY, -1))
-    with start._listening(kept.place / places.HOLD_SOCKET, socket.SOCK_SEQPACKET):
+    with launch._listening(kept.place / places.HOLD_SOCKET, socket.SOCK_SEQPACKET):
         assert kept.ends()
-        assert start._answers(kept.place / places.HOLD_SOCKET, socket.SOCK_SEQPACKET)
+        assert launch._answers(kept.place / places.HOLD_SOCKET, socket.SOCK_SEQPACKET)
 
 
 def test_a_keeper_without_its_directory_stays_as_long_as_a_task_of_containerds_lives(kept: Kept) -> None:
@@ -393,7 +394,7 @@ def test_a_keeper_asks_a_daemon_that_is_back_what_to_hold(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper, "ABANDONED", 3600.0)
-    with start._listening(kept.place / places.DAEMON_SOCKET, socket.SOCK_STREAM) as daemon:
+    with launch._listening(kept.place / places.DAEMON_SOCKET, socket.SOCK_STREAM) as daemon:
         kept.start(("expect", TASK_KEY, -1))
         daemon.settimeout(30 * PATIENCE)
         daemon.accept()[0].close()

@@ -7,6 +7,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -125,7 +126,9 @@ def started(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.Monke
     monkeypatch.setenv("MAX_SHIM_VERSION", newest)
     monkeypatch.setenv("ORLOP_STATE", "/state")
     monkeypatch.setattr(main, "call", lambda *_: b"")
-    monkeypatch.setattr(start, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(
+        start, "KeeperConnection", lambda *_: contextlib.nullcontext(SimpleNamespace(link=None))
+    )
     monkeypatch.setattr(main, "_params", dict)
     # As CRI-O calls it, whose -address is nobody's.
     given = ["-namespace", "default", "-address", "", "-publish-binary", "/crio", "-id", "one", "start"]

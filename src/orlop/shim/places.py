@@ -13,6 +13,9 @@ DAEMON_SOCKET = "shims.sock"
 HOLD_SOCKET = "shims-keeper.sock"
 """Where the daemon says what is to be held while it is away, and the command where to listen."""
 
+ASIDE = ".new"
+"""Behind the name of a socket that is not in its place yet."""
+
 LOCK = "shims.lock"
 """Held, with others, by who connects to the keeper, and alone by a keeper that ends."""
 

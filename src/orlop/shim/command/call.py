@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 from orlop.errors import Code, OrlopError, Unavailable
+from orlop.shim import places
 from orlop.shim.command import protobuf
 
 # The name tells type checkers: importing either would cost every call a while.
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 HEADER = struct.Struct(">IIBB")
 REQUEST, RESPONSE = 1, 2
 MAX_MESSAGE = 4 << 20
+CALL_TIME = 120.0
 _READ = 1 << 16
 
 
@@ -49,6 +52,14 @@ def _payload(answer: bytes, method: str) -> bytes:
         if isinstance(code, int) and isinstance(message, bytes) and code:
             raise ToldByDaemon(message.decode(errors="replace") or f"{method} failed", code)
     return payload if isinstance(payload, bytes) else b""
+
+
+def absent(state: str | os.PathLike[str]) -> Unavailable:
+    """The error for a daemon that does not run."""
+    return Unavailable(
+        f"no orlopd listens at {os.path.join(state, places.DAEMON_SOCKET)}: start it with "
+        "'systemctl start orlopd', or run 'orlopd' in the foreground"
+    )
 
 
 def refusal(message: str, code: int = Code.UNAVAILABLE) -> bytes:

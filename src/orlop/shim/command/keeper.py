@@ -289,11 +289,11 @@ class OwnPath:
         """Take it away, unless it is another's by now."""
         if self.leads_here():
             with suppress(FileNotFoundError):
-                os.unlink(self._path)  # noqa: PTH108 - this process lives long: no more modules
+                os.unlink(self._path)
 
     def _found(self) -> tuple[int, int, int] | None:
         try:
-            status = os.stat(self._path)  # noqa: PTH116
+            status = os.stat(self._path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         # The number of a file that was removed may be the next one's.
