@@ -189,7 +189,7 @@ async def test_output_is_bounded(service: PodService) -> None:
 
 
 async def test_checks_of_one_container_are_one(service: PodService, world: World) -> None:
-    container_id = await running(service, wish("CMD", "sleep", "0.05", interval=0))
+    container_id = await running(service, wish("CMD", "sleep", "0.5", interval=0))
     found = await asyncio.gather(*(service.check_health(container_id) for _ in range(5)))
     assert len({one.started_at for one in found}) == 1 and len(state(service, container_id).results) == 1
 
