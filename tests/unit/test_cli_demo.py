@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from orlop.cli.demo import lending, privatedaemon
@@ -60,6 +61,23 @@ def test_a_template_is_borrowed_and_given_back(tmp_path: Path) -> None:
     before = (machine / "template-def").stat().st_ino
     lending.give_back(one.base, one.root)
     assert (machine / "template-def").stat().st_ino == before
+
+
+def test_templates_of_daemons_with_one_process_id_are_given_back_whole(tmp_path: Path) -> None:
+    """Threads stand for nodes in PID namespaces of their own, which have the same numbers."""
+    base = Config(root=str(tmp_path / "machine"))
+    (tmp_path / "machine").mkdir()
+    roots = [tmp_path / f"root{number}" for number in range(8)]
+    for number, root in enumerate(roots):
+        made = root / "hypervisor" / f"template-{number}"
+        made.mkdir(parents=True)
+        (made / "memory").write_bytes(bytes(1 << 16))
+    with ThreadPoolExecutor(len(roots)) as beside:
+        for done in [beside.submit(lending.give_back, base, root) for root in roots]:
+            done.result()
+    kept = list((tmp_path / "machine").iterdir())
+    assert [path.name for path in kept] == ["hypervisor"], "nothing stays beside it"
+    assert [path.stat().st_size for path in kept[0].glob("template-*/memory")] == [1 << 16]
 
 
 def test_images_are_reproducible() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from orlop.cli.guest import cache_of
@@ -34,16 +37,36 @@ def borrow(base: Config, root: Path) -> None:
 def give_back(base: Config, root: Path) -> None:
     """Let the machine's own daemon have a template that was built here, if it has none at all."""
     source, target = root / "hypervisor", _hypervisor_dir(base)
-    kept = {path.name for path in target.glob("template-*")} if target.is_dir() else set()
-    made = {path.name for path in source.glob("template-*")} if source.is_dir() else set()
-    if not made or made <= kept:
+    made = _templates(source)
+    if not made or made <= _templates(target):
         return
-    aside = target.with_name(f"{target.name}.{os.getpid()}")
-    _copy(source, aside)
-    if target.is_dir():
-        target.rename(target.with_name(f"{target.name}.old"))
-    aside.rename(target)
-    remove_tree(target.with_name(f"{target.name}.old"))
+    with _alone(target.parent):
+        if made <= _templates(target):
+            return
+        # Of no process's name: nodes of a test have process ids of their own, which are the same.
+        scratch = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+        try:
+            _copy(source, scratch / "new")
+            if target.is_dir():
+                target.rename(scratch / "old")
+            (scratch / "new").rename(target)
+        finally:
+            remove_tree(scratch)
+
+
+def _templates(place: Path) -> set[str]:
+    return {path.name for path in place.glob("template-*")} if place.is_dir() else set()
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep other daemons that give back to the same machine waiting."""
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _copy(source: Path, target: Path) -> None:
