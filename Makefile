@@ -56,8 +56,8 @@ conformance-all: $(PYTHON) ## The runs of critest that CI makes (root)
 node-e2e: $(PYTHON) ## Kubernetes' node suite: HANDLER=vm,process,containerd FOCUS=regex (root)
 	$(PYTHON) -m tests.node_e2e --handler $(HANDLER) $(if $(FOCUS),--focus '$(FOCUS)')
 
-node-e2e-all: $(PYTHON) ## Its serial, slow and feature specs too, both handlers beside containerd (hours, root)
-	$(PYTHON) -m tests.node_e2e --handler vm,process,containerd --all
+node-e2e-all: $(PYTHON) ## Its serial, slow and feature specs too, both handlers beside containerd: FOCUS=regex (hours, root)
+	$(PYTHON) -m tests.node_e2e --handler vm,process,containerd --all $(if $(FOCUS),--focus '$(FOCUS)')
 
 node-e2e-short: $(PYTHON) ## The part of it that CI runs, under both handlers (root)
 	$(PYTHON) -m tests.node_e2e --handler vm,process --short --again
