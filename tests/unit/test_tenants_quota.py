@@ -110,3 +110,9 @@ def test_a_count_that_has_not_begun_bounds_nothing_and_is_told_apart() -> None:
 
 def test_only_what_a_quota_names_is_counted() -> None:
     assert quota.totals(Quota(cpu="1.5", memory="1Ki")) == {"cpu": 1500, "memory": 1024}
+
+
+def test_the_same_amount_may_be_written_in_two_ways() -> None:
+    assert quota.same({"pods": "1k", "limits.cpu": "1500m"}, {"limits.cpu": "1.5", "pods": "1000"})
+    assert not quota.same({"pods": "1k"}, {"pods": "999"})
+    assert not quota.same({"pods": "1"}, {})

@@ -15,6 +15,7 @@ from orlop.tenants.api import (
     ALL,
     GUARD_BINDINGS,
     GUARDS,
+    QUOTAS,
     RUNTIMES,
     TENANTS,
     Api,
@@ -30,7 +31,9 @@ log = logging.getLogger(__name__)
 HANDLERS: Final = frozenset({"vm"})
 """Handlers of RuntimeClasses under which a pod is a virtual machine, as Orlop names its own."""
 ANEW: Final = 300.0
-"""Seconds after which each kind is listed anew, whatever its watch said."""
+"""Seconds after which all tenants are looked at, whatever the watches said."""
+LONGEST: Final = 1800.0
+"""Seconds after which a watch of what is made for them begins anew: its other end may be long gone."""
 TOGETHER: Final = 0.3
 """Seconds for which changes of one tenant are collected: a Deployment makes many pods at once."""
 PAUSE: Final = 2.0
@@ -41,7 +44,7 @@ class Operator:
 
     def __init__(self, api: Api, handlers: frozenset[str] = HANDLERS) -> None:
         self._api = api
-        self._rounds = Rounds(lambda name: settle(api, name, handlers))
+        self._rounds = Rounds(lambda name, whole: settle(api, name, handlers, whole=whole))
         self._known: set[str] = set()
 
     async def run(self, identity: str) -> None:
@@ -81,11 +84,8 @@ class Operator:
         while True:
             if kind is TENANTS:
                 self._known.clear()
-            else:
-                # What went while nobody watched is not told.
-                self._all_changed()
             try:
-                async with asyncio.timeout(ANEW):
+                async with asyncio.timeout(ANEW if kind is TENANTS else LONGEST):
                     changes = self._api.changes(kind, labels=labels, namespace=place)
                     async with contextlib.aclosing(changes):  # type: ignore[type-var]
                         async for one in changes:
@@ -95,6 +95,8 @@ class Operator:
             except OrlopError as error:
                 log.warning("%s of tenants: %s", kind.plural, error)
                 await asyncio.sleep(PAUSE)
+                # What went while nobody watched is not told.
+                self._all_changed()
 
     def _tenant_changed(self, found: Document) -> None:
         name = found["metadata"]["name"]
@@ -103,7 +105,8 @@ class Operator:
 
     def _made_changed(self, found: Document) -> None:
         if name := found["metadata"].get("labels", {}).get(names.TENANT):
-            self._rounds.ask(name, TOGETHER)
+            # Each pod changes the count of its namespace.
+            self._rounds.ask(name, TOGETHER, whole=found.get("kind") != QUOTAS.kind)
 
     def _all_changed(self) -> None:
         for name in self._known:

@@ -59,6 +59,13 @@ def shown(resource: str, amount: int) -> str:
     return str(amount)
 
 
+def same(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two ResourceQuotas ask for the same: the API server writes 1000 pods as 1k."""
+    return {key: quantity(text) for key, text in one.items()} == {
+        key: quantity(text) for key, text in other.items()
+    }
+
+
 def totals(quota: Quota) -> dict[str, int]:
     """What a tenant has of each resource that its quota names, in units."""
     wanted = {"pods": quota.pods, "cpu": quota.cpu, "memory": quota.memory, "storage": quota.storage}

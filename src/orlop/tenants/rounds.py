@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from orlop.errors import Aborted, OrlopError
@@ -20,20 +21,24 @@ LONGEST_PAUSE: Final = 60.0
 class Rounds:
     """Runs a round for each tenant that somebody asked for.
 
-    Asked for while it runs, there will be one more; asked for ten times before it begins, there is one.
-    ``run`` returns the seconds after which to ask again by ourselves, or None.
+    Asked for while it runs, there will be one more; asked for ten times before it begins, there is one. A
+    round is ``whole``, or only counts what is used: that is what pods that come and go ask for. ``run``
+    returns the seconds after which to ask again by ourselves, or None.
     """
 
-    def __init__(self, run: Callable[[str], Awaitable[float | None]]) -> None:
+    def __init__(self, run: Callable[[str, bool], Awaitable[float | None]]) -> None:
         self._run = run
+        self._whole: set[str] = set()
         self._wanted: dict[str, None] = {}
         self._running: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._failures: dict[str, int] = {}
         self._ready = asyncio.Event()
 
-    def ask(self, name: str, after: float = 0.0) -> None:
+    def ask(self, name: str, after: float = 0.0, *, whole: bool = True) -> None:
         """Ask for a round, in so many seconds at the latest."""
+        if whole:
+            self._whole.add(name)
         loop, timer = asyncio.get_running_loop(), self._timers.get(name)
         if after and timer is not None and timer.when() <= loop.time() + after:
             return
@@ -41,7 +46,7 @@ class Rounds:
             timer.cancel()
             del self._timers[name]
         if after:
-            self._timers[name] = loop.call_later(after, self.ask, name)
+            self._timers[name] = loop.call_later(after, partial(self.ask, name, whole=False))
         else:
             self._wanted[name] = None
             self._ready.set()
@@ -79,9 +84,12 @@ class Rounds:
             await self._ready.wait()
 
     async def _once(self, name: str) -> float | None:
+        whole = name in self._whole
+        self._whole.discard(name)
         try:
-            after = await self._run(name)
+            after = await self._run(name, whole)
         except OrlopError as error:
+            self._whole.add(name)
             failures = self._failures.get(name, 0)
             self._failures[name] = failures + 1
             pause = min(FIRST_PAUSE * 2.0 ** min(failures, 10), LONGEST_PAUSE)

@@ -36,10 +36,11 @@ _LOOK_AGAIN = {"starting": 1.0, "waits": 5.0, "failed": 30.0}
 """Seconds, for what nobody tells us of when it changes: a stranger's namespace, say."""
 
 
-async def settle(api: Api, name: str, handlers: frozenset[str]) -> float | None:
+async def settle(api: Api, name: str, handlers: frozenset[str], *, whole: bool = True) -> float | None:
     """Bring a tenant a step nearer to what it asks for.
 
-    ``handlers`` are those of RuntimeClasses that give a pod a virtual machine. Returns the seconds after
+    ``handlers`` are those of RuntimeClasses that give a pod a virtual machine. A round that is not ``whole``
+    is enough when only what is used has changed. Returns the seconds after
     which to look again, or None when nothing is to be expected but a change.
     """
     found = await api.find(TENANTS, name)
@@ -55,7 +56,8 @@ async def settle(api: Api, name: str, handlers: frozenset[str]) -> float | None:
     if names.FINALIZER not in tenant.finalizers:
         # Before anything is made: from here on its end goes through us.
         await ending.hold(api, tenant, found)
-    return await _Round(api, tenant, found, handlers).run()
+    one = _Round(api, tenant, found, handlers)
+    return await (one.run() if whole or not one.settled else one.count())
 
 
 async def _tell_unreadable(api: Api, found: Document, message: str) -> None:
@@ -73,6 +75,21 @@ class _Round:
         self._handlers = handlers
         self._findings: list[Observation] = []
         self._use: dict[str, str] = {}
+
+    @property
+    def settled(self) -> bool:
+        """Whether an earlier round found that all is as this Tenant says."""
+        said = (self._before.get("observedGeneration"), self._before.get("phase"))
+        return said == (self._tenant.generation, "Active")
+
+    async def count(self) -> None:
+        """Look at what is used, deal the quota out again, and say so."""
+        owned = self._before.get("namespaces", [])
+        await self._quotas(owned)
+        if self._use != self._before.get("use", {}):
+            await self._api.apply(
+                document(self._tenant.name, {**self._before, "use": self._use}), status=True
+            )
 
     async def run(self) -> float | None:
         """All steps, in the one order in which nothing is open before it is guarded."""
@@ -189,7 +206,8 @@ class _Round:
             used = sum(one.used for one in (*shares, *gone))
             self._use[resource] = f"{quota.shown(resource, used)}/{quota.shown(resource, total)}"
         for place in owned:
-            if totals:
+            asked = there.get(place, {}).get("spec", {}).get("hard", {})
+            if totals and not quota.same(asked, hard[place]):
                 await self._apply(desired.resource_quota(self._tenant, place, hard[place]))
         if in_force:
             self._note("QuotaInForce")
