@@ -23,7 +23,7 @@ from orlop.client import node as nodes
 from orlop.client import pod as pods
 from orlop.client.background import BackgroundLoop
 from orlop.client.container import MAX_FETCHED
-from orlop.client.facts import ContainerFacts, ContainerUse, Event, ImageFacts, PodFacts, Result
+from orlop.client.facts import ContainerFacts, ContainerUse, Event, FileChange, ImageFacts, PodFacts, Result
 from orlop.client.images import Progress
 from orlop.client.launch import RunOptions
 from orlop.client.logs import Line
@@ -175,6 +175,10 @@ class Container:
     def fetch(self, path: str, directory: Path, *, limit: int = MAX_FETCHED) -> Path:
         """Copy a file or a directory out of the container into ``directory``; its place there."""
         return self._loop.call(self._container.fetch(path, directory, limit=limit))
+
+    def changes(self) -> Iterator[FileChange]:
+        """What it has changed in its image's files, a directory before what is in it."""
+        return self._loop.iterate(self._container.changes())
 
     def signal(self, name: str = "KILL") -> None:
         """Send its first process a signal."""

@@ -125,3 +125,31 @@ def test_a_container_among_others_gets_another_name(cli: Cli) -> None:
         node.container("counter").rename("till")
         assert node.container("till").facts().name == "till"
     cli("pod", "rm", "-f", "shop-of-names")
+
+
+@pytest.mark.parametrize("handler", ["vm", "process"])
+def test_what_a_container_has_changed_in_its_image(cli: Cli, handler: str) -> None:
+    name = f"writer-{handler}"
+    script = (
+        "mkdir -p /made/deep && echo x > /made/deep/file && rm /bin/busybox.none 2>/dev/null;"
+        " echo more >> /etc/passwd; rm /bin/true; touch /volume/seen; echo done; exec sleep 100000"
+    )
+    options = ("--name", name, "--handler", handler, "--tmpfs", "/volume")
+    cli("run", "-d", *options, BUSYBOX, "sh", "-c", script, timeout=200)
+    until(lambda: "done" in cli("logs", name).out, "it writes nothing")
+    lines = cli("diff", name).out.splitlines()
+    assert {"A /made", "A /made/deep", "A /made/deep/file", "C /etc", "C /etc/passwd", "D /bin/true"} <= {
+        *lines
+    }
+    assert not [line for line in lines if line.split()[1].startswith(("/proc", "/dev", "/sys", "/volume"))]
+    assert lines.index("A /made") < lines.index("A /made/deep/file")
+    told = json.loads(cli("diff", "--format", "json", name).out)
+    assert "/made/deep/file" in told["added"] and "/etc/passwd" in told["changed"]
+    assert told["deleted"] == ["/bin/true"]
+    with orlop.blocking.connect(cli.node.socket) as node:
+        found = {one.path: one.kind for one in node.container(name).changes()}
+    assert found["/bin/true"] == "D" and found["/made"] == "A"
+    cli("stop", "-t", "0", name)
+    ended = cli("diff", name, check=False)
+    assert ended.code == 1 and "does not run" in ended.err and ended.err.count("\n") == 1
+    cli("rm", name)

@@ -25,6 +25,7 @@ PUBLIC = {
     "ContainerFacts",
     "ContainerUse",
     "Event",
+    "FileChange",
     "ImageFacts",
     "Node",
     "Pod",

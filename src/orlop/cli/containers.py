@@ -7,7 +7,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from orlop.cli import streams, terminal
+from orlop.cli import output, streams, terminal
 from orlop.cli.problems import CliError
 from orlop.cli.ps import shown_address
 from orlop.client import forward, logs, options, session
@@ -17,6 +17,8 @@ from orlop.client.node import Node
 from orlop.client.pod import remove_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import NotFound
+
+_CHANGES = {"A": "added", "C": "changed", "D": "deleted"}
 
 
 async def exec_command(
@@ -60,6 +62,20 @@ async def _until(container: Container, condition: str) -> None:
         if of_health and not facts.health:
             raise CliError(f"container {container.id[:13]} has no health check: it will not be {condition}")
         await asyncio.sleep(logs.POLL)
+
+
+async def diff_command(socket: str, name: str, *, as_json: bool) -> None:
+    """``orlop diff``: lines as podman's, or lists by what was done, with podman's names."""
+    kinds: dict[str, list[str]] = {}
+    async with session.connect(socket) as client:
+        container = await Node(client).container(name)
+        async for one in container.changes():
+            if as_json:
+                kinds.setdefault(_CHANGES[one.kind], []).append(output.readable(one.path))
+            else:
+                print(one.kind, output.readable(one.path))
+    if as_json:
+        output.print_json(kinds)
 
 
 async def rename_command(socket: str, name: str, new: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _NO_BUILD = "Orlop runs images and makes none: use buildah or podman build, then `orlop load`"
-_NO_CLONE = "what a container has written ends with it: keep it in a volume, or fetch it with `orlop cp`"
+_NO_CLONE = (
+    "use `orlop cp`, or `orlop exec NAME tar -c -f - -C / bin etc`, of which `orlop import -` makes an image"
+)
 _POD_NETWORK = "networks are those of CNI, see docs/configuration.md; a pod gets the node's"
 
 COMMANDS = {
@@ -17,7 +19,6 @@ COMMANDS = {
     "manifest": _NO_BUILD,
     "commit": _NO_CLONE,
     "export": _NO_CLONE,
-    "diff": "what a container has written lies on a disk that only its VM reads: look with `orlop exec`",
     "mount": "the files of a container lie inside its VM: use `orlop cp` or `orlop exec`",
     "unmount": "nothing of a container is mounted on this machine",
     "update": "limits are set by `orlop run`; a kubelet may change those of its own containers",

@@ -49,13 +49,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     What an image or a container has put into a cell does nothing to the terminal.
     """
-    lines = [tuple(header), *(tuple(_plain(cell) for cell in row) for row in rows)]
+    lines = [tuple(header), *(tuple(readable(cell) for cell in row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _plain(text: str) -> str:
+def readable(text: str) -> str:
+    """A text of somebody else's that does nothing to the terminal."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from typing import Self
 from orlop.client import again, archive, logs
 from orlop.client.calls import CriClient, NativeClient
 from orlop.client.channels import STDOUT, Channels, Read
-from orlop.client.facts import ContainerFacts, Result
+from orlop.client.facts import ContainerFacts, FileChange, Result
 from orlop.client.launch import STOP_TIMEOUT
 from orlop.client.session import STATES, container_status, name_of
 from orlop.client.websocket import CHUNK
@@ -31,6 +32,8 @@ MAX_FETCHED = 4 << 30
 MAX_IN_MEMORY = 8 << 20
 MAX_WORDS = 4096
 GRACE = 10.0
+
+_CHANGES = {native.Change.CHANGED: "C", native.Change.ADDED: "A", native.Change.DELETED: "D"}
 
 
 async def collected(output: AsyncIterator[tuple[str, bytes]], remedy: str) -> tuple[bytes, bytes]:
@@ -257,6 +260,18 @@ class Container:
                 Result(await process.wait(), stderr=bytes(words)).check()
             await asyncio.to_thread(archive.unpack, file, directory)
         return directory / name
+
+    async def changes(self) -> AsyncIterator[FileChange]:
+        """What it has changed in its image's files, a directory before what is in it.
+
+        Volumes and what Orlop mounts are left out. Raises FailedPrecondition when its pod has ended: what it
+        wrote has gone with that.
+        """
+        async with NativeClient(self._client.path) as client:
+            request = native.ListChangesRequest(container_id=self.id)
+            async for part in client.containers.list_changes(request):
+                for one in part.changes:
+                    yield FileChange(_CHANGES[one.kind], os.fsdecode(one.path))
 
     async def signal(self, name: str = "KILL") -> None:
         """Send its first process a signal, by name or number; KILL goes to all of its processes."""

@@ -87,6 +87,17 @@ class Event:
 
 
 @dataclass(frozen=True)
+class FileChange:
+    """A file that a container has changed (``C``), added (``A``) or deleted (``D``) in its image.
+
+    What in ``path`` is not UTF-8 is as ``os.fsdecode`` has it.
+    """
+
+    kind: str
+    path: str
+
+
+@dataclass(frozen=True)
 class ContainerUse:
     """What a container uses. ``cpu`` is seconds of processor time so far, the others are bytes."""
 

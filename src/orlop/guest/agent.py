@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orlop.guest.answer import Answer
+from orlop.guest.containers import changes
 from orlop.guest.containers.container import LiveContainer, lay_out
 from orlop.guest.containers.execs import ExecTable
 from orlop.guest.containers.process import Process
@@ -250,6 +251,10 @@ class Agent:
         entry.cgroup.freeze(frozen=request.frozen)
         self._await_frozen(entry, request.frozen, answer, FREEZE_ATTEMPTS)
 
+    def changes(self, request: messages.Changes, answer: Answer) -> None:
+        """Tell what a container has changed in its image."""
+        self._apart(changes.listing(self._container(request.id), self.streaming, request.stream), answer)
+
     def resize(self, request: messages.Resize, answer: Answer) -> None:
         """Set a terminal's size."""
         entry = self._container(request.id)
@@ -367,7 +372,11 @@ class Agent:
                 return
             answer.ok(Done())
 
-        child = apart.start(work.do)
+        try:
+            child = apart.start(work.do)
+        except OSError as error:
+            work.finish(Refused("unavailable", f"no process can be started for it: {error.strerror}"))
+            raise
         self._children[child.pid] = ended
 
     def fill(self, request: messages.Fill, answer: Answer) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from orlop.images.store import ImageStore
 from orlop.native.api import native_v1_pb2 as pb
 from orlop.native.archives import ArchiveCalls
+from orlop.native.changes import ChangeCalls
 from orlop.native.health import HealthCalls
 from orlop.native.ids import named
 from orlop.native.names import NameCalls
@@ -23,7 +24,7 @@ def handlers(router: Router, pods: PodService, images: ImageStore) -> Sequence[H
     """Its services."""
     services = pb.DESCRIPTOR.services_by_name
     return (
-        router.handler(services["ContainerService"], NativeCalls(pods), HealthCalls(pods)),
+        router.handler(services["ContainerService"], NativeCalls(pods), HealthCalls(pods), ChangeCalls(pods)),
         router.handler(services["ArchiveService"], ArchiveCalls(images)),
         router.handler(services["ImageNameService"], NameCalls(images)),
     )

@@ -11,13 +11,15 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from orlop import config as configuration
 from orlop.errors import NotUndone, OrlopError
 from orlop.host.tasks import Undo
+from orlop.linux.changes import Change
 from orlop.pods import outline
+from orlop.pods.changes import ChangedFiles
 from orlop.pods.containers import Containers
 from orlop.pods.events import Events
 from orlop.pods.execs import ExecResult, Execs
@@ -89,6 +91,7 @@ class PodService:
         self._names = Names(self._node)
         self._containers = Containers(self._node, self._health, self._names)
         self._pods = Pods(self._node, self._containers, self._names)
+        self._changes = ChangedFiles(self._node)
         self._meter = Meter(self._node)
         self._recovery = Recovery(self._node, self._pods, self._containers)
 
@@ -288,6 +291,10 @@ class PodService:
     async def connect(self, pod_id: str, port: int) -> Connection:
         """Connect to a port on the pod's loopback; the caller closes it."""
         return await self._execs.connect(pod_id, port)
+
+    def changes(self, container_id: str) -> AsyncGenerator[Sequence[Change], None]:
+        """What a container has changed in its image's files, in parts; its pod must run."""
+        return self._changes.of(container_id)
 
     # Statistics and events
 

@@ -11,9 +11,10 @@ Every method may be cancelled; a cancelled or failed ``run``/``create`` leaves n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
 
+from orlop.linux.changes import Change
 from orlop.sandbox.figures import Detail, LayerUse, PodStats
 from orlop.sandbox.spec import (
     ContainerSpec,
@@ -165,6 +166,11 @@ class Sandbox(Protocol):
 
     async def delete(self, container_id: str) -> None:
         """Kill what still runs, release the container's disks and mounts. Idempotent."""
+        ...
+
+    def changes(self, container_id: str) -> AsyncGenerator[Sequence[Change], None]:
+        """What the container has changed in its image's files, in parts. Raises FailedPrecondition for one
+        whose root is a directory of the host."""
         ...
 
     async def update(self, container_id: str, resources: Resources) -> None:

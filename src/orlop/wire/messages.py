@@ -39,19 +39,15 @@ from orlop.wire.values import (
 )
 
 VERSION = 2
-VOLUMES = "volumes"
-BLOCKS = "blocks"
-PROPAGATION = "propagation"
-SOCKETS = "sockets"
-EXEC_AS = "exec-as"
-FREEZE = "freeze"
+VOLUMES, BLOCKS, PROPAGATION = "volumes", "blocks", "propagation"
+SOCKETS, LISTENERS = "sockets", "listeners"
+EXEC_AS, FREEZE = "exec-as", "freeze"
 FILE_SYSTEMS = "file-systems"
 READY_LAYERS = "ready-layers"
-LISTENERS = "listeners"
-MANY_VOLUMES, XFS = "many-volumes", "xfs"
+MANY_VOLUMES, XFS, CHANGES = "many-volumes", "xfs", "changes"
 FEATURES = (
     VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE, FILE_SYSTEMS, READY_LAYERS, LISTENERS,
-    MANY_VOLUMES, XFS,
+    MANY_VOLUMES, XFS, CHANGES,
 )  # fmt: skip
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
@@ -431,6 +427,15 @@ class Flush(Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Changes(Request[Done]):
+    """Tell on ``stream`` what a container has changed in its image; answered when that has ended."""
+
+    op: ClassVar[str] = "changes"
+    id: Id
+    stream: StreamId
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quiesce(Request[Done]):
     """Get ready to be saved as a template: warm up, freeze the heap, drop caches."""
 
@@ -517,18 +522,13 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     for kind in (
         Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
         Dump, Resume, Quiesce, Online, Hold, Fill, FillAll, Fetch, Drop, DropAll, Flush, Clock,
-        Accept, Dial, Freeze, Prepare,
+        Accept, Dial, Freeze, Prepare, Changes,
     )
 }  # fmt: skip
 
 Event = ContainerExited | ExecExited | OutOfMemory | Called | Listening | Log
 EVENTS: dict[str, type[Event]] = {
-    ContainerExited.op: ContainerExited,
-    ExecExited.op: ExecExited,
-    OutOfMemory.op: OutOfMemory,
-    Called.op: Called,
-    Listening.op: Listening,
-    Log.op: Log,
+    kind.op: kind for kind in (ContainerExited, ExecExited, OutOfMemory, Called, Listening, Log)
 }
 
 

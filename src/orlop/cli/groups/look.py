@@ -24,6 +24,11 @@ from orlop.cli.parameters import (
 app = typer.Typer(rich_markup_mode=None)
 
 
+DiffFormat = Annotated[
+    str, typer.Option("--format", help="json: lists by what was done.", show_default=False)
+]
+
+
 class SortChoice(StrEnum):
     """What `ps --sort` takes."""
 
@@ -98,6 +103,17 @@ def inspect(
     formats.check(format)
     only = "" if kind is KindChoice.all else kind.value
     session.run_async(lambda: inspect_command(socket, names, only, format))
+
+
+@app.command()
+def diff(name: Name, format: DiffFormat = "", socket: Socket = "") -> None:  # noqa: A002
+    """Files that a container has changed (C), added (A) or deleted (D) in its image, while its pod runs."""
+    from orlop.cli import containers, session
+    from orlop.cli.problems import CliError
+
+    if format not in ("", "json"):
+        raise CliError(f"--format {format}: diff has json, and lines of its own", exit_code=2)
+    session.run_async(lambda: containers.diff_command(socket, name, as_json=format == "json"))
 
 
 @app.command()

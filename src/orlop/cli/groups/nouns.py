@@ -69,6 +69,7 @@ _named(
     containers,
     ls=look.ps,
     inspect=_inspect(look.KindChoice.container),
+    diff=look.diff,
     logs=look.logs,
     wait=look.wait,
     stats=look.stats,

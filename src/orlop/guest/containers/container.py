@@ -85,7 +85,13 @@ class LiveContainer:
         """The directory that holds what the container wrote; "" before it is prepared."""
         return self._upper
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The directories below that, the top first."""
+        return self._layers
+
     _upper = ""
+    _layers: tuple[str, ...] = ()
 
     def prepare(self, share: Callable[[], str]) -> View:
         """Mount the root file system and make the cgroup. ``share`` mounts the host's share on demand."""
@@ -294,8 +300,8 @@ class LiveContainer:
         status = os.stat(lower[-1])
         os.chown(f"{upper}/upper", status.st_uid, status.st_gid)
         os.chmod(f"{upper}/upper", stat.S_IMODE(status.st_mode))
-        layers = ":".join(reversed(lower))
-        options = f"lowerdir={layers},upperdir={upper}/upper,workdir={upper}/work,volatile"
+        self._layers = tuple(reversed(lower))
+        options = f"lowerdir={':'.join(self._layers)},upperdir={upper}/upper,workdir={upper}/work,volatile"
         if len(options) > 4095:
             raise Refused("failed_precondition", f"{len(lower)} layers are more than one overlay can have")
         try:

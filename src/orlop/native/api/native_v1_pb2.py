@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n orlop/native/api/native_v1.proto\x12\x08orlop.v1\"-\n\x15PauseContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x18\n\x16PauseContainerResponse\".\n\x16ResumeContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x19\n\x17ResumeContainerResponse\">\n\x16SignalContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\"\x19\n\x17SignalContainerResponse\"\x17\n\x15ListConditionsRequest\"A\n\x16ListConditionsResponse\x12\'\n\nconditions\x18\x01 \x03(\x0b\x32\x13.orlop.v1.Condition\"A\n\tCondition\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12\x0e\n\x06health\x18\x03 \x01(\t\"*\n\x12\x43heckHealthRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"H\n\x13\x43heckHealthResponse\x12\x11\n\texit_code\x18\x01 \x01(\x05\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x0e\n\x06health\x18\x03 \x01(\t\"\x14\n\x12WatchHealthRequest\"\x81\x01\n\x13WatchHealthResponse\x12\n\n\x02\x61t\x18\x01 \x01(\x03\x12\x14\n\x0c\x63ontainer_id\x18\x02 \x01(\t\x12\x0e\n\x06pod_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x04 \x01(\t\x12\x10\n\x08pod_name\x18\x05 \x01(\t\x12\x0e\n\x06health\x18\x06 \x01(\t\"<\n\x16RenameContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x19\n\x17RenameContainerResponse\"/\n\x11LoadImagesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\";\n\x12LoadImagesResponse\x12%\n\x06images\x18\x01 \x03(\x0b\x32\x15.orlop.v1.LoadedImage\"6\n\x0bLoadedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"@\n\x12ImportImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\x0c\";\n\x13ImportImageResponse\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.orlop.v1.LoadedImage\"\"\n\x11SaveImagesRequest\x12\r\n\x05names\x18\x01 \x03(\t\"\"\n\x12SaveImagesResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\".\n\x0fTagImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"8\n\x10TagImageResponse\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.orlop.v1.LoadedImage\"8\n\x11UntagImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rwith_the_last\x18\x02 \x01(\x08\"K\n\x12UntagImageResponse\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.orlop.v1.LoadedImage\x12\x0f\n\x07removed\x18\x02 \x01(\x08\x32\xec\x04\n\x10\x43ontainerService\x12U\n\x0ePauseContainer\x12\x1f.orlop.v1.PauseContainerRequest\x1a .orlop.v1.PauseContainerResponse\"\x00\x12X\n\x0fResumeContainer\x12 .orlop.v1.ResumeContainerRequest\x1a!.orlop.v1.ResumeContainerResponse\"\x00\x12X\n\x0fSignalContainer\x12 .orlop.v1.SignalContainerRequest\x1a!.orlop.v1.SignalContainerResponse\"\x00\x12U\n\x0eListConditions\x12\x1f.orlop.v1.ListConditionsRequest\x1a .orlop.v1.ListConditionsResponse\"\x00\x12L\n\x0b\x43heckHealth\x12\x1c.orlop.v1.CheckHealthRequest\x1a\x1d.orlop.v1.CheckHealthResponse\"\x00\x12N\n\x0bWatchHealth\x12\x1c.orlop.v1.WatchHealthRequest\x1a\x1d.orlop.v1.WatchHealthResponse\"\x00\x30\x01\x12X\n\x0fRenameContainer\x12 .orlop.v1.RenameContainerRequest\x1a!.orlop.v1.RenameContainerResponse\"\x00\x32\xfa\x01\n\x0e\x41rchiveService\x12K\n\nLoadImages\x12\x1b.orlop.v1.LoadImagesRequest\x1a\x1c.orlop.v1.LoadImagesResponse\"\x00(\x01\x12N\n\x0bImportImage\x12\x1c.orlop.v1.ImportImageRequest\x1a\x1d.orlop.v1.ImportImageResponse\"\x00(\x01\x12K\n\nSaveImages\x12\x1b.orlop.v1.SaveImagesRequest\x1a\x1c.orlop.v1.SaveImagesResponse\"\x00\x30\x01\x32\xa2\x01\n\x10ImageNameService\x12\x43\n\x08TagImage\x12\x19.orlop.v1.TagImageRequest\x1a\x1a.orlop.v1.TagImageResponse\"\x00\x12I\n\nUntagImage\x12\x1b.orlop.v1.UntagImageRequest\x1a\x1c.orlop.v1.UntagImageResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n orlop/native/api/native_v1.proto\x12\x08orlop.v1\"-\n\x15PauseContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x18\n\x16PauseContainerResponse\".\n\x16ResumeContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x19\n\x17ResumeContainerResponse\">\n\x16SignalContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\"\x19\n\x17SignalContainerResponse\"\x17\n\x15ListConditionsRequest\"A\n\x16ListConditionsResponse\x12\'\n\nconditions\x18\x01 \x03(\x0b\x32\x13.orlop.v1.Condition\"A\n\tCondition\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12\x0e\n\x06health\x18\x03 \x01(\t\"*\n\x12\x43heckHealthRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"H\n\x13\x43heckHealthResponse\x12\x11\n\texit_code\x18\x01 \x01(\x05\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x0e\n\x06health\x18\x03 \x01(\t\"\x14\n\x12WatchHealthRequest\"\x81\x01\n\x13WatchHealthResponse\x12\n\n\x02\x61t\x18\x01 \x01(\x03\x12\x14\n\x0c\x63ontainer_id\x18\x02 \x01(\t\x12\x0e\n\x06pod_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x04 \x01(\t\x12\x10\n\x08pod_name\x18\x05 \x01(\t\x12\x0e\n\x06health\x18\x06 \x01(\t\"<\n\x16RenameContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x19\n\x17RenameContainerResponse\"*\n\x12ListChangesRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"8\n\x13ListChangesResponse\x12!\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x10.orlop.v1.Change\"h\n\x06\x43hange\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.orlop.v1.Change.Kind\x12\x0c\n\x04path\x18\x02 \x01(\x0c\"+\n\x04Kind\x12\x0b\n\x07\x43HANGED\x10\x00\x12\t\n\x05\x41\x44\x44\x45\x44\x10\x01\x12\x0b\n\x07\x44\x45LETED\x10\x02\"/\n\x11LoadImagesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\";\n\x12LoadImagesResponse\x12%\n\x06images\x18\x01 \x03(\x0b\x32\x15.orlop.v1.LoadedImage\"6\n\x0bLoadedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"@\n\x12ImportImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\x0c\";\n\x13ImportImageResponse\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.orlop.v1.LoadedImage\"\"\n\x11SaveImagesRequest\x12\r\n\x05names\x18\x01 \x03(\t\"\"\n\x12SaveImagesResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\".\n\x0fTagImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"8\n\x10TagImageResponse\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.orlop.v1.LoadedImage\"8\n\x11UntagImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rwith_the_last\x18\x02 \x01(\x08\"K\n\x12UntagImageResponse\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.orlop.v1.LoadedImage\x12\x0f\n\x07removed\x18\x02 \x01(\x08\x32\xbc\x05\n\x10\x43ontainerService\x12U\n\x0ePauseContainer\x12\x1f.orlop.v1.PauseContainerRequest\x1a .orlop.v1.PauseContainerResponse\"\x00\x12X\n\x0fResumeContainer\x12 .orlop.v1.ResumeContainerRequest\x1a!.orlop.v1.ResumeContainerResponse\"\x00\x12X\n\x0fSignalContainer\x12 .orlop.v1.SignalContainerRequest\x1a!.orlop.v1.SignalContainerResponse\"\x00\x12U\n\x0eListConditions\x12\x1f.orlop.v1.ListConditionsRequest\x1a .orlop.v1.ListConditionsResponse\"\x00\x12L\n\x0b\x43heckHealth\x12\x1c.orlop.v1.CheckHealthRequest\x1a\x1d.orlop.v1.CheckHealthResponse\"\x00\x12N\n\x0bWatchHealth\x12\x1c.orlop.v1.WatchHealthRequest\x1a\x1d.orlop.v1.WatchHealthResponse\"\x00\x30\x01\x12X\n\x0fRenameContainer\x12 .orlop.v1.RenameContainerRequest\x1a!.orlop.v1.RenameContainerResponse\"\x00\x12N\n\x0bListChanges\x12\x1c.orlop.v1.ListChangesRequest\x1a\x1d.orlop.v1.ListChangesResponse\"\x00\x30\x01\x32\xfa\x01\n\x0e\x41rchiveService\x12K\n\nLoadImages\x12\x1b.orlop.v1.LoadImagesRequest\x1a\x1c.orlop.v1.LoadImagesResponse\"\x00(\x01\x12N\n\x0bImportImage\x12\x1c.orlop.v1.ImportImageRequest\x1a\x1d.orlop.v1.ImportImageResponse\"\x00(\x01\x12K\n\nSaveImages\x12\x1b.orlop.v1.SaveImagesRequest\x1a\x1c.orlop.v1.SaveImagesResponse\"\x00\x30\x01\x32\xa2\x01\n\x10ImageNameService\x12\x43\n\x08TagImage\x12\x19.orlop.v1.TagImageRequest\x1a\x1a.orlop.v1.TagImageResponse\"\x00\x12I\n\nUntagImage\x12\x1b.orlop.v1.UntagImageRequest\x1a\x1c.orlop.v1.UntagImageResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,32 +61,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENAMECONTAINERREQUEST']._serialized_end=776
   _globals['_RENAMECONTAINERRESPONSE']._serialized_start=778
   _globals['_RENAMECONTAINERRESPONSE']._serialized_end=803
-  _globals['_LOADIMAGESREQUEST']._serialized_start=805
-  _globals['_LOADIMAGESREQUEST']._serialized_end=852
-  _globals['_LOADIMAGESRESPONSE']._serialized_start=854
-  _globals['_LOADIMAGESRESPONSE']._serialized_end=913
-  _globals['_LOADEDIMAGE']._serialized_start=915
-  _globals['_LOADEDIMAGE']._serialized_end=969
-  _globals['_IMPORTIMAGEREQUEST']._serialized_start=971
-  _globals['_IMPORTIMAGEREQUEST']._serialized_end=1035
-  _globals['_IMPORTIMAGERESPONSE']._serialized_start=1037
-  _globals['_IMPORTIMAGERESPONSE']._serialized_end=1096
-  _globals['_SAVEIMAGESREQUEST']._serialized_start=1098
-  _globals['_SAVEIMAGESREQUEST']._serialized_end=1132
-  _globals['_SAVEIMAGESRESPONSE']._serialized_start=1134
-  _globals['_SAVEIMAGESRESPONSE']._serialized_end=1168
-  _globals['_TAGIMAGEREQUEST']._serialized_start=1170
-  _globals['_TAGIMAGEREQUEST']._serialized_end=1216
-  _globals['_TAGIMAGERESPONSE']._serialized_start=1218
-  _globals['_TAGIMAGERESPONSE']._serialized_end=1274
-  _globals['_UNTAGIMAGEREQUEST']._serialized_start=1276
-  _globals['_UNTAGIMAGEREQUEST']._serialized_end=1332
-  _globals['_UNTAGIMAGERESPONSE']._serialized_start=1334
-  _globals['_UNTAGIMAGERESPONSE']._serialized_end=1409
-  _globals['_CONTAINERSERVICE']._serialized_start=1412
-  _globals['_CONTAINERSERVICE']._serialized_end=2032
-  _globals['_ARCHIVESERVICE']._serialized_start=2035
-  _globals['_ARCHIVESERVICE']._serialized_end=2285
-  _globals['_IMAGENAMESERVICE']._serialized_start=2288
-  _globals['_IMAGENAMESERVICE']._serialized_end=2450
+  _globals['_LISTCHANGESREQUEST']._serialized_start=805
+  _globals['_LISTCHANGESREQUEST']._serialized_end=847
+  _globals['_LISTCHANGESRESPONSE']._serialized_start=849
+  _globals['_LISTCHANGESRESPONSE']._serialized_end=905
+  _globals['_CHANGE']._serialized_start=907
+  _globals['_CHANGE']._serialized_end=1011
+  _globals['_CHANGE_KIND']._serialized_start=968
+  _globals['_CHANGE_KIND']._serialized_end=1011
+  _globals['_LOADIMAGESREQUEST']._serialized_start=1013
+  _globals['_LOADIMAGESREQUEST']._serialized_end=1060
+  _globals['_LOADIMAGESRESPONSE']._serialized_start=1062
+  _globals['_LOADIMAGESRESPONSE']._serialized_end=1121
+  _globals['_LOADEDIMAGE']._serialized_start=1123
+  _globals['_LOADEDIMAGE']._serialized_end=1177
+  _globals['_IMPORTIMAGEREQUEST']._serialized_start=1179
+  _globals['_IMPORTIMAGEREQUEST']._serialized_end=1243
+  _globals['_IMPORTIMAGERESPONSE']._serialized_start=1245
+  _globals['_IMPORTIMAGERESPONSE']._serialized_end=1304
+  _globals['_SAVEIMAGESREQUEST']._serialized_start=1306
+  _globals['_SAVEIMAGESREQUEST']._serialized_end=1340
+  _globals['_SAVEIMAGESRESPONSE']._serialized_start=1342
+  _globals['_SAVEIMAGESRESPONSE']._serialized_end=1376
+  _globals['_TAGIMAGEREQUEST']._serialized_start=1378
+  _globals['_TAGIMAGEREQUEST']._serialized_end=1424
+  _globals['_TAGIMAGERESPONSE']._serialized_start=1426
+  _globals['_TAGIMAGERESPONSE']._serialized_end=1482
+  _globals['_UNTAGIMAGEREQUEST']._serialized_start=1484
+  _globals['_UNTAGIMAGEREQUEST']._serialized_end=1540
+  _globals['_UNTAGIMAGERESPONSE']._serialized_start=1542
+  _globals['_UNTAGIMAGERESPONSE']._serialized_end=1617
+  _globals['_CONTAINERSERVICE']._serialized_start=1620
+  _globals['_CONTAINERSERVICE']._serialized_end=2320
+  _globals['_ARCHIVESERVICE']._serialized_start=2323
+  _globals['_ARCHIVESERVICE']._serialized_end=2573
+  _globals['_IMAGENAMESERVICE']._serialized_start=2576
+  _globals['_IMAGENAMESERVICE']._serialized_end=2738
 # @@protoc_insertion_point(module_scope)

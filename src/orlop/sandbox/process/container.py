@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
 import os
+import secrets
 import signal
 import time
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +27,8 @@ import msgspec
 from orlop.errors import FailedPrecondition, NotFound, OrlopError, Unavailable
 from orlop.host import cgroups, cgroupstats, files, mounts, privacy, process, tasks, threads
 from orlop.host.cgroups import Cgroup
+from orlop.linux import changes as listing
+from orlop.linux.changes import Change
 from orlop.linux.removal import remove_tree
 from orlop.linux.users import Identity
 from orlop.sandbox import crilog
@@ -43,6 +48,8 @@ _KILL_TIME = 10.0
 _FREEZE_TIME = 5.0
 _FREEZE_AGAIN = 0.01
 _LATE_RUNTIME = 5.0
+_CHANGES = 1024
+"""Changes that are told at once."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +311,37 @@ class ProcessContainer:
                 "cannot be killed now"
             ) from error
 
+    async def changes(self, layers: Sequence[str]) -> AsyncGenerator[Sequence[Change], None]:
+        """What it has changed in its image of ``layers``, bottom first. NotFound when it is removed."""
+        # Goes with the container's volumes, if nobody comes back to it.
+        place = self.paths.volumes / f"changes-{secrets.token_hex(4)}"
+        try:
+            async with self._changing:
+                self._check_there()
+                image = await tasks.uncancelled(rootfs.mount_image(layers, place))
+            # Whoever reads this may be slow, and must not keep the container from being removed.
+            upper = os.fspath(self.paths.rootfs / "upper")
+            with closing(listing.changes(upper, (os.fspath(image),))) as found:
+                while part := await threads.call(_next_changes, found):
+                    self._check_there()
+                    yield part
+            self._check_there()
+        except (OSError, ValueError) as error:
+            self._check_there()
+            raise FailedPrecondition(
+                f"what container {self.id[:12]} has changed cannot be told: {error}"
+            ) from error
+        finally:
+            await tasks.uncancelled(self._drop_image(place))
+
+    async def _drop_image(self, place: Path) -> None:
+        async with self._changing:
+            await rootfs.unmount_rootfs(place)
+
+    def _check_there(self) -> None:
+        if self._removed:
+            raise NotFound(f"container {self.id[:12]} was removed")
+
     async def delete(self) -> None:
         """Kill what still runs, release everything, remove the directories. Idempotent.
 
@@ -348,6 +386,10 @@ class ProcessContainer:
         if self._forward is not None:
             await self._forward.stop()
         await self._tasks.close()
+
+
+def _next_changes(found: Iterator[Change]) -> Sequence[Change]:
+    return tuple(itertools.islice(found, _CHANGES))
 
 
 def owners_of(pod: PodSpec, paths: PodPaths) -> rootfs.Owners | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
 
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, of_system
 from orlop.host import cgroups, process, tasks, threads
 from orlop.host.cgroups import Cgroup
 from orlop.host.tasks import Undo, beside, together
+from orlop.linux.changes import Change
 from orlop.net import outside
 from orlop.net.network import PodNetwork
 from orlop.sandbox import crilog
@@ -261,6 +262,13 @@ class ProcessSandbox:
         directory = container.paths.bundle / f"exec-{secrets.token_hex(6)}"
         name = f"container {self._specs[container_id].name}"
         return await streams.HostExec.start(self._tools.runtime, container_id, spec, directory, name)
+
+    def changes(self, container_id: str) -> AsyncGenerator[Sequence[Change], None]:
+        """See ``Sandbox``."""
+        container, spec = self._container(container_id), self._specs[container_id]
+        if spec.root.directory:
+            raise FailedPrecondition(f"container {spec.name} has no image that it could have changed")
+        return container.changes(spec.root.layers)
 
     async def attach(self, container_id: str, *, stdin: bool) -> ProcessIO:
         """See ``Sandbox``."""

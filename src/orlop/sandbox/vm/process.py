@@ -12,7 +12,7 @@ from orlop.sandbox.spec import ExitStatus
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.output import Output
 from orlop.sandbox.vm.streams import Incoming, Outgoing
-from orlop.wire.messages import Resize, Signal
+from orlop.wire.messages import Connect, Resize, Signal
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +166,18 @@ class PortConnection:
         self._incoming = incoming
         self._outgoing = outgoing
         self._rest = b""
+
+    @classmethod
+    async def open(cls, agent: AgentClient, port: int) -> PortConnection:
+        """Connect to a TCP port on the pod's loopback."""
+        stream = agent.new_stream()
+        connection = cls(agent.incoming(stream), agent.outgoing(stream))
+        try:
+            await agent.call(Connect(stream=stream, port=port))
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
 
     async def read(self, limit: int) -> bytes:
         """See ``Connection``. Raises Unavailable when the VM dies."""

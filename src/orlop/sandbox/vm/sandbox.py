@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from orlop.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, No
 from orlop.host import process, tasks, threads
 from orlop.host.seccomp import Filter
 from orlop.host.tasks import Undo, together
+from orlop.linux.changes import Change
 from orlop.sandbox import seccomp
 from orlop.sandbox.figures import Detail, PodStats
 from orlop.sandbox.spec import (
@@ -32,7 +33,7 @@ from orlop.sandbox.spec import (
     Security,
     UserIds,
 )
-from orlop.sandbox.vm import blockdevices, diskbound, hostgroup, translate
+from orlop.sandbox.vm import blockdevices, changes, diskbound, hostgroup, translate
 from orlop.sandbox.vm.checks import check_container, check_volumes
 from orlop.sandbox.vm.clock import ClockKeeper, when
 from orlop.sandbox.vm.clone import Clone, Clones
@@ -49,7 +50,6 @@ from orlop.volumes.records import VolumeUse
 from orlop.wire import values as wire
 from orlop.wire.messages import (
     Called,
-    Connect,
     ContainerExited,
     Create,
     Delete,
@@ -317,20 +317,17 @@ class VmSandbox:
         self._running(container_id)
         return await self._execs.start(container_id, spec)
 
+    def changes(self, container_id: str) -> AsyncGenerator[Sequence[Change], None]:
+        """See ``Sandbox``."""
+        return changes.told(self._agent, self._container(container_id).spec.id)
+
     async def attach(self, container_id: str, *, stdin: bool) -> GuestAttachment:
         """See ``Sandbox``."""
         return self._running(container_id).attach(stdin=stdin)
 
     async def connect(self, port: int) -> PortConnection:
         """See ``Sandbox``."""
-        stream = self._agent.new_stream()
-        connection = PortConnection(self._agent.incoming(stream), self._agent.outgoing(stream))
-        try:
-            await self._agent.call(Connect(stream=stream, port=port))
-        except BaseException:
-            await connection.close()
-            raise
-        return connection
+        return await PortConnection.open(self._agent, port)
 
     async def stats(self, detail: Detail = Detail.POD) -> PodStats:
         """See ``Sandbox``."""
