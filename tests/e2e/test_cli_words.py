@@ -38,6 +38,8 @@ def test_health_is_looked_at_by_the_daemon_over_its_restart(cli: Cli) -> None:
     told = [json.loads(line) for line in cli("events", "--format", "json").out.splitlines()]
     ours = [one for one in told if one["id"] == known["Id"] and one["event"] == "health_status"]
     assert [one["health"] for one in ours] == ["healthy"]
+    wanted = ("--filter", "container=patient", "--filter", "event=health_status")
+    assert cli("events", *wanted, "--format", "{{.Type}} {{.HealthStatus}}").out == "container healthy\n"
     cli.node.kill()
     cli.node.start()
     cli.node.wait_ready()
@@ -153,3 +155,23 @@ def test_what_a_container_has_changed_in_its_image(cli: Cli, handler: str) -> No
     ended = cli("diff", name, check=False)
     assert ended.code == 1 and "does not run" in ended.err and ended.err.count("\n") == 1
     cli("rm", name)
+
+
+def test_all_that_is_ours_and_nothing_of_a_kubelet(cli: Cli) -> None:
+    pod, kubelets = cli.node.run(BUSYBOX, *FOREVER, handler="process")
+    ours = {
+        cli("run", "-d", "--name", name, "--handler", "process", BUSYBOX, *FOREVER).out.strip()
+        for name in ("all-1", "all-2")
+    }
+    cli("pause", "all-1")
+    assert ours - {*cli("pause", "-a").out.split()} and not {kubelets} & {
+        *cli("unpause", "--all").out.split()
+    }
+    assert cli("inspect", "-f", "{{.State.Status}}", "all-1", "all-2").out == "running\nrunning\n"
+    assert ours <= {*cli("stop", "-a", "-t", "0").out.split()}
+    assert ours <= {*cli("rm", "--all").out.split()}
+    assert cli.node.status(kubelets)["state"] == "CONTAINER_RUNNING"
+    assert cli("rm", "--ignore", "all-1").out == "" and cli("pod", "exists", "all-1", check=False).code == 1
+    for wrong in (("stop",), ("stop", "-a", "x")):
+        assert cli(*wrong, check=False).code == 2
+    cli.node.remove_pod(pod)

@@ -8,11 +8,13 @@ import json
 from pathlib import Path
 
 from orlop.cli import output, streams, terminal
+from orlop.cli.choosing import Chosen
 from orlop.cli.problems import CliError
 from orlop.cli.ps import shown_address
 from orlop.client import forward, logs, options, session
 from orlop.client.calls import CriClient
 from orlop.client.container import Container
+from orlop.client.health import Condition, conditions
 from orlop.client.node import Node
 from orlop.client.pod import remove_pod
 from orlop.cri.api import runtime_v1_pb2 as pb
@@ -114,11 +116,10 @@ async def _run_pod(client: CriClient, container: pb.Container) -> str:
     return str(Path(status.log_path).parent) if status.log_path else ""
 
 
-async def stop_command(socket: str, names: list[str], timeout: int | None) -> None:
+async def stop_command(socket: str, chosen: Chosen, timeout: int | None) -> None:
     """``orlop stop``."""
     async with session.connect(socket) as client:
-        for name in names:
-            container = await session.find_container(client, name)
+        async for name, container in chosen.containers(client, running=True):
             await Container(client, container.id, container.pod_sandbox_id).stop(timeout)
             if session.RUN_LABEL in container.labels:
                 await client.runtime.stop_pod_sandbox(
@@ -127,38 +128,51 @@ async def stop_command(socket: str, names: list[str], timeout: int | None) -> No
             print(name)
 
 
-async def kill_command(socket: str, names: list[str], signal: str) -> None:
+async def kill_command(socket: str, chosen: Chosen, signal: str) -> None:
     """``orlop kill``."""
     async with session.connect(socket) as client:
-        for name in names:
-            await (await Node(client).container(name)).signal(signal)
+        async for name, one in chosen.containers(client, running=True):
+            await Container(client, one.id, one.pod_sandbox_id).signal(signal)
             print(name)
 
 
-async def restart_command(socket: str, names: list[str], timeout: int | None) -> None:
+async def restart_command(socket: str, chosen: Chosen, timeout: int | None) -> None:
     """``orlop restart``: the ids of the new containers."""
     async with session.connect(socket) as client:
-        for name in names:
-            container = await Node(client).container(name)
-            print((await container.restart(timeout)).id)
+        async for _, one in chosen.containers(client, running=False):
+            print((await Container(client, one.id, one.pod_sandbox_id).restart(timeout)).id)
 
 
-async def pause_command(socket: str, names: list[str], *, paused: bool) -> None:
+async def pause_command(socket: str, chosen: Chosen, *, paused: bool) -> None:
     """``orlop pause`` and ``orlop unpause``."""
     async with session.connect(socket) as client:
-        for name in names:
-            container = await Node(client).container(name)
+        known = await conditions(client) if chosen.everything else {}
+        async for name, one in chosen.containers(client, running=True):
+            if chosen.everything and known.get(one.id, Condition()).paused is paused:
+                continue
+            container = Container(client, one.id, one.pod_sandbox_id)
             await (container.pause() if paused else container.unpause())
             print(name)
 
 
-async def port_command(socket: str, name: str) -> None:
-    """``orlop port``: as podman shows it."""
+async def port_command(socket: str, name: str, inside: str) -> None:
+    """``orlop port``: as podman shows it; of one port only where on this machine it is."""
     async with session.connect(socket) as client:
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=await _pod_of(client, name), verbose=True)
         answer = await client.runtime.pod_sandbox_status(request)
-    for one in json.loads(answer.info["info"]).get("ports", []):
-        print(f"{one['inside']}/{one['protocol'].lower()} -> {shown_address(one)}")
+    ports = [
+        (f"{one['inside']}/{one['protocol'].lower()}", shown_address(one))
+        for one in json.loads(answer.info["info"]).get("ports", [])
+    ]
+    if not inside:
+        for port, address in ports:
+            print(f"{port} -> {address}")
+        return
+    wanted = inside if "/" in inside else f"{inside}/tcp"
+    found = [address for port, address in ports if port == wanted]
+    if not found:
+        raise CliError(f"no port of this machine leads to {wanted} of {name}")
+    print(*found, sep="\n")
 
 
 async def _pod_of(client: CriClient, name: str) -> str:
@@ -167,11 +181,10 @@ async def _pod_of(client: CriClient, name: str) -> str:
     return found or str((await session.find_container(client, name)).pod_sandbox_id)
 
 
-async def rm_command(socket: str, names: list[str], *, force: bool) -> None:
+async def rm_command(socket: str, chosen: Chosen, *, force: bool) -> None:
     """``orlop rm``."""
     async with session.connect(socket) as client:
-        for name in names:
-            container = await session.find_container(client, name)
+        async for name, container in chosen.containers(client, running=False):
             if container.state == pb.CONTAINER_RUNNING and not force:
                 raise CliError(f"{name} is running: stop it first, or add --force")
             if session.RUN_LABEL in container.labels:

@@ -14,9 +14,11 @@ from orlop.cli.groups import container, health, image, look, nouns, pod, running
 from orlop.cli.groups import volume as volume_group
 from orlop.cli.parameters import (
     ConfigFile,
+    EventFormat,
     Format,
     FormatChoice,
     Json,
+    LongFilter,
     Name,
     Socket,
     Target,
@@ -107,15 +109,16 @@ def csi(config: ConfigFile = None) -> None:
 @app.command()
 def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens.")] = False,
-    format: Format = FormatChoice.text,  # noqa: A002 - the option's name
+    filter: LongFilter = None,  # noqa: A002 - the option's name
+    format: EventFormat = "",  # noqa: A002 - the option's name
     socket: Socket = "",
 ) -> None:
     """What happened to the pods and containers that are here."""
     from orlop.cli import session
-    from orlop.cli.observe.events import events_command
+    from orlop.cli.observe.events import Telling, events_command
 
-    as_json = format is FormatChoice.json
-    session.run_async(lambda: events_command(socket, follow=follow, as_json=as_json))
+    telling = Telling(format, filter or ())
+    session.run_async(lambda: events_command(socket, telling, follow=follow))
 
 
 @app.command()

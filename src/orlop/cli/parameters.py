@@ -57,7 +57,20 @@ FormatText = Annotated[
         "--format", help="json, a template such as '{{.ID}}', or table and one.", show_default=False
     ),
 ]
-Filter = Annotated[Many, typer.Option("--filter", help="KEY=VALUE; a wrong key names those there are.")]
+ShortFormat = Annotated[
+    str,
+    typer.Option("--format", "-f", help="json, or a template such as '{{.Id}}'.", show_default=False),
+]
+Everything = Annotated[bool, typer.Option("--all", "-a", help="All that `orlop` has made.")]
+Ignore = Annotated[bool, typer.Option("--ignore", "-i", help="Also where there is none.")]
+Filter = Annotated[Many, typer.Option("--filter", "-f", help="KEY=VALUE; a wrong key names those there are.")]
+LongFilter = Annotated[Many, typer.Option("--filter", help="KEY=VALUE; a wrong key names those there are.")]
+EventFormat = Annotated[
+    str,
+    typer.Option(
+        "--format", help="json, an object each; or a template such as '{{.Status}}'.", show_default=False
+    ),
+]
 Whole = Annotated[bool, typer.Option("--no-trunc", help="Cut nothing.")]
 Some = Annotated[Many, typer.Argument(help="Ids, starts of ids, or names.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="The daemon's answer as JSON.")]

@@ -68,6 +68,12 @@ def _row(pod: pb.PodSandbox, held: int, handler: str) -> Row:
     }
 
 
+async def exists_command(socket: str, name: str) -> int:
+    """``orlop pod exists``: 0 or 1."""
+    async with session.connect(socket) as client:
+        return 0 if await session.find_pod_id(client, name) else 1
+
+
 async def stop_command(socket: str, names: list[str]) -> None:
     """``orlop pod stop``."""
     async with session.connect(socket) as client:

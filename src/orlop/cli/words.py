@@ -26,7 +26,9 @@ class PodWords:
     hostname: Annotated[str, typer.Option("--hostname", help="The pod's name else.")] = ""
     dns: Annotated[Many, typer.Option("--dns", help="Name servers instead of the host's.")] = None
     dns_search: Annotated[Many, typer.Option("--dns-search", help="Domains to look names up in.")] = None
-    dns_option: Annotated[Many, typer.Option("--dns-option", help="Of resolv.conf, such as ndots:2.")] = None
+    dns_option: Annotated[
+        Many, typer.Option("--dns-option", "--dns-opt", help="Of resolv.conf, such as ndots:2.")
+    ] = None
     network: Annotated[NetworkChoice, typer.Option("--network", help="host: with --handler process.")] = (
         NetworkChoice.pod
     )

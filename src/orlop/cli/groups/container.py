@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import PASS_THROUGH, Grace, Name, Names, Socket
+from orlop.cli.parameters import PASS_THROUGH, Everything, Grace, Ignore, Name, Socket, Some
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -29,66 +29,82 @@ def exec_(
 
 @app.command()
 def stop(
-    names: Names,
+    names: Some = None,
     timeout: Grace = None,
+    *,
+    everything: Everything = False,
+    ignore: Ignore = False,
     socket: Socket = "",
 ) -> None:
     """Stop containers."""
-    from orlop.cli import containers, session
+    from orlop.cli import choosing, containers, session
 
-    session.run_async(lambda: containers.stop_command(socket, names, timeout))
+    chosen = choosing.Chosen(names or (), everything, ignore)
+    session.run_async(lambda: containers.stop_command(socket, chosen, timeout))
 
 
 @app.command()
 def rm(
-    names: Names,
+    names: Some = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Running ones as well.")] = False,
+    *,
+    everything: Everything = False,
+    ignore: Ignore = False,
     socket: Socket = "",
 ) -> None:
     """Remove containers, with the pods that `orlop run` made for them."""
-    from orlop.cli import containers, session
+    from orlop.cli import choosing, containers, session
 
-    session.run_async(lambda: containers.rm_command(socket, names, force=force))
+    chosen = choosing.Chosen(names or (), everything, ignore)
+    session.run_async(lambda: containers.rm_command(socket, chosen, force=force))
 
 
 @app.command()
 def kill(
-    names: Names,
+    names: Some = None,
     signal: Annotated[str, typer.Option("--signal", "-s", help="A name or a number.")] = "KILL",
+    *,
+    everything: Everything = False,
     socket: Socket = "",
 ) -> None:
     """Send containers a signal: KILL to all of their processes, others to the first."""
-    from orlop.cli import containers, session
+    from orlop.cli import choosing, containers, session
 
-    session.run_async(lambda: containers.kill_command(socket, names, signal))
+    chosen = choosing.Chosen(names or (), everything)
+    session.run_async(lambda: containers.kill_command(socket, chosen, signal))
 
 
 @app.command()
-def pause(names: Names, socket: Socket = "") -> None:
+def pause(names: Some = None, everything: Everything = False, socket: Socket = "") -> None:
     """Stop all processes of containers where they are."""
-    from orlop.cli import containers, session
+    from orlop.cli import choosing, containers, session
 
-    session.run_async(lambda: containers.pause_command(socket, names, paused=True))
+    chosen = choosing.Chosen(names or (), everything)
+    session.run_async(lambda: containers.pause_command(socket, chosen, paused=True))
 
 
 @app.command()
-def unpause(names: Names, socket: Socket = "") -> None:
+def unpause(names: Some = None, everything: Everything = False, socket: Socket = "") -> None:
     """Let paused containers go on."""
-    from orlop.cli import containers, session
+    from orlop.cli import choosing, containers, session
 
-    session.run_async(lambda: containers.pause_command(socket, names, paused=False))
+    chosen = choosing.Chosen(names or (), everything)
+    session.run_async(lambda: containers.pause_command(socket, chosen, paused=False))
 
 
 @app.command()
 def restart(
-    names: Names,
+    names: Some = None,
     timeout: Grace = None,
+    *,
+    everything: Everything = False,
     socket: Socket = "",
 ) -> None:
     """Run containers that `orlop run` made again, running or not: with new ids, and fresh files."""
-    from orlop.cli import containers, session
+    from orlop.cli import choosing, containers, session
 
-    session.run_async(lambda: containers.restart_command(socket, names, timeout))
+    chosen = choosing.Chosen(names or (), everything)
+    session.run_async(lambda: containers.restart_command(socket, chosen, timeout))
 
 
 @app.command()
@@ -104,8 +120,12 @@ def rename(
 
 
 @app.command()
-def port(name: Name, socket: Socket = "") -> None:
+def port(
+    name: Name,
+    inside: Annotated[str, typer.Argument(help="Only this one, PORT[/udp].", show_default=False)] = "",
+    socket: Socket = "",
+) -> None:
     """The ports of this machine that lead into a pod."""
     from orlop.cli import containers, session
 
-    session.run_async(lambda: containers.port_command(socket, name))
+    session.run_async(lambda: containers.port_command(socket, name, inside))

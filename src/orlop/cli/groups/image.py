@@ -14,7 +14,9 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command()
 def pull(
     image: Annotated[str, typer.Argument(help="The image, by tag or digest.")],
-    credentials: Annotated[str, typer.Option("--credentials", help="USER:PASSWORD for its registry.")] = "",
+    credentials: Annotated[
+        str, typer.Option("--credentials", "--creds", help="USER:PASSWORD for its registry.")
+    ] = "",
     quiet: Quiet = False,
     socket: Socket = "",
 ) -> None:

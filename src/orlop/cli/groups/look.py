@@ -16,6 +16,7 @@ from orlop.cli.parameters import (
     Name,
     Names,
     Quiet,
+    ShortFormat,
     Socket,
     Some,
     Whole,
@@ -92,8 +93,8 @@ def ps(
 @app.command()
 def inspect(
     names: Names,
-    format: FormatText = "",  # noqa: A002 - the option's name
-    kind: Annotated[KindChoice, typer.Option("--type", help="What it is.")] = KindChoice.all,
+    format: ShortFormat = "",  # noqa: A002 - the option's name
+    kind: Annotated[KindChoice, typer.Option("--type", "-t", help="What it is.")] = KindChoice.all,
     socket: Socket = "",
 ) -> None:
     """Everything about containers, pods or images, as JSON; with --format in podman's words."""

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from orlop.cli.groups import container, image, look, running
-from orlop.cli.parameters import PASS_THROUGH, FormatText, Names, Socket
+from orlop.cli.groups import container, image, look, pod, running
+from orlop.cli.parameters import PASS_THROUGH, Names, ShortFormat, Socket
 
 images = typer.Typer(rich_markup_mode=None, help="What is done with images.", no_args_is_help=True)
 containers = typer.Typer(rich_markup_mode=None, help="What is done with containers.", no_args_is_help=True)
@@ -39,7 +39,7 @@ def container_exists(
 
 
 def _inspect(kind: look.KindChoice) -> Callable[[list[str], str, str], None]:
-    def inspect(names: Names, format: FormatText = "", socket: Socket = "") -> None:  # noqa: A002
+    def inspect(names: Names, format: ShortFormat = "", socket: Socket = "") -> None:  # noqa: A002
         look.inspect(names, format, kind, socket)
 
     inspect.__doc__ = look.inspect.__doc__
@@ -54,6 +54,7 @@ def _named(app: typer.Typer, **commands: Callable[..., Any]) -> None:
 _named(
     images,
     ls=image.images,
+    list=image.images,
     pull=image.pull,
     rm=image.rmi,
     tag=image.tag,
@@ -68,6 +69,8 @@ for _name, _command in (("run", running.run), ("exec", container.exec_)):
 _named(
     containers,
     ls=look.ps,
+    list=look.ps,
+    ps=look.ps,
     inspect=_inspect(look.KindChoice.container),
     diff=look.diff,
     logs=look.logs,
@@ -82,3 +85,16 @@ _named(
     stop=container.stop,
     rm=container.rm,
 )
+_named(pod.app, list=pod.list_, ps=pod.list_, inspect=_inspect(look.KindChoice.pod))
+
+
+@pod.app.command("exists")
+def pod_exists(
+    name: Annotated[str, typer.Argument(help="Id, start of an id, or name.", show_default=False)],
+    socket: Socket = "",
+) -> None:
+    """Exit code 0 when there is such a pod, 1 when not."""
+    from orlop.cli import pods as commands
+    from orlop.cli import session
+
+    raise typer.Exit(session.run_async(lambda: commands.exists_command(socket, name)))

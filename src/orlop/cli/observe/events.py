@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from orlop.cli.filters import Test, matches
+from orlop.cli.filters import parse as checked
+from orlop.cli.formats import Row, TextTemplate
 from orlop.client import session
 from orlop.client.calls import CriClient
 from orlop.client.events import Told, happening
@@ -16,6 +19,17 @@ from orlop.host.tasks import beside
 from orlop.native.api import native_v1_pb2 as native
 
 _HEALTH = "health_status"
+FILTERS = ("event", "type", "container", "pod")
+_TESTS: dict[str, Test] = {
+    "event": lambda one, text: one.event == text,
+    "type": lambda one, text: one.row()["Type"] == text,
+    "container": lambda one, text: bool(one.container) and _is_called(one.id, one.container, text),
+    "pod": lambda one, text: text in (one.pod, one.pod.rpartition("/")[2]),
+}
+
+
+def _is_called(own: str, name: str, text: str) -> bool:
+    return text == name or (len(text) >= 3 and own.startswith(text))
 
 
 class Happening(NamedTuple):
@@ -30,24 +44,61 @@ class Happening(NamedTuple):
     reason: str = ""
     health: str = ""
 
-    def show(self, *, as_json: bool) -> None:
-        """Print it as one line."""
-        when = datetime.fromtimestamp(self.at / 1e9, UTC).isoformat(timespec="milliseconds")
-        if as_json:
-            print(json.dumps(self._asdict() | {"time": when}), flush=True)
-            return
+    @property
+    def when(self) -> str:
+        """As RFC 3339 has it."""
+        return datetime.fromtimestamp(self.at / 1e9, UTC).isoformat(timespec="milliseconds")
+
+    def row(self) -> Row:
+        """By the names of podman's fields."""
+        return {
+            "Time": self.when,
+            "Type": "container" if self.container else "pod",
+            "Status": self.event,
+            "ID": self.id,
+            "Name": self.container or self.pod,
+            "PodName": self.pod,
+            "ContainerExitCode": self.exit_code,
+            "Reason": self.reason,
+            "HealthStatus": self.health,
+        }
+
+    def line(self) -> str:
+        """For people."""
         ending = f"  {self.health}" if self.health else ""
         if self.exit_code is not None:
             ending = f"  exit code {self.exit_code} {self.reason}".rstrip()
         where = f"{self.pod} {self.container}".rstrip()
-        print(f"{when}  {self.event:<13} {self.id[:13]}  {where}{ending}", flush=True)
+        return f"{self.when}  {self.event:<13} {self.id[:13]}  {where}{ending}"
 
 
-async def events_command(socket: str, *, follow: bool, as_json: bool) -> None:
+class Telling:
+    """Prints events that ``filters`` let pass: a line for each, an object for ``json``, or by a template."""
+
+    def __init__(self, text: str, filters: Sequence[str]) -> None:
+        self._filters = checked(filters, FILTERS)
+        self._json = text == "json"
+        self._template = TextTemplate(text) if text and not self._json else None
+        if self._template is not None:
+            self._template.check(Happening(0, "", "", "", "").row())
+
+    def show(self, found: Iterable[Happening]) -> None:
+        """Print them in their order."""
+        for one in sorted(found, key=lambda one: one.at):
+            if matches(one, self._filters, _TESTS):
+                print(self._text(one), flush=True)
+
+    def _text(self, one: Happening) -> str:
+        if self._json:
+            return json.dumps(one._asdict() | {"time": one.when})
+        return one.line() if self._template is None else self._template.fill(one.row())
+
+
+async def events_command(socket: str, telling: Telling, *, follow: bool) -> None:
     """``orlop events``: what is known of what exists; with ``follow``, what happens from then on as well."""
     async with session.connect(socket) as client:
         if not follow:
-            _tell(await _past(client), as_json=as_json)
+            telling.show(await _past(client))
             return
         stream = happening(client)
 
@@ -56,15 +107,10 @@ async def events_command(socket: str, *, follow: bool, as_json: bool) -> None:
 
         # Asked for before the past is: what happens in between may be there twice, but is never missed.
         async with beside(one()) as first:
-            _tell(await _past(client), as_json=as_json)
-            _tell([_happening(await first)], as_json=as_json)
+            telling.show(await _past(client))
+            telling.show([_happening(await first)])
         async for event in stream:
-            _tell([_happening(event)], as_json=as_json)
-
-
-def _tell(found: list[Happening], *, as_json: bool) -> None:
-    for one in sorted(found, key=lambda one: one.at):
-        one.show(as_json=as_json)
+            telling.show([_happening(event)])
 
 
 async def _past(client: CriClient) -> list[Happening]:
