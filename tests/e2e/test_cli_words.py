@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -175,3 +177,21 @@ def test_all_that_is_ours_and_nothing_of_a_kubelet(cli: Cli) -> None:
     for wrong in (("stop",), ("stop", "-a", "x")):
         assert cli(*wrong, check=False).code == 2
     cli.node.remove_pod(pod)
+
+
+def test_who_reads_changes_slowly_keeps_nobody_from_removing_the_container(cli: Cli) -> None:
+    # More than what is under way between the daemon and who reads.
+    make = "mkdir /many; cd /many; i=0; while [ $i -lt 6000 ]; do : > $p$i; i=$((i+1)); done; cd /"
+    again = f"p=$(printf %0200d 7); {make}; echo done; exec sleep 100000"
+    cli("run", "-d", "--name", "slowly", "--handler", "process", BUSYBOX, "sh", "-c", again)
+    until(lambda: "done" in cli("logs", "slowly").out, "it writes nothing")
+    with orlop.blocking.connect(cli.node.socket) as node:
+        container = node.container("slowly")
+        assert len([one for one in container.changes() if one.path.startswith("/many/")]) == 6000
+        told = iter(container.changes())
+        first = next(told)
+        cli("rm", "-f", "slowly")
+        # All of it, or that it is gone: whatever comes, an end comes.
+        with contextlib.suppress(orlop.errors.OrlopError):
+            assert first.path not in [one.path for one in told]
+    until(lambda: container.id not in Path("/proc/self/mountinfo").read_text(), "it is still mounted")

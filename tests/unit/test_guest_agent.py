@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +18,11 @@ from orlop.guest.answer import Answer
 from orlop.guest.loop import Loop
 from orlop.guest.streams.table import Streaming
 from orlop.wire import messages
+from orlop.wire.framing import Frame, Kind, Parser, preamble
 from orlop.wire.messages import Delete
+from tests.patience import PATIENCE
+
+NONCE = b"0123456789abcdef"
 
 
 class Stuck:
@@ -152,3 +158,41 @@ def test_what_does_not_stand_still_goes_on(agent: Agent, monkeypatch: pytest.Mon
     stuck.status = "stopped"
     turn(agent)
     assert "changed meanwhile" in said[1]["error"]["message"]
+
+
+def changed(agent: Agent, entry: Any, sent: bytearray) -> tuple[list[dict[str, Any]], bytes]:
+    """What the agent answers, and tells on the stream until that ends."""
+    agent.containers["c"] = entry
+    agent.streaming.send = sent.extend
+    agent.streaming.flowing = True
+    said: list[dict[str, Any]] = []
+    answer = Answer(lambda payload: said.append(json.loads(payload)))
+    agent.changes(messages.Changes(id="c", stream=7), answer)
+    limit = time.monotonic() + 20 * PATIENCE
+    frames: list[Frame] = []
+    while not (said and frames and frames[-1].kind is Kind.EOF):
+        assert time.monotonic() < limit, said
+        agent.loop.run_once(0.05)
+        frames = Parser(NONCE).feed(preamble(NONCE) + bytes(sent))
+    told = b"".join(one.payload for one in frames if one.kind is Kind.DATA)
+    return said, told
+
+
+def test_changes_are_told_by_a_process_of_its_own(agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "upper/etc").mkdir(parents=True)
+    (tmp_path / "upper/etc/new").touch()
+    (tmp_path / "layer/etc").mkdir(parents=True)
+    entry = SimpleNamespace(
+        spec=SimpleNamespace(id="c"), upper=f"{tmp_path}/upper", layers=(f"{tmp_path}/layer",)
+    )
+    said, told = changed(agent, entry, bytearray())
+    assert said == [{"ok": {}}] and told == b"C/etc\0A/etc/new\0"
+    entry.upper = f"{tmp_path}/none"
+    agent.streaming.table.clear()
+    said, told = changed(agent, entry, bytearray())
+    assert said[0]["error"]["code"] == "failed_precondition" and "No such file" in said[0]["error"]["message"]
+    assert told == b""
+    entry.upper = ""
+    with pytest.raises(messages.Refused, match="no image"):
+        agent.changes(messages.Changes(id="c", stream=8), Answer(lambda payload: None))
+    assert 8 not in agent.streaming.table
