@@ -164,17 +164,19 @@ class Container:
         """What it has written; with ``follow`` also what it writes, until it has ended."""
         return self._loop.iterate(self._container.logs(follow=follow, tail=tail, since=since, until=until))
 
-    def put(self, path: str, source: bytes | Path) -> None:
+    def put(self, path: str, source: bytes | Path, *, progress: Progress | None = None) -> None:
         """Write a file, or copy a directory of this machine, to ``path``."""
-        self._loop.call(self._container.put(path, source))
+        self._loop.call(self._container.put(path, source, progress=progress))
 
     def get(self, path: str) -> bytes:
         """What a file holds."""
         return self._loop.call(self._container.get(path))
 
-    def fetch(self, path: str, directory: Path, *, limit: int = MAX_FETCHED) -> Path:
+    def fetch(
+        self, path: str, directory: Path, *, limit: int = MAX_FETCHED, progress: Progress | None = None
+    ) -> Path:
         """Copy a file or a directory out of the container into ``directory``; its place there."""
-        return self._loop.call(self._container.fetch(path, directory, limit=limit))
+        return self._loop.call(self._container.fetch(path, directory, limit=limit, progress=progress))
 
     def changes(self) -> Iterator[FileChange]:
         """What it has changed in its image's files, a directory before what is in it."""

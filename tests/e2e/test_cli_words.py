@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +25,14 @@ def cli(shared_node: Node) -> Iterator[Cli]:
 
 
 def test_health_is_looked_at_by_the_daemon_over_its_restart(cli: Cli) -> None:
-    check = ("--health-cmd", "test -e /well || { echo no file; false; }", "--health-interval", "1s")
+    check = (
+        "--health-cmd",
+        "test -e /well || { echo no file; false; }",
+        "--health-interval",
+        "1s",
+        "--health-timeout",
+        "10m",
+    )
     cli("run", "-d", "--name", "patient", *check, "--health-retries", "1", BUSYBOX, *FOREVER, timeout=200)
     assert cli("wait", "--condition", "unhealthy", "patient").out == "-1\n"
     row = ("--filter", "name=^patient$", "--format", "{{.Status}} {{.Health}}")
@@ -195,3 +204,20 @@ def test_who_reads_changes_slowly_keeps_nobody_from_removing_the_container(cli: 
         with contextlib.suppress(orlop.errors.OrlopError):
             assert first.path not in [one.path for one in told]
     until(lambda: container.id not in Path("/proc/self/mountinfo").read_text(), "it is still mounted")
+
+
+def test_a_shell_completes_what_there_is(cli: Cli) -> None:
+    cli("pod", "create", "completed-pod", "--handler", "process")
+    cli("run", "-d", "--pod", "completed-pod", "--name", "completed", BUSYBOX, *FOREVER)
+
+    def offered(*words: str) -> list[str]:
+        asked = {"_ORLOP_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words)}
+        asked["COMP_CWORD"] = str(len(words) - 1)
+        argv = [sys.executable, "-m", "orlop.cli.main"]
+        done = subprocess.run(argv, env={**cli.env, **asked}, capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    assert offered("orlop", "stop", "complet") == ["completed"]
+    assert offered("orlop", "pod", "rm", "complet") == ["completed-pod"]
+    assert BUSYBOX in offered("orlop", "rmi", BUSYBOX[:5]) and "healthcheck" in offered("orlop", "health")
+    cli("pod", "rm", "-f", "completed-pod")

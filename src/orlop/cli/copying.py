@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from orlop.cli import output
 from orlop.cli.problems import CliError
 from orlop.client import archive, session
 from orlop.client.container import Container
@@ -39,7 +40,8 @@ async def _in(container: Container, source: Path, path: str) -> None:
     # As cp(1) does: into a directory that is there, else under that name.
     if path.endswith("/") or (await container.exec("test", "-d", path)).exit_code == 0:
         path = f"{path.rstrip('/')}/{source.resolve().name}"
-    await container.put(path, source)
+    with output.bar(f"copying {source.name}") as show:
+        await container.put(path, source, progress=show)
 
 
 async def _out(container: Container, path: str, target: Path) -> None:
@@ -50,5 +52,7 @@ async def _out(container: Container, path: str, target: Path) -> None:
         raise CliError(f"there is no directory {final.parent} on this machine")
     # What comes is put together beside its place: a copy that fails half-way leaves what was there.
     with tempfile.TemporaryDirectory(prefix=".orlop-cp-", dir=final.parent) as making:
-        fetched = await container.fetch(path, Path(making))
+        with output.bar(f"copying {archive.name(path)}") as show:
+            # How much there is of it only the container knows.
+            fetched = await container.fetch(path, Path(making), progress=lambda done, _: show(done, None))
         await asyncio.to_thread(os.replace, fetched, final)

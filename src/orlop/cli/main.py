@@ -20,6 +20,7 @@ from orlop.cli.parameters import (
     Json,
     LongFilter,
     Name,
+    PodName,
     Socket,
     Target,
 )
@@ -123,7 +124,7 @@ def events(
 
 @app.command()
 def debug(
-    pod: Name,
+    pod: PodName,
     target: Target = None,
     format: Format = FormatChoice.text,  # noqa: A002 - the option's name
     socket: Socket = "",
@@ -138,7 +139,7 @@ def debug(
 
 @app.command()
 def report(
-    pod: Name,
+    pod: PodName,
     target: Target = None,
     format: Format = FormatChoice.text,  # noqa: A002 - the option's name
     socket: Socket = "",

@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from orlop.cli import completing
+
 PASS_THROUGH = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
 """For commands whose last words are another command's."""
 
@@ -39,8 +41,23 @@ class YesNo(StrEnum):
 Socket = Annotated[
     str, typer.Option("--socket", help="The daemon's socket.", envvar="ORLOP_SOCKET", show_default=False)
 ]
-Name = Annotated[str, typer.Argument(help="Id, start of an id, or name.", show_default=False)]
-Names = Annotated[list[str], typer.Argument(help="Ids, starts of ids, or names.", show_default=False)]
+_ONE, _SEVERAL = "Id, start of an id, or name.", "Ids, starts of ids, or names."
+Name = Annotated[str, typer.Argument(help=_ONE, show_default=False, autocompletion=completing.containers)]
+Names = Annotated[
+    list[str], typer.Argument(help=_SEVERAL, show_default=False, autocompletion=completing.containers)
+]
+PodName = Annotated[str, typer.Argument(help=_ONE, show_default=False, autocompletion=completing.pods)]
+PodNames = Annotated[
+    list[str], typer.Argument(help=_SEVERAL, show_default=False, autocompletion=completing.pods)
+]
+ImageName = Annotated[
+    str,
+    typer.Argument(help="An image, by name or id.", show_default=False, autocompletion=completing.images),
+]
+ImageNames = Annotated[
+    list[str],
+    typer.Argument(help="Images, by name or id.", show_default=False, autocompletion=completing.images),
+]
 ConfigFile = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads this at run time
     typer.Option("--config", help="The daemon's configuration file.", show_default=False),
@@ -72,7 +89,9 @@ EventFormat = Annotated[
     ),
 ]
 Whole = Annotated[bool, typer.Option("--no-trunc", help="Cut nothing.")]
-Some = Annotated[Many, typer.Argument(help="Ids, starts of ids, or names.", show_default=False)]
+Some = Annotated[
+    Many, typer.Argument(help=_SEVERAL, show_default=False, autocompletion=completing.containers)
+]
 Json = Annotated[bool, typer.Option("--json", help="The daemon's answer as JSON.")]
 Grace = Annotated[
     Optional[int],  # noqa: UP045 - typer reads this at run time

@@ -18,6 +18,7 @@ from orlop.client import again, archive, logs
 from orlop.client.calls import CriClient, NativeClient
 from orlop.client.channels import STDOUT, Channels, Read
 from orlop.client.facts import ContainerFacts, FileChange, Result
+from orlop.client.images import Progress
 from orlop.client.launch import STOP_TIMEOUT
 from orlop.client.session import STATES, container_status, name_of
 from orlop.client.websocket import CHUNK
@@ -216,16 +217,22 @@ class Container:
                     yield line
                 skip -= 1
 
-    async def put(self, path: str, source: bytes | Path) -> None:
+    async def put(self, path: str, source: bytes | Path, *, progress: Progress | None = None) -> None:
         """Write a file, or copy a directory of this machine, to ``path``.
 
-        The image must have ``tar``; the directory that ``path`` lies in is made.
+        The image must have ``tar``; the directory that ``path`` lies in is made. ``progress`` is told how
+        many bytes were sent, and how many there are in all.
         """
         script = 'mkdir -p -- "$1" && exec tar -x -f - -C "$1"'
         with tempfile.SpooledTemporaryFile(MAX_IN_MEMORY) as file:
             await asyncio.to_thread(archive.pack, source, path, file)
 
+            total = file.seek(0, os.SEEK_END)
+            file.seek(0)
+
             async def read() -> bytes:
+                if progress is not None:
+                    progress(file.tell(), total)
                 return await asyncio.to_thread(file.read, CHUNK)
 
             async with (
@@ -238,12 +245,15 @@ class Container:
         """What a file holds, up to 64 MiB."""
         return (await self.exec("cat", "--", path)).check().stdout
 
-    async def fetch(self, path: str, directory: Path, *, limit: int = MAX_FETCHED) -> Path:
+    async def fetch(
+        self, path: str, directory: Path, *, limit: int = MAX_FETCHED, progress: Progress | None = None
+    ) -> Path:
         """Copy a file or a directory out of the container into ``directory``, which is made; its place there.
 
         The image must have ``tar``. Nothing is written outside of ``directory``, whatever the container
         sends; devices and set-user-id bits are not taken over (PEP 706's ``data`` filter). More than
-        ``limit`` bytes raise ResourceExhausted.
+        ``limit`` bytes raise ResourceExhausted. ``progress`` is told how many bytes
+        came, and 0 for all that there are, which nobody knows.
         """
         name = archive.name(path)
         command = ("tar", "-c", "-f", "-", "-C", archive.parent(path), "--", name)
@@ -255,6 +265,8 @@ class Container:
                         words += data[: MAX_WORDS - len(words)]
                         continue
                     await asyncio.to_thread(file.write, data)
+                    if progress is not None:
+                        progress(file.tell(), 0)
                     if file.tell() > limit:
                         raise ResourceExhausted(f"{path} is more than {limit >> 20} MiB: give a larger limit")
                 Result(await process.wait(), stderr=bytes(words)).check()

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import Filter, FormatText, Json, Many, Quiet, Socket, Whole, YesNo
+from orlop.cli.parameters import (
+    Filter,
+    FormatText,
+    ImageName,
+    ImageNames,
+    Json,
+    Many,
+    Quiet,
+    Socket,
+    Whole,
+    YesNo,
+)
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -52,7 +63,7 @@ def images(
 
 @app.command()
 def rmi(
-    names: Annotated[list[str], typer.Argument(help="Images, by name or id.", show_default=False)],
+    names: ImageNames,
     force: Annotated[bool, typer.Option("--force", "-f", help="By its id, with all of its names.")] = False,
     ignore: Annotated[bool, typer.Option("--ignore", "-i", help="Also where there is none.")] = False,
     socket: Socket = "",
@@ -66,7 +77,7 @@ def rmi(
 
 @app.command()
 def tag(
-    image: Annotated[str, typer.Argument(help="An image, by name or id.", show_default=False)],
+    image: ImageName,
     names: Annotated[list[str], typer.Argument(help="More names for it.", show_default=False)],
     socket: Socket = "",
 ) -> None:
@@ -79,7 +90,7 @@ def tag(
 
 @app.command()
 def untag(
-    image: Annotated[str, typer.Argument(help="An image, by name or id.", show_default=False)],
+    image: ImageName,
     names: Annotated[Many, typer.Argument(help="Names of it; all else.", show_default=False)] = None,
     socket: Socket = "",
 ) -> None:
@@ -107,7 +118,7 @@ def load(
 
 @app.command()
 def save(
-    images: Annotated[list[str], typer.Argument(help="Images, by name or id.", show_default=False)],
+    images: ImageNames,
     file: Annotated[str, typer.Option("--output", "-o", help="A file, or stdout.")] = "-",
     quiet: Quiet = False,
     socket: Socket = "",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from orlop.cli.groups import container, image, look, pod, running
-from orlop.cli.parameters import PASS_THROUGH, Names, ShortFormat, Socket
+from orlop.cli.parameters import PASS_THROUGH, ImageName, Name, Names, PodName, ShortFormat, Socket
 
 images = typer.Typer(rich_markup_mode=None, help="What is done with images.", no_args_is_help=True)
 containers = typer.Typer(rich_markup_mode=None, help="What is done with containers.", no_args_is_help=True)
@@ -16,7 +16,7 @@ containers = typer.Typer(rich_markup_mode=None, help="What is done with containe
 
 @images.command("exists")
 def image_exists(
-    name: Annotated[str, typer.Argument(help="An image, by name or id.", show_default=False)],
+    name: ImageName,
     socket: Socket = "",
 ) -> None:
     """Exit code 0 when the image is here, 1 when not."""
@@ -28,7 +28,7 @@ def image_exists(
 
 @containers.command("exists")
 def container_exists(
-    name: Annotated[str, typer.Argument(help="Id, start of an id, or name.", show_default=False)],
+    name: Name,
     socket: Socket = "",
 ) -> None:
     """Exit code 0 when there is such a container, 1 when not."""
@@ -90,7 +90,7 @@ _named(pod.app, list=pod.list_, ps=pod.list_, inspect=_inspect(look.KindChoice.p
 
 @pod.app.command("exists")
 def pod_exists(
-    name: Annotated[str, typer.Argument(help="Id, start of an id, or name.", show_default=False)],
+    name: PodName,
     socket: Socket = "",
 ) -> None:
     """Exit code 0 when there is such a pod, 1 when not."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import FormatText, Json, Names, Quiet, Socket, Whole
+from orlop.cli.parameters import FormatText, Json, PodNames, Quiet, Socket, Whole
 from orlop.cli.words import LimitWords, PodWords, spread
 
 app = typer.Typer(rich_markup_mode=None, help="Pods for several containers.", no_args_is_help=True)
@@ -44,7 +44,7 @@ def list_(
 
 
 @app.command()
-def stop(names: Names, socket: Socket = "") -> None:
+def stop(names: PodNames, socket: Socket = "") -> None:
     """End pods and everything in them; what they wrote stays to be looked at."""
     from orlop.cli import pods, session
 
@@ -53,7 +53,7 @@ def stop(names: Names, socket: Socket = "") -> None:
 
 @app.command()
 def rm(
-    names: Names,
+    names: PodNames,
     force: Annotated[bool, typer.Option("--force", "-f", help="Also with running containers.")] = False,
     socket: Socket = "",
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from orlop.cli import completing
 from orlop.cli.parameters import PASS_THROUGH, Many, Restart, Socket
 from orlop.cli.words import ContainerWords, LimitWords, PodWords, spread
 
@@ -24,10 +25,24 @@ class PullChoice(StrEnum):
     never = "never"
 
 
+_Image = Annotated[
+    str,
+    typer.Argument(
+        help="The image, for example docker.io/library/busybox.", autocompletion=completing.images
+    ),
+]
+_Pod = Annotated[
+    str,
+    typer.Option(
+        "--pod", help="A pod that is there, instead of one of its own.", autocompletion=completing.pods
+    ),
+]
+
+
 @app.command(context_settings=PASS_THROUGH)
 @spread
 def run(
-    image: Annotated[str, typer.Argument(help="The image, for example docker.io/library/busybox.")],
+    image: _Image,
     command: Annotated[Many, typer.Argument(help="Instead of the image's own.")] = None,
     *,
     interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Hand stdin through.")] = False,
@@ -36,7 +51,7 @@ def run(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it and return.")] = False,
     name: Annotated[str, typer.Option("--name", help="Its name.")] = "",
     replace_: Annotated[bool, typer.Option("--replace", help="Remove the one of this name first.")] = False,
-    pod: Annotated[str, typer.Option("--pod", help="A pod that is there, instead of one of its own.")] = "",
+    pod: _Pod = "",
     cidfile: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads this at run time
         typer.Option("--cidfile", help="Where to write its id; a new file.", show_default=False),
