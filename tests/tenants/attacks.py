@@ -20,6 +20,7 @@ from tests.tenants.world import (
     GATEWAY,
     METADATA,
     NODES,
+    NOWHERE,
     OUTSIDE,
     PORT,
     SERVICE,
@@ -230,6 +231,9 @@ ATTACKS: dict[str, Attack] = {
     ),
     "a pod of no tenant": Attack(
         blue(), datagram("10.64.2.5"), lambda world: udp(world.nodes[2].plain), (here("cluster"),)
+    ),
+    "an address of the own range that no node has": Attack(
+        blue(), datagram(NOWHERE), at_world, (here("own-range"),)
     ),
     "metadata of the cloud": Attack(
         blue(), datagram(METADATA), at_world, (here("link-local"), here("egress-deny"))

@@ -34,6 +34,8 @@ NODES = {1: "192.0.2.11", 2: "192.0.2.12"}
 CLOSED = ("10.64.0.0/16", "10.96.0.0/16")
 GATEWAY, OUTSIDE, DENIED, METADATA = "192.0.2.1", "203.0.113.1", "203.0.113.66", "169.254.169.254"
 SERVICE = "10.96.0.1"
+NOWHERE = "10.0.77.7"
+"""Of the tenants' range and no node's block; the world has it, too."""
 PLAIN = {1: "10.64.1.5", 2: "10.64.2.5"}
 """Pods of no tenant."""
 TENANTS = {"blue": 42, "green": 43}
@@ -196,6 +198,8 @@ class TestNode:
         """Take it down."""
         for network in self.networks.values():
             await self.kernel.take_down(network.namespace, network.uplink)
+        for router in [*self.routers.glob("*")]:
+            await netns.delete(router)
         for lease in self.leases:
             await netns.delete(Path(lease.netns))
         await netns.delete(self.plain)
@@ -223,7 +227,7 @@ class World:
         """The nodes alone."""
         await netns.create(self.lan)
         command(self.lan, "ip", "link", "add", "lan0", "type", "bridge")
-        for address in (f"{GATEWAY}/24", f"{OUTSIDE}/32", f"{DENIED}/32", f"{METADATA}/32"):
+        for address in (f"{GATEWAY}/24", f"{OUTSIDE}/32", f"{DENIED}/32", f"{METADATA}/32", f"{NOWHERE}/32"):
             command(self.lan, "ip", "address", "add", address, "dev", "lan0")
         command(self.lan, "ip", "link", "set", "lan0", "up")
         for number, node in self.nodes.items():

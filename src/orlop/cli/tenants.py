@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,18 +111,41 @@ async def kubeconfig_command(
 
 def operator_command(kubeconfig: Path | None, context: str | None, handlers: tuple[str, ...]) -> None:
     """``orlop tenants operator``: until SIGTERM or SIGINT."""
+    _serve(lambda: _operate(kubeconfig, context, handlers))
+
+
+def agent_command(
+    kubeconfig: Path | None,
+    context: str | None,
+    node: str,
+    closed: tuple[str, ...],
+    *,
+    port: int,
+    programs: Path | None,
+) -> None:
+    """``orlop tenants agent``: until SIGTERM or SIGINT."""
+
+    async def work() -> None:
+        async with _connected(kubeconfig, context) as api:
+            from orlop.tenants.nodeagent import AgentPlaces, serve
+            from orlop.tenants.nodeview import NodeView
+
+            await serve(NodeView(api, node, closed=closed, port=port), AgentPlaces(programs=programs))
+
+    _serve(work)
+
+
+def _serve(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # It would log each call.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
-        session.run_async(lambda: _operate(kubeconfig, context, handlers))
+        session.run_async(lambda: _until_ended(work))
     except* CliError as group:
         raise CliError("; ".join(map(str, group.exceptions))) from group
 
 
-async def _operate(kubeconfig: Path | None, context: str | None, handlers: tuple[str, ...]) -> None:
-    # Of two pods on one node, and of two in one pod, each has another one.
-    identity = f"{os.environ.get('HOSTNAME') or socket.gethostname()}_{uuid.uuid4()}"
+async def _until_ended(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     ended = False
 
@@ -135,17 +158,23 @@ async def _operate(kubeconfig: Path | None, context: str | None, handlers: tuple
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     try:
-        async with _connected(kubeconfig, context) as api:
-            from orlop.tenants.lease import LeaseLost
-            from orlop.tenants.operating import HANDLERS, Operator
-
-            try:
-                await Operator(api, HANDLERS | frozenset(handlers)).run(identity)
-            except* LeaseLost as lost:
-                raise CliError("; ".join(str(one) for one in _leaves(lost))) from lost
+        await work()
     except asyncio.CancelledError:
         if not ended:
             raise
+
+
+async def _operate(kubeconfig: Path | None, context: str | None, handlers: tuple[str, ...]) -> None:
+    # Of two pods on one node, and of two in one pod, each has another one.
+    identity = f"{os.environ.get('HOSTNAME') or socket.gethostname()}_{uuid.uuid4()}"
+    async with _connected(kubeconfig, context) as api:
+        from orlop.tenants.lease import LeaseLost
+        from orlop.tenants.operating import HANDLERS, Operator
+
+        try:
+            await Operator(api, HANDLERS | frozenset(handlers)).run(identity)
+        except* LeaseLost as lost:
+            raise CliError("; ".join(str(one) for one in _leaves(lost))) from lost
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:

@@ -95,14 +95,14 @@ class TenantAgent:
                 return None
             if not Path(attempt.netns).exists():
                 raise NotFound(f"the network namespace {attempt.netns} does not exist")
+            if (former := self._records.find(attempt.container, attempt.interface)) is not None:
+                await uncancelled(self._release(former))
             async with self._turns.of(network.name):
                 lease = await uncancelled(self._add(attempt, network))
         self._cluster.told(lease)
         return lease
 
     async def _add(self, attempt: Attempt, network: LocalNetwork) -> Lease:
-        if (former := self._records.find(attempt.container, attempt.interface)) is not None:
-            await self._unplug(former)
         if self._records.network(network.name) != network:
             await self._set_up(network)
         lease = self._records.take(attempt, network, self._ground.aliases)

@@ -95,7 +95,7 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
         # Who calls a pod of its own node by its alias is seen under its own alias: itself, too.
         f"oifname {BRIDGE} ct status dnat snat to ip saddr map @aliases",
     )
-    body += _forward()
+    body += _forward(network)
     body += _chain(
         "input",
         "type filter hook input priority filter",
@@ -106,7 +106,7 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
     return _replaced("ip", TABLE, body)
 
 
-def _forward() -> str:
+def _forward(network: LocalNetwork) -> str:
     out, into = f"iifname {BRIDGE} oifname {UPLINK}", f"iifname {UPLINK} oifname {BRIDGE}"
     return _chain(
         "forward",
@@ -115,6 +115,7 @@ def _forward() -> str:
         _guard("ct state invalid", "invalid"),
         f"iifname {BRIDGE} oifname {{ {BRIDGE}, {TUNNEL} }} accept",
         f"iifname {TUNNEL} oifname {BRIDGE} accept",
+        _guard(f"{out} ip daddr {network.cidr}", "own-range"),
         _guard(f"{out} ip daddr @nodes", "nodes"),
         _guard(f"{out} ip daddr @closed", "cluster"),
         _guard(f"{out} ip daddr {{ {', '.join(_NEVER)} }}", "link-local"),

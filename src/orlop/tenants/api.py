@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +45,8 @@ class Resource(Value, frozen=True):
 
 TENANTS = Resource(group=names.GROUP, version=names.VERSION, kind="Tenant", plural="tenants")
 NETWORKS = Resource(group=names.GROUP, version=names.VERSION, kind="Network", plural="networks")
+NODES = Resource(group="", version="v1", kind="Node", plural="nodes")
+PODS = Resource(group="", version="v1", kind="Pod", plural="pods", namespaced=True)
 NAMESPACES = Resource(group="", version="v1", kind="Namespace", plural="namespaces")
 ACCOUNTS = Resource(group="", version="v1", kind="ServiceAccount", plural="serviceaccounts", namespaced=True)
 CONFIG_MAPS = Resource(group="", version="v1", kind="ConfigMap", plural="configmaps", namespaced=True)
@@ -187,10 +189,22 @@ class Api:
             )
         return made
 
-    async def merge(self, resource: Resource, name: str, change: Document) -> None:
-        """Change some fields of an object that has no namespace (JSON merge patch)."""
+    async def merge(
+        self, resource: Resource, name: str, change: Document, *, namespace: str = "", status: bool = False
+    ) -> None:
+        """Change some fields of an object (JSON merge patch).
+
+        With a ``resourceVersion`` in its metadata one that has changed since is left alone: raises Aborted.
+        """
+        target = _type_of(resource)
         with _explained():
-            await self._client.patch(_type_of(resource), name, change, patch_type=PatchType.MERGE)
+            await self._client.patch(
+                target.Status if status else target,
+                name,
+                change,
+                patch_type=PatchType.MERGE,
+                **_place(namespace),
+            )
 
     async def delete(self, document: Mapping[str, Any]) -> None:
         """Ask for the end of exactly this object; that it is gone, or another has its name, is no error."""
@@ -229,14 +243,22 @@ class Api:
 
         A connection whose other end is gone says nothing at all: begin anew from time to time.
         """
+        async with contextlib.aclosing(self.news(resource, labels=labels, namespace=namespace)) as news:
+            async for _, one in news:
+                yield one
+
+    async def news(
+        self, resource: Resource, *, labels: Mapping[str, Any] | None = None, namespace: str = "*"
+    ) -> AsyncGenerator[tuple[bool, Document], None]:
+        """As :meth:`changes`, with whether the object is there still."""
         place = {"namespace": namespace} if resource.namespaced else {}
         # From whatever the server has in memory: a quiet kind's may be older than what was written last,
         # and waiting for it to be as new can take longer than the server lets us.
         watch = self._client.watch(_type_of(resource), labels=labels, resource_version="0", **place)
         with _explained():
             async with contextlib.aclosing(watch):
-                async for _, one in watch:
-                    yield one
+                async for kind, one in watch:
+                    yield kind != "DELETED", one
 
 
 def _version(resource: Resource) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-PARTS = ("crds", "policies", "defaults", "operator")
+PARTS = ("crds", "policies", "defaults", "operator", "agent")
 """In the order in which they are applied: nothing is made before what guards it."""
 
 
@@ -30,7 +30,8 @@ def manifests(image: str, *, handlers: tuple[str, ...] = (), defaults: bool = Tr
     machine; without ``defaults`` nothing fills in a pod's RuntimeClass, as Kubernetes before 1.36 cannot.
     """
     objects = [one for name in PARTS if defaults or name != "defaults" for one in part(name)]
-    container = objects[-1]["spec"]["template"]["spec"]["containers"][0]
+    deployment = next(one for one in objects if one["kind"] == "Deployment")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
     container["image"] = image
     container["command"] += [word for handler in handlers for word in ("--handler", handler)]
     # What stands twice in them is written twice, as nobody shares it any more.

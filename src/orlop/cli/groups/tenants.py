@@ -60,6 +60,35 @@ def operator(handler: Handlers = None, kubeconfig: Kubeconfig = None, context: C
 
 
 @app.command()
+def agent(
+    node: Annotated[str, typer.Option("--node", help="The node's name in the cluster.", show_default=False)],
+    closed: Annotated[
+        list[str],
+        typer.Option(
+            "--closed",
+            help="A range of the cluster's pods or Services, which no tenant reaches. Name all of them.",
+            show_default=False,
+        ),
+    ],
+    programs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--programs",
+            help="Where CNI plug-ins are, to write orlop-tenant there for runtimes other than Orlop.",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", help="The UDP port of VXLAN, of all nodes.", min=1)] = 14789,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Be this node's agent, until ended: tenants' networks, and the CNI plug-in orlop-tenant (root)."""
+    from orlop.cli import tenants
+
+    tenants.agent_command(kubeconfig, context, node, tuple(closed), port=port, programs=programs)
+
+
+@app.command()
 def ls(as_json: Json = False, kubeconfig: Kubeconfig = None, context: Context = None) -> None:
     """List tenants."""
     from orlop.cli import session, tenants

@@ -1,0 +1,70 @@
+"""The node's agent as a process: hears the API server, keeps routers so, and serves the CNI plug-in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Final
+
+from orlop.errors import OrlopError
+from orlop.tenantnet import program
+from orlop.tenantnet.agent import TenantAgent
+from orlop.tenantnet.door import AgentDoor
+from orlop.tenantnet.kernel import OWN_NAMESPACE, NodeKernel
+from orlop.tenantnet.leases import LeaseRecords
+from orlop.tenants.nodeview import NodeView
+from orlop.value import Value
+
+log = logging.getLogger(__name__)
+
+SOCKET: Final = Path("/run/orlop-tenants/agent.sock")
+STATE: Final = Path("/var/lib/orlop-tenants")
+TOGETHER: Final = 0.2
+"""Seconds for which changes are collected."""
+PAUSE: Final = 5.0
+
+
+class AgentPlaces(Value, frozen=True):
+    """Where an agent has its socket, its records, the routers' namespaces, and its program (or none)."""
+
+    socket: Path = SOCKET
+    state: Path = STATE
+    routers: Path = Path("/run/netns")
+    programs: Path | None = None
+    node: Path = OWN_NAMESPACE
+
+
+async def serve(view: NodeView, places: AgentPlaces) -> None:
+    """Be the node's agent, until cancelled. Raises OrlopError when the node is not fit for it."""
+    await view.load()
+    kernel = NodeKernel(places.routers, places.node)
+    agent = TenantAgent(view.ground, kernel, LeaseRecords(places.state), view)
+    await agent.start()
+    door = AgentDoor(agent, places.socket)
+    await door.open()
+    if places.programs is not None:
+        program.install(places.programs, places.socket)
+    log.info("tenants' networks are served on %s", places.socket)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(view.watch())
+            await _follow(view, agent)
+    finally:
+        await door.close()
+
+
+async def _follow(view: NodeView, agent: TenantAgent) -> None:
+    """Have the routers follow what changes, and try again what could not be done."""
+    done = None
+    while True:
+        try:
+            wanted = (view.ground, view.networks)
+            if wanted != done:
+                await agent.renew(*wanted)
+                done = wanted
+            await view.changes()
+            await asyncio.sleep(TOGETHER)
+        except OrlopError as error:
+            log.warning("%s; again in %g s", error, PAUSE)
+            await asyncio.sleep(PAUSE)

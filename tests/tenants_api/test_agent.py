@@ -1,0 +1,163 @@
+"""The agents of two nodes, told by a real API server: blocks, networks, namespaces. Needs root."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orlop.host import netns
+from orlop.host.tasks import beside
+from orlop.net.plugins import PluginFailed
+from orlop.tenants import blocks, names
+from orlop.tenants.api import connect
+from orlop.tenants.nodeagent import AgentPlaces, serve
+from orlop.tenants.nodeview import NodeView
+from tests.conftest import needs_root
+from tests.tenants.agents import call, pod_namespace
+from tests.tenants.test_traffic import Server
+from tests.tenants.world import CLOSED, LIMIT, TestNode, World
+from tests.tenants_api.conftest import Ship, tenant
+from tests.tenants_api.plane import Plane, eventually
+
+pytestmark = needs_root
+
+
+def test_blocks_do_not_overlap() -> None:
+    assert blocks.free("10.0.0.0/16", ()) == "10.0.0.0/24"
+    assert blocks.free("10.0.0.0/16", ("10.0.0.0/24", "10.0.1.0/28")) == "10.0.2.0/24"
+    assert blocks.free("10.0.7.0/24", ("10.0.7.0/28",)) == "10.0.7.16/28"
+
+
+@pytest.fixture
+async def nodes(ship: Ship, tmp_path: Path) -> AsyncIterator[World]:
+    """Two machines that the API server knows as nodes."""
+    world = World(tmp_path)
+    try:
+        await world.build_nodes()
+        for node in world.nodes.values():
+            about = {"name": _name(node), "annotations": {names.ALIASES: node.ground.aliases}}
+            ship.plane.apply({"apiVersion": "v1", "kind": "Node", "metadata": about})
+            status = {"status": {"addresses": [{"type": "InternalIP", "address": node.address}]}}
+            patch = ["--subresource=status", "--type=merge", "-p", json.dumps(status)]
+            ship.plane.kubectl("patch", "node", _name(node), *patch)
+        yield world
+    finally:
+        for node in world.nodes.values():
+            ship.plane.kubectl("delete", "node", _name(node), "--ignore-not-found")
+        await world.clear()
+
+
+def _name(node: TestNode) -> str:
+    return f"machine{node.number}"
+
+
+def _socket(directory: Path, node: TestNode) -> Path:
+    return directory / f"agent{node.number}" / "agent.sock"
+
+
+@asynccontextmanager
+async def _agent(account: Plane, node: TestNode, directory: Path) -> AsyncIterator[None]:
+    """An agent as the service account that the manifests make, until the block ends."""
+    places = AgentPlaces(
+        socket=_socket(directory, node),
+        state=directory / f"agent{node.number}",
+        routers=node.routers,
+        node=node.place,
+    )
+    async with connect(account.kubeconfig) as api:
+        view = NodeView(api, _name(node), closed=CLOSED, port=node.ground.port)
+        async with beside(serve(view, places)) as serving:
+            async with asyncio.timeout(LIMIT):
+                while not places.socket.exists():
+                    assert not serving.done(), serving.result()
+                    await asyncio.sleep(0.05)
+            yield
+
+
+@pytest.fixture
+def tenants(ship: Ship) -> Iterator[tuple[str, str]]:
+    both = ("azure", "olive")
+    ship.add(*(tenant(name) for name in both))
+    yield both
+    ship.end(*both)
+
+
+def _pod(ship: Ship, name: str, namespace: str) -> str:
+    """A pod that the API server knows; its uid. Which node it is on is nobody's business here."""
+    container: dict[str, Any] = {"name": "main", "image": "busybox"}
+    ship.plane.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"containers": [container], "runtimeClassName": "vm"},
+        }
+    )
+    return str(ship.plane.json("get", "pod", name, "-n", namespace)["metadata"]["uid"])
+
+
+async def test_nodes_do_what_the_api_server_tells_them(
+    ship: Ship, nodes: World, tenants: tuple[str, str], tmp_path: Path
+) -> None:
+    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
+    first, second = nodes.nodes.values()
+    async with AsyncExitStack() as stack:
+        for node in (first, second):
+            await stack.enter_async_context(_agent(account, node, tmp_path))
+        places = {}
+        for name in tenants:
+            await asyncio.to_thread(_pod, ship, f"{name}-one", name)
+            for node in (first, second):
+                place = tmp_path / f"{name}{node.number}"
+                places[name, node.number] = await stack.enter_async_context(pod_namespace(place))
+                await call(_socket(tmp_path, node), "ADD", f"{name}-one", place, name)
+        # Whoever came first took the first block; both tenants have the same addresses.
+        for name in tenants:
+            found = ship.plane.json("get", "network", name)["status"]["blocks"]
+            assert found == {"machine1": "10.0.0.0/24", "machine2": "10.0.1.0/24"}
+            annotation = await asyncio.to_thread(_told, ship, name)
+            assert annotation in ("10.0.0.2", "10.0.1.2")
+        # The first node heard of the second's blocks; each tenant's pod is reached by its own alone.
+        for name in tenants:
+            assert await asyncio.to_thread(_asked, places[name, 1], places[name, 2], name) == name
+        with pytest.raises(PluginFailed, match="no delegate"):
+            await call(_socket(tmp_path, first), "ADD", "two", places[tenants[0], 1], "default")
+        for (name, number), place in places.items():
+            await call(_socket(tmp_path, nodes.nodes[number]), "DEL", f"{name}-one", place, name)
+
+
+def _told(ship: Ship, namespace: str) -> str:
+    def look() -> str:
+        about = ship.plane.json("get", "pod", f"{namespace}-one", "-n", namespace)["metadata"]
+        return str(about.get("annotations", {}).get(names.ADDRESS, ""))
+
+    return eventually(look)
+
+
+def _asked(one: Path, other: Path, name: str) -> str:
+    """Who answers the pod ``one`` at the address of ``other``, which another tenant's pod has as well."""
+    with Server(other, name) as server:
+        return server.asked(one, "10.0.1.2")[0]
+
+
+async def test_a_namespace_that_no_one_has_told_of_gets_no_network(
+    ship: Ship, nodes: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orlop.tenants.nodeview.KNOWN_WITHIN", 0.2)
+    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
+    node = nodes.nodes[1]
+    place = tmp_path / "pod"
+    await netns.create(place)
+    try:
+        async with _agent(account, node, tmp_path):
+            with pytest.raises(PluginFailed, match="not known on this node yet") as caught:
+                await call(_socket(tmp_path, node), "ADD", "one", place, "unheard-of")
+            assert caught.value.cni_code == 11
+    finally:
+        await netns.delete(place)
