@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.cli import units
-from orlop.client import logs, mounts, options, rights, texts
+from orlop.client import health, logs, mounts, options, rights, texts
 from orlop.client.launch import MemoryMount, NamedMount, RunOptions, container_config, pod_config
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
@@ -276,3 +276,35 @@ def test_an_argument_may_be_any_bytes(parse: Callable[[str], object], argument: 
 
 def test_a_value_may_be_any_bytes() -> None:
     assert units.parse_environment(os.fsdecode(b"A=\xff")).value == b"\xff"
+
+
+def test_health_checks_are_said_as_podman_has_them() -> None:
+    second = 1_000_000_000
+    assert json.loads(health.wish()) == {}
+    assert json.loads(health.wish("curl -f localhost || exit 1", interval="1m30s", retries=2)) == {
+        "test": ["CMD-SHELL", "curl -f localhost || exit 1"],
+        "interval": 90 * second,
+        "retries": 2,
+    }
+    for command, test in (
+        ('["a", "b c"]', ["CMD", "a", "b c"]),
+        (["a", "b c"], ["CMD", "a", "b c"]),
+        ('["CMD-SHELL", "x"]', ["CMD-SHELL", "x"]),
+        ("none", ["NONE"]),
+        (" x ", ["CMD-SHELL", "x"]),
+    ):
+        assert json.loads(health.wish(command))["test"] == test  # type: ignore[arg-type]
+    assert json.loads(health.wish("x", interval="disable", timeout=1.5, start_period="500ms")) == {
+        "test": ["CMD-SHELL", "x"],
+        "interval": 0,
+        "timeout": 3 * second // 2,
+        "start_period": second // 2,
+    }
+    for wrong in ("[", "[]", "[1]", "x\udcff"):
+        with pytest.raises(InvalidArgument):
+            health.wish(wrong)
+    for name, value in (
+        ("interval", "soon"), ("interval", "10ms"), ("timeout", "0"), ("timeout", -1.0), ("start_period", -1),
+    ):  # fmt: skip
+        with pytest.raises(InvalidArgument):
+            health.wish("x", **{name: value})  # type: ignore[arg-type]

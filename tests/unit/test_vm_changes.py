@@ -43,7 +43,7 @@ class Guest(Peer):
         return None
 
 
-async def told(guest: Guest) -> list[Change]:
+async def told(guest: Peer) -> list[Change]:
     client = await AgentClient.connect(guest.path, name="vm 1", timeout=20 * PATIENCE)
     found: list[Change] = []
     try:
