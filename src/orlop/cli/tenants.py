@@ -19,6 +19,8 @@ from orlop.cli.problems import CliError
 if TYPE_CHECKING:
     from orlop.tenants.api import Api
 
+log = logging.getLogger(__name__)
+
 EXTRA = "this needs packages that Orlop does without otherwise: pip install 'orlop[tenants]'"
 
 
@@ -171,14 +173,9 @@ async def _operate(kubeconfig: Path | None, context: str | None, handlers: tuple
         from orlop.tenants.lease import LeaseLost
         from orlop.tenants.operating import HANDLERS, Operator
 
-        try:
-            await Operator(api, HANDLERS | frozenset(handlers)).run(identity)
-        except* LeaseLost as lost:
-            raise CliError("; ".join(str(one) for one in _leaves(lost))) from lost
-
-
-def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for one in group.exceptions:
-        found += _leaves(one) if isinstance(one, BaseExceptionGroup) else [one]
-    return found
+        while True:
+            try:
+                await Operator(api, HANDLERS | frozenset(handlers)).run(identity)
+            except* LeaseLost:
+                # All its work has ended with it: it is one of those that wait, as at its start.
+                log.warning("the lease is not ours any more, which another operator may have")

@@ -63,7 +63,7 @@ class Leadership:
                     if holder == self._identity:
                         renewed = before
             if holder != self._identity or loop.time() >= renewed + DEADLINE:
-                raise LeaseLost(f"the lease is not ours any more, {self._identity} stops: start it again")
+                raise LeaseLost(f"the lease is not {self._identity}'s any more")
 
     async def release(self) -> None:
         """Give it back, so that the next one need not wait for its end."""
