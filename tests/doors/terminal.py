@@ -67,15 +67,16 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def expect(self, text: str) -> None:
+    def expect(self, text: str, *, times: int = 1) -> None:
+        """Read until ``text`` was said, so many times since the beginning."""
         limit = time.monotonic() + LIMIT
-        while text.encode() not in self.output:
+        while self.output.count(text.encode()) < times:
             assert time.monotonic() < limit, f"no {text!r} in {self.output!r}"
             if select.select([self._master], [], [], 0.2)[0]:
                 try:
                     self.output += os.read(self._master, 4096)
                 except OSError:
-                    assert text.encode() in self.output, f"no {text!r} in {self.output!r}"
+                    assert self.output.count(text.encode()) >= times, f"no {text!r} in {self.output!r}"
 
     def code(self) -> int:
         return self._process.wait(LIMIT)
