@@ -72,7 +72,7 @@ async def stopped_at_every_turn(root: Path, work: Work, *, undone: bool) -> None
         service, images = make_service(place, world)
         await service.open()
         await service.recovered()
-        await settled(service)
+        await settled(service, world, images)
         try:
             check(service, world, set(images.used))
             for pod in service.pods():
