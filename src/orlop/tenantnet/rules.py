@@ -46,6 +46,12 @@ def _guard(match: str, name: str) -> str:
     return f'{match} counter drop comment "{name}"'.lstrip()
 
 
+def _of_cluster(ground: Ground) -> str:
+    """The sets of what is the cluster's own: its nodes, and the ranges that no tenant reaches."""
+    nodes = _set("nodes", "ipv4_addr", sorted({ground.address, *ground.nodes}), ranges=True)
+    return nodes + _set("closed", "ipv4_addr", sorted({ground.aliases, *ground.closed}), ranges=True)
+
+
 def router(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> str:
     """All tables of a tenant's router."""
     return _of_frames(leases) + _of_packets(network, ground, leases)
@@ -73,8 +79,7 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
     body = _map("by_alias", [*network.elsewhere, *here])
     body += _map("aliases", [(address, alias) for alias, address in here])
     body += _set("remote", "ipv4_addr", blocks, ranges=True)
-    body += _set("nodes", "ipv4_addr", sorted({ground.address, *ground.nodes}), ranges=True)
-    body += _set("closed", "ipv4_addr", sorted({ground.aliases, *ground.closed}), ranges=True)
+    body += _of_cluster(ground)
     body += _set("allow", "ipv4_addr", network.allow, ranges=True)
     body += _set("deny", "ipv4_addr", network.deny, ranges=True)
     body += _chain(
@@ -131,8 +136,7 @@ def _forward(network: LocalNetwork) -> str:
 def node(ground: Ground) -> str:
     """The table of the node itself. Which alias is behind which link is in its routes."""
     tenants = f'iifname "{UPLINK_PREFIX}*"'
-    body = _set("nodes", "ipv4_addr", sorted({ground.address, *ground.nodes}), ranges=True)
-    body += _set("closed", "ipv4_addr", sorted({ground.aliases, *ground.closed}), ranges=True)
+    body = _of_cluster(ground)
     body += _chain(
         "raw",
         "type filter hook prerouting priority raw",
