@@ -7,6 +7,7 @@ import sys
 
 from orlop import __version__
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError, Unimplemented
+from orlop.host.leaving import leave
 from orlop.oci import plainjson
 from orlop.oci.command import options as plain
 from orlop.oci.command.options import Options
@@ -26,14 +27,8 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def command() -> NoReturn:
-    """The program: it ends without what the interpreter does at its end, which is a fifth of its time."""
-    code = main()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            continue
-    os._exit(code)
+    """The program."""
+    leave(main())
 
 
 def main(arguments: list[str] | None = None) -> int:

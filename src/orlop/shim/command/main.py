@@ -14,6 +14,7 @@ from _json import encode_basestring_ascii as quoted
 
 from orlop import __version__
 from orlop.errors import InvalidArgument, OrlopError
+from orlop.host.leaving import leave
 from orlop.shim import places
 from orlop.shim.command import protobuf, start
 from orlop.shim.command.call import call
@@ -72,14 +73,8 @@ def parsed(arguments: list[str]) -> Given:
 
 
 def command() -> NoReturn:
-    """The program: it ends without what the interpreter does at its end, which is a fifth of its time."""
-    code = main()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            continue
-    os._exit(code)
+    """The program."""
+    leave(main())
 
 
 def main(arguments: list[str] | None = None) -> int:
