@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from orlop.cli.demo.imagewriter import LayerContent, LayerWriter, Pusher, WrittenImage
-from tests.conformance import images, tools
+from tests.conformance import images
 from tests.conformance.images import E2E, PATH
 from tests.csi_life import pinned
 from tests.node_e2e import images as node_images
@@ -31,11 +31,7 @@ def sample_layer() -> LayerContent:
 
 def etcd_layer() -> LayerContent:
     """Debian's etcd, with which the sample API server keeps its objects."""
-    root = tools.debian_packages(["etcd-server", "libc6"])
-    layer = LayerWriter()
-    layer.file("usr/local/bin/etcd", (root / "usr/bin/etcd").read_bytes(), 0o755)
-    images.libraries(layer, root, "usr/bin/etcd")
-    return layer.finish()
+    return node_images.program_layer("etcd-server", "usr/bin/etcd", "usr/local/bin/etcd")
 
 
 def network_layer() -> LayerContent:

@@ -41,13 +41,18 @@ def shell_layer() -> LayerContent:
     return layer.finish()
 
 
+def program_layer(package: str, program: str, place: str) -> LayerContent:
+    """A program of Debian's at its place in the layer, with the libraries it needs."""
+    root = tools.debian_packages([package, "libc6"])
+    layer = LayerWriter()
+    layer.file(place, (root / program).read_bytes(), 0o755)
+    images.libraries(layer, root, program)
+    return layer.finish()
+
+
 def hostname_layer() -> LayerContent:
     """Debian's hostname, which asks the C library's resolver for a full name."""
-    root = tools.debian_packages(["hostname", "libc6"])
-    layer = LayerWriter()
-    layer.file("bin/hostname", (root / "bin/hostname").read_bytes(), 0o755)
-    images.libraries(layer, root, "bin/hostname")
-    return layer.finish()
+    return program_layer("hostname", "bin/hostname", "bin/hostname")
 
 
 def _store(layer: LayerWriter, directory: str, blob: WrittenBlob) -> None:
