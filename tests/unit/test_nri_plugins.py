@@ -26,7 +26,7 @@ from orlop.ttrpc.client import Client
 from orlop.ttrpc.frames import MAX_MESSAGE, LinkLost
 from orlop.ttrpc.link import connect
 from orlop.ttrpc.server import Services
-from tests.unit.pods_double import World, make_service, pod_spec
+from tests.unit.pods_double import World, pod_spec
 from tests.unit.test_pods_service import request
 from tests.unit.ttrpc_double import Echo, Streaming, links
 
@@ -131,19 +131,6 @@ class Double:
             finally:
                 await self.client.close()
                 await link.close()
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-async def service(tmp_path: Path, world: World) -> AsyncIterator[PodService]:
-    service, _ = make_service(tmp_path, world)
-    await service.open()
-    yield service
-    await service.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,6 @@ from tests.patience import PATIENCE
 from tests.unit.pods_double import DoubleConfig, World, make_service, pod_spec
 
 LONG = 3600 * SECOND
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-async def service(tmp_path: Path, world: World) -> AsyncIterator[PodService]:
-    service, _ = make_service(tmp_path, world)
-    await service.open()
-    yield service
-    await service.close()
 
 
 def wish(*test: str, **more: Any) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -24,19 +23,6 @@ from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
 from orlop.sandbox.spec import PodSpec
 from tests.unit.pods_double import World, make_service, pod_spec
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-async def service(tmp_path: Path, world: World) -> AsyncIterator[PodService]:
-    service, _ = make_service(tmp_path, world)
-    await service.open()
-    yield service
-    await service.close()
 
 
 def named(name: str, uid: str = "") -> PodSpec:
