@@ -30,13 +30,14 @@ def conflist(
     version: str = "1.0.0",
     masquerade: bool = True,
     ports: bool = True,
+    last: str = "",
 ) -> dict[str, Any]:
     """The document; ``leases`` is the directory of given addresses, ``ports`` whether ports of the node lead
-    to pods."""
+    to pods, ``last`` the last address to give."""
     ipam = {
         "type": "host-local",
         "dataDir": os.fspath(leases),
-        "ranges": [[{"subnet": subnet}]],
+        "ranges": [[{"subnet": subnet, **({"rangeEnd": last} if last else {})}]],
         "routes": [{"dst": "0.0.0.0/0"}],
     }
     bridging = {
@@ -49,6 +50,13 @@ def conflist(
     }
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
     return {"cniVersion": version, "name": name, "plugins": [bridging, portmap] if ports else [bridging]}
+
+
+def for_tenants(network: dict[str, Any]) -> dict[str, Any]:
+    """The same with the networks of tenants: its first plug-in has the pods of no tenant."""
+    first, *others = network["plugins"]
+    tenants = {"type": "orlop-tenant", "orlop.socket": "/run/orlop-tenants/agent.sock", "delegate": first}
+    return {**network, "plugins": [tenants, *others]}
 
 
 def write(directory: Path, document: dict[str, Any]) -> Path:

@@ -136,6 +136,7 @@ def member(directory: Path, node: Place) -> subprocess.Popen[bytes]:
     """A node in an enclosure of its own, within this one."""
     place = directory / node.name
     place.mkdir(0o711)
+    layout.orders(place).mkdir()
     command = [sys.executable, "-m", MEMBER, str(directory), str(node.number)]
     log = layout.logs(directory) / f"{node.name}.log"
     return enclosure.start(place, command, log, 4, Path("/run/netns", node.name))
@@ -156,7 +157,8 @@ def main() -> int:
             ended = any(one.poll() is not None for one in members)
             return ended or (directory / layout.STOP).exists()
 
-        keeper.keep(plane, over)
+        ordered = keeper.Ordered(layout.orders(directory), layout.logs(directory))
+        keeper.keep([*plane, ordered], over)
         (directory / layout.STOP).touch()
         codes = [one.wait() for one in members]
     # The control plane ends with the enclosure.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -47,6 +48,29 @@ class Program:
             self._child.wait()
 
 
+class Ordered:
+    """The programs that files of a directory ask for: ``NAME.json`` holds the words of a command line.
+
+    One whose file is gone is stopped.
+    """
+
+    def __init__(self, orders: Path, logs: Path) -> None:
+        self._orders, self._logs = orders, logs
+        self._programs: dict[str, Program] = {}
+
+    def keep(self) -> None:
+        """Have what is asked for run, and nothing else."""
+        files = {file.stem: file for file in self._orders.glob("*.json")}
+        for name in self._programs.keys() - files.keys():
+            self._programs.pop(name).stop()
+            (self._logs / f"{name}.pid").unlink()
+        for name, file in files.items():
+            if name not in self._programs:
+                self._programs[name] = Program(name, json.loads(file.read_text()), self._logs)
+        for program in self._programs.values():
+            program.keep()
+
+
 def write_pid(file: Path, pid: int) -> None:
     """Say which process it is; a reader never sees half of it."""
     new = file.with_suffix(".new")
@@ -54,7 +78,7 @@ def write_pid(file: Path, pid: int) -> None:
     new.rename(file)
 
 
-def keep(programs: Sequence[Program], until: Callable[[], bool]) -> None:
+def keep(programs: Sequence[Program | Ordered], until: Callable[[], bool]) -> None:
     """Keep them running until told to stop."""
     while not until():
         for program in programs:

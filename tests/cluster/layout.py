@@ -45,6 +45,16 @@ class Place:
         """The addresses of its pods."""
         return f"10.64.{self.number}.0/24"
 
+    @property
+    def plugged(self) -> str:
+        """The last of them that pods are given where there are tenants: the half above are aliases."""
+        return f"10.64.{self.number}.127"
+
+    @property
+    def aliases(self) -> str:
+        """The addresses that pods of tenants are known by, where there are any."""
+        return f"10.64.{self.number}.128/25"
+
 
 def certificates(directory: Path) -> Path:
     """Keys, certificates and kubeconfigs."""
@@ -59,3 +69,8 @@ def kubeconfig(directory: Path, user: str = "admin") -> Path:
 def logs(directory: Path) -> Path:
     """What the programs say, each in a file of its name."""
     return directory / "logs"
+
+
+def orders(home: Path) -> Path:
+    """Where tests ask for programs: in a node's directory, or the cluster's for its control plane."""
+    return home / "orders"

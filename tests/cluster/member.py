@@ -104,7 +104,9 @@ def ours(directory: Path, place: Place, built: programs.Programs, order: Mapping
                 keeper.write_pid(logs / f"{ORLOPD}.pid", pid)
             return (directory / layout.STOP).exists()
 
-        keeper.keep(others, over)
+        ordered = keeper.Ordered(layout.orders(home), logs)
+        keeper.keep([*others, ordered], over)
+        # What was asked for goes on to its end: pods may need it to be removed.
         for program in others:
             program.stop()
 
@@ -146,8 +148,11 @@ def main() -> int:
     order = json.loads((directory / layout.ORDER).read_text())
     home, built = directory / place.name, programs.build(programs.CLUSTER)
     (home / "logs").mkdir()
+    last = place.plugged if order["tenants"] else ""
     # No disguise: nodes have routes to each other's pods.
-    network = bridged.conflist("cluster", "cni0", place.pods, home / "ipam", masquerade=False)
+    network = bridged.conflist("cluster", "cni0", place.pods, home / "ipam", masquerade=False, last=last)
+    if order["tenants"]:
+        network = bridged.for_tenants(network)
     bridged.write(home / "cni", network)
     run = peer if place.name in order["peers"] else above if place.name in order["crio"] else ours
     run(directory, place, built, order)

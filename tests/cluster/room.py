@@ -71,27 +71,19 @@ def prepare() -> programs.Programs:
     return built
 
 
-class ClusterNode:
-    """A node as tests see it: where it is, what it says, and a way into its namespaces."""
+class Host:
+    """Where programs are kept running: a node, or the control plane."""
 
-    def __init__(self, directory: Path, place: Place) -> None:
-        self.name, self.address = place.name, place.address
-        self.home = directory / place.name
-        self.logs = self.home / "logs"
+    def __init__(self, name: str, home: Path) -> None:
+        self.name, self.home = name, home
+        self.logs = layout.logs(home)
 
-    @property
-    def socket(self) -> Path:
-        """The socket of its orlopd."""
-        return next(self.home.glob("n*/orlop.sock"))
-
-    def run(self, *argv: str, check: bool = True, timeout: float = CALL_TIMEOUT) -> Done:
-        """Run a command as a process of the node."""
-        init = _init_of(f"{self.home.parent.name}/{self.name}", 3)
-        inside = ["nsenter", f"--target={init}", "--all", "--", *argv]
-        return _done(inside, check=check, timeout=timeout)
+    def run(self, *argv: str, check: bool = True, timeout: float = CALL_TIMEOUT, stdin: str = "") -> Done:
+        """Run a command as a process of it."""
+        raise NotImplementedError
 
     def pid(self, program: str) -> int:
-        """A program's process id on the node: ``orlopd``, ``kubelet`` or ``kube-proxy``."""
+        """A program's process id there: ``orlopd``, ``kubelet``, ``kube-apiserver``..."""
         return int((self.logs / f"{program}.pid").read_text())
 
     def kill(self, program: str, number: signal.Signals = signal.SIGKILL) -> None:
@@ -103,11 +95,50 @@ class ClusterNode:
             assert time.monotonic() < limit, f"{program} on {self.name} was not started again"
             time.sleep(0.1)
 
+    def keep(self, program: str, *argv: str) -> None:
+        """Have one more program run there, started again whenever it ends, to the end of the cluster."""
+        order = layout.orders(self.home) / f"{program}.json"
+        aside = order.with_suffix(".new")
+        aside.write_text(json.dumps(argv))
+        aside.rename(order)
+        self._wait_for(program, there=True)
 
-class Cluster:
-    """A running cluster."""
+    def leave(self, program: str) -> None:
+        """Stop a program that :meth:`keep` was asked for, and keep it no longer."""
+        (layout.orders(self.home) / f"{program}.json").unlink()
+        self._wait_for(program, there=False)
+
+    def _wait_for(self, program: str, *, there: bool) -> None:
+        limit = time.monotonic() + START_TIMEOUT
+        while (self.logs / f"{program}.pid").exists() is not there:
+            assert time.monotonic() < limit, f"{program} on {self.name} is {'not ' * there}there"
+            time.sleep(0.1)
+
+
+class ClusterNode(Host):
+    """A node as tests see it: where it is, what it says, and a way into its namespaces."""
+
+    def __init__(self, directory: Path, place: Place) -> None:
+        super().__init__(place.name, directory / place.name)
+        self.place, self.address = place, place.address
+
+    @property
+    def socket(self) -> Path:
+        """The socket of its orlopd."""
+        return next(self.home.glob("n*/orlop.sock"))
+
+    def run(self, *argv: str, check: bool = True, timeout: float = CALL_TIMEOUT, stdin: str = "") -> Done:
+        """Run a command as a process of the node."""
+        init = _init_of(f"{self.home.parent.name}/{self.name}", 3)
+        inside = ["nsenter", f"--target={init}", "--all", "--", *argv]
+        return _done(inside, check=check, timeout=timeout, stdin=stdin)
+
+
+class Cluster(Host):
+    """A running cluster; as a host it is its control plane."""
 
     def __init__(self, directory: Path, nodes: list[Place], child: subprocess.Popen[bytes]) -> None:
+        super().__init__("the control plane", directory)
         self.directory = directory
         self.nodes = [ClusterNode(directory, place) for place in nodes]
         self._child = child
@@ -129,9 +160,10 @@ class Cluster:
         self, *arguments: str, check: bool = True, timeout: float = CALL_TIMEOUT, stdin: str = ""
     ) -> Done:
         """Run kubectl as the administrator. Raises AssertionError when it fails, unless told not to."""
-        return self.run(*self._administrator(arguments), check=check, timeout=timeout, stdin=stdin)
+        return self.run(*self.administrator(*arguments), check=check, timeout=timeout, stdin=stdin)
 
-    def _administrator(self, arguments: Sequence[str]) -> list[str]:
+    def administrator(self, *arguments: str) -> list[str]:
+        """The command line of kubectl as the administrator, for who is in the cluster already."""
         options = [f"--kubeconfig={layout.kubeconfig(self.directory)}"]
         options += [f"--cache-dir={self.directory}/kubectl"]
         return [os.fspath(self._kubectl), *options, *arguments]
@@ -139,7 +171,7 @@ class Cluster:
     @contextlib.contextmanager
     def watching(self, *arguments: str) -> Iterator[IO[str]]:
         """What a kubectl command that watches says, line by line as it comes, until the block ends."""
-        argv = self._inside(self._administrator(arguments))
+        argv = self._inside(self.administrator(*arguments))
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
             assert child.stdout is not None
             try:
@@ -243,6 +275,7 @@ def cluster(
     handler: str = "vm",
     extra: Mapping[str, Mapping[str, Any]] | None = None,
     kubelet: Mapping[str, Any] | None = None,
+    tenants: bool = False,
     storage: Path | None = None,
     reports: Path | None = None,
 ) -> Iterator[Cluster]:
@@ -251,7 +284,8 @@ def cluster(
     The nodes named in ``peers`` (``node2``) have containerd with runc instead of Orlop, to compare; those in
     ``crio`` have CRI-O, whose handlers are those of ``tests/crio``.
     ``handler`` runs pods that name no RuntimeClass; ``extra`` are more keys for the daemons by table of
-    their configuration, ``kubelet`` for the kubelets; ``storage`` is a registry's storage
+    their configuration, ``kubelet`` for the kubelets; with ``tenants`` pods' networks are asked of the
+    agent of tenants, which the test has to start; ``storage`` is a registry's storage
     (:func:`tests.conformance.images.stored`) in place of the node suite's; logs are copied to ``reports``.
     """
     built = prepare()
@@ -267,10 +301,12 @@ def cluster(
         "handler": handler,
         "extra": dict(extra or {}),
         "kubelet": dict(kubelet or {}),
+        "tenants": tenants,
         "storage": os.fspath(storage or images.storage(built)),
     }
     with enclosure.scratch() as directory:
         layout.logs(directory).mkdir()
+        layout.orders(directory).mkdir()
         certificates.make(directory, places)
         (directory / layout.ORDER).write_text(json.dumps(order))
         command = [sys.executable, "-m", CONTROL, os.fspath(directory)]

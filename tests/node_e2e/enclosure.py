@@ -41,7 +41,7 @@ ABSENT = ("/usr/bin/systemd-run", "/usr/bin/journalctl")
 
 KUBELET_ROOT = Path("/var/lib/kubelet")
 POD_LOGS = Path("/var/log/pods")
-OWN = (KUBELET_ROOT, POD_LOGS, Path("/var/log/containers"))
+OWN = (KUBELET_ROOT, POD_LOGS, Path("/var/log/containers"), Path("/var/lib/orlop-tenants"))
 """Directories that the run has for itself. Those that are not there are made, and stay, empty."""
 
 
