@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.tenants.world import LIMIT, OUTSIDE, PLAIN, PORT, TENANTS, World, command, inside, run, udp
 
@@ -76,6 +77,21 @@ def test_a_pod_reaches_itself_and_its_neighbour_by_alias(two_nodes: World) -> No
     with Server(Path(one.netns), "blue") as server:
         assert server.asked(Path(one.netns), one.alias) == ("blue", one.alias)
         assert server.asked(Path(other.netns), one.alias) == ("blue", other.alias)
+
+
+@pytest.mark.parametrize("tenant", TENANTS)
+def test_a_pod_reaches_pods_of_its_tenant_on_other_nodes_by_alias(two_nodes: World, tenant: str) -> None:
+    one, other = two_nodes.pods[tenant, 1, 2], two_nodes.pods[tenant, 2, 2]
+    node = two_nodes.nodes[1]
+    network = node.networks[tenant]
+    node.networks[tenant] = replace(network, elsewhere=((other.alias, other.address),))
+    try:
+        run(node.settle())
+        with Server(Path(other.netns), tenant) as server:
+            assert server.asked(Path(one.netns), other.alias) == (tenant, one.address)
+    finally:
+        node.networks[tenant] = network
+        run(node.settle())
 
 
 @pytest.mark.parametrize("tenant", TENANTS)

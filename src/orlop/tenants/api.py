@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import httpx2
+import msgspec
 from lightkube import AsyncClient, KubeConfig
 from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
@@ -31,6 +32,8 @@ from orlop.value import Value
 Document = dict[str, Any]
 
 CALL_TIMEOUT: Final = 30.0
+PAGE: Final = 250
+"""Objects in one answer to a list: a pod's document is tens of kilobytes in memory."""
 
 
 class Resource(Value, frozen=True):
@@ -47,6 +50,10 @@ TENANTS = Resource(group=names.GROUP, version=names.VERSION, kind="Tenant", plur
 NETWORKS = Resource(group=names.GROUP, version=names.VERSION, kind="Network", plural="networks")
 NODES = Resource(group="", version="v1", kind="Node", plural="nodes")
 PODS = Resource(group="", version="v1", kind="Pod", plural="pods", namespaced=True)
+SERVICES = Resource(group="", version="v1", kind="Service", plural="services", namespaced=True)
+SLICES = Resource(
+    group="discovery.k8s.io", version="v1", kind="EndpointSlice", plural="endpointslices", namespaced=True
+)
 NAMESPACES = Resource(group="", version="v1", kind="Namespace", plural="namespaces")
 ACCOUNTS = Resource(group="", version="v1", kind="ServiceAccount", plural="serviceaccounts", namespaced=True)
 CONFIG_MAPS = Resource(group="", version="v1", kind="ConfigMap", plural="configmaps", namespaced=True)
@@ -110,6 +117,11 @@ def _explained() -> Iterator[None]:
         yield
     except ApiError as error:
         raise _explain(error) from error
+    except httpx2.HTTPStatusError as error:
+        kind = _ERRORS.get(error.response.status_code, Unavailable)
+        raise kind(f"the API server says: {error}") from error
+    except msgspec.MsgspecError as error:
+        raise Unavailable(f"the API server's answer breaks off: {error}") from error
     except httpx2.HTTPError as error:
         said = str(error) or type(error).__name__
         raise Unavailable(f"the API server does not answer: {said}") from error
@@ -148,12 +160,47 @@ class Api:
     ) -> list[Document]:
         """The objects of a kind that have these labels, of all namespaces."""
         place = {"namespace": namespace} if resource.namespaced else {}
+        pages = self._client.list(_type_of(resource), labels=labels, chunk_size=PAGE, **place)
         with _explained():
             found: list[Document] = [
-                {"apiVersion": _version(resource), "kind": resource.kind, **one}
-                async for one in self._client.list(_type_of(resource), labels=labels, chunk_size=500, **place)
+                {"apiVersion": _version(resource), "kind": resource.kind, **one} async for one in pages
             ]
         return found
+
+    async def each(self, resource: Resource, found: Callable[[Document], None]) -> str:
+        """Tell of all objects of a kind, page by page, so that they need not be in memory together.
+
+        Returns the version of that list, which :meth:`since` goes on from. Raises Aborted when it took so
+        long that it has to be read again.
+        """
+        place = {"namespace": "*"} if resource.namespaced else {}
+        pages = self._client.list(_type_of(resource), chunk_size=PAGE, **place)
+        with _explained():
+            async for one in pages:
+                found(one)
+        version: str = pages.resourceVersion
+        return version
+
+    async def since(
+        self, resource: Resource, version: str
+    ) -> AsyncGenerator[tuple[bool | None, Document], None]:
+        """What becomes of a kind after a version: whether an object is there still, and the object.
+
+        With None come documents that say nothing but how far the server is. Raises Aborted when it does not
+        know any more what came after that version.
+        """
+        inner = self._client._client
+        request = inner.prepare_request(
+            "list",
+            _type_of(resource),
+            namespace="*" if resource.namespaced else None,
+            watch=True,
+            params={"resourceVersion": version, "allowWatchBookmarks": "true"},
+        )
+        with _explained():
+            async with contextlib.aclosing(inner.watch(request)) as news:
+                async for kind, one in news:
+                    yield None if kind == "BOOKMARK" else kind != "DELETED", one
 
     async def create(self, document: Document) -> Document:
         """Make an object. Raises AlreadyExists when one of that name is there."""

@@ -56,14 +56,14 @@ async def serve(view: NodeView, places: AgentPlaces) -> None:
 
 async def _follow(view: NodeView, agent: TenantAgent) -> None:
     """Have the routers follow what changes, and try again what could not be done."""
-    done = None
+    done, told = None, 0
     while True:
         try:
             wanted = (view.ground, view.networks)
             if wanted != done:
                 await agent.renew(*wanted)
                 done = wanted
-            await view.changes()
+            told = await view.changes(told)
             await asyncio.sleep(TOGETHER)
         except OrlopError as error:
             log.warning("%s; again in %g s", error, PAUSE)

@@ -1,4 +1,4 @@
-"""What one node knows of the cluster's tenants: namespaces, networks, nodes, as the API server tells."""
+"""What one node knows of the cluster's tenants, as the API server tells, and what follows for its routers."""
 
 from __future__ import annotations
 
@@ -6,163 +6,193 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from orlop.errors import Aborted, FailedPrecondition, OrlopError, Unavailable
+from orlop.errors import Aborted, FailedPrecondition, Unavailable
 from orlop.host.tasks import Tasks
-from orlop.tenantnet.model import Ground, Lease, LocalNetwork, Peer
-from orlop.tenants import blocks, names
-from orlop.tenants.api import NAMESPACES, NETWORKS, NODES, PODS, Api, Document, Resource
+from orlop.tenantnet.model import Ground, Lease, LocalNetwork
+from orlop.tenants import blocks, following, names, seen
+from orlop.tenants.api import NAMESPACES, NETWORKS, NODES, PODS, SERVICES, SLICES, Api
+from orlop.tenants.following import TenantSeen
+from orlop.tenants.seen import NamespaceSeen, NetworkSeen, NodeSeen, PodSeen, ServiceSeen, SliceSeen
+from orlop.tenants.watching import Watched
 
 log = logging.getLogger(__name__)
 
-ANEW: Final = 300.0
-"""Seconds after which each kind is listed anew, whatever its watch said."""
-PAUSE: Final = 2.0
 KNOWN_WITHIN: Final = 10.0
 """Seconds within which a namespace that a pod is in must have been told of."""
 
+V = TypeVar("V")
+
 
 class NodeView:
-    """The cluster as a node's agent needs it; ``closed`` are the ranges of its pods and Services."""
+    """The cluster as a node's agent needs it; ``closed`` are the ranges of its pods and Services.
+
+    Everybody's pods are told of, and those of tenants are remembered: in a namespace of a tenant, or in one
+    that nobody has told of yet.
+    """
 
     def __init__(self, api: Api, node: str, *, closed: tuple[str, ...], port: int) -> None:
         self._api, self._node = api, node
         self._closed, self._port = closed, port
-        self._namespaces: dict[str, Document] = {}
-        self._networks: dict[str, Document] = {}
-        self._nodes: dict[str, Document] = {}
-        self._changed, self._news = asyncio.Condition(), asyncio.Event()
-        self._tasks = Tasks()
+        self._namespaces: Watched[NamespaceSeen] = Watched(
+            api, NAMESPACES, seen.namespace, lambda _, name: self._namespace_changed(name)
+        )
+        self._networks: Watched[NetworkSeen] = Watched(
+            api, NETWORKS, seen.network, lambda _, name: self._tenant_changed(name)
+        )
+        self._nodes: Watched[NodeSeen] = Watched(api, NODES, seen.node, lambda *_: self._all_changed())
+        self._pods: Watched[PodSeen] = Watched(api, PODS, seen.pod, self._inside_changed, self._wanted)
+        self._services: Watched[ServiceSeen] = Watched(
+            api, SERVICES, seen.service, self._inside_changed, self._wanted
+        )
+        self._slices: Watched[SliceSeen] = Watched(
+            api, SLICES, seen.slice_of, self._inside_changed, self._wanted
+        )
+        self._tenants: dict[str, TenantSeen] = {}
+        self._locals: dict[str, LocalNetwork | None] = {}
+        self._owners: dict[str, str] = {}
+        self._news, self._tasks = News(), Tasks()
 
-    def _kinds(self) -> tuple[tuple[Resource, dict[str, Document]], ...]:
-        return (NAMESPACES, self._namespaces), (NETWORKS, self._networks), (NODES, self._nodes)
+    @property
+    def _inside(self) -> tuple[Watched[PodSeen], Watched[ServiceSeen], Watched[SliceSeen]]:
+        """The kinds of what members make."""
+        return self._pods, self._services, self._slices
 
     async def load(self) -> None:
         """Read everything once. Raises OrlopError."""
-        for kind, known in self._kinds():
-            await self._list(kind, known)
-
-    async def _list(self, kind: Resource, known: dict[str, Document]) -> None:
-        found = {one["metadata"]["name"]: one for one in await self._api.list(kind)}
-        known.clear()
-        known.update(found)
-        await self._tell()
-
-    async def _tell(self) -> None:
-        self._news.set()
-        async with self._changed:
-            self._changed.notify_all()
+        for kind in (self._namespaces, self._networks, self._nodes, *self._inside):
+            await kind.load()
 
     async def watch(self) -> None:
         """Keep what is known up to date, until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                for kind, known in self._kinds():
-                    group.create_task(self._watch(kind, known))
+                for kind in (self._namespaces, self._networks, self._nodes, *self._inside):
+                    group.create_task(kind.watch())
         finally:
             await self._tasks.close()
 
-    async def _watch(self, kind: Resource, known: dict[str, Document]) -> None:
-        while True:
-            try:
-                await self._list(kind, known)
-                async with asyncio.timeout(ANEW), contextlib.aclosing(self._api.news(kind)) as news:
-                    async for there, one in news:
-                        if there:
-                            known[one["metadata"]["name"]] = one
-                        else:
-                            known.pop(one["metadata"]["name"], None)
-                        await self._tell()
-            except TimeoutError:
-                continue
-            except OrlopError as error:
-                log.warning("%s: %s; again in %g s", kind.plural, error, PAUSE)
-                await asyncio.sleep(PAUSE)
+    async def changes(self, since: int = 0) -> int:
+        """Wait until something has changed since that change; the number of the last one."""
+        return await self._news.after(since)
 
-    async def changes(self) -> None:
-        """Wait until something has changed since this was asked the last time."""
-        await self._news.wait()
-        self._news.clear()
+    def _wanted(self, namespace: str) -> bool:
+        known = self._namespaces.find(namespace)
+        return known is None or bool(known.tenant)
+
+    def _namespace_changed(self, name: str) -> None:
+        known, before = self._namespaces.find(name), self._owners.pop(name, None)
+        if known is not None:
+            self._owners[name] = known.tenant
+            if not known.tenant:
+                for kind in self._inside:
+                    kind.forget(name)
+            elif before == "":
+                # It was nobody's, so that nothing of it has been remembered.
+                for kind in self._inside:
+                    kind.anew()
+        self._all_changed()
+
+    def _inside_changed(self, namespace: str, _name: str) -> None:
+        # What is in a namespace that nobody has told of yet changes nothing before somebody does.
+        if owner := self._owners.get(namespace):
+            self._tenant_changed(owner)
+
+    def _tenant_changed(self, tenant: str) -> None:
+        self._tenants.pop(tenant, None)
+        self._locals.pop(tenant, None)
+        self._news.tell()
+
+    def _all_changed(self) -> None:
+        self._tenants.clear()
+        self._locals.clear()
+        self._news.tell()
 
     @property
     def ground(self) -> Ground:
         """This node and the others. Raises FailedPrecondition when it is not known, or has no aliases."""
-        own = self._nodes.get(self._node)
-        address = _address(own) if own else ""
-        if own is None or not address:
+        own = self._nodes.find(self._node)
+        if own is None or not own.address:
             raise FailedPrecondition(f"the cluster has no node {self._node} with an InternalIP: see --node")
-        aliases = own["metadata"].get("annotations", {}).get(names.ALIASES, "")
-        if not aliases:
+        if not own.aliases:
             raise FailedPrecondition(
                 f"node {self._node} has no range for aliases: annotate it with {names.ALIASES}"
             )
-        every = {one for node in self._nodes.values() for one in _addresses(node)}
+        every = {one for node in self._nodes.of().values() for one in node.addresses}
         return Ground(
-            address=address, aliases=aliases, nodes=tuple(sorted(every)), closed=self._closed, port=self._port
+            address=own.address,
+            aliases=own.aliases,
+            nodes=tuple(sorted(every)),
+            closed=self._closed,
+            port=self._port,
         )
 
     @property
     def networks(self) -> list[LocalNetwork]:
         """Those in which this node has a block."""
-        found = (self._local(one) for one in self._networks.values())
+        found = (self._local(one) for one in self._networks.of())
         return [one for one in found if one is not None]
 
-    def _local(self, network: Document) -> LocalNetwork | None:
-        spec, taken = network["spec"], _blocks(network)
-        if self._node not in taken:
-            return None
-        addresses = {name: _address(node) for name, node in self._nodes.items()}
-        peers = [
-            Peer(address=addresses[name], block=block)
-            for name, block in sorted(taken.items())
-            if name != self._node and addresses.get(name)
-        ]
-        egress = spec.get("egress", {})
-        return LocalNetwork(
-            name=network["metadata"]["name"],
-            vni=spec["vni"],
-            cidr=spec["cidr"],
-            block=taken[self._node],
-            peers=tuple(peers),
-            allow=tuple(egress.get("allow", ())),
-            deny=tuple(egress.get("deny", ())),
-        )
+    @property
+    def tenants(self) -> dict[str, TenantSeen]:
+        """What members have made in the networks in which this node has a block, by the tenants' names."""
+        return {network.name: self.tenant(network.name) for network in self.networks}
+
+    def tenant(self, name: str) -> TenantSeen:
+        """What the members of a tenant have made, in all of its namespaces."""
+        if (known := self._tenants.get(name)) is None:
+            spaces = sorted(space for space, owner in self._owners.items() if owner == name)
+            known = self._tenants[name] = TenantSeen(
+                network=self._networks.find(name),
+                namespaces=tuple(spaces),
+                pods=tuple(one for space in spaces for one in self._pods.of(space).values()),
+                services=tuple(one for space in spaces for one in self._services.of(space).values()),
+                slices=tuple(one for space in spaces for one in self._slices.of(space).values()),
+            )
+        return known
+
+    def _local(self, name: str) -> LocalNetwork | None:
+        if name not in self._locals:
+            self._locals[name] = following.local(self.tenant(name), self._nodes.of(), self._node)
+        return self._locals[name]
 
     async def network_of(self, namespace: str) -> LocalNetwork | None:
         """See :class:`orlop.tenantnet.agent.Cluster`."""
         if not namespace:
             return None
-        found = await self._known(lambda: self._namespaces.get(namespace), f"namespace {namespace}")
-        tenant = found["metadata"].get("labels", {}).get(names.TENANT, "")
-        if not tenant:
+        found = await self._known(lambda: self._namespaces.find(namespace), f"namespace {namespace}")
+        if not (tenant := found.tenant):
             return None
-        network = await self._known(lambda: self._networks.get(tenant), f"the network of tenant {tenant}")
-        if (local := self._local(network)) is None:
-            local = await self._claim(tenant)
+        await self._known(lambda: self._networks.find(tenant), f"the network of tenant {tenant}")
+        while (local := self._local(tenant)) is None:
+            await self._claim(tenant)
         return local
 
-    async def _known(self, look: Callable[[], Document | None], what: str) -> Document:
+    async def _known(self, look: Callable[[], V | None], what: str) -> V:
         try:
-            async with asyncio.timeout(KNOWN_WITHIN), self._changed:
+            async with asyncio.timeout(KNOWN_WITHIN):
+                told = 0
                 while (found := look()) is None:
-                    await self._changed.wait()
+                    told = await self._news.after(told)
                 return found
         except TimeoutError as error:
             raise Unavailable(f"{what} is not known on this node yet") from error
 
-    async def _claim(self, tenant: str) -> LocalNetwork:
+    async def _claim(self, tenant: str) -> None:
         """Have a block of the tenant's addresses. Raises ResourceExhausted, Unavailable."""
         while True:
-            network = await self._api.find(NETWORKS, tenant)
-            if network is None:
+            document = await self._api.find(NETWORKS, tenant)
+            if document is None:
                 raise Unavailable(f"the network of tenant {tenant} is gone")
-            if (local := self._local(network)) is not None:
-                self._networks[tenant] = network
-                return local
-            block = blocks.free(network["spec"]["cidr"], _blocks(network).values())
+            network = seen.network(document)
+            taken = dict(network.blocks)
+            if self._node in taken:
+                self._networks.put(tenant, network)
+                return
+            block = blocks.free(network.cidr, taken.values())
             change = {
-                "metadata": {"resourceVersion": network["metadata"]["resourceVersion"]},
+                "metadata": {"resourceVersion": document["metadata"]["resourceVersion"]},
                 "status": {"blocks": {self._node: block}},
             }
             # Another node was quicker: look again.
@@ -180,18 +210,21 @@ class NodeView:
         await self._api.merge(PODS, lease.pod, {"metadata": about}, namespace=lease.namespace)
 
 
-def _blocks(network: Document) -> dict[str, str]:
-    found: dict[str, str] = network.get("status", {}).get("blocks", {})
-    return found
+class News:
+    """Counts changes, and wakes whoever waits for the next one."""
 
+    def __init__(self) -> None:
+        self._count = 0
+        self._next = asyncio.Event()
 
-def _addresses(node: Document) -> list[str]:
-    """Those of IPv4."""
-    told = node.get("status", {}).get("addresses", ())
-    return [one["address"] for one in told if one["type"].endswith("IP") and ":" not in one["address"]]
+    def tell(self) -> None:
+        """There is one more."""
+        self._count += 1
+        self._next.set()
+        self._next = asyncio.Event()
 
-
-def _address(node: Document) -> str:
-    told = node.get("status", {}).get("addresses", ())
-    own = (one["address"] for one in told if one["type"] == "InternalIP" and ":" not in one["address"])
-    return next(own, "")
+    async def after(self, seen_last: int) -> int:
+        """Wait until there is one after that; the number of the last."""
+        while self._count <= seen_last:
+            await self._next.wait()
+        return self._count

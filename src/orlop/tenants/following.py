@@ -1,0 +1,98 @@
+"""What follows for one node's routers from what the API says of a tenant.
+
+A pod's address in its tenant's network is an annotation, which the tenant's members may write. It counts
+where it is in the block of the pod's node, with an alias of that node's range: with it a member leads calls
+to an alias of the own tenant to an address of the own tenant, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network
+
+from orlop.tenantnet.model import LocalNetwork, Peer
+from orlop.tenants.seen import NetworkSeen, NodeSeen, PodSeen, ServiceSeen, SliceSeen
+from orlop.value import Value
+
+
+class TenantSeen(Value, frozen=True):
+    """What is known of a tenant: its network, and what is in its namespaces."""
+
+    network: NetworkSeen | None = None
+    namespaces: tuple[str, ...] = ()
+    pods: tuple[PodSeen, ...] = ()
+    services: tuple[ServiceSeen, ...] = ()
+    slices: tuple[SliceSeen, ...] = ()
+
+
+class AddressRange:
+    """Addresses from a first to a last: whether one is among them is asked of thousands."""
+
+    def __init__(self, network: str) -> None:
+        whole = IPv4Network(network)
+        self._first, self._last = int(whole.network_address), int(whole.broadcast_address)
+
+    def __contains__(self, address: str) -> bool:
+        number = _number(address)
+        return number is not None and self._first < number < self._last
+
+
+def _number(address: str) -> int | None:
+    """An IPv4 address as a number; None for what is none."""
+    parts = address.split(".")
+    if len(parts) != 4 or not all(part.isdecimal() and part.isascii() and len(part) < 4 for part in parts):
+        return None
+    numbers = [int(part) for part in parts]
+    if any(number > 255 or str(number) != part for number, part in zip(numbers, parts, strict=True)):
+        return None
+    return numbers[0] << 24 | numbers[1] << 16 | numbers[2] << 8 | numbers[3]
+
+
+def local(tenant: TenantSeen, nodes: Mapping[str, NodeSeen], here: str) -> LocalNetwork | None:
+    """A tenant's network as the node ``here`` has to know it; None when it has no block in it."""
+    network = tenant.network
+    taken = dict(network.blocks) if network else {}
+    if network is None or here not in taken:
+        return None
+    known = {name: nodes[name].address for name in taken if name in nodes}
+    peers = [
+        Peer(address=known[name], block=block)
+        for name, block in network.blocks
+        if name != here and known.get(name)
+    ]
+    places = placed(tenant, nodes)
+    return LocalNetwork(
+        name=network.name,
+        vni=network.vni,
+        cidr=network.cidr,
+        block=taken[here],
+        peers=tuple(peers),
+        elsewhere=tuple(sorted((pod.alias, pod.address) for pod in places.values() if pod.node != here)),
+        allow=network.allow,
+        deny=network.deny,
+    )
+
+
+def placed(tenant: TenantSeen, nodes: Mapping[str, NodeSeen]) -> dict[str, PodSeen]:
+    """The pods that have an address in the tenant's network, by their aliases."""
+    blocks = _ranges(tenant.network.blocks if tenant.network else ())
+    aliases = _ranges((name, node.aliases) for name, node in nodes.items() if name in blocks)
+    found = {}
+    # A node that gives an alias anew may be quicker than the word that its last pod is gone.
+    for pod in sorted(tenant.pods, key=lambda pod: (pod.created, pod.uid)):
+        if pod.ended or pod.node not in aliases:
+            continue
+        if pod.alias in aliases[pod.node] and pod.address in blocks[pod.node]:
+            found[pod.alias] = pod
+    return found
+
+
+def _ranges(networks: Iterable[tuple[str, str]]) -> dict[str, AddressRange]:
+    """By name; without what is none, which is somebody's mistake."""
+    found = {}
+    for name, network in networks:
+        try:
+            found[name] = AddressRange(network)
+        except ValueError:
+            continue
+    return found

@@ -1,0 +1,113 @@
+"""What a node remembers of the API's objects, and what a member's annotation is good for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from orlop.tenants import following, seen
+from orlop.tenants.following import TenantSeen
+from orlop.tenants.seen import EndpointSeen, NetworkSeen, NodeSeen, PodSeen, ServicePort
+
+NODES = {
+    "one": NodeSeen(address="192.0.2.11", aliases="10.64.1.128/25"),
+    "two": NodeSeen(address="192.0.2.12", aliases="10.64.2.128/25"),
+}
+NETWORK = NetworkSeen(
+    name="blue", vni=42, cidr="10.0.0.0/16", blocks=(("one", "10.0.1.0/24"), ("two", "10.0.2.0/24"))
+)
+
+
+def pod(name: str, alias: str, address: str, node: str = "two", **more: Any) -> PodSeen:
+    return PodSeen(namespace="blue", name=name, alias=alias, address=address, node=node, **more)
+
+
+def elsewhere(*pods: PodSeen) -> tuple[tuple[str, str], ...]:
+    found = following.local(TenantSeen(network=NETWORK, pods=pods), NODES, "one")
+    assert found is not None
+    return found.elsewhere
+
+
+def test_pods_of_other_nodes_are_known_by_their_aliases() -> None:
+    mine = pod("mine", "10.64.1.130", "10.0.1.2", "one")
+    assert elsewhere(pod("a", "10.64.2.130", "10.0.2.2"), mine) == (("10.64.2.130", "10.0.2.2"),)
+
+
+@pytest.mark.parametrize(
+    ("alias", "address"),
+    [
+        ("10.64.2.130", "10.0.1.2"),  # in the network, and on another node than the pod
+        ("10.64.2.130", "10.0.2.0"),
+        ("10.64.2.130", "10.0.2.255"),
+        ("10.64.2.130", "192.0.2.11"),
+        ("10.64.2.130", "169.254.169.254"),
+        ("10.64.2.130", "10.64.2.153"),
+        ("10.64.2.130", "10.0.2.2/8"),
+        ("10.64.2.130", "10.0.2.02"),
+        ("10.64.2.130", "10.0.2.\u0662"),
+        ("10.64.2.130", ""),
+        ("10.64.1.130", "10.0.2.2"),  # an alias of another node
+        ("10.96.0.1", "10.0.2.2"),
+        ("", "10.0.2.2"),
+    ],
+)
+def test_an_annotation_that_cannot_be_true_is_none(alias: str, address: str) -> None:
+    assert elsewhere(pod("a", alias, address)) == ()
+
+
+def test_an_alias_is_the_newest_pods() -> None:
+    old = pod("old", "10.64.2.130", "10.0.2.2", created="2026-01-01T00:00:00Z")
+    new = pod("new", "10.64.2.130", "10.0.2.3", created="2026-01-01T00:00:01Z")
+    done = pod("done", "10.64.2.130", "10.0.2.4", created="2026-01-01T00:00:02Z", ended=True)
+    assert elsewhere(new, done, old) == (("10.64.2.130", "10.0.2.3"),)
+
+
+def test_a_service() -> None:
+    read = seen.service(
+        {
+            "metadata": {"name": "web", "namespace": "blue", "annotations": {"orlop.dev/a": "b", "c": "d"}},
+            "spec": {
+                "clusterIP": "10.96.7.7",
+                "clusterIPs": ["10.96.7.7", "fd00::1"],
+                "ports": [{"port": 80, "targetPort": "http"}, {"port": 70000}],
+                "sessionAffinity": "ClientIP",
+                "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+                "internalTrafficPolicy": "Local",
+            },
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.99"}]}},
+        }
+    )
+    assert (read.addresses, read.ports) == (("10.96.7.7",), (ServicePort(port=80),))
+    assert (read.affinity, read.local_inside, read.balanced) == (60, True, ("192.0.2.99",))
+    assert read.annotations == (("orlop.dev/a", "b"),)
+    none = {"clusterIP": "None", "clusterIPs": ["None"]}
+    headless = seen.service({"metadata": {"name": "db"}, "spec": none})
+    assert (headless.headless, headless.addresses) == (True, ())
+
+
+def test_a_slice() -> None:
+    document = {
+        "metadata": {"name": "web-1", "namespace": "blue", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": None,
+        "endpoints": [
+            {"addresses": ["10.64.2.130"], "targetRef": {"kind": "Pod", "name": "a"}},
+            {"addresses": ["10.64.2.131"], "conditions": {"ready": False, "serving": True}},
+            {"addresses": []},
+        ],
+    }
+    read = seen.slice_of(document)
+    assert read is not None
+    assert read.endpoints == (
+        EndpointSeen(address="10.64.2.130", pod="a"),
+        EndpointSeen(address="10.64.2.131", ready=False, serving=True),
+    )
+    assert seen.slice_of({**document, "addressType": "IPv6"}) is None
+
+
+@pytest.mark.parametrize("spec", [None, {"ports": "80"}, {"clusterIPs": [1]}, {"ports": [{"protocol": "x"}]}])
+def test_what_is_no_service_is_refused(spec: Any) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        seen.service({"metadata": {"name": "web"}, "spec": spec})
