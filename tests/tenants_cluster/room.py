@@ -159,6 +159,11 @@ class TenantCluster:
         """What a pod gets from a URL."""
         return self.inside(namespace, pod, *curl(url, seconds), check=False)
 
+    def answered(self, namespace: str, pod: str, *urls: str) -> list[str]:
+        """Those of the URLs at which a pod gets an answer; all are asked at once."""
+        script = 'for url; do (curl -k -sS -m "$0" "$url" >/dev/null 2>&1 && echo "$url") & done; wait'
+        return self.inside(namespace, pod, "sh", "-c", script, f"{SHORT:g}", *urls).out.split()
+
     def shell(self, script: str, *arguments: str) -> Done:
         """Run a script where the control plane is; ``$KUBECTL`` in it is the administrator's kubectl."""
         kubectl = shlex.join(self.cluster.administrator())
@@ -179,11 +184,12 @@ class TenantCluster:
 
 # Rules without what they have counted.
 TRACES = """
+mkdir -p /run/netns
 ls /run/netns
 ip -oneline link | sed -nE 's/^[0-9]+: (ot-[^@:]*).*/link \\1/p'
-ip -4 route | grep ' ot-' || true
+ip -4 route | sed -n '/ ot-/p'
 find /var/lib/orlop-tenants -type f
-nft -s list tables | grep -v kube-proxy
+nft -s list tables | sed /kube-proxy/d
 nft -s list table inet orlop_tenants
 """
 
