@@ -46,7 +46,7 @@ class Attack:
     """``send`` does it in ``place``; ``listen`` makes the socket that hears what comes through."""
 
     place: Callable[[World], Path]
-    send: Callable[[World], None]
+    send: Datagram | Frame
     listen: Callable[[World], socket.socket]
     guards: tuple[Guard, ...]
 
@@ -80,25 +80,38 @@ def vxlan(vni: int, inner: bytes) -> bytes:
     return struct.pack("!II", 1 << 27, vni << 8) + inner
 
 
-def datagram(address: str, payload: bytes = PAYLOAD, port: int = PORT) -> Callable[[World], None]:
-    """Send it as any program may."""
+@dataclass(frozen=True)
+class Datagram:
+    """Sends it as any program may."""
 
-    def send(world: World) -> None:
+    address: str
+    payload: bytes
+    port: int
+
+    def __call__(self, world: World) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.sendto(payload, (address, port))
-
-    return send
+            client.sendto(self.payload, (self.address, self.port))
 
 
-def raw(data: bytes, link: str = "eth0") -> Callable[[World], None]:
-    """Send a frame as it is."""
+@dataclass(frozen=True)
+class Frame:
+    """Sends a frame as it is."""
 
-    def send(world: World) -> None:
+    data: bytes
+    link: str
+
+    def __call__(self, world: World) -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as client:
-            client.bind((link, 0))
-            client.send(data)
+            client.bind((self.link, 0))
+            client.send(self.data)
 
-    return send
+
+def datagram(address: str, payload: bytes = PAYLOAD, port: int = PORT) -> Datagram:
+    return Datagram(address, payload, port)
+
+
+def raw(data: bytes, link: str = "eth0") -> Frame:
+    return Frame(data, link)
 
 
 def blue(node: int = 1, number: int = 2) -> Callable[[World], Path]:
@@ -155,7 +168,7 @@ def _inner(sender: int, source: str, target: str, receiver: int) -> bytes:
     return ethernet(router_mac(NODES[receiver]), router_mac(NODES[sender]), IPV4, packet(source, target))
 
 
-def _tunnelled(to: int, source: str, target: str, tenant: str = "green") -> Callable[[World], None]:
+def _tunnelled(to: int, source: str, target: str, tenant: str = "green") -> Datagram:
     inner = _inner(3 - to, source, target, to)
     return datagram(NODES[to], vxlan(TENANTS[tenant], inner), VXLAN_PORT)
 

@@ -1,6 +1,7 @@
 """Each attack fails at its guard; with that one taken away at the next; with all taken away it succeeds.
 
-A guard counts what it drops, so that a test need not wait for what must not come.
+The trace says the same of it beforehand. A guard counts what it drops, so that a test need not wait for what
+must not come.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tests.tenants.attacks import (
     ethernet,
     raw,
 )
+from tests.tenants.told import guards_told
 from tests.tenants.world import Guards, World, command, eventually, frames, inside, run
 
 _DISCARDED = "IPReversePathFilter"
@@ -88,6 +90,7 @@ def _came(heard: socket.socket) -> bool:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_fails_at_each_of_its_guards(two_nodes: World, name: str) -> None:
     attack: Attack = ATTACKS[name]
+    assert guards_told(two_nodes, attack) == attack.guards
     with _restored(two_nodes), attack.listen(two_nodes) as heard:
         for guard in attack.guards:
             wall = Wall(two_nodes, guard)

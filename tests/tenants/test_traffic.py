@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from orlop.tenantnet.verdicts import Packet
+from tests.tenants.told import told
 from tests.tenants.world import LIMIT, OUTSIDE, PLAIN, PORT, TENANTS, World, command, inside, run, udp
 
 
@@ -42,6 +44,20 @@ class Server:
             with served:
                 served.sendall(self._name.encode())
             return client.recv(100).decode(), str(caller[0])
+
+
+@pytest.fixture(autouse=True)
+def told_beforehand(two_nodes: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is asked here is found by the trace, too, and sees the address that it says."""
+    asked = Server.asked
+
+    def told_and_asked(self: Server, place: Path, address: str) -> tuple[str, str]:
+        journey = told(two_nodes, place, Packet(destination=address, protocol="tcp", port=PORT))
+        name, caller = asked(self, place, address)
+        assert (journey.guards, journey.arrives, journey.packet.source) == ((), True, caller)
+        return name, caller
+
+    monkeypatch.setattr(Server, "asked", told_and_asked)
 
 
 @pytest.mark.parametrize("tenant", TENANTS)

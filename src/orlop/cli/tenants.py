@@ -25,7 +25,8 @@ EXTRA = "this needs packages that Orlop does without otherwise: pip install 'orl
 
 
 @contextlib.asynccontextmanager
-async def _connected(kubeconfig: Path | None, context: str | None) -> AsyncIterator[Api]:
+async def connected(kubeconfig: Path | None, context: str | None) -> AsyncIterator[Api]:
+    """A connection to the API server. Raises CliError when the packages for it are not there."""
     try:
         from orlop.tenants.api import connect
     except ModuleNotFoundError as error:
@@ -57,7 +58,7 @@ def _rows(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 async def list_command(kubeconfig: Path | None, context: str | None, *, as_json: bool) -> None:
     """``orlop tenants ls``."""
-    async with _connected(kubeconfig, context) as api:
+    async with connected(kubeconfig, context) as api:
         from orlop.tenants.api import TENANTS
 
         found = await api.list(TENANTS)
@@ -70,7 +71,7 @@ async def list_command(kubeconfig: Path | None, context: str | None, *, as_json:
 
 async def show_command(kubeconfig: Path | None, context: str | None, name: str, *, as_json: bool) -> None:
     """``orlop tenants show``."""
-    async with _connected(kubeconfig, context) as api:
+    async with connected(kubeconfig, context) as api:
         from orlop.tenants.api import NETWORKS, TENANTS
 
         found = await api.find(TENANTS, name)
@@ -105,7 +106,7 @@ async def kubeconfig_command(
     kubeconfig: Path | None, context: str | None, name: str, user: str, *, hours: int
 ) -> None:
     """``orlop tenants kubeconfig``."""
-    async with _connected(kubeconfig, context) as api:
+    async with connected(kubeconfig, context) as api:
         from orlop.tenants.kubeconfig import kubeconfig as made
 
         print(await made(api, name, user, hours * 3600), end="")
@@ -128,7 +129,7 @@ def agent_command(
     """``orlop tenants agent``: until SIGTERM or SIGINT."""
 
     async def work() -> None:
-        async with _connected(kubeconfig, context) as api:
+        async with connected(kubeconfig, context) as api:
             from orlop.tenants.nodeagent import AgentPlaces, serve
             from orlop.tenants.nodeview import NodeView
 
@@ -169,7 +170,7 @@ async def _until_ended(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 async def _operate(kubeconfig: Path | None, context: str | None, handlers: tuple[str, ...]) -> None:
     # Of two pods on one node, and of two in one pod, each has another one.
     identity = f"{os.environ.get('HOSTNAME') or socket.gethostname()}_{uuid.uuid4()}"
-    async with _connected(kubeconfig, context) as api:
+    async with connected(kubeconfig, context) as api:
         from orlop.tenants.lease import LeaseLost
         from orlop.tenants.operating import HANDLERS, Operator
 

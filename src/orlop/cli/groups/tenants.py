@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from orlop.cli.parameters import Format, FormatChoice
+
 app = typer.Typer(
     rich_markup_mode=None,
     help="Customers of a Kubernetes cluster who do not trust one another.",
@@ -104,6 +106,49 @@ def show(
     from orlop.cli import session, tenants
 
     session.run_async(lambda: tenants.show_command(kubeconfig, context, tenant, as_json=as_json))
+
+
+@app.command()
+def trace(
+    pod: Annotated[str, typer.Argument(help="From this pod: NAMESPACE/POD.", show_default=False)],
+    destination: Annotated[
+        str,
+        typer.Argument(
+            help="To there: NAMESPACE/POD, svc/NAMESPACE/NAME, node/NAME, an address or a name.",
+            show_default=False,
+        ),
+    ],
+    port: Annotated[
+        str, typer.Argument(help="The port, PORT or PORT/udp; without one a ping, if it is no Service.")
+    ] = "",
+    *,
+    closed: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--closed",
+            help="What the agents were told with --closed, if no DaemonSet of them says it.",
+            show_default=False,
+        ),
+    ] = None,
+    format: Format = FormatChoice.text,  # noqa: A002 - the option's name
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Say whether a pod reaches something, what a packet meets, and what stops it.
+
+    It is computed from what the API server says, without the nodes. Exit code: 0 reachable, 1 not reachable,
+    2 when that cannot be said.
+    """
+    from orlop.cli import session, tenant_trace
+
+    as_json = format is FormatChoice.json
+    question = tenant_trace.TraceQuestion(pod, destination, port, tuple(closed or ()))
+    raise typer.Exit(
+        session.run_async(
+            lambda: tenant_trace.command(kubeconfig, context, question, as_json=as_json),
+            code=lambda error: 2,
+        )
+    )
 
 
 @app.command("kubeconfig")
