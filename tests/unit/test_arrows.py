@@ -2,7 +2,8 @@
 
 ``errors, config, linux, value, wire, tracing`` -> ``guest, host``
 -> ``hypervisor, guestos, images, net, storage, rpc, ttrpc, volumes`` -> ``sandbox, tenantnet``
--> ``pods`` -> ``bundle`` -> ``cri`` and other fronts -> ``daemon, client, tenants`` -> ``cli, blocking``.
+-> ``pods, tenantdns`` -> ``bundle`` -> ``cri`` and other fronts -> ``daemon, client, tenants``
+-> ``cli, blocking``.
 A room imports only what lies below.
 """
 
@@ -27,7 +28,7 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"guest", "host"}),
     frozenset({"hypervisor", "guestos", "images", "net", "storage", "rpc", "ttrpc", "volumes"}),
     frozenset({"sandbox", "tenantnet"}),
-    frozenset({"pods"}),
+    frozenset({"pods", "tenantdns"}),
     frozenset({"bundle"}),
     frozenset({"cri", "csi", "native", "nri", "oci", "shim"}),
     frozenset({"daemon", "client", "tenants"}),
