@@ -11,7 +11,7 @@ Every call may be made from any thread. See docs/python.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -181,6 +181,14 @@ class Container:
     def changes(self) -> Iterator[FileChange]:
         """What it has changed in its image's files, a directory before what is in it."""
         return self._loop.iterate(self._container.changes())
+
+    def exported(self) -> Iterator[bytes]:
+        """Its files as a tar archive, in pieces: its whole root without volumes."""
+        return self._loop.iterate(self._container.exported())
+
+    def export(self, target: Path, *, progress: Callable[[int], None] | None = None) -> None:
+        """Write that archive to ``target``, which stands there whole or not at all."""
+        self._loop.call(self._container.export(target, progress=progress))
 
     def signal(self, name: str = "KILL") -> None:
         """Send its first process a signal."""

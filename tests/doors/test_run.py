@@ -5,6 +5,7 @@ Options that do not disturb each other share a container, for the sake of the ti
 
 from __future__ import annotations
 
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -129,3 +130,29 @@ def test_one_in_the_background(both: tuple[Run, Run]) -> None:
         seen.append((state, code, run("logs", "--tail", "1", "back").out))
         run("rm", "back")
     assert seen[0] == seen[1] == ("back\n", "exited 5\n", "told\n")
+
+
+def test_an_export_is_the_one_of_elsewhere(both: tuple[Run, Run], tmp_path: Path) -> None:
+    """But for the places where each mounts its own."""
+    script = (
+        "mkdir -p /made/deep; echo words > /made/deep/file; ln /made/deep/file /made/second; rm /bin/true; "
+        "chown 1000:33 /made/deep/file; chmod 4750 /made/deep/file; ln -s ../etc /made/link; "
+        "mkfifo /made/pipe; echo up; exec sleep 100000"
+    )
+    listed = []
+    for number, run in enumerate(both):
+        run("run", "-d", "--name", "packed", BUSYBOX, "sh", "-c", script)
+        until(lambda run=run: "up" in run("logs", "packed").out, "it does not run")
+        run("export", "-o", str(tmp_path / f"{number}.tar"), "packed")
+        run("rm", "-f", "-t", "0", "packed") if number == 0 else run("rm", "-f", "packed")
+        with tarfile.open(tmp_path / f"{number}.tar") as archive:
+            listed.append(
+                {
+                    one.name: (one.type, one.mode, one.uid, one.gid, one.size, one.linkname)
+                    for one in archive
+                    if one.name.split("/")[0] not in ("dev", "proc", "sys", "run")
+                    and one.name not in ("etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab")
+                }
+            )
+    assert listed[0] == listed[1]
+    assert "made/deep/file" in listed[1] and "bin/true" not in listed[1]

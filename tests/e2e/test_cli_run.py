@@ -126,6 +126,32 @@ def test_detached_container_from_birth_to_removal(cli: Cli) -> None:
     cli.node.wait_no_leaks_but_warm()
 
 
+@pytest.mark.parametrize("handler", ["vm", "process"])
+def test_detached_container_goes_when_it_has_ended(cli: Cli, handler: str) -> None:
+    """Who waits hears how, a restart of the daemon changes nothing, and `rm` by hand does not fail."""
+    logs = cli.node.scratch / "cli-logs"
+    cli("pull", "-q", BUSYBOX)
+    before = set(logs.iterdir()) if logs.exists() else set()
+    waits = ("run", "-d", "-i", "--rm", "--handler", handler, "--name", "brief")
+    cli(*waits, BUSYBOX, "sh", "-c", "read word; exit 6")
+    refused = cli("restart", "brief", check=False)
+    assert refused.code == 1 and "--rm" in refused.err
+    done = cli("attach", "-i", "brief", stdin=b"now\n", check=False)
+    assert done.code == 6
+    until(lambda: cli("pod", "ls", "-q").out.strip() == "", "the pod does not go")
+    assert set(logs.iterdir()) == before
+    cli(*waits, BUSYBOX, "sleep", "3600")
+    cli.node.kill()
+    cli.node.start()
+    cli("stop", "--time", "0", "brief")
+    until(lambda: cli("pod", "ls", "-q").out.strip() == "", "the pod does not go")
+    cli(*waits, BUSYBOX, "sleep", "3600")
+    cli("rm", "--force", "brief")
+    assert cli("ps", "-a", "-q").out.strip() == ""
+    assert set(logs.iterdir()) == before
+    cli.node.wait_no_leaks_but_warm()
+
+
 def _get(address: str, port: int) -> bytes:
     limit = time.monotonic() + 60 * PATIENCE
     while True:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,7 +142,9 @@ def test_a_container_among_others_gets_another_name(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("handler", ["vm", "process"])
-def test_what_a_container_has_changed_in_its_image(cli: Cli, handler: str) -> None:
+def test_what_a_container_has_changed_in_its_image_and_its_files(
+    cli: Cli, tmp_path: Path, handler: str
+) -> None:
     name = f"writer-{handler}"
     script = (
         "mkdir -p /made/deep && echo x > /made/deep/file && rm /bin/busybox.none 2>/dev/null;"
@@ -162,9 +165,19 @@ def test_what_a_container_has_changed_in_its_image(cli: Cli, handler: str) -> No
     with orlop.blocking.connect(cli.node.socket) as node:
         found = {one.path: one.kind for one in node.container(name).changes()}
     assert found["/bin/true"] == "D" and found["/made"] == "A"
+    archive = tmp_path / "files.tar"
+    cli("export", "-q", "-o", str(archive), name)
+    with tarfile.open(archive) as files:
+        assert files.extractfile("made/deep/file").read() == b"x\n"  # type: ignore[union-attr]
+        inside = set(files.getnames())
+    assert {"bin/busybox", "etc/passwd"} <= inside and not inside & {"bin/true", "volume/seen", "proc/self"}
+    with orlop.blocking.connect(cli.node.socket) as node:
+        assert b"".join(node.container(name).exported()) == archive.read_bytes()
+    assert cli("export", name).raw == archive.read_bytes()
     cli("stop", "-t", "0", name)
-    ended = cli("diff", name, check=False)
-    assert ended.code == 1 and "does not run" in ended.err and ended.err.count("\n") == 1
+    for command in ("diff", "export"):
+        ended = cli(command, name, check=False)
+        assert ended.code == 1 and "does not run" in ended.err and ended.err.count("\n") == 1
     cli("rm", name)
 
 

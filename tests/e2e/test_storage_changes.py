@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import socket
+import stat
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +16,8 @@ import pytest
 
 from orlop.host import mounts
 from orlop.linux import changes as listing
-from orlop.linux.changes import Change, ChangeReader, changes, packed
+from orlop.linux import packing
+from orlop.linux.changes import Change, ChangeReader, changes, mounted_in, packed
 
 
 @pytest.fixture
@@ -76,6 +82,75 @@ def test_links_lead_nowhere_and_depth_has_an_end(merged: Path, tmp_path: Path) -
         deep /= "d"
     with pytest.raises(ValueError, match="in one another"):
         told(tmp_path)
+
+
+def unpacked(pieces: Iterator[bytes], into: Path) -> dict[str, tarfile.TarInfo]:
+    """What GNU tar makes of an archive, and its entries."""
+    into.mkdir()
+    data = b"".join(pieces)
+    subprocess.run(("tar", "-x", "--xattrs", "--xattrs-include=*", "-C", into), input=data, check=True)
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return {one.name: one for one in archive}
+
+
+def opened(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def test_a_tree_is_packed_with_all_that_it_has(merged: Path, tmp_path: Path) -> None:
+    """Owners, modes, links, devices, attributes, names that are no text; also while it changes."""
+    odd = os.fsencode(merged) + b"/etc/\xff \xc3\xa9" + b"n" * 120
+    Path(os.fsdecode(odd)).write_text("odd")
+    (merged / "etc/first").write_bytes(b"x" * 700_001)
+    os.chown(merged / "etc/first", 3_000_000, 44)
+    (merged / "etc/first").chmod(0o4750)
+    os.link(merged / "etc/first", merged / "etc/zweit")
+    os.setxattr(merged / "etc/first", "user.note", b"\0\xff")
+    (merged / "etc/link").symlink_to("/nowhere/" + "y" * 150)
+    os.mkfifo(merged / "etc/pipe", 0o620)
+    os.mknod(merged / "etc/null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.fspath(merged / "etc/socket"))
+    top = opened(merged)
+    try:
+        entries = unpacked(packing.tree(top), tmp_path / "out")
+        pieces = packing.tree(top)
+        next(pieces)
+        shutil.rmtree(merged / "same")
+        assert b"".join(pieces).endswith(bytes(1024)), "what vanishes meanwhile is left out"
+    finally:
+        os.close(top)
+    assert list(entries) == sorted(entries) and "etc/socket" not in entries
+    assert {"anew/b/c", "gone/deep/file", "etc/second"} <= entries.keys(), "all layers are in it"
+    out = tmp_path / "out/etc"
+    first = (out / "first").stat()
+    assert (first.st_uid, first.st_gid, stat.S_IMODE(first.st_mode)) == (3_000_000, 44, 0o4750)
+    assert (out / "first").read_bytes() == b"x" * 700_001
+    assert (out / "zweit").stat().st_ino == first.st_ino
+    assert os.getxattr(out / "first", "user.note") == b"\0\xff"
+    assert os.fspath((out / "link").readlink()) == "/nowhere/" + "y" * 150
+    assert stat.S_ISFIFO((out / "pipe").stat().st_mode)
+    assert (out / "null").stat().st_rdev == os.makedev(1, 3)
+    assert (out / Path(os.fsdecode(odd)).name).read_text() == "odd"
+
+
+def test_what_an_overlay_changes_is_a_layer(merged: Path, tmp_path: Path) -> None:
+    (merged / "etc/first").write_text("changed")
+    (merged / "etc/second").unlink()
+    shutil.rmtree(merged / "gone")
+    shutil.rmtree(merged / "anew")
+    (merged / "anew/b").mkdir(parents=True)
+    for place in ("dev/null", "data/inside", "data.not"):
+        (merged / place).mkdir(parents=True)
+    top = opened(tmp_path / "upper")
+    try:
+        entries = unpacked(packing.layer(top, mounted_in(("/data/",))), tmp_path / "out")
+    finally:
+        os.close(top)
+    assert list(entries) == [
+        "anew", "anew/.wh..wh..opq", "anew/b", "data.not", "etc", "etc/first", "etc/.wh.second", ".wh.gone",
+    ]  # fmt: skip
+    assert all(one.isfile() and not one.size for name, one in entries.items() if ".wh." in name)
 
 
 def test_what_is_told_in_pieces_is_checked() -> None:

@@ -1,4 +1,4 @@
-"""``load``, ``save``, ``import``."""
+"""``load``, ``save``, ``import``, ``export``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from orlop.cli import output, terminal
 from orlop.cli.problems import CliError
 from orlop.client import archives, session
+from orlop.client.node import Node
 from orlop.errors import InvalidArgument
 
 _LISTS = {"CMD": "Cmd", "ENTRYPOINT": "Entrypoint"}
@@ -123,15 +124,26 @@ async def import_command(socket: str, path: str, name: str, changes: Sequence[st
 
 async def save_command(socket: str, target: str, images: Sequence[str], quiet: bool) -> None:
     """``orlop save``."""
-    daemon = session.existing(socket)
+    await _out(archives.saved(session.existing(socket), images), target, "Saving", quiet)
+
+
+async def export_command(socket: str, target: str, name: str, quiet: bool) -> None:
+    """``orlop export``."""
+    async with session.connect(socket) as client:
+        container = await Node(client).container(name)
+        await _out(container.exported(), target, "Exporting", quiet)
+
+
+async def _out(pieces: AsyncIterator[bytes], target: str, doing: str, quiet: bool) -> None:
+    """Write an archive to a file, or to stdout for ``-``."""
     if target != "-":
-        with output.bar(f"Saving {target}", shown=not quiet) as show:
-            await archives.save(daemon, Path(target), images, progress=lambda done: show(done, None))
+        with output.bar(f"{doing} {target}", shown=not quiet) as show:
+            await archives.write(Path(target), pieces, progress=lambda done: show(done, None))
         return
     if sys.stdout.isatty():
         raise CliError(
             "an archive is nothing for a terminal: name a file with -o, or send it on", exit_code=2
         )
-    async for piece in archives.saved(daemon, images):
+    async for piece in pieces:
         await asyncio.to_thread(sys.stdout.buffer.write, piece)
     await asyncio.to_thread(sys.stdout.buffer.flush)

@@ -112,7 +112,10 @@ async def _run_pod(client: CriClient, container: pb.Container) -> str:
     """The log directory of the pod if ``orlop run`` made it, else ""."""
     if session.RUN_LABEL not in container.labels:
         return ""
-    status = await session.container_status(client, container.id)
+    try:
+        status = await session.container_status(client, container.id)
+    except NotFound:  # one of --rm, which has just ended
+        return ""
     return str(Path(status.log_path).parent) if status.log_path else ""
 
 

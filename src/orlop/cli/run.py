@@ -131,10 +131,6 @@ class How(NamedTuple):
 
 
 def _check(launch: RunOptions, how: How) -> None:
-    if how.detach and how.remove:
-        raise CliError(
-            "--rm needs the foreground: a detached container is removed with `orlop rm`", exit_code=2
-        )
     if how.policy.after_failure and (how.detach or launch.interactive):
         raise CliError(
             "--restart needs the foreground, without -d and -i: run it in a systemd unit, or by Kubernetes",

@@ -16,7 +16,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from orlop.client.calls import CriClient
-from orlop.client.launch import log_root
+from orlop.client.launch import REMOVAL, log_root
 from orlop.client.session import NAME_LABEL, RUN_LABEL, container_status, name_of
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import FailedPrecondition, NotFound
@@ -54,6 +54,10 @@ async def run_again(client: CriClient, container_id: str, grace: float) -> tuple
     too. Raises FailedPrecondition for one that this client did not make.
     """
     before = await container_status(client, container_id)
+    if REMOVAL in before.annotations:
+        raise FailedPrecondition(
+            f"container {container_id[:13]} was made with --rm and goes when it ends: run it anew"
+        )
     directory = Path(before.log_path).parent
     path = directory / f"{before.metadata.name}.request"
     if directory.parent != log_root() or not path.exists():

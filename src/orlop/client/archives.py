@@ -59,10 +59,17 @@ async def save(
 
     ``progress`` is told how many bytes are there.
     """
+    await write(target, saved(path, images), progress=progress)
+
+
+async def write(
+    target: Path, source: AsyncIterator[bytes], *, progress: Callable[[int], None] | None = None
+) -> None:
+    """Write an archive to ``target``, which stands there whole or not at all. Raises OSError."""
     aside = target.with_name(f".{target.name}.part")
     try:
         with aside.open("wb") as file:
-            async for piece in saved(path, images):
+            async for piece in source:
                 await asyncio.to_thread(file.write, piece)
                 if progress is not None:
                     progress(file.tell())

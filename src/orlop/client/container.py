@@ -9,12 +9,12 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orlop.client import again, archive, logs
+from orlop.client import again, archive, archives, logs
 from orlop.client.calls import CriClient, NativeClient
 from orlop.client.channels import STDOUT, Channels, Read
 from orlop.client.facts import ContainerFacts, FileChange, Result
@@ -144,10 +144,19 @@ class Container:
     async def wait(self) -> int:
         """Its exit code, once it has ended."""
         while True:
-            status = await self._status()
+            try:
+                status = await self._status()
+            except NotFound:
+                return await self._last_code()
             if status.state == pb.CONTAINER_EXITED:
                 return status.exit_code
             await asyncio.sleep(logs.POLL)
+
+    async def _last_code(self) -> int:
+        """How it ended that was removed meanwhile."""
+        async with NativeClient(self._client.path) as client:
+            request = native.WaitContainerRequest(container_id=self.id)
+            return int((await client.containers.wait_container(request)).exit_code)
 
     async def exec(self, *command: str, stdin: bytes = b"", timeout: float | None = None) -> Result:
         """Run a command in it and wait for its result.
@@ -285,6 +294,23 @@ class Container:
                 for one in part.changes:
                     yield FileChange(_CHANGES[one.kind], os.fsdecode(one.path))
 
+    async def exported(self) -> AsyncIterator[bytes]:
+        """Its files as a tar archive, in pieces: its whole root without volumes, running or not.
+
+        Raises FailedPrecondition when its pod has ended: what it wrote has gone with that.
+        """
+        async with NativeClient(self._client.path) as client:
+            request = native.ExportContainerRequest(container_id=self.id)
+            async for part in client.containers.export_container(request):
+                yield part.data
+
+    async def export(self, target: Path, *, progress: Callable[[int], None] | None = None) -> None:
+        """Write that archive to ``target``, which stands there whole or not at all. Raises OSError.
+
+        ``progress`` is told how many bytes are there.
+        """
+        await archives.write(target, self.exported(), progress=progress)
+
     async def signal(self, name: str = "KILL") -> None:
         """Send its first process a signal, by name or number; KILL goes to all of its processes."""
         async with NativeClient(self._client.path) as client:
@@ -329,7 +355,10 @@ class Container:
         await self._client.runtime.stop_container(request, timeout=grace + 60)
 
     async def _grace(self) -> float:
-        text = (await self._status()).annotations.get(STOP_TIMEOUT, "")
+        try:
+            text = (await self._status()).annotations.get(STOP_TIMEOUT, "")
+        except NotFound:  # it has just gone with its end, and to stop what is not there is no error
+            text = ""
         return float(text) if text.isascii() and text.isdecimal() and len(text) < 7 else GRACE
 
     async def restart(self, grace: float | None = None) -> Container:

@@ -18,6 +18,7 @@ STOP_TIMEOUT = "io.orlop.cli/stop-timeout"
 """Annotation of a container: the seconds that it has to end when it is stopped."""
 LIMITS = "rlimits.orlop.io/container."
 TMPFS = "tmpfs.orlop.io/mounts"
+REMOVAL = "removal.orlop.io/when-ended"
 """Annotations that the daemon reads, since CRI has no words for these: see docs/cri.md."""
 
 
@@ -50,7 +51,8 @@ class RunOptions:
     as its group after a colon. ``interactive`` keeps stdin open. ``hostname`` is the pod's name if it is "".
     ``hosts`` are names with addresses for its /etc/hosts. ``ulimits`` are texts such as ``NOFILE=1024:2048``,
     ``stop_timeout`` seconds, None for the usual ones. ``health`` is a wish as
-    :func:`orlop.client.health.wish` writes it, "" for no health check.
+    :func:`orlop.client.health.wish` writes it, "" for no health check. With ``remove`` the daemon removes
+    the container when it has ended, and the pod that is there for it alone.
     """
 
     image: str
@@ -86,6 +88,7 @@ class RunOptions:
     no_new_privileges: bool = False
     seccomp: pb.SecurityProfile | None = None
     health: str = ""
+    remove: bool = False
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument for a user that CRI cannot name."""
@@ -197,6 +200,8 @@ def _annotations(launch: RunOptions, name: str) -> dict[str, str]:
         )
     if launch.health:
         found[CHECK] = launch.health
+    if launch.remove:
+        found[REMOVAL] = "true"
     if launch.stop_timeout is not None:
         found[STOP_TIMEOUT] = str(launch.stop_timeout)
     return found

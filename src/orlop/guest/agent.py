@@ -252,8 +252,8 @@ class Agent:
         self._await_frozen(entry, request.frozen, answer, FREEZE_ATTEMPTS)
 
     def changes(self, request: messages.Changes, answer: Answer) -> None:
-        """Tell what a container has changed in its image."""
-        self._apart(changes.listing(self._container(request.id), self.streaming, request.stream), answer)
+        """Tell what a container has changed in its image, or all of its files."""
+        self._apart(changes.telling(self._container(request.id), self.streaming, request), answer)
 
     def resize(self, request: messages.Resize, answer: Answer) -> None:
         """Set a terminal's size."""

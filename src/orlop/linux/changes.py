@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 ADDED, CHANGED, DELETED = "A", "C", "D"
@@ -24,6 +24,14 @@ MAX_DEPTH = 256
 
 _OPAQUE = "trusted.overlay.opaque"
 _KINDS = frozenset((ADDED, CHANGED, DELETED))
+
+
+_OURS = ("/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+
+
+def mounted_in(volumes: Iterable[str]) -> frozenset[bytes]:
+    """Where a container does not see its own files: the places of ``volumes``, and of what Orlop mounts."""
+    return frozenset(os.path.normpath(os.fsencode(place)) for place in (*_OURS, *volumes))
 
 
 class Change(NamedTuple):
@@ -52,7 +60,7 @@ def _below(
         raise ValueError(f"there are more than {MAX_DEPTH} directories in one another: {_shown(path)}")
     names = sorted(os.listdir(directory))
     # What an opaque directory hides, those in it hide as well.
-    opaque = opaque or _is_opaque(directory)
+    opaque = opaque or is_opaque(directory)
     if opaque:
         for name in _hidden(layers, names):
             yield Change(DELETED, _joined(path, name))
@@ -63,7 +71,7 @@ def _below(
             continue
         exists, lower = _below_of(layers, name)
         place = _joined(path, name)
-        if _hides(found):
+        if hides(found):
             if exists:
                 yield Change(DELETED, place)
             continue
@@ -104,18 +112,20 @@ def _below_of(layers: Sequence[str], name: str) -> tuple[bool, list[str]]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         if not stat.S_ISDIR(status.st_mode):
-            return bool(found) or not _hides(status), found
+            return bool(found) or not hides(status), found
         found.append(place)
-        if _is_opaque(place):
+        if is_opaque(place):
             break
     return bool(found), found
 
 
-def _hides(status: os.stat_result) -> bool:
+def hides(status: os.stat_result) -> bool:
+    """Whether what has that status in the upper directory hides what has its name below."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
-def _is_opaque(directory: int | str) -> bool:
+def is_opaque(directory: int | str) -> bool:
+    """Whether a directory of the upper one hides all that is below it."""
     try:
         return os.getxattr(directory, _OPAQUE) == b"y"
     except OSError:

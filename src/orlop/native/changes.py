@@ -1,4 +1,4 @@
-"""What containers have changed in their images' files."""
+"""What containers have changed in their images' files, and all of their files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS = {
 
 
 class ChangeCalls:
-    """That call of the service ``orlop.v1.ContainerService``."""
+    """Those calls of the service ``orlop.v1.ContainerService``."""
 
     def __init__(self, pods: PodService) -> None:
         self._pods = pods
@@ -37,3 +37,11 @@ class ChangeCalls:
                     yield pb.ListChangesResponse(
                         changes=[pb.Change(kind=_KINDS[one.kind], path=one.path) for one in told]
                     )
+
+    async def export_container(
+        self, request: pb.ExportContainerRequest
+    ) -> AsyncGenerator[pb.ExportContainerResponse, None]:
+        """All of its files, packed."""
+        async with aclosing(self._pods.archive(named(request.container_id))) as pieces:
+            async for piece in pieces:
+                yield pb.ExportContainerResponse(data=piece)

@@ -57,6 +57,11 @@ class NativeCalls:
         await self._pods.rename_container(named(request.container_id), request.name)
         return pb.RenameContainerResponse()
 
+    async def wait_container(self, request: pb.WaitContainerRequest) -> pb.WaitContainerResponse:
+        """Tell how one ended, when it has."""
+        code = await self._pods.wait_container(named(request.container_id))
+        return pb.WaitContainerResponse(exit_code=code)
+
     async def list_conditions(self, request: pb.ListConditionsRequest) -> pb.ListConditionsResponse:
         """What stands still, and what is checked."""
         found = [one for one in self._pods.containers() if one.paused or one.health is not None]

@@ -1,20 +1,16 @@
-"""What containers have changed in the files of their images."""
+"""What containers have changed in the files of their images, and their files as archives."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from orlop.errors import ResourceExhausted
-from orlop.linux.changes import Change
+from orlop.linux.changes import Change, mounted_in
 from orlop.pods.node import Node
-from orlop.pods.records import ContainerRecord
 
 MOST = 1_000_000
 """Changes of one container that are told."""
-
-_OURS = ("/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 
 
 class ChangedFiles:
@@ -31,7 +27,7 @@ class ChangedFiles:
         await self._node.known_of(ref)
         record = self._node.container(ref)
         sandbox = self._node.sandbox(record.pod_id)
-        places = _mounted(record)
+        places = mounted_in(one.container_path for one in record.spec.mounts)
         count = 0
         async with aclosing(sandbox.changes(record.id)) as parts:
             async for part in parts:
@@ -45,10 +41,17 @@ class ChangedFiles:
                 if kept:
                     yield kept
 
+    async def archive(self, ref: str, *, changed: bool) -> AsyncGenerator[bytes, None]:
+        """The files of a container as a tar archive, in pieces, or the layer of those it has ``changed``.
 
-def _mounted(record: ContainerRecord) -> frozenset[bytes]:
-    mounts = (one.container_path for one in record.spec.mounts)
-    return frozenset(os.path.normpath(os.fsencode(place)) for place in (*_OURS, *mounts))
+        Raises FailedPrecondition for one whose pod has ended.
+        """
+        await self._node.known_of(ref)
+        record = self._node.container(ref)
+        sandbox = self._node.sandbox(record.pod_id)
+        async with aclosing(sandbox.archive(record.id, changed=changed)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 def _is_below(path: bytes, places: frozenset[bytes]) -> bool:

@@ -272,6 +272,7 @@ class Containers:
             reason=REASON_START_FAILED,
             message=reason_of(error),
         )
+        self._node.ends.note(container_id, CODE_START_FAILED)
 
     async def started(self, container_id: str, started_at: int, sandbox: Sandbox) -> None:
         """Record that a container runs, tell of it, and watch it."""
@@ -336,6 +337,7 @@ class Containers:
             message=status.message,
             paused=False,
         )
+        self._node.ends.note(container_id, status.code)
         self._node.events.publish(EventKind.STOPPED, container_id, record.pod_id)
         if (pod := self._node.ledger.find_pod(record.pod_id)) is not None:
             updates = await self._node.tell(self._node.observer.stopped(pod, record), NO_UPDATES)

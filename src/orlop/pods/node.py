@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from orlop.errors import SHORT, FailedPrecondition, Internal, NotFound, OrlopError, ResourceExhausted
 from orlop.host.tasks import Tasks, Undo, end, uncancelled
+from orlop.pods.ends import Ends
 from orlop.pods.events import Events
 from orlop.pods.handlers import Handlers
 from orlop.pods.joint import JointCalls
@@ -47,6 +48,7 @@ class Node:
     observer: Observer = field(default_factory=Observer)
     recovering: dict[str, asyncio.Event] = field(default_factory=dict)
     """Pods of an earlier daemon whose state is not known yet, with what is set when it is."""
+    ends: Ends = field(default_factory=Ends)
 
     def __post_init__(self) -> None:
         """The calls that retries can join, by what they make or unmake."""

@@ -18,9 +18,10 @@ from orlop import config as configuration
 from orlop.errors import NotUndone, OrlopError
 from orlop.host.tasks import Undo
 from orlop.linux.changes import Change
-from orlop.pods import outline
+from orlop.pods import disposal, outline
 from orlop.pods.changes import ChangedFiles
 from orlop.pods.containers import Containers
+from orlop.pods.disposal import Disposal
 from orlop.pods.events import Events
 from orlop.pods.execs import ExecResult, Execs
 from orlop.pods.handlers import Handlers
@@ -94,6 +95,7 @@ class PodService:
         self._changes = ChangedFiles(self._node)
         self._meter = Meter(self._node)
         self._recovery = Recovery(self._node, self._pods, self._containers)
+        self._disposal = Disposal(self._node, self._pods, self._containers)
 
     async def open(self) -> dict[str, str]:
         """Read the journal, open the drivers, and begin to find again what runs; :meth:`recovered` ends that.
@@ -104,6 +106,7 @@ class PodService:
         absent = await self._handlers.open()
         await self._recovery.begin()
         self._node.tasks.spawn(self._recovery.janitor(), "janitor")
+        self._node.tasks.spawn(self._disposal.run(), "disposal")
         return absent
 
     async def recovered(self) -> None:
@@ -187,6 +190,7 @@ class PodService:
     async def create_container(self, request: ContainerRequest) -> str:
         """Make a container ready to start; its id. A repeated call joins the first."""
         await self._node.known(request.pod_id)
+        disposal.check(request.annotations, self._node.pod(request.pod_id))
         return await self._containers.create(request)
 
     async def start_container(self, container_id: str) -> None:
@@ -225,6 +229,11 @@ class PodService:
     async def ended_container(self, container_id: str) -> ContainerRecord | None:
         """Wait until the container does not run; what it is then, None when it was removed."""
         return await self._containers.ended(container_id)
+
+    async def wait_container(self, container_id: str) -> int:
+        """The exit code of a container once it has ended, also if it went then. Raises NotFound."""
+        await self._node.known_of(container_id)
+        return await self._disposal.wait(container_id)
 
     async def remove_container(self, container_id: str) -> None:
         """Remove the container, killing it first."""
@@ -295,6 +304,11 @@ class PodService:
     def changes(self, container_id: str) -> AsyncGenerator[Sequence[Change], None]:
         """What a container has changed in its image's files, in parts; its pod must run."""
         return self._changes.of(container_id)
+
+    def archive(self, container_id: str, *, changed: bool = False) -> AsyncGenerator[bytes, None]:
+        """The files of a container as a tar archive, in pieces, or as a layer what it has ``changed``; its
+        pod must run."""
+        return self._changes.archive(container_id, changed=changed)
 
     # Statistics and events
 

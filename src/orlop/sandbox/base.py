@@ -173,6 +173,11 @@ class Sandbox(Protocol):
         whose root is a directory of the host."""
         ...
 
+    def archive(self, container_id: str, *, changed: bool) -> AsyncGenerator[bytes, None]:
+        """The files of the container's root as a tar archive, in pieces; only what it has ``changed`` in its
+        image's, as a layer above that. Raises FailedPrecondition."""
+        ...
+
     async def update(self, container_id: str, resources: Resources) -> None:
         """Change a container's limits; zero fields stay as they are."""
         ...

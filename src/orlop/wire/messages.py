@@ -42,12 +42,11 @@ VERSION = 2
 VOLUMES, BLOCKS, PROPAGATION = "volumes", "blocks", "propagation"
 SOCKETS, LISTENERS = "sockets", "listeners"
 EXEC_AS, FREEZE = "exec-as", "freeze"
-FILE_SYSTEMS = "file-systems"
-READY_LAYERS = "ready-layers"
-MANY_VOLUMES, XFS, CHANGES = "many-volumes", "xfs", "changes"
+FILE_SYSTEMS, READY_LAYERS = "file-systems", "ready-layers"
+MANY_VOLUMES, XFS, CHANGES, ARCHIVES = "many-volumes", "xfs", "changes", "archives"
 FEATURES = (
     VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE, FILE_SYSTEMS, READY_LAYERS, LISTENERS,
-    MANY_VOLUMES, XFS, CHANGES,
+    MANY_VOLUMES, XFS, CHANGES, ARCHIVES,
 )  # fmt: skip
 """What a guest can do that one of the same version before it could not: see :class:`Hello`."""
 
@@ -428,11 +427,12 @@ class Flush(Request[Done]):
 
 @dataclass(frozen=True, kw_only=True)
 class Changes(Request[Done]):
-    """Tell on ``stream`` what a container has changed in its image; answered when that has ended."""
+    """Tell on ``stream`` what a container has changed, or its ``tree`` of files; answered when that ended."""
 
     op: ClassVar[str] = "changes"
     id: Id
     stream: StreamId
+    form: Literal["names", "layer", "tree"] = "names"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import PASS_THROUGH, Everything, Grace, Ignore, Name, Socket, Some
+from orlop.cli.parameters import PASS_THROUGH, Everything, Grace, Ignore, Name, Quiet, Socket, Some
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -129,3 +129,16 @@ def port(
     from orlop.cli import containers, session
 
     session.run_async(lambda: containers.port_command(socket, name, inside))
+
+
+@app.command()
+def export(
+    name: Name,
+    file: Annotated[str, typer.Option("--output", "-o", help="A file, or stdout.")] = "-",
+    quiet: Quiet = False,
+    socket: Socket = "",
+) -> None:
+    """Write the files of a container, without its volumes, to a tar archive. Its pod must run."""
+    from orlop.cli import archives, session
+
+    session.run_async(lambda: archives.export_command(socket, file, name, quiet))

@@ -80,6 +80,8 @@ def run(
         command=tuple(command or ()),
         interactive=interactive,
         tty=tty,
+        # In the foreground the command removes it, which shows its output to the end.
+        remove=remove and detach,
         **words.container_options(container_words, tty=tty),
     )
     how = running.How(

@@ -90,6 +90,11 @@ class LiveContainer:
         """The directories below that, the top first."""
         return self._layers
 
+    @property
+    def top(self) -> str:
+        """Where its root is mounted, without its volumes."""
+        return f"{self._directory}/root"
+
     _upper = ""
     _layers: tuple[str, ...] = ()
 

@@ -16,7 +16,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from orlop.errors import FailedPrecondition, NotFound, OrlopError, Unavailable
 from orlop.host import cgroups, cgroupstats, files, mounts, privacy, process, tasks, threads
 from orlop.host.cgroups import Cgroup
 from orlop.linux import changes as listing
+from orlop.linux import packing, syscalls
 from orlop.linux.changes import Change
 from orlop.linux.removal import remove_tree
 from orlop.linux.users import Identity
@@ -333,6 +334,47 @@ class ProcessContainer:
             ) from error
         finally:
             await tasks.uncancelled(self._drop_image(place))
+
+    def archive(self, directory: Path | None) -> AsyncGenerator[bytes, None]:
+        """All files of its root, ``directory`` or the overlay, packed. NotFound when it is removed."""
+        root = os.fspath(directory or self.paths.rootfs / "rootfs")
+
+        def opened() -> int:
+            # Apart from the mount itself, which can go meanwhile.
+            apart = syscalls.open_tree(root, recursive=False)
+            try:
+                return os.open(f"/proc/self/fd/{apart}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            finally:
+                os.close(apart)
+
+        return self._packed(opened, packing.tree)
+
+    def layer(self, without: Collection[bytes]) -> AsyncGenerator[bytes, None]:
+        """What it has changed in its image but for the paths ``without``, packed. NotFound when removed."""
+        upper = os.fspath(self.paths.rootfs / "upper")
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return self._packed(partial(os.open, upper, flags), lambda top: packing.layer(top, without))
+
+    async def _packed(
+        self, opened: Callable[[], int], pack: Callable[[int], Generator[bytes, None, None]]
+    ) -> AsyncGenerator[bytes, None]:
+        try:
+            async with self._changing:
+                self._check_there()
+                top = await tasks.uncancelled(threads.call(opened), unwanted=os.close)
+            try:
+                with closing(pack(top)) as pieces:
+                    while piece := await tasks.uncancelled(threads.call(next, pieces, b"")):
+                        self._check_there()
+                        yield piece
+            finally:
+                os.close(top)
+            self._check_there()
+        except (OSError, ValueError) as error:
+            self._check_there()
+            raise FailedPrecondition(
+                f"the files of container {self.id[:12]} cannot be packed: {error}"
+            ) from error
 
     async def _drop_image(self, place: Path) -> None:
         async with self._changing:

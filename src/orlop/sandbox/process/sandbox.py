@@ -12,7 +12,7 @@ from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, of_system
 from orlop.host import cgroups, process, tasks, threads
 from orlop.host.cgroups import Cgroup
 from orlop.host.tasks import Undo, beside, together
-from orlop.linux.changes import Change
+from orlop.linux.changes import Change, mounted_in
 from orlop.net import outside
 from orlop.net.network import PodNetwork
 from orlop.sandbox import crilog
@@ -269,6 +269,15 @@ class ProcessSandbox:
         if spec.root.directory:
             raise FailedPrecondition(f"container {spec.name} has no image that it could have changed")
         return container.changes(spec.root.layers)
+
+    def archive(self, container_id: str, *, changed: bool) -> AsyncGenerator[bytes, None]:
+        """See ``Sandbox``."""
+        container, spec = self._container(container_id), self._specs[container_id]
+        if not changed:
+            return container.archive(Path(spec.root.directory) if spec.root.directory else None)
+        if spec.root.directory:
+            raise FailedPrecondition(f"container {spec.name} has no image that it could have changed")
+        return container.layer(mounted_in(one.container_path for one in spec.mounts))
 
     async def attach(self, container_id: str, *, stdin: bool) -> ProcessIO:
         """See ``Sandbox``."""

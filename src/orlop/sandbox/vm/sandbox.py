@@ -321,6 +321,10 @@ class VmSandbox:
         """See ``Sandbox``."""
         return changes.told(self._agent, self._container(container_id).spec.id)
 
+    def archive(self, container_id: str, *, changed: bool) -> AsyncGenerator[bytes, None]:
+        """See ``Sandbox``."""
+        return changes.packed(self._agent, self._container(container_id).spec.id, changed=changed)
+
     async def attach(self, container_id: str, *, stdin: bool) -> GuestAttachment:
         """See ``Sandbox``."""
         return self._running(container_id).attach(stdin=stdin)
