@@ -21,8 +21,21 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+BUILDING = 3600
+"""Seconds in which Kubernetes, for example, must have been built."""
+BUILDS_NOTHING = "unit"
 GRACE = 2.0 * PATIENCE
 """Seconds that what was told to end may take."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the first test of a suite an hour: it waits for what the suite builds once, on a new machine."""
+    suites = {BUILDS_NOTHING}
+    for item in items:
+        if item.path.parent.name not in suites:
+            suites.add(item.path.parent.name)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(BUILDING))
 
 
 def _children() -> set[int]:
