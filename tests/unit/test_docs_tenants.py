@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from orlop.tenantnet import rules
+from orlop.tenantnet import rules, tables
 from orlop.tenantnet.model import Ground, LocalNetwork
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -14,7 +14,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 def _guards() -> set[str]:
     ground = Ground(address="192.0.2.11", aliases="10.64.1.128/25")
     network = LocalNetwork(name="blue", vni=42, cidr="10.0.0.0/16", block="10.0.1.0/24")
-    return set(re.findall(r'comment "([^"]+)"', rules.router(network, ground, ()) + rules.node(ground)))
+    text = tables.text(rules.router(network, ground, ()) + rules.node(ground))
+    return set(re.findall(r'comment "([^"]+)"', text))
 
 
 def test_every_guard_is_described() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orlop.errors import Internal, InvalidArgument, NotFound
-from orlop.tenantnet import rules
+from orlop.tenantnet import rules, tables
 from orlop.tenantnet.guards import GUARDS
 from orlop.tenantnet.journey import REVERSE_PATH
 from orlop.tenantnet.model import Ground, LocalNetwork
@@ -297,7 +297,7 @@ def test_policies_of_the_clusters_own_network(policies: list[dict[str, Any]], st
 def test_every_guard_has_its_reason() -> None:
     ground = Ground(address="192.0.2.11", aliases="10.64.1.128/25")
     tenant = LocalNetwork(name="blue", vni=42, cidr="10.0.0.0/16", block="10.0.1.0/24")
-    every = PacketFilter(rules.router(tenant, ground, ())).guards | PacketFilter(rules.node(ground)).guards
+    every = PacketFilter(tables.text((*rules.router(tenant, ground, ()), *rules.node(ground)))).guards
     assert every | {REVERSE_PATH} == GUARDS.keys()
 
 

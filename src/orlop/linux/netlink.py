@@ -1,4 +1,4 @@
-"""Route netlink (rtnetlink(7)): a socket, messages with nested attributes, and the numbers in them.
+"""Netlink: a socket, messages with nested attributes, and the numbers of route netlink (rtnetlink(7)).
 
 A general netlink library costs 13 MB of the daemon's memory and a tenth of a second at start, and the
 guest has none; what is needed here is little. Calls are synchronous and take microseconds. A socket
@@ -10,14 +10,17 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+ROUTING, NETFILTER = 0, 12
+"""Protocols."""
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _F_REQUEST = 0x1
-_F_ACK = 0x4
+ACK = 0x4
 _F_DUMP = 0x300
 EXCLUSIVE = 0x200
 REPLACE = 0x100
@@ -86,10 +89,10 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 class Netlink:
-    """A route netlink socket of the calling thread's network namespace; a context manager."""
+    """A netlink socket of the calling thread's network namespace, route netlink's; a context manager."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    def __init__(self, protocol: int = ROUTING) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
         self._socket.bind((0, 0))
         self._sequence = 0
@@ -105,12 +108,33 @@ class Netlink:
 
         Raises OSError with the kernel's words.
         """
-        for _ in self._ask(kind, _F_ACK | flags, payload):
+        for _ in self._ask(kind, ACK | flags, payload):
             pass
 
     def dump(self, kind: int, payload: bytes) -> list[tuple[int, bytes]]:
         """All objects of a kind, as (message type, payload). Raises OSError."""
         return list(self._ask(kind, _F_DUMP, payload))
+
+    def get(self, kind: int, payload: bytes) -> bytes:
+        """The one object that a request names. Raises OSError with the kernel's words."""
+        return b"".join(data for _, data in self._ask(kind, ACK, payload))
+
+    def together(self, messages: Sequence[tuple[int, int, bytes]]) -> None:
+        """Send requests at once, as (kind, flags, payload), one of them with ACK, and wait for its answer.
+
+        Raises the first OSError that the kernel has about any of them.
+        """
+        first, data = self._sequence + 1, b""
+        for kind, flags, payload in messages:
+            self._sequence += 1
+            header = (_HEADER.size + len(payload), kind, _F_REQUEST | flags, self._sequence, 0)
+            data += _HEADER.pack(*header) + payload
+        self._socket.sendto(data, (0, 0))
+        while True:
+            for message, number, answer in _messages(self._socket.recv(_BUFFER)):
+                if number >= first and message == _NLMSG_ERROR:
+                    _raise_error(answer)
+                    return
 
     def _ask(self, kind: int, flags: int, payload: bytes) -> Iterator[tuple[int, bytes]]:
         self._sequence += 1

@@ -42,22 +42,21 @@ class Link(Value, frozen=True):
 
 def links(kernel: Netlink) -> list[Link]:
     """All interfaces. Raises OSError."""
-    found = []
-    for _, data in kernel.dump(netlink.GETLINK, netlink.IFINFO.pack(0, 0, 0, 0, 0)):
-        _family, _kind, index, flags, _change = netlink.IFINFO.unpack_from(data)
-        fields = attributes(data[netlink.IFINFO.size :])
-        name = fields[netlink.IFLA_IFNAME].rstrip(b"\0").decode()
-        found.append(
-            Link(
-                index=index,
-                name=name,
-                mac=":".join(f"{byte:02x}" for byte in fields.get(netlink.IFLA_ADDRESS, b"")),
-                mtu=int.from_bytes(fields.get(netlink.IFLA_MTU, b""), "little"),
-                up=bool(flags & netlink.IFF_UP),
-                counters=_counters(name, fields.get(netlink.IFLA_STATS64, b"")),
-            )
-        )
-    return found
+    return [_link(data) for _, data in kernel.dump(netlink.GETLINK, netlink.IFINFO.pack(0, 0, 0, 0, 0))]
+
+
+def _link(data: bytes) -> Link:
+    _family, _kind, index, flags, _change = netlink.IFINFO.unpack_from(data)
+    fields = attributes(data[netlink.IFINFO.size :])
+    name = fields[netlink.IFLA_IFNAME].rstrip(b"\0").decode()
+    return Link(
+        index=index,
+        name=name,
+        mac=":".join(f"{byte:02x}" for byte in fields.get(netlink.IFLA_ADDRESS, b"")),
+        mtu=int.from_bytes(fields.get(netlink.IFLA_MTU, b""), "little"),
+        up=bool(flags & netlink.IFF_UP),
+        counters=_counters(name, fields.get(netlink.IFLA_STATS64, b"")),
+    )
 
 
 def _counters(name: str, data: bytes) -> InterfaceCounters:
@@ -81,10 +80,13 @@ def _counters(name: str, data: bytes) -> InterfaceCounters:
 
 def find(kernel: Netlink, name: str) -> Link:
     """The interface of that name. Raises OSError ENODEV."""
-    for link in links(kernel):
-        if link.name == name:
-            return link
-    raise OSError(errno.ENODEV, "no such interface", name)
+    asked = netlink.IFINFO.pack(0, 0, 0, 0, 0) + attribute(netlink.IFLA_IFNAME, text(name))
+    try:
+        return _link(kernel.get(netlink.GETLINK, asked))
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        raise OSError(errno.ENODEV, "no such interface", name) from error
 
 
 def set_up(kernel: Netlink, index: int, *, mtu: int = 0) -> None:

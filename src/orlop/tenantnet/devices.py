@@ -89,7 +89,12 @@ def make_tunnel(kernel: Netlink, end: End, *, vni: int, local: str, port: int) -
 
 def look(kernel: Netlink, name: str) -> Link | None:
     """The link of that name, or None."""
-    return next((link for link in links.links(kernel) if link.name == name), None)
+    try:
+        return links.find(kernel, name)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return None
 
 
 def remove(kernel: Netlink, name: str) -> None:
@@ -175,7 +180,7 @@ def add_route(kernel: Netlink, path: Way) -> None:
 
 
 def remove_route(kernel: Netlink, path: Way) -> None:
-    """Remove a route of ours. Idempotent."""
+    """Remove a route of ours; one without a source stands for that with any. Idempotent."""
     _forget(kernel, _DELROUTE, _route(path))
 
 

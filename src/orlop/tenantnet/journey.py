@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from orlop.tenantnet import rules
+from orlop.tenantnet import rules, tables
 from orlop.tenantnet.model import BRIDGE, TUNNEL, UPLINK, Ground, Lease, LocalNetwork
 from orlop.tenantnet.verdicts import IP, MetRule, Packet, PacketFilter
 from orlop.value import Value
@@ -118,12 +118,12 @@ def into_router(machines: Sequence[NodeNow], machine: NodeNow, tenant: str, pack
 
 @functools.lru_cache(maxsize=64)
 def _router_filter(network: LocalNetwork, ground: Ground, leases: tuple[Lease, ...]) -> PacketFilter:
-    return PacketFilter(rules.router(network, ground, leases))
+    return PacketFilter(tables.text(rules.router(network, ground, leases)))
 
 
 @functools.lru_cache(maxsize=64)
 def _node_filter(ground: Ground) -> PacketFilter:
-    return PacketFilter(rules.node(ground))
+    return PacketFilter(tables.text(rules.node(ground)))
 
 
 def _in(address: str, network: str) -> bool:

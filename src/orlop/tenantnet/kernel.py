@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from orlop.errors import FailedPrecondition, NotFound
-from orlop.host import netns, process
+from orlop.host import netns
 from orlop.linux.netlink import Netlink
 from orlop.net import links
 from orlop.tenantnet import devices, rules
 from orlop.tenantnet.devices import End
+from orlop.tenantnet.filters import Filters
 from orlop.tenantnet.model import (
     BRIDGE,
     GATEWAY_MAC,
@@ -41,7 +42,6 @@ _NEXT = "169.254.1.1"
 """What node and router call each other: neither has the address, and each knows the other's MAC."""
 _OVERHEAD = 50
 """Bytes that VXLAN puts around a packet."""
-_NFT_TIME = 30.0
 
 _ROUTER_SETTINGS = {
     "ipv4/ip_forward": "1",
@@ -65,6 +65,7 @@ class NodeKernel:
     def __init__(self, directory: Path, node: Path = OWN_NAMESPACE) -> None:
         self._directory = directory
         self._node = node
+        self._filters = Filters()
 
     def _router(self, tenant_namespace: str) -> Path:
         return self._directory / tenant_namespace
@@ -93,11 +94,11 @@ class NodeKernel:
 
     async def filter(self, network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> None:
         """Put the router's rules in place. Raises FailedPrecondition."""
-        await _nft(self._router(network.namespace), rules.router(network, ground, leases))
+        await self._filters.put(self._router(network.namespace), rules.router(network, ground, leases))
 
     async def filter_node(self, ground: Ground) -> None:
         """Put the node's rules in place. Raises FailedPrecondition."""
-        await _nft(self._node, rules.node(ground))
+        await self._filters.put(self._node, rules.node(ground))
 
     async def plug(self, network: LocalNetwork, ground: Ground, lease: Lease) -> int:
         """Give the pod its interface; the MTU of it. Raises OrlopError, OSError EEXIST if it has one."""
@@ -128,9 +129,7 @@ class NodeKernel:
 
         def close(kernel: Netlink) -> None:
             if link := devices.look(kernel, lease.uplink):
-                for path in devices.routes(kernel):
-                    if path.link == link.index and path.destination == f"{lease.alias}/32":
-                        devices.remove_route(kernel, path)
+                devices.remove_route(kernel, _alias_path(link.index, lease))
 
         with suppress(NotFound):
             await self._at(self._router(lease.router), part)
@@ -160,6 +159,7 @@ class NodeKernel:
             # At once: the kernel frees a namespace later, and meanwhile its VXLAN keeps the number.
             await self._at(router, lambda kernel: devices.remove(kernel, TUNNEL))
         await self._at(self._node, lambda kernel: devices.remove(kernel, uplink))
+        self._filters.forget(router)
         await netns.delete(router)
 
     async def _namespace(self, path: Path) -> frozenset[str]:
@@ -177,6 +177,7 @@ class NodeKernel:
             if error.errno != errno.EINVAL:
                 raise
             await netns.delete(path)
+        self._filters.forget(path)
         await netns.create(path)
         return frozenset()
 
@@ -283,25 +284,18 @@ def _fill_pod(kernel: Netlink, network: LocalNetwork, lease: Lease) -> None:
     devices.add_route(kernel, devices.Way(destination="0.0.0.0/0", link=index, gateway=network.gateway))
 
 
-def _alias_path(link: int, ground: Ground, lease: Lease) -> devices.Way:
-    # The node's own address as the source: one of a pod's range would be taken for a foreign pod's.
-    return devices.Way(destination=f"{lease.alias}/32", link=link, gateway=_NEXT, source=ground.address)
+def _alias_path(link: int, lease: Lease, source: str = "") -> devices.Way:
+    """The route to an alias; without a source it stands for that with any."""
+    return devices.Way(destination=f"{lease.alias}/32", link=link, gateway=_NEXT, source=source)
 
 
 def _add_alias(kernel: Netlink, network: LocalNetwork, ground: Ground, lease: Lease) -> None:
-    devices.add_route(kernel, _alias_path(links.find(kernel, network.uplink).index, ground, lease))
+    # The node's own address as the source: one of a pod's range would be taken for a foreign pod's.
+    path = _alias_path(links.find(kernel, network.uplink).index, lease, ground.address)
+    devices.add_route(kernel, path)
 
 
 def _lead_to_router(kernel: Netlink, network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> None:
     """On the node: a route to each alias behind the router, and none that nobody has any more."""
     index = links.find(kernel, network.uplink).index
-    devices.set_routes(kernel, [_alias_path(index, ground, lease) for lease in leases], (index,))
-
-
-async def _nft(place: Path, text: str) -> None:
-    """Make one transaction of nft(8) in a network namespace. Raises FailedPrecondition with its words."""
-    argv = ["nsenter", f"--net={place}", "nft", "-f", "-"]
-    try:
-        await process.run(argv, input=text.encode(), timeout=_NFT_TIME)
-    except process.ProcessFailed as error:
-        raise FailedPrecondition(f"packet filter of {place.name}: {error}") from error
+    devices.set_routes(kernel, [_alias_path(index, lease, ground.address) for lease in leases], (index,))

@@ -1,7 +1,7 @@
-"""The packet filters of a router and of its node, as text for nft(8).
+"""The packet filters of a router and of its node.
 
 A guard is a rule that drops something and counts what it drops; its comment is its name, and docs/tenants.md
-lists them. Tables are replaced as a whole in one transaction: there is no moment with half of them.
+lists them. What changes with every pod is an :class:`ElementSet`, the rest is text.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from orlop.tenantnet.model import BRIDGE, TUNNEL, UPLINK, UPLINK_PREFIX, Ground, Lease, LocalNetwork
+from orlop.tenantnet.tables import ElementSet, Table
 
 TABLE = "orlop"
 """Of each family in a router's namespace, where nobody else has tables."""
@@ -20,21 +21,10 @@ _NEVER = ("0.0.0.0/8", "127.0.0.0/8", _LINK_LOCAL, "224.0.0.0/3")
 """What is no place to send to beyond a router: this host, its links, groups, and what is reserved."""
 
 
-def _replaced(family: str, name: str, body: str) -> str:
-    return f"table {family} {name}\ndelete table {family} {name}\ntable {family} {name} {{\n{body}}}\n"
-
-
-def _set(name: str, kind: str, elements: Iterable[str], *, ranges: bool = False) -> str:
+def _ranges(name: str, elements: Iterable[str]) -> str:
     members = ", ".join(elements)
-    flags = "    flags interval\n    auto-merge\n" if ranges else ""
     filled = f"    elements = {{ {members} }}\n" if members else ""
-    return f"  set {name} {{\n    type {kind}\n{flags}{filled}  }}\n"
-
-
-def _map(name: str, pairs: Iterable[tuple[str, str]]) -> str:
-    members = ", ".join(f"{key} : {value}" for key, value in sorted(pairs))
-    filled = f"    elements = {{ {members} }}\n" if members else ""
-    return f"  map {name} {{\n    type ipv4_addr : ipv4_addr\n{filled}  }}\n"
+    return f"  set {name} {{\n    type ipv4_addr\n    flags interval\n    auto-merge\n{filled}  }}\n"
 
 
 def _chain(name: str, hook: str, *rules: str) -> str:
@@ -48,20 +38,23 @@ def _guard(match: str, name: str) -> str:
 
 def _of_cluster(ground: Ground) -> str:
     """The sets of what is the cluster's own: its nodes, and the ranges that no tenant reaches."""
-    nodes = _set("nodes", "ipv4_addr", sorted({ground.address, *ground.nodes}), ranges=True)
-    return nodes + _set("closed", "ipv4_addr", sorted({ground.aliases, *ground.closed}), ranges=True)
+    nodes = _ranges("nodes", sorted({ground.address, *ground.nodes}))
+    return nodes + _ranges("closed", sorted({ground.aliases, *ground.closed}))
 
 
-def router(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> str:
+def router(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> tuple[Table, ...]:
     """All tables of a tenant's router."""
-    return _of_frames(leases) + _of_packets(network, ground, leases)
+    return _of_frames(leases), _of_packets(network, ground, leases)
 
 
-def _of_frames(leases: Sequence[Lease]) -> str:
+def _of_frames(leases: Sequence[Lease]) -> Table:
     """What a pod may send at all: IPv4 and ARP, under its own MAC and its own address."""
-    own = sorted(f'"{lease.port}" . {lease.mac} . {lease.address}' for lease in leases)
-    body = _set("pods", "ifname . ether_addr . ipv4_addr", own)
-    body += _chain(
+    own = ElementSet(
+        name="pods",
+        types=("ifname", "ether_addr", "ipv4_addr"),
+        elements=frozenset((lease.port, lease.mac, lease.address) for lease in leases),
+    )
+    body = _chain(
         "prerouting",
         "type filter hook prerouting priority -300",
         "iifname . ether saddr . ip saddr @pods accept",
@@ -70,18 +63,24 @@ def _of_frames(leases: Sequence[Lease]) -> str:
         _guard("ether type arp", "own-arp"),
         _guard("ether type != { ip, arp }", "only-ipv4"),
     )
-    return _replaced("bridge", TABLE, body)
+    return Table(family="bridge", name=TABLE, body=body, sets=(own,))
 
 
-def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> str:
+def _addresses(name: str, pairs: Iterable[tuple[str, str]]) -> ElementSet:
+    """A map of addresses; of pairs with one key the last counts."""
+    return ElementSet(
+        name=name, types=("ipv4_addr",), to=("ipv4_addr",), elements=frozenset(dict(pairs).items())
+    )
+
+
+def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> Table:
     here = [(lease.alias, lease.address) for lease in leases]
-    blocks = [peer.block for peer in network.peers]
-    body = _map("by_alias", [*network.elsewhere, *here])
-    body += _map("aliases", [(address, alias) for alias, address in here])
-    body += _set("remote", "ipv4_addr", blocks, ranges=True)
+    by_alias = _addresses("by_alias", [*network.elsewhere, *here])
+    aliases = _addresses("aliases", [(address, alias) for alias, address in here])
+    body = _ranges("remote", [peer.block for peer in network.peers])
     body += _of_cluster(ground)
-    body += _set("allow", "ipv4_addr", network.allow, ranges=True)
-    body += _set("deny", "ipv4_addr", network.deny, ranges=True)
+    body += _ranges("allow", network.allow)
+    body += _ranges("deny", network.deny)
     body += _chain(
         "raw",
         "type filter hook prerouting priority raw",
@@ -108,7 +107,7 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
         f"iifname {BRIDGE} icmp type echo-request accept",
         _guard("", "router"),
     )
-    return _replaced("ip", TABLE, body)
+    return Table(family="ip", name=TABLE, body=body, sets=(by_alias, aliases))
 
 
 def _forward(network: LocalNetwork) -> str:
@@ -133,7 +132,7 @@ def _forward(network: LocalNetwork) -> str:
     )
 
 
-def node(ground: Ground) -> str:
+def node(ground: Ground) -> tuple[Table, ...]:
     """The table of the node itself. Which alias is behind which link is in its routes."""
     tenants = f'iifname "{UPLINK_PREFIX}*"'
     body = _of_cluster(ground)
@@ -161,4 +160,4 @@ def node(ground: Ground) -> str:
         "type nat hook postrouting priority srcnat",
         f"ip saddr {ground.aliases} ip daddr != @closed masquerade",
     )
-    return _replaced("inet", NODE_TABLE, body)
+    return (Table(family="inet", name=NODE_TABLE, body=body),)
