@@ -59,7 +59,8 @@ class Desk:
 
 async def call(socket: Path, command: str, pod: str, netns: Path | str, tenant: str, **more: Any) -> Any:
     document = {"cniVersion": "1.0.0", "name": "cluster", "type": "orlop-tenant", served.KEY: str(socket)}
-    arguments = (("IgnoreUnknown", "1"), ("K8S_POD_NAMESPACE", tenant), ("K8S_POD_NAME", pod))
+    about = {"K8S_POD_NAMESPACE": tenant, "K8S_POD_NAME": pod, "K8S_POD_UID": more.pop("uid", "")}
+    arguments = (("IgnoreUnknown", "1"), *about.items())
     invocation = Invocation(container_id=pod, netns=str(netns), interface="eth0", arguments=arguments)
     directories = more.pop("bin_dirs", ())
     said = await plugins.execute(
@@ -79,6 +80,7 @@ async def desk(node: TestNode, directory: Path) -> AsyncIterator[Desk]:
         yield one
     finally:
         await one.door.close()
+        await one.agent.close()
 
 
 @asynccontextmanager

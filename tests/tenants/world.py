@@ -171,7 +171,9 @@ class TestNode:
         await self.kernel.prepare(self.ground)
         for name, network in self.networks.items():
             await self.kernel.set_up(network, self.ground, self.of(name))
-        await self.kernel.filter_node(self.ground)
+        outside = [address for network in self.networks.values() for address in network.outside]
+        await self.kernel.filter_node(self.ground, outside)
+        await self.kernel.answer_for(self.ground, outside)
 
     async def add(self, directory: Path, tenant: str, number: int) -> Lease:
         """A pod: the tenants' pods of one number have the same address."""
@@ -188,6 +190,7 @@ class TestNode:
             alias=f"10.64.{self.number}.{TENANTS[tenant] + 90 + 10 * number}",
             namespace=tenant,
             pod=f"web-{number}",
+            uid=f"uid-{tenant}-{self.number}-{number}",
         )
         await self.kernel.plug(network, self.ground, lease)
         self.leases.append(lease)

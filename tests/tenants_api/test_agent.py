@@ -20,12 +20,15 @@ from orlop.tenants.nodeagent import AgentPlaces, serve
 from orlop.tenants.nodeview import NodeView
 from tests.conftest import needs_root
 from tests.tenants.agents import call, pod_namespace
+from tests.tenants.test_floating import answers_for
 from tests.tenants.test_traffic import Server
-from tests.tenants.world import CLOSED, LIMIT, TestNode, World
+from tests.tenants.world import CLOSED, GATEWAY, LIMIT, OUTSIDE, TestNode, World
 from tests.tenants_api.conftest import Ship, tenant
 from tests.tenants_api.plane import Plane, eventually
+from tests.tenants_api.test_addresses import bind, floating, pool
 
 pytestmark = needs_root
+ADDRESS = "192.0.2.200"
 
 
 def test_blocks_do_not_overlap() -> None:
@@ -161,3 +164,43 @@ async def test_a_namespace_that_no_one_has_told_of_gets_no_network(
             assert caught.value.cni_code == 11
     finally:
         await netns.delete(place)
+
+
+async def test_the_node_of_a_pod_answers_for_its_floating_address(
+    ship: Ship, nodes: World, tenants: tuple[str, str], tmp_path: Path
+) -> None:
+    """From the object that a member makes to the first packet, and to another node with its pod."""
+    account, name = ship.plane.account("orlop-system", "orlop-tenants-agent"), tenants[0]
+    await asyncio.to_thread(_give, ship, name)
+    async with AsyncExitStack() as stack:
+        for node in nodes.nodes.values():
+            await stack.enter_async_context(_agent(account, node, tmp_path))
+        for node in nodes.nodes.values():
+            uid = await asyncio.to_thread(_pod, ship, "web", name)
+            await asyncio.to_thread(bind, ship.plane, "web", name, _name(node))
+            container = f"web-{node.number}"
+            place = await stack.enter_async_context(pod_namespace(tmp_path / container))
+            await call(_socket(tmp_path, node), "ADD", container, place, name, uid=uid)
+            await asyncio.to_thread(_answered, node)
+            with await asyncio.to_thread(Server, place, container) as server:
+                assert await asyncio.to_thread(server.asked, nodes.lan, ADDRESS) == (container, GATEWAY)
+            with await asyncio.to_thread(Server, nodes.lan, "world") as server:
+                assert await asyncio.to_thread(server.asked, place, OUTSIDE) == ("world", ADDRESS)
+            away = ("delete", "pod", "web", "-n", name, "--force", "--grace-period=0")
+            await asyncio.to_thread(ship.plane.kubectl, *away)
+            await asyncio.to_thread(_silent, node)
+            await call(_socket(tmp_path, node), "DEL", container, place, name)
+    await asyncio.to_thread(ship.plane.kubectl, "delete", "addresspool", "uplink")
+
+
+def _give(ship: Ship, name: str) -> None:
+    ship.change(name, quota={"floatingIPs": 1})
+    ship.plane.apply(pool(f"{ADDRESS}/32"), floating("web", name))
+
+
+def _answered(node: TestNode) -> None:
+    eventually(lambda: ADDRESS in answers_for(node))
+
+
+def _silent(node: TestNode) -> None:
+    eventually(lambda: not answers_for(node))

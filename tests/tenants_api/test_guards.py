@@ -119,10 +119,18 @@ def service(**spec: Any) -> str:
 
 
 def test_services_take_no_addresses_and_no_ports_of_nodes(guarded: Ship) -> None:
-    ways = [service(externalIPs=["192.0.2.7"]), service(type="NodePort"), service(type="LoadBalancer")]
+    balanced = {"type": "LoadBalancer"}
+    ways = [
+        service(externalIPs=["192.0.2.7"]),
+        service(type="NodePort"),
+        service(**balanced, loadBalancerClass="example.org/other"),
+        service(**balanced, ports=[{"port": 80, "nodePort": 30080}]),
+        service(**balanced, externalTrafficPolicy="Local"),
+    ]
     for text in ways:
         assert "orlop-tenants-services" in create(guarded, text).stderr
-    assert create(guarded, service()).returncode == 0
+    for text in (service(), service(**balanced), service(**balanced, allocateLoadBalancerNodePorts=True)):
+        assert create(guarded, text).returncode == 0
     with without(guarded, "orlop-tenants-services"):
         for text in ways:
             let(guarded, text)

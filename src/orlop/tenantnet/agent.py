@@ -6,19 +6,23 @@ after it; so who is killed in between finds what it has to finish.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from orlop.errors import NotFound, OrlopError, Unavailable
-from orlop.host.tasks import Undo, roll_back, uncancelled
+from orlop.host.tasks import Tasks, Undo, roll_back, uncancelled
 from orlop.host.turns import Turns
 from orlop.tenantnet.kernel import NodeKernel
 from orlop.tenantnet.leases import Attempt, LeaseRecords
 from orlop.tenantnet.model import Ground, Lease, LocalNetwork
 
 log = logging.getLogger(__name__)
+
+TELL_AGAIN: Final = 2.0
+"""Seconds after which a link is told a second time of an address (RFC 5227, 2.3)."""
 
 
 class Cluster(Protocol):
@@ -45,18 +49,24 @@ class TenantAgent:
         self._records = records
         self._cluster = cluster
         self._pods, self._turns = Turns(), Turns()
+        self._answering, self._tasks = asyncio.Lock(), Tasks()
 
-    async def start(self) -> None:
-        """Finish what a predecessor had begun, and have the kernel as the records say. Raises OrlopError."""
+    async def start(self, networks: Collection[LocalNetwork] = ()) -> None:
+        """Finish what a predecessor had begun, and have the kernel as records and cluster say.
+
+        ``networks`` are those that are known: of another one that was recorded, the last is kept, without the
+        addresses of the world's, which may be another node's by now. Raises OrlopError.
+        """
         await self._kernel.prepare(self._ground)
         for lease in self._records.leases:
             if not Path(lease.netns).exists():
                 log.info("pod %s/%s is gone, and gives %s back", lease.namespace, lease.pod, lease.alias)
                 await self._release(lease)
+        known = {network.name: network for network in networks}
         for network in self._records.networks:
             async with self._turns.of(network.name):
-                await self._set_up(network)
-        await self._kernel.filter_node(self._ground)
+                await self._set_up(known.get(network.name) or network.inside)
+        await self._answer()
 
     async def renew(self, ground: Ground, networks: Collection[LocalNetwork]) -> None:
         """The cluster's nodes and networks are these now: have the routers that stand here follow.
@@ -72,8 +82,29 @@ class TenantAgent:
                     await undo.step(network.name, self._set_up(new))
                 elif not self._records.of(network.name):
                     await undo.step(network.name, self._take_down(network))
-        await undo.step("the node", self._kernel.filter_node(ground))
+                elif network.outside:
+                    await undo.step(network.name, self._set_up(network.inside))
+        await undo.step("the node", self._answer())
         undo.finish()
+
+    async def _answer(self) -> None:
+        """Have the node answer for the addresses that lead to its routers, and for no others."""
+        async with self._answering:
+            outside = [address for network in self._records.networks for address in network.outside]
+            await self._kernel.filter_node(self._ground, outside)
+            if new := await self._kernel.answer_for(self._ground, outside):
+                log.info("this node answers for %s", ", ".join(address for _, address in new))
+                self._tasks.spawn(self._tell_again(new), "the second announcement of addresses")
+
+    async def _tell_again(self, told: list[tuple[str, str]]) -> None:
+        await asyncio.sleep(TELL_AGAIN)
+        async with self._answering:
+            outside = {address for network in self._records.networks for address in network.outside}
+            await self._kernel.tell([one for one in told if one[1] in outside])
+
+    async def close(self) -> None:
+        """Do nothing more by itself. What stands stays."""
+        await self._tasks.close()
 
     async def _set_up(self, network: LocalNetwork) -> None:
         self._records.stand(network)
@@ -103,8 +134,10 @@ class TenantAgent:
         return lease
 
     async def _add(self, attempt: Attempt, network: LocalNetwork) -> Lease:
-        if self._records.network(network.name) != network:
+        if (before := self._records.network(network.name)) != network:
             await self._set_up(network)
+            if network.outside != (before.outside if before else ()):
+                await self._answer()
         lease = self._records.take(attempt, network, self._ground.aliases)
         try:
             await self._kernel.plug(network, self._ground, lease)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -19,7 +19,7 @@ from orlop.errors import FailedPrecondition, NotFound
 from orlop.host import netns
 from orlop.linux.netlink import Netlink
 from orlop.net import links
-from orlop.tenantnet import devices, rules
+from orlop.tenantnet import devices, rules, uplink
 from orlop.tenantnet.devices import End
 from orlop.tenantnet.filters import Filters
 from orlop.tenantnet.model import (
@@ -96,9 +96,23 @@ class NodeKernel:
         """Put the router's rules in place. Raises FailedPrecondition."""
         await self._filters.put(self._router(network.namespace), rules.router(network, ground, leases))
 
-    async def filter_node(self, ground: Ground) -> None:
-        """Put the node's rules in place. Raises FailedPrecondition."""
-        await self._filters.put(self._node, rules.node(ground))
+    async def filter_node(self, ground: Ground, outside: Collection[str] = ()) -> None:
+        """Put the node's rules in place; ``outside`` as in :func:`rules.node`. Raises FailedPrecondition."""
+        await self._filters.put(self._node, rules.node(ground, outside))
+
+    async def answer_for(self, ground: Ground, outside: Collection[str]) -> list[tuple[str, str]]:
+        """See :func:`uplink.answer_for`; who is on the link is told of what is new."""
+
+        def work(kernel: Netlink) -> list[tuple[str, str]]:
+            new = uplink.answer_for(kernel, ground.address, outside)
+            uplink.tell(new)
+            return new
+
+        return await self._at(self._node, work)
+
+    async def tell(self, told: Sequence[tuple[str, str]]) -> None:
+        """Tell once more: who was not listening then may be now."""
+        await self._at(self._node, lambda kernel: uplink.tell(told))
 
     async def plug(self, network: LocalNetwork, ground: Ground, lease: Lease) -> int:
         """Give the pod its interface; the MTU of it. Raises OrlopError, OSError EEXIST if it has one."""
@@ -129,7 +143,7 @@ class NodeKernel:
 
         def close(kernel: Netlink) -> None:
             if link := devices.look(kernel, lease.uplink):
-                devices.remove_route(kernel, _alias_path(link.index, lease))
+                devices.remove_route(kernel, _path(link.index, lease.alias))
 
         with suppress(NotFound):
             await self._at(self._router(lease.router), part)
@@ -284,18 +298,19 @@ def _fill_pod(kernel: Netlink, network: LocalNetwork, lease: Lease) -> None:
     devices.add_route(kernel, devices.Way(destination="0.0.0.0/0", link=index, gateway=network.gateway))
 
 
-def _alias_path(link: int, lease: Lease, source: str = "") -> devices.Way:
-    """The route to an alias; without a source it stands for that with any."""
-    return devices.Way(destination=f"{lease.alias}/32", link=link, gateway=_NEXT, source=source)
+def _path(link: int, address: str, source: str = "") -> devices.Way:
+    """The route to an address behind a router; without a source it stands for that with any."""
+    return devices.Way(destination=f"{address}/32", link=link, gateway=_NEXT, source=source)
 
 
 def _add_alias(kernel: Netlink, network: LocalNetwork, ground: Ground, lease: Lease) -> None:
     # The node's own address as the source: one of a pod's range would be taken for a foreign pod's.
-    path = _alias_path(links.find(kernel, network.uplink).index, lease, ground.address)
+    path = _path(links.find(kernel, network.uplink).index, lease.alias, ground.address)
     devices.add_route(kernel, path)
 
 
 def _lead_to_router(kernel: Netlink, network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> None:
-    """On the node: a route to each alias behind the router, and none that nobody has any more."""
+    """On the node: a route to each address behind the router, and none that nobody has any more."""
     index = links.find(kernel, network.uplink).index
-    devices.set_routes(kernel, [_alias_path(index, lease, ground.address) for lease in leases], (index,))
+    behind = [*(lease.alias for lease in leases), *network.outside]
+    devices.set_routes(kernel, [_path(index, one, ground.address) for one in behind], (index,))

@@ -46,12 +46,19 @@ class Peer(Value, frozen=True):
     block: str
 
 
+class Floating(Value, frozen=True):
+    """An address of the world's that is the own of one pod of this node, by the pod's uid."""
+
+    address: str
+    pod: str
+
+
 class LocalNetwork(Value, frozen=True):
     """A tenant's network as this node has to know it.
 
     ``block`` are the tenant's addresses for pods of this node, ``elsewhere`` the pods on other nodes, as
     pairs of alias and address. ``allow`` and ``deny`` are where pods may go outside the network: what is in
-    one of ``allow`` and in none of ``deny``.
+    one of ``allow`` and in none of ``deny``. ``floating`` are addresses that this node answers for.
     """
 
     name: str
@@ -62,6 +69,17 @@ class LocalNetwork(Value, frozen=True):
     elsewhere: tuple[tuple[str, str], ...] = ()
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    floating: tuple[Floating, ...] = ()
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """The addresses of the world's that this node answers for, and that lead to the router."""
+        return tuple(one.address for one in self.floating)
+
+    @property
+    def inside(self) -> LocalNetwork:
+        """The same without addresses of the world's."""
+        return msgspec.structs.replace(self, floating=())
 
     @property
     def gateway(self) -> str:

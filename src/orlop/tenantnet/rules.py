@@ -6,7 +6,7 @@ lists them. What changes with every pod is an :class:`ElementSet`, the rest is t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from orlop.tenantnet.model import BRIDGE, TUNNEL, UPLINK, UPLINK_PREFIX, Ground, Lease, LocalNetwork
 from orlop.tenantnet.tables import ElementSet, Table
@@ -75,7 +75,10 @@ def _addresses(name: str, pairs: Iterable[tuple[str, str]]) -> ElementSet:
 
 def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> Table:
     here = [(lease.alias, lease.address) for lease in leases]
-    by_alias = _addresses("by_alias", [*network.elsewhere, *here])
+    by_pod = {lease.uid: lease.address for lease in leases if lease.uid}
+    pairs = [(one.address, by_pod[one.pod]) for one in network.floating if one.pod in by_pod]
+    by_alias = _addresses("by_alias", [*network.elsewhere, *here, *pairs])
+    floating = _addresses("floating", [(address, outside) for outside, address in reversed(pairs)])
     aliases = _addresses("aliases", [(address, alias) for alias, address in here])
     body = _ranges("remote", [peer.block for peer in network.peers])
     body += _of_cluster(ground)
@@ -95,6 +98,7 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
     body += _chain(
         "postrouting",
         "type nat hook postrouting priority srcnat",
+        f"oifname {UPLINK} snat to ip saddr map @floating",
         f"oifname {UPLINK} snat to ip saddr map @aliases",
         # Who calls a pod of its own node by its alias is seen under its own alias: itself, too.
         f"oifname {BRIDGE} ct status dnat snat to ip saddr map @aliases",
@@ -107,7 +111,7 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
         f"iifname {BRIDGE} icmp type echo-request accept",
         _guard("", "router"),
     )
-    return Table(family="ip", name=TABLE, body=body, sets=(by_alias, aliases))
+    return Table(family="ip", name=TABLE, body=body, sets=(by_alias, floating, aliases))
 
 
 def _forward(network: LocalNetwork) -> str:
@@ -132,9 +136,12 @@ def _forward(network: LocalNetwork) -> str:
     )
 
 
-def node(ground: Ground) -> tuple[Table, ...]:
-    """The table of the node itself. Which alias is behind which link is in its routes."""
-    tenants = f'iifname "{UPLINK_PREFIX}*"'
+def node(ground: Ground, outside: Collection[str] = ()) -> tuple[Table, ...]:
+    """The table of the node itself. Which alias is behind which link is in its routes.
+
+    ``outside`` are the addresses of the world's that lead to routers here.
+    """
+    tenants, to_tenants = f'iifname "{UPLINK_PREFIX}*"', f'oifname "{UPLINK_PREFIX}*"'
     body = _of_cluster(ground)
     body += _chain(
         "raw",
@@ -152,12 +159,18 @@ def node(ground: Ground) -> tuple[Table, ...]:
     body += _chain(
         "forward",
         "type filter hook forward priority filter",
-        _guard(f'{tenants} oifname "{UPLINK_PREFIX}*"', "between-tenants"),
+        _guard(
+            f"{tenants} {to_tenants} ip daddr != @outside ct state != {{ established, related }}",
+            "between-tenants",
+        ),
         _guard(f"udp dport {ground.port} ip daddr @nodes", "vxlan-forwarded"),
     )
     body += _chain(
         "postrouting",
         "type nat hook postrouting priority srcnat",
+        # Who calls another tenant's address of the world's is seen as from anywhere in the world.
+        f"ip saddr {ground.aliases} ip daddr @outside snat ip to {ground.address}",
         f"ip saddr {ground.aliases} ip daddr != @closed masquerade",
     )
-    return (Table(family="inet", name=NODE_TABLE, body=body),)
+    led = ElementSet(name="outside", types=("ipv4_addr",), elements=frozenset((one,) for one in outside))
+    return (Table(family="inet", name=NODE_TABLE, body=body, sets=(led,)),)

@@ -371,20 +371,29 @@ class _RuleReading:
             self._place += 2
         return _Elements([((one.strip('"'),), ()) for one in values])
 
+    def _target(self) -> _Key | None:
+        """What an address becomes: one that is written there, or what a map says, which may be nothing."""
+        word = self._words[self._place]
+        if word[0].isdigit():
+            self._place += 1
+            return (word,)
+        key = self._expression()
+        if not self._at(("map",)):
+            raise _unknown(self._words)
+        self._place += 1
+        return self._elements().find(key) if key is not None else None
+
     def _translates(self, word: str) -> bool:
         self._place += 1
         if word == "masquerade":
             # The address is that of the link it leaves by, which whoever leads the packet knows.
             self.changed, self.change, self.ends = self._packet, word, True
             return True
+        self._place += self._at(("ip",))
         if not self._at(("to",)):
             raise _unknown(self._words)
         self._place += 1
-        key = self._expression()
-        if not self._at(("map",)):
-            raise _unknown(self._words)
-        self._place += 1
-        target = self._elements().find(key) if key is not None else None
+        target = self._target()
         if target is None:
             return False
         self.ends = True

@@ -37,17 +37,36 @@ PAGE: Final = 250
 
 
 class Resource(Value, frozen=True):
-    """A kind of objects, as the API server finds it."""
+    """A kind of objects, as the API server finds it.
+
+    ``only`` is the namespace and name of the one object that is meant, where a kind as a whole is not for us.
+    """
 
     group: str
     version: str
     kind: str
     plural: str
     namespaced: bool = False
+    only: tuple[str, str] | None = None
+
+    @property
+    def place(self) -> str | None:
+        """The namespace to look into, "*" for all, None for what has none."""
+        if self.only:
+            return self.only[0]
+        return "*" if self.namespaced else None
 
 
 TENANTS = Resource(group=names.GROUP, version=names.VERSION, kind="Tenant", plural="tenants")
 NETWORKS = Resource(group=names.GROUP, version=names.VERSION, kind="Network", plural="networks")
+FLOATING_ADDRESSES = Resource(
+    group=names.GROUP,
+    version=names.VERSION,
+    kind="FloatingAddress",
+    plural="floatingaddresses",
+    namespaced=True,
+)
+POOLS = Resource(group=names.GROUP, version=names.VERSION, kind="AddressPool", plural="addresspools")
 NODES = Resource(group="", version="v1", kind="Node", plural="nodes")
 PODS = Resource(group="", version="v1", kind="Pod", plural="pods", namespaced=True)
 SERVICES = Resource(group="", version="v1", kind="Service", plural="services", namespaced=True)
@@ -57,6 +76,7 @@ SLICES = Resource(
 NAMESPACES = Resource(group="", version="v1", kind="Namespace", plural="namespaces")
 ACCOUNTS = Resource(group="", version="v1", kind="ServiceAccount", plural="serviceaccounts", namespaced=True)
 CONFIG_MAPS = Resource(group="", version="v1", kind="ConfigMap", plural="configmaps", namespaced=True)
+ADDRESS_BOOK = msgspec.structs.replace(CONFIG_MAPS, only=(names.SYSTEM, names.ADDRESS_BOOK))
 QUOTAS = Resource(group="", version="v1", kind="ResourceQuota", plural="resourcequotas", namespaced=True)
 LIMITS = Resource(group="", version="v1", kind="LimitRange", plural="limitranges", namespaced=True)
 POLICIES = Resource(
@@ -84,7 +104,11 @@ GUARD_BINDINGS = Resource(
 OF_A_NAMESPACE = (QUOTAS, LIMITS, POLICIES, BINDINGS)
 """What the operator makes in a tenant's namespaces."""
 ALL = (TENANTS, NETWORKS, NAMESPACES, ACCOUNTS, *OF_A_NAMESPACE, CLUSTER_ROLES, CLUSTER_BINDINGS)
-BY_KIND = {one.kind: one for one in (*ALL, CONFIG_MAPS, LEASES, RUNTIMES, GUARDS, GUARD_BINDINGS)}
+OF_ADDRESSES = (FLOATING_ADDRESSES, POOLS, SERVICES)
+"""Where the operator says which address something has."""
+BY_KIND = {
+    one.kind: one for one in (*ALL, *OF_ADDRESSES, CONFIG_MAPS, LEASES, RUNTIMES, GUARDS, GUARD_BINDINGS)
+}
 
 _ERRORS: Final[Mapping[int, type[OrlopError]]] = {
     400: InvalidArgument,
@@ -99,6 +123,8 @@ _ERRORS: Final[Mapping[int, type[OrlopError]]] = {
 
 @functools.cache
 def _type_of(resource: Resource) -> Any:
+    if resource.only:
+        return _type_of(msgspec.structs.replace(resource, only=None))
     make = create_namespaced_resource if resource.namespaced else create_global_resource
     return make(resource.group, resource.version, resource.kind, resource.plural)
 
@@ -173,8 +199,9 @@ class Api:
         Returns the version of that list, which :meth:`since` goes on from. Raises Aborted when it took so
         long that it has to be read again.
         """
-        place = {"namespace": "*"} if resource.namespaced else {}
-        pages = self._client.list(_type_of(resource), chunk_size=PAGE, **place)
+        place = {"namespace": resource.place} if resource.place else {}
+        fields = {"metadata.name": resource.only[1]} if resource.only else None
+        pages = self._client.list(_type_of(resource), fields=fields, chunk_size=PAGE, **place)
         with _explained():
             async for one in pages:
                 found(one)
@@ -190,12 +217,15 @@ class Api:
         know any more what came after that version.
         """
         inner = self._client._client
+        params = {"resourceVersion": version, "allowWatchBookmarks": "true"}
+        if resource.only:
+            params["fieldSelector"] = f"metadata.name={resource.only[1]}"
         request = inner.prepare_request(
             "list",
             _type_of(resource),
-            namespace="*" if resource.namespaced else None,
+            namespace=resource.place,
             watch=True,
-            params={"resourceVersion": version, "allowWatchBookmarks": "true"},
+            params=params,
         )
         with _explained():
             async with contextlib.aclosing(inner.watch(request)) as news:

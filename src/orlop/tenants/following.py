@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network
 
-from orlop.tenantnet.model import LocalNetwork, Peer
+from orlop.tenantnet.model import Floating, LocalNetwork, Peer
+from orlop.tenants.allocation import Book, GivenAddress
 from orlop.tenants.seen import NetworkSeen, NodeSeen, PodSeen, ServiceSeen, SliceSeen
 from orlop.value import Value
 
@@ -48,8 +49,13 @@ def _number(address: str) -> int | None:
     return numbers[0] << 24 | numbers[1] << 16 | numbers[2] << 8 | numbers[3]
 
 
-def local(tenant: TenantSeen, nodes: Mapping[str, NodeSeen], here: str) -> LocalNetwork | None:
-    """A tenant's network as the node ``here`` has to know it; None when it has no block in it."""
+def local(
+    tenant: TenantSeen, nodes: Mapping[str, NodeSeen], here: str, book: Book | None = None
+) -> LocalNetwork | None:
+    """A tenant's network as the node ``here`` has to know it; None when it has no block in it.
+
+    ``book`` says which addresses of the world's its pods have.
+    """
     network = tenant.network
     taken = dict(network.blocks) if network else {}
     if network is None or here not in taken:
@@ -61,16 +67,29 @@ def local(tenant: TenantSeen, nodes: Mapping[str, NodeSeen], here: str) -> Local
         if name != here and known.get(name)
     ]
     places = placed(tenant, nodes)
+    own = _floating(network.name, book or Book())
+    far = {pod.uid: pod for pod in places.values() if pod.node != here}
+    pairs = [(pod.alias, pod.address) for pod in far.values()]
+    # The tenant's own pods need not go out into the world to reach them.
+    pairs += [(address, far[one.pod].address) for address, one in own if one.pod in far]
     return LocalNetwork(
         name=network.name,
         vni=network.vni,
         cidr=network.cidr,
         block=taken[here],
         peers=tuple(peers),
-        elsewhere=tuple(sorted((pod.alias, pod.address) for pod in places.values() if pod.node != here)),
+        elsewhere=tuple(sorted(pairs)),
         allow=network.allow,
         deny=network.deny,
+        floating=tuple(Floating(address=address, pod=one.pod) for address, one in own if one.node == here),
     )
+
+
+def _floating(tenant: str, book: Book) -> list[tuple[str, GivenAddress]]:
+    """The addresses of a tenant that are one pod's own, in order."""
+    found = [(address, one) for address, one in book.given.items() if one.kind == "FloatingAddress"]
+    mine = [pair for pair in found if pair[1].tenant == tenant and pair[1].pod]
+    return sorted(mine, key=lambda pair: pair[0])
 
 
 def placed(tenant: TenantSeen, nodes: Mapping[str, NodeSeen]) -> dict[str, PodSeen]:

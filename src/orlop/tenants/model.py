@@ -43,12 +43,16 @@ class Member(Value, frozen=True):
 
 
 class Quota(Value, frozen=True):
-    """What all pods and claims of a tenant may take together; None is no limit."""
+    """What all pods and claims of a tenant may take together; None is no limit.
+
+    Of ``floating_ips`` None is none at all: the cluster has few, and what one tenant takes others lack.
+    """
 
     pods: int | None = None
     cpu: str | int | None = None
     memory: str | int | None = None
     storage: str | int | None = None
+    floating_ips: int | None = msgspec.field(default=None, name="floatingIPs")
 
 
 class Egress(Value, frozen=True):

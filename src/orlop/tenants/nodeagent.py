@@ -40,7 +40,7 @@ async def serve(view: NodeView, places: AgentPlaces) -> None:
     await view.load()
     kernel = NodeKernel(places.routers, places.node)
     agent = TenantAgent(view.ground, kernel, LeaseRecords(places.state), view)
-    await agent.start()
+    await agent.start(view.networks)
     door = AgentDoor(agent, places.socket)
     await door.open()
     if places.programs is not None:
@@ -52,6 +52,7 @@ async def serve(view: NodeView, places: AgentPlaces) -> None:
             await _follow(view, agent)
     finally:
         await door.close()
+        await agent.close()
 
 
 async def _follow(view: NodeView, agent: TenantAgent) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Final, TypeVar
 from orlop.errors import Aborted, FailedPrecondition, Unavailable
 from orlop.host.tasks import Tasks
 from orlop.tenantnet.model import Ground, Lease, LocalNetwork
-from orlop.tenants import blocks, following, names, seen
-from orlop.tenants.api import NAMESPACES, NETWORKS, NODES, PODS, SERVICES, SLICES, Api
+from orlop.tenants import addressbook, blocks, following, names, seen
+from orlop.tenants.allocation import Book
+from orlop.tenants.api import ADDRESS_BOOK, NAMESPACES, NETWORKS, NODES, PODS, SERVICES, SLICES, Api
 from orlop.tenants.following import TenantSeen
 from orlop.tenants.seen import NamespaceSeen, NetworkSeen, NodeSeen, PodSeen, ServiceSeen, SliceSeen
 from orlop.tenants.watching import Watched
@@ -49,6 +50,9 @@ class NodeView:
         self._slices: Watched[SliceSeen] = Watched(
             api, SLICES, seen.slice_of, self._inside_changed, self._wanted
         )
+        self._book: Watched[Book] = Watched(
+            api, ADDRESS_BOOK, addressbook.parse, lambda *_: self._all_changed()
+        )
         self._tenants: dict[str, TenantSeen] = {}
         self._locals: dict[str, LocalNetwork | None] = {}
         self._owners: dict[str, str] = {}
@@ -59,16 +63,20 @@ class NodeView:
         """The kinds of what members make."""
         return self._pods, self._services, self._slices
 
+    @property
+    def _kinds(self) -> tuple[Watched[Any], ...]:
+        return (self._namespaces, self._networks, self._nodes, self._book, *self._inside)
+
     async def load(self) -> None:
         """Read everything once. Raises OrlopError."""
-        for kind in (self._namespaces, self._networks, self._nodes, *self._inside):
+        for kind in self._kinds:
             await kind.load()
 
     async def watch(self) -> None:
         """Keep what is known up to date, until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                for kind in (self._namespaces, self._networks, self._nodes, *self._inside):
+                for kind in self._kinds:
                     group.create_task(kind.watch())
         finally:
             await self._tasks.close()
@@ -154,7 +162,8 @@ class NodeView:
 
     def _local(self, name: str) -> LocalNetwork | None:
         if name not in self._locals:
-            self._locals[name] = following.local(self.tenant(name), self._nodes.of(), self._node)
+            book = self._book.find(names.ADDRESS_BOOK, names.SYSTEM) or Book()
+            self._locals[name] = following.local(self.tenant(name), self._nodes.of(), self._node, book)
         return self._locals[name]
 
     async def network_of(self, namespace: str) -> LocalNetwork | None:

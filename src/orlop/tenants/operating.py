@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from orlop.errors import OrlopError
 from orlop.tenants import ledger, names
+from orlop.tenants.addresses import AddressKeeper
 from orlop.tenants.api import (
     ACCOUNTS,
     ALL,
@@ -45,6 +46,7 @@ class Operator:
     def __init__(self, api: Api, handlers: frozenset[str] = HANDLERS) -> None:
         self._api = api
         self._rounds = Rounds(lambda name, whole: settle(api, name, handlers, whole=whole))
+        self._addresses = AddressKeeper(api, lambda tenant: self._rounds.ask(tenant, TOGETHER, whole=False))
         self._known: set[str] = set()
 
     async def run(self, identity: str) -> None:
@@ -67,6 +69,7 @@ class Operator:
             for kind in (RUNTIMES, GUARDS, GUARD_BINDINGS):
                 group.create_task(self._watch(kind, lambda found: self._all_changed()))
             group.create_task(self._rounds.serve())
+            group.create_task(self._addresses.run())
 
     async def _patiently(self, call: Callable[[], Any]) -> None:
         while True:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orlop.errors import AlreadyExists, InvalidArgument
-from orlop.tenants import desired, ending, ledger, manifests, names, quota
+from orlop.tenants import addressbook, desired, ending, ledger, manifests, names, quota
 from orlop.tenants.api import (
     ACCOUNTS,
     BINDINGS,
@@ -205,6 +205,8 @@ class _Round:
             in_force &= all(one.in_force is not None for one in shares)
             used = sum(one.used for one in (*shares, *gone))
             self._use[resource] = f"{quota.shown(resource, used)}/{quota.shown(resource, total)}"
+        if (floating := self._tenant.spec.quota.floating_ips) is not None:
+            self._use["floatingIPs"] = f"{await addressbook.count(self._api, self._tenant.name)}/{floating}"
         for place in owned:
             asked = there.get(place, {}).get("spec", {}).get("hard", {})
             if totals and not quota.same(asked, hard[place]):
