@@ -15,7 +15,7 @@ GUEST ?=
 CONTAINERDS ?= 1.6,1.7
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short tenants tenants-api tenants-cluster tenants-demo debian13 deb bare wheel monitoring csi-sanity csi-life csi-others oci-validation doors doors-13 shim-conformance crio lasting upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short tenants tenants-api tenants-cluster tenants-demo tenants-image debian13 deb bare wheel monitoring csi-sanity csi-life csi-others oci-validation doors doors-13 shim-conformance crio lasting upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -79,6 +79,9 @@ tenants-cluster: $(PYTHON) ## Tenants on a cluster of two nodes with pods in VMs
 
 tenants-demo: $(PYTHON) ## Two tenants with equal addresses on such a cluster, shown step by step (root)
 	$(PYTHON) -m tests.tenants_cluster
+
+tenants-image: $(PYTHON) ## The image of operator and agents, built and run on such a cluster (root)
+	$(PYTHON) -m pytest tests/tenants_image -q --junitxml build/tests/tenants-image.xml
 
 debian13: $(PYTHON) ## Set-up and the fast end-to-end tests in a root of Debian 13 (root)
 	$(PYTHON) -m tests.lab debian13 $(COMMAND)

@@ -15,6 +15,7 @@ import pytest
 from orlop.host import netns
 from orlop.net.plugins import PluginFailed
 from orlop.tenantnet import program
+from orlop.tenantnet.door import AgentDoor
 from orlop.tenantnet.model import PORT_PREFIX
 from tests.tenants.agents import Desk, call, desk, pod_namespace
 from tests.tenants.world import LIMIT, PORT, Guards, TestNode, World, command
@@ -190,6 +191,30 @@ async def test_a_pod_of_no_tenant_is_the_delegates(one_desk: Desk, tmp_path: Pat
     assert json.loads(calls[1]) == {"type": "other", "mtu": 1400, "name": "cluster", "cniVersion": "1.0.0"}
     with pytest.raises(PluginFailed, match="no delegate"):
         await one_desk.call("ADD", "a", "/proc/self/ns/net", "plain")
+
+
+async def test_an_agent_finds_what_the_node_calls_its_root_where_it_is_told(
+    one_desk: Desk, tmp_path: Path
+) -> None:
+    path, plugin = tmp_path / "other.sock", tmp_path / "other"
+    plugin.write_text('#!/bin/sh\necho "{\\"ips\\": [], \\"by\\": \\"$CNI_NETNS\\"}"\n')
+    plugin.chmod(0o755)
+    door = AgentDoor(one_desk.agent, path, Path("/proc/self/root"))
+    await door.open()
+    try:
+        async with pod_namespace(tmp_path / "pod") as place:
+            about = {"delegate": {"type": "other"}, "bin_dirs": (str(tmp_path),)}
+            said = await call(path, "ADD", "b", place, "plain", **about)
+            assert said["by"] == str(place)
+            await call(path, "ADD", "a", place, "blue")
+            (lease,) = one_desk.records.leases
+            assert lease.netns == f"/proc/self/root{place}"
+            await call(path, "CHECK", "a", place, "blue")
+            await call(path, "DEL", "a", place, "blue")
+            with pytest.raises(PluginFailed, match="no absolute path"):
+                await call(path, "ADD", "a", "somewhere", "blue")
+    finally:
+        await door.close()
 
 
 async def test_root_alone_may_ask(one_desk: Desk) -> None:

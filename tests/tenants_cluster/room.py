@@ -37,6 +37,7 @@ SHORT = 5.0 * SLOWNESS
 """Seconds that whoever must not be answered waits for an answer."""
 LONG = 60.0 * PATIENCE
 ORLOP = (sys.executable, "-m", "orlop.cli.main")
+CLOSED = (layout.PODS, layout.SERVICES)
 WORKLOADS = ("Deployment", "DaemonSet")
 
 
@@ -81,18 +82,24 @@ class TenantCluster:
     def __init__(self, one: Cluster) -> None:
         self.cluster, self.nodes = one, one.nodes
 
-    def install(self) -> None:
-        """What an administrator does, but for the images: apply, give nodes aliases, start what serves."""
-        printed = tools.run([*ORLOP, "tenants", "install"])
-        objects = [one for one in yaml.safe_load_all(printed) if one["kind"] not in WORKLOADS]
-        self.cluster.apply({"apiVersion": "v1", "kind": "List", "items": objects})
-        self.cluster.wait("crd", "condition=Established", "--all")
-        self.cluster.keep(OPERATOR, *self._as(OPERATOR, "operator"), "tenants", "operator")
+    def apply(self, *options: str, workloads: bool = True) -> None:
+        """What an administrator does: nodes have ranges of aliases, what ``orlop tenants install`` prints is
+        applied, as far as wanted."""
         for node in self.nodes:
             aliases = f"{names.ALIASES}={node.place.aliases}"
             self.cluster.kubectl("annotate", "node", node.name, aliases)
+        printed = tools.run([*ORLOP, "tenants", "install", *(f"--closed={one}" for one in CLOSED), *options])
+        objects = [one for one in yaml.safe_load_all(printed) if workloads or one["kind"] not in WORKLOADS]
+        self.cluster.apply({"apiVersion": "v1", "kind": "List", "items": objects})
+        self.cluster.wait("crd", "condition=Established", "--all")
+
+    def install(self) -> None:
+        """The same with processes in place of the pods of an image."""
+        self.apply(workloads=False)
+        self.cluster.keep(OPERATOR, *self._as(OPERATOR, "operator"), "tenants", "operator")
+        for node in self.nodes:
             bound = ("--bound-object-kind=Node", f"--bound-object-name={node.name}")
-            closed = [f"--closed={one}" for one in (layout.PODS, layout.SERVICES)]
+            closed = [f"--closed={one}" for one in CLOSED]
             agent = self._as(AGENT, f"agent-{node.name}", *bound)
             node.keep(AGENT, *agent, "tenants", "agent", f"--node={node.name}", *closed)
         for node in self.nodes:

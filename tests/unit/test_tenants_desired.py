@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+import yaml
 
 from orlop.errors import InvalidArgument
 from orlop.tenants import desired, manifests, names
@@ -144,3 +145,15 @@ def test_all_that_is_printed_is_whole_objects_and_the_guards_come_before_the_ope
     assert "MutatingAdmissionPolicy" in kinds and max(policies) < kinds.index("Deployment")
     assert "MutatingAdmissionPolicy" not in manifests.manifests("i", defaults=False)
     assert len(manifests.guards()) == 8
+
+
+def test_agents_are_printed_with_the_ranges_that_they_close() -> None:
+    def sets(**options: Any) -> list[dict[str, Any]]:
+        objects = yaml.safe_load_all(manifests.manifests("example/tenants:1", **options))
+        return [one for one in objects if one["kind"] == "DaemonSet"]
+
+    assert sets() == []
+    (one,) = sets(closed=("10.64.0.0/16", "10.96.0.0/16"))
+    container = one["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "example/tenants:1"
+    assert container["command"][-4:] == ["--closed", "10.64.0.0/16", "--closed", "10.96.0.0/16"]

@@ -125,6 +125,7 @@ def agent_command(
     *,
     port: int,
     programs: Path | None,
+    root: Path,
 ) -> None:
     """``orlop tenants agent``: until SIGTERM or SIGINT."""
 
@@ -133,7 +134,8 @@ def agent_command(
             from orlop.tenants.nodeagent import AgentPlaces, serve
             from orlop.tenants.nodeview import NodeView
 
-            await serve(NodeView(api, node, closed=closed, port=port), AgentPlaces(programs=programs))
+            view = NodeView(api, node, closed=closed, port=port)
+            await serve(view, AgentPlaces(programs=programs, root=root))
 
     _serve(work)
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from orlop.errors import Code, OrlopError, Unavailable
-from orlop.host import process
+from orlop.host import process, roots
 from orlop.net import served
 from orlop.value import UNREADABLE, Value
 
@@ -55,11 +55,11 @@ class _Error(msgspec.Struct):
     details: str = ""
 
 
-def find(kind: str, bin_dirs: Sequence[str]) -> Path | None:
-    """The plug-in's program in the first directory that has it."""
+def find(kind: str, bin_dirs: Sequence[str], root: Path = roots.OWN) -> Path | None:
+    """The plug-in's program in the first directory that has it, as who has that root calls it."""
     for directory in bin_dirs:
         path = Path(directory) / kind
-        if os.access(path, os.X_OK):
+        if os.access(roots.below(root, path), os.X_OK):
             return path
     return None
 
@@ -71,14 +71,16 @@ async def execute(
     *,
     bin_dirs: Sequence[str],
     timeout: float,
+    root: Path = roots.OWN,
 ) -> bytes:
     """Run the plug-in named by ``document["type"]``, or ask where it is served; return what it wrote.
 
-    Raises PluginFailed with the plug-in's name, the network's and the reason.
+    It runs with ``root`` as its root directory, in which ``bin_dirs`` are. Raises PluginFailed with the
+    plug-in's name, the network's and the reason.
     """
     kind, network = str(document["type"]), document.get("name", "")
     about = f"CNI plug-in {kind} of network {network} failed to {command}"
-    program, served_at = find(kind, bin_dirs), document.get(served.KEY)
+    program, served_at = find(kind, bin_dirs, root), document.get(served.KEY)
     if program is None and not served_at:
         raise PluginFailed(f"{about}: it is in none of {', '.join(bin_dirs)}")
     variables, text = invocation.environment(command, bin_dirs), msgspec.json.encode(document)
@@ -87,7 +89,7 @@ async def execute(
             done = await served.ask(str(served_at), variables, text, timeout)
         else:
             done = await process.run(
-                [program or kind],
+                [*roots.entering(root), program or kind],
                 input=text,
                 env=variables,
                 timeout=timeout,

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from orlop.errors import Code, InvalidArgument, OrlopError
-from orlop.host import sockets
+from orlop.host import roots, sockets
 from orlop.host.tasks import Tasks
 from orlop.net import plugins
 from orlop.net.conflist import VERSIONS
@@ -87,10 +87,14 @@ def decode(data: bytes) -> PluginCall:
 
 
 class AgentDoor:
-    """Serves an agent on a Unix socket that root alone may use."""
+    """Serves an agent on a Unix socket that root alone may use.
 
-    def __init__(self, agent: TenantAgent, path: Path) -> None:
-        self._agent, self._path = agent, path
+    ``root`` is where the agent finds what callers call ``/``: pods' namespaces, and plug-ins for pods without
+    a tenant.
+    """
+
+    def __init__(self, agent: TenantAgent, path: Path, root: Path = roots.OWN) -> None:
+        self._agent, self._path, self._root = agent, path, root
         self._tasks = Tasks()
         self._server: asyncio.Server | None = None
 
@@ -169,7 +173,7 @@ class AgentDoor:
         attempt = Attempt(
             container=asked.container,
             interface=asked.interface,
-            netns=variables["CNI_NETNS"],
+            netns=str(self._found(variables["CNI_NETNS"])),
             namespace=about.get("K8S_POD_NAMESPACE", ""),
             pod=about.get("K8S_POD_NAME", ""),
             uid=about.get("K8S_POD_UID", ""),
@@ -182,6 +186,11 @@ class AgentDoor:
                 f"namespace {attempt.namespace!r} is no tenant's, and the network has no delegate for such"
             )
         return await self._delegate(asked)
+
+    def _found(self, netns: str) -> Path:
+        if not netns.startswith("/"):
+            raise InvalidArgument(f"CNI_NETNS {netns[:80]!r} is no absolute path")
+        return roots.below(self._root, Path(netns))
 
     async def _delegate(self, asked: PluginCall) -> bytes:
         """Have the plug-in called that pods of no tenant get their network from."""
@@ -205,6 +214,7 @@ class AgentDoor:
             invocation,
             bin_dirs=asked.variables.get("CNI_PATH", "").split(":"),
             timeout=_DELEGATE_TIME,
+            root=self._root,
         )
 
 

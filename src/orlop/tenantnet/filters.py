@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from orlop.errors import FailedPrecondition
-from orlop.host import netns, process
+from orlop.host import netns, process, roots
 from orlop.linux import netlink, nftables
 from orlop.linux.netlink import Netlink
 from orlop.tenantnet import tables
@@ -34,9 +34,13 @@ class _Standing(Value, frozen=True):
 
 
 class Filters:
-    """The packet filters of namespaces. Calls about one namespace must wait for one another."""
+    """The packet filters of namespaces. Calls about one namespace must wait for one another.
 
-    def __init__(self) -> None:
+    nft(8) is the one below ``root``: of what one release writes, an older one may be unable to read anything.
+    """
+
+    def __init__(self, root: Path = roots.OWN) -> None:
+        self._root = root
         self._standing: dict[Path, _Standing] = {}
 
     async def put(self, place: Path, wanted: Sequence[Table]) -> None:
@@ -45,7 +49,7 @@ class Filters:
         former = self._standing.pop(place, None)
         number = await self._change(place, former, wanted) if former else None
         if number is None:
-            number = await _write(place, wanted)
+            number = await self._write(place, wanted)
         if number is not None:
             self._standing[place] = _Standing(tables=tuple(wanted), generation=number)
 
@@ -65,17 +69,16 @@ class Filters:
                 raise
             return None
 
-
-async def _write(place: Path, wanted: Sequence[Table]) -> int | None:
-    """Replace the tables in one transaction of nft(8); the generation, None if it is not known to be ours."""
-    before = await _at(place, nftables.generation)
-    argv = ["nsenter", f"--net={place}", "nft", "-f", "-"]
-    try:
-        await process.run(argv, input=tables.text(wanted).encode(), timeout=_TIME)
-    except (process.ProcessFailed, ValueError) as error:
-        raise FailedPrecondition(f"packet filter of {place.name}: {error}") from error
-    after = await _at(place, nftables.generation)
-    return after if after == nftables.following(before) else None
+    async def _write(self, place: Path, wanted: Sequence[Table]) -> int | None:
+        """Replace the tables in one transaction of nft(8); the generation, None if that may be another's."""
+        before = await _at(place, nftables.generation)
+        argv = ["nsenter", f"--net={place}", *roots.entering(self._root), "nft", "-f", "-"]
+        try:
+            await process.run(argv, input=tables.text(wanted).encode(), timeout=_TIME)
+        except (process.ProcessFailed, ValueError) as error:
+            raise FailedPrecondition(f"packet filter of {place.name}: {error}") from error
+        after = await _at(place, nftables.generation)
+        return after if after == nftables.following(before) else None
 
 
 async def _at(place: Path, work: Callable[[Netlink], T]) -> T:

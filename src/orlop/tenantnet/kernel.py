@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from orlop.errors import FailedPrecondition, NotFound
-from orlop.host import netns
+from orlop.host import netns, roots
 from orlop.linux.netlink import Netlink
 from orlop.net import links
 from orlop.tenantnet import devices, rules, uplink
@@ -60,12 +60,15 @@ _ROUTER_SETTINGS = {
 
 
 class NodeKernel:
-    """The kernel of the node whose network namespace is ``node``; routers are pinned in ``directory``."""
+    """The kernel of the node whose network namespace is ``node``; routers are pinned in ``directory``.
 
-    def __init__(self, directory: Path, node: Path = OWN_NAMESPACE) -> None:
+    ``root`` is the node's root directory, with its nft(8).
+    """
+
+    def __init__(self, directory: Path, node: Path = OWN_NAMESPACE, *, root: Path = roots.OWN) -> None:
         self._directory = directory
         self._node = node
-        self._filters = Filters()
+        self._filters = Filters(root)
 
     def _router(self, tenant_namespace: str) -> Path:
         return self._directory / tenant_namespace

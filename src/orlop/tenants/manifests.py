@@ -23,17 +23,28 @@ def guards() -> list[tuple[str, str]]:
     return [(one["kind"], one["metadata"]["name"]) for one in part("policies")]
 
 
-def manifests(image: str, *, handlers: tuple[str, ...] = (), defaults: bool = True) -> str:
+def manifests(
+    image: str, *, handlers: tuple[str, ...] = (), closed: tuple[str, ...] = (), defaults: bool = True
+) -> str:
     """All parts as one YAML stream.
 
-    ``image`` is the operator's; ``handlers`` are further handlers of RuntimeClasses that give a pod a virtual
-    machine; without ``defaults`` nothing fills in a pod's RuntimeClass, as Kubernetes before 1.36 cannot.
+    ``image`` is the operator's and the agents'; ``handlers`` are further handlers of RuntimeClasses that give
+    a pod a virtual machine; ``closed`` are the ranges of the cluster's pods and Services, without which there
+    is no DaemonSet of agents; without ``defaults`` nothing fills in a pod's RuntimeClass, as Kubernetes
+    before 1.36 cannot.
     """
     objects = [one for name in PARTS if defaults or name != "defaults" for one in part(name)]
-    deployment = next(one for one in objects if one["kind"] == "Deployment")
-    container = deployment["spec"]["template"]["spec"]["containers"][0]
-    container["image"] = image
-    container["command"] += [word for handler in handlers for word in ("--handler", handler)]
+    options = {
+        "Deployment": [word for handler in handlers for word in ("--handler", handler)],
+        "DaemonSet": [word for one in closed for word in ("--closed", one)],
+    }
+    if not closed:
+        objects = [one for one in objects if one["kind"] != "DaemonSet"]
+    for one in objects:
+        if one["kind"] in options:
+            container = one["spec"]["template"]["spec"]["containers"][0]
+            container["image"] = image
+            container["command"] += options[one["kind"]]
     # What stands twice in them is written twice, as nobody shares it any more.
     written: str = yaml.safe_dump_all(json.loads(json.dumps(objects)), sort_keys=False, width=110)
     return written

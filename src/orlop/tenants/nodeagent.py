@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from orlop.errors import OrlopError
+from orlop.host import roots
 from orlop.tenantnet import program
 from orlop.tenantnet.agent import TenantAgent
 from orlop.tenantnet.door import AgentDoor
@@ -26,22 +27,26 @@ PAUSE: Final = 5.0
 
 
 class AgentPlaces(Value, frozen=True):
-    """Where an agent has its socket, its records, the routers' namespaces, and its program (or none)."""
+    """Where an agent has its socket, its records, the routers' namespaces, and its program (or none).
+
+    ``root`` is where it finds what is ``/`` to the node: to its container runtime, its plug-ins, its nft.
+    """
 
     socket: Path = SOCKET
     state: Path = STATE
     routers: Path = Path("/run/netns")
     programs: Path | None = None
     node: Path = OWN_NAMESPACE
+    root: Path = roots.OWN
 
 
 async def serve(view: NodeView, places: AgentPlaces) -> None:
     """Be the node's agent, until cancelled. Raises OrlopError when the node is not fit for it."""
     await view.load()
-    kernel = NodeKernel(places.routers, places.node)
+    kernel = NodeKernel(places.routers, places.node, root=places.root)
     agent = TenantAgent(view.ground, kernel, LeaseRecords(places.state), view)
     await agent.start(view.networks)
-    door = AgentDoor(agent, places.socket)
+    door = AgentDoor(agent, places.socket, places.root)
     await door.open()
     if places.programs is not None:
         program.install(places.programs, places.socket)

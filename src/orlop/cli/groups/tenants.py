@@ -36,9 +36,17 @@ Handlers = Annotated[
 @app.command()
 def install(
     image: Annotated[
-        str, typer.Option("--image", help="The operator's image, with `orlop` in it.")
+        str, typer.Option("--image", help="The image of operator and agents, with `orlop` in it.")
     ] = "orlop-tenants:latest",
     handler: Handlers = None,
+    closed: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--closed",
+            help="A range of the cluster's pods or Services, for the agents; without, there are no agents.",
+            show_default=False,
+        ),
+    ] = None,
     defaults: Annotated[
         bool,
         typer.Option(
@@ -50,7 +58,8 @@ def install(
     """Print what a cluster needs to have tenants: `orlop tenants install | kubectl apply -f -`."""
     from orlop.tenants.manifests import manifests
 
-    print(manifests(image, handlers=tuple(handler or ()), defaults=defaults), end="")
+    text = manifests(image, handlers=tuple(handler or ()), closed=tuple(closed or ()), defaults=defaults)
+    print(text, end="")
 
 
 @app.command()
@@ -72,6 +81,7 @@ def agent(
             show_default=False,
         ),
     ],
+    *,
     programs: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
@@ -81,13 +91,20 @@ def agent(
         ),
     ] = None,
     port: Annotated[int, typer.Option("--port", help="The UDP port of VXLAN, of all nodes.", min=1)] = 14789,
+    root: Annotated[
+        Path,
+        typer.Option(
+            "--root",
+            help="Where the node's own root directory is; /proc/1/root in a pod that sees its processes.",
+        ),
+    ] = Path("/"),
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
     """Be this node's agent, until ended: tenants' networks, and the CNI plug-in orlop-tenant (root)."""
     from orlop.cli import tenants
 
-    tenants.agent_command(kubeconfig, context, node, tuple(closed), port=port, programs=programs)
+    tenants.agent_command(kubeconfig, context, node, tuple(closed), port=port, programs=programs, root=root)
 
 
 @app.command()

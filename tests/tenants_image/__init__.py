@@ -1,0 +1,1 @@
+"""Tenants as an administrator installs them: operator and agents are pods of the image made for them."""
