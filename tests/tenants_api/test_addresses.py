@@ -178,6 +178,7 @@ def test_wishes_are_heard_and_those_for_what_is_others_refused(pooled: Ship) -> 
         ):
             one.apply(floating(name, "rival", address=wish))
             assert wish in refused(one, name, "rival", reason)
+        one.apply(balanced("odd", "rival", loadBalancerIP="every address"))
         one.apply(balanced("web", "rival", loadBalancerIP="192.0.2.240"))
         becomes(lambda: outside(one, "web", "rival"), "192.0.2.240")
         change = json.dumps({"spec": {"address": "192.0.2.241"}})
@@ -239,6 +240,8 @@ def test_an_address_follows_its_pod(pooled: Ship) -> None:
         becomes(lambda: said(one, "first", "pooled").get("node"), each)
     uid = one.json("get", "pod", "web", "-n", "pooled")["metadata"]["uid"]
     assert [each["pod"] for each in book(one).values()] == [uid]
+    for name, place in (("web", "pooled"), ("elsewhere", "pooled-b")):
+        one.kubectl("delete", "pod", name, "-n", place, "--force", "--grace-period=0")
 
 
 def bind(plane: Plane, name: str, namespace: str, node: str) -> None:

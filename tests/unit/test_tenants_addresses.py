@@ -74,6 +74,9 @@ def test_a_tenant_without_a_quota_has_none() -> None:
     ("address", "reason"),
     [
         ("198.51.100.1", "NotInPool"),
+        ("all of them" * 99, "NotInPool"),
+        ("::ffff:192.0.2.240", "NotInPool"),
+        ("192.0.2.0243", "NotInPool"),
         ("192.0.2.240", "Taken"),
         ("192.0.2.241", "Taken"),
         ("192.0.2.242", "Taken"),
@@ -108,6 +111,12 @@ def test_a_book_that_was_lost_is_made_of_what_objects_have() -> None:
     book, refused = give(Book(), wishes, POOL, {"blue": 1}, ())
     assert who(book) == {ALL[4]: "one", ALL[0]: "two"}
     assert refused.keys() == {"new"}
+
+
+def test_what_the_pool_does_not_have_any_more_takes_nothing_from_others_when_the_book_is_lost() -> None:
+    wishes = [wish("one", had="198.51.100.1", created="1"), wish("two", had=ALL[0], created="2")]
+    book, _ = give(Book(), wishes, merged([ALL[0] + "/32"]), {"blue": 2}, ())
+    assert who(book) == {ALL[0]: "two"}
 
 
 NUMBERS = strategies.integers(0, 5)

@@ -18,6 +18,9 @@ from orlop.value import Value
 FLOATING: Final = "FloatingAddress"
 BALANCED: Final = "Service"
 
+_SHOWN: Final = 64
+"""Characters of a wish that are said back."""
+
 Kind = Literal["FloatingAddress", "Service"]
 
 
@@ -93,12 +96,12 @@ def give(
     served = {one.uid for one in given.values()}
     counts = Counter(one.tenant for one in given.values())
     # Those that had one come first: should the book have been lost, it is made of what they say.
-    order = sorted(wishes, key=lambda one: (not one.had, one.created, one.namespace, one.name, one.uid))
+    order = sorted(wishes, key=lambda one: (one.had not in pool, one.created, one.namespace, one.uid))
     for wish in order:
         if wish.uid in served:
             continue
         taken = given.keys() | book.closed | set(nodes)
-        again = bool(wish.had) and wish.had not in taken
+        again = wish.had in pool and wish.had not in taken
         address = wish.had if again else _choose(wish, pool, taken, latest)
         if not again and counts[wish.tenant] >= quotas.get(wish.tenant, 0):
             refused[wish.uid] = _over_quota(wish.tenant, quotas.get(wish.tenant, 0))
@@ -130,7 +133,7 @@ def _choose(wish: AddressWish, pool: AddressRanges, taken: Collection[str], late
         full = Refusal(reason="PoolEmpty", message="all addresses of the cluster's pool are given")
         return pool.after(latest, taken) or full
     if wish.address not in pool:
-        message = f"{wish.address} is not in the cluster's pool"
+        message = f"{wish.address[:_SHOWN]} is not in the cluster's pool"
         return Refusal(reason="NotInPool", message=message)
     if wish.address in taken:
         message = f"{wish.address} is somebody else's: ask for another, or for none"

@@ -36,7 +36,10 @@ class AddressRanges(Value, frozen=True):
         return sum(last - first + 1 for first, last in self.ranges)
 
     def __contains__(self, address: str) -> bool:
-        number = int(IPv4Address(address))
+        try:
+            number = int(IPv4Address(address))
+        except AddressValueError:
+            return False  # members write what they like into a Service's loadBalancerIP
         return any(first <= number <= last for first, last in self.ranges)
 
     def after(self, latest: str, taken: Collection[str]) -> str | None:
