@@ -11,7 +11,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orlop.cli import output, session
 from orlop.cli.problems import CliError
@@ -112,9 +112,19 @@ async def kubeconfig_command(
         print(await made(api, name, user, hours * 3600), end="")
 
 
-def operator_command(kubeconfig: Path | None, context: str | None, handlers: tuple[str, ...]) -> None:
+def operator_command(
+    kubeconfig: Path | None, context: str | None, handlers: tuple[str, ...], *, metrics: str
+) -> None:
     """``orlop tenants operator``: until SIGTERM or SIGINT."""
-    _serve(lambda: _operate(kubeconfig, context, handlers))
+    _serve(lambda: _operate(kubeconfig, context, handlers, metrics))
+
+
+class AgentPlacing(NamedTuple):
+    """Where an agent writes its program, finds the node's root directory, and serves metrics."""
+
+    programs: Path | None
+    root: Path
+    metrics: str
 
 
 def agent_command(
@@ -124,8 +134,7 @@ def agent_command(
     closed: tuple[str, ...],
     *,
     port: int,
-    programs: Path | None,
-    root: Path,
+    places: AgentPlacing,
 ) -> None:
     """``orlop tenants agent``: until SIGTERM or SIGINT."""
 
@@ -135,7 +144,7 @@ def agent_command(
             from orlop.tenants.nodeview import NodeView
 
             view = NodeView(api, node, closed=closed, port=port)
-            await serve(view, AgentPlaces(programs=programs, root=root))
+            await serve(view, AgentPlaces(**places._asdict()))
 
     _serve(work)
 
@@ -169,16 +178,25 @@ async def _until_ended(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
             raise
 
 
-async def _operate(kubeconfig: Path | None, context: str | None, handlers: tuple[str, ...]) -> None:
+async def _operate(
+    kubeconfig: Path | None, context: str | None, handlers: tuple[str, ...], metrics: str
+) -> None:
     # Of two pods on one node, and of two in one pod, each has another one.
     identity = f"{os.environ.get('HOSTNAME') or socket.gethostname()}_{uuid.uuid4()}"
     async with connected(kubeconfig, context) as api:
+        from orlop.host.exporter import listen_at
         from orlop.tenants.lease import LeaseLost
         from orlop.tenants.operating import HANDLERS, Operator
+        from orlop.tenants.operatormetrics import OperatorMetrics
 
-        while True:
-            try:
-                await Operator(api, HANDLERS | frozenset(handlers)).run(identity)
-            except* LeaseLost:
-                # All its work has ended with it: it is one of those that wait, as at its start.
-                log.warning("the lease is not ours any more, which another operator may have")
+        told, exporter = OperatorMetrics(api), listen_at(metrics)
+        await exporter.start(told.into)
+        try:
+            while True:
+                try:
+                    await Operator(api, HANDLERS | frozenset(handlers), told).run(identity)
+                except* LeaseLost:
+                    # All its work has ended with it: it is one of those that wait, as at its start.
+                    log.warning("the lease is not ours any more, which another operator may have")
+        finally:
+            await exporter.stop()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import msgspec
 
 from orlop.errors import Code, InvalidArgument, OrlopError
 from orlop.host import roots, sockets
+from orlop.host.exporter import CallMetrics
 from orlop.host.tasks import Tasks
 from orlop.net import plugins
 from orlop.net.conflist import VERSIONS
@@ -33,6 +35,7 @@ _NEWEST_FOR_DELEGATES: Final = "1.0.0"
 """Plug-ins of Debian 12 refuse what is newer."""
 
 _HANDED_ON: Final = ("prevResult", "runtimeConfig")
+_VERBS: Final = frozenset({"ADD", "CHECK", "DEL", "GC", "STATUS", "VERSION"})
 _CODES: Final = {Code.INVALID_ARGUMENT: 7, Code.NOT_FOUND: 3, Code.UNAVAILABLE: 11}
 _OTHER: Final = 100
 """CNI's codes: 3 an unknown container, 7 a wrong configuration, 11 try again later, from 100 our own."""
@@ -86,6 +89,11 @@ def decode(data: bytes) -> PluginCall:
     return PluginCall(variables=variables, document=document, plugin=plugin)
 
 
+def _verb(asked: PluginCall) -> str:
+    said = asked.variables.get("CNI_COMMAND", "")
+    return said if said in _VERBS else "other"
+
+
 class AgentDoor:
     """Serves an agent on a Unix socket that root alone may use.
 
@@ -93,8 +101,10 @@ class AgentDoor:
     a tenant.
     """
 
-    def __init__(self, agent: TenantAgent, path: Path, root: Path = roots.OWN) -> None:
-        self._agent, self._path, self._root = agent, path, root
+    def __init__(
+        self, agent: TenantAgent, path: Path, root: Path = roots.OWN, *, meter: CallMetrics | None = None
+    ) -> None:
+        self._agent, self._path, self._root, self._meter = agent, path, root, meter
         self._tasks = Tasks()
         self._server: asyncio.Server | None = None
 
@@ -134,7 +144,8 @@ class AgentDoor:
         try:
             asked = decode(data)
             version = asked.plugin.cni_version
-            said = await self._call(asked)
+            with self._meter.call(_verb(asked)) if self._meter else nullcontext():
+                said = await self._call(asked)
             return b"0\n" + (said if isinstance(said, bytes) else msgspec.json.encode(said) if said else b"")
         except (OrlopError, OSError) as error:
             code = _CODES.get(error.code, _OTHER) if isinstance(error, OrlopError) else _OTHER

@@ -9,11 +9,13 @@ from typing import Final
 
 from orlop.errors import OrlopError
 from orlop.host import roots
+from orlop.host.exporter import listen_at
 from orlop.tenantnet import program
 from orlop.tenantnet.agent import TenantAgent
 from orlop.tenantnet.door import AgentDoor
 from orlop.tenantnet.kernel import OWN_NAMESPACE, NodeKernel
 from orlop.tenantnet.leases import LeaseRecords
+from orlop.tenants.agentmetrics import AgentMetrics
 from orlop.tenants.nodeview import NodeView
 from orlop.value import Value
 
@@ -30,6 +32,7 @@ class AgentPlaces(Value, frozen=True):
     """Where an agent has its socket, its records, the routers' namespaces, and its program (or none).
 
     ``root`` is where it finds what is ``/`` to the node: to its container runtime, its plug-ins, its nft.
+    ``metrics`` is the ADDRESS:PORT that they are served on, if they are.
     """
 
     socket: Path = SOCKET
@@ -38,24 +41,30 @@ class AgentPlaces(Value, frozen=True):
     programs: Path | None = None
     node: Path = OWN_NAMESPACE
     root: Path = roots.OWN
+    metrics: str = ""
 
 
 async def serve(view: NodeView, places: AgentPlaces) -> None:
     """Be the node's agent, until cancelled. Raises OrlopError when the node is not fit for it."""
+    exporter = listen_at(places.metrics)
     await view.load()
     kernel = NodeKernel(places.routers, places.node, root=places.root)
-    agent = TenantAgent(view.ground, kernel, LeaseRecords(places.state), view)
+    records = LeaseRecords(places.state)
+    agent = TenantAgent(view.ground, kernel, records, view)
     await agent.start(view.networks)
-    door = AgentDoor(agent, places.socket, places.root)
+    metrics = AgentMetrics(records, places.routers, places.node)
+    door = AgentDoor(agent, places.socket, places.root, meter=metrics.calls)
     await door.open()
     if places.programs is not None:
         program.install(places.programs, places.socket)
     log.info("tenants' networks are served on %s", places.socket)
     try:
+        await exporter.start(metrics.into)
         async with asyncio.TaskGroup() as group:
             group.create_task(view.watch())
             await _follow(view, agent)
     finally:
+        await exporter.stop()
         await door.close()
         await agent.close()
 

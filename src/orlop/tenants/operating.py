@@ -24,6 +24,7 @@ from orlop.tenants.api import (
     Resource,
 )
 from orlop.tenants.lease import Leadership
+from orlop.tenants.operatormetrics import OperatorMetrics
 from orlop.tenants.rounds import Rounds
 from orlop.tenants.settle import settle
 
@@ -43,21 +44,31 @@ PAUSE: Final = 2.0
 class Operator:
     """Settles tenants, as long as it has the lease."""
 
-    def __init__(self, api: Api, handlers: frozenset[str] = HANDLERS) -> None:
+    def __init__(
+        self, api: Api, handlers: frozenset[str] = HANDLERS, metrics: OperatorMetrics | None = None
+    ) -> None:
         self._api = api
-        self._rounds = Rounds(lambda name, whole: settle(api, name, handlers, whole=whole))
+        self._handlers = handlers
+        self._metrics = metrics or OperatorMetrics(api)
+        self._rounds = Rounds(self._settle)
         self._addresses = AddressKeeper(api, lambda tenant: self._rounds.ask(tenant, TOGETHER, whole=False))
         self._known: set[str] = set()
+
+    async def _settle(self, name: str, whole: bool) -> float | None:
+        with self._metrics.rounds.call("whole" if whole else "count"):
+            return await settle(self._api, name, self._handlers, whole=whole)
 
     async def run(self, identity: str) -> None:
         """Wait for the lease, then work until cancelled. Raises LeaseLost, in a group."""
         leadership = Leadership(self._api, identity)
         await leadership.acquire()
+        self._metrics.leads = True
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(leadership.keep())
                 group.create_task(self._work())
         finally:
+            self._metrics.leads = False
             await leadership.release()
 
     async def _work(self) -> None:

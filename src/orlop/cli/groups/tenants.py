@@ -32,6 +32,13 @@ Handlers = Annotated[
     ),
 ]
 
+Metrics = Annotated[
+    str,
+    typer.Option(
+        "--metrics", help="Where to serve metrics for Prometheus: ADDRESS:PORT.", show_default=False
+    ),
+]
+
 
 @app.command()
 def install(
@@ -63,11 +70,13 @@ def install(
 
 
 @app.command()
-def operator(handler: Handlers = None, kubeconfig: Kubeconfig = None, context: Context = None) -> None:
+def operator(
+    handler: Handlers = None, metrics: Metrics = "", kubeconfig: Kubeconfig = None, context: Context = None
+) -> None:
     """Be the operator, until ended; of several one works. The Deployment of `install` runs this."""
     from orlop.cli import tenants
 
-    tenants.operator_command(kubeconfig, context, tuple(handler or ()))
+    tenants.operator_command(kubeconfig, context, tuple(handler or ()), metrics=metrics)
 
 
 @app.command()
@@ -98,13 +107,15 @@ def agent(
             help="Where the node's own root directory is; /proc/1/root in a pod that sees its processes.",
         ),
     ] = Path("/"),
+    metrics: Metrics = "",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
     """Be this node's agent, until ended: tenants' networks, and the CNI plug-in orlop-tenant (root)."""
     from orlop.cli import tenants
 
-    tenants.agent_command(kubeconfig, context, node, tuple(closed), port=port, programs=programs, root=root)
+    places = tenants.AgentPlacing(programs, root, metrics)
+    tenants.agent_command(kubeconfig, context, node, tuple(closed), port=port, places=places)
 
 
 @app.command()
