@@ -27,6 +27,7 @@ from typing import IO, Any, TypeVar
 from bench.peers import containerd as containerd_and_runc
 from bench.peers import crio as crio_and_pinns
 
+from orlop.sandbox.vm.listeners import is_served
 from tests.cluster import certificates, layout
 from tests.cluster.layout import Place
 from tests.conformance import tools
@@ -87,12 +88,16 @@ class Host:
         return int((self.logs / f"{program}.pid").read_text())
 
     def kill(self, program: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a program a signal. One that ends is started again; return when that has been done."""
+        """Send a program a signal. One that ends is started again; return when that has been done, and when
+        orlopd listens."""
         before = self.pid(program)
         self.run("kill", f"-{number.value}", str(before))
         limit = time.monotonic() + START_TIMEOUT
         while self.pid(program) == before:
             assert time.monotonic() < limit, f"{program} on {self.name} was not started again"
+            time.sleep(0.1)
+        while program == "orlopd" and not is_served(os.fspath(self.socket)):
+            assert time.monotonic() < limit, f"orlopd on {self.name} does not listen"
             time.sleep(0.1)
 
     def keep(self, program: str, *argv: str) -> None:
