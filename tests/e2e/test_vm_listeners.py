@@ -16,7 +16,7 @@ from orlop.config import VolumeConfig
 from orlop.sandbox.spec import ContainerSpec, PodSpec
 from orlop.sandbox.vm.listeners import is_served
 from orlop.sandbox.vm.sandbox import VmSandbox
-from tests.e2e.test_vm_sockets import called, caller, mount, serving, started
+from tests.e2e.test_vm_sockets import called, caller, gone, mount, reached, serving, started
 from tests.e2e.vm_environment import Environment, container_spec, environment, pod_spec, said, until
 from tests.patience import PATIENCE
 
@@ -129,11 +129,21 @@ async def test_what_has_the_name_on_the_host_stays(env: Environment, plugins: Pa
         link.bind(os.fspath(left))
     sandbox = await env.run(pod)
     main = await driver(sandbox, pod, place)
-    async with serving(place / "served.sock"):
+    async with serving(place / "served.sock") as server:
         side = await started(sandbox, pod, mount("/csi", place))
-        # What a server of the host has is its own, and a container that wants it hears so.
-        serve = "/caller serve /csi/served.sock 666 2>&1 || true"
-        assert "already in use" in await said(sandbox, side, serve)
+        # What a server of the host has is its own; a container that wants the name has it for its pod.
+        await reached(sandbox, side, "/csi/served.sock", by=server)
+        await said(sandbox, side, "/caller serve /csi/served.sock 666 >/dev/null 2>&1 &")
+
+        async def is_its_own() -> bool:
+            before = len(server.clients)
+            return (
+                await called(sandbox, side, "/csi/served.sock") == b"hello" and len(server.clients) == before
+            )
+
+        async with asyncio.timeout(60 * PATIENCE):
+            while not await is_its_own():  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         assert await talk(place / "served.sock", b"mine") == b"mine"
         # What a server has left is nobody's.
         await driver(sandbox, pod, place, name="left.sock")
@@ -150,3 +160,54 @@ async def test_what_has_the_name_on_the_host_stays(env: Environment, plugins: Pa
     await env.again()
     await env.driver.discard(pod.id)
     assert [one.name for one in place.iterdir()] == ["csi.sock"]
+
+
+async def test_a_plug_in_hears_of_a_kubelet_that_starts_again(env: Environment, plugins: Path) -> None:
+    """It waits for the kubelet's socket to be made anew, connects to it, and makes its own anew."""
+    pod = pod_spec()
+    kubelet = plugins / "kubelet.sock"
+    sandbox = await env.run(pod)
+    main = await driver(sandbox, pod, plugins, name="plug-in.sock")
+    side = await started(sandbox, pod, mount("/csi", plugins))
+    await said(sandbox, side, "/caller watch /csi kubelet.sock >/tmp/heard 2>&1 &")
+    await heard(sandbox, side, ["watching"])
+    async with serving(kubelet) as server:
+        await heard(sandbox, side, ["watching", "came"])
+        await reached(sandbox, side, "/csi/kubelet.sock", by=server)
+        await until(lambda: is_served(os.fspath(plugins / "plug-in.sock")), 60)
+        assert await talk(plugins / "plug-in.sock", b"hello") == b"hello"
+    await gone(sandbox, side, "/csi/kubelet.sock")
+    # Anew under the same name, so soon that nobody sees that it was away.
+    async with serving(kubelet) as server:
+        await heard(sandbox, side, ["watching", "came", "came"])
+        await reached(sandbox, side, "/csi/kubelet.sock", by=server)
+        kubelet.unlink()
+        async with serving(kubelet) as again:
+            await heard(sandbox, side, ["watching", "came", "came", "came"])
+            await reached(sandbox, side, "/csi/kubelet.sock", by=again)
+            # A daemon that comes later goes on with that, and makes none of them anew.
+            await env.crash()
+            await env.again()
+            sandbox = await env.recover(pod, main, side)
+            await until(lambda: is_served(os.fspath(plugins / "plug-in.sock")), 60)
+            assert await talk(plugins / "plug-in.sock", b"again") == b"again"
+            await reached(sandbox, side, "/csi/kubelet.sock", by=again)
+            await heard(sandbox, side, ["watching", "came", "came", "came"])
+            # The plug-in starts again, and is found where it was.
+            await sandbox.signal(main.id, signal.SIGKILL)
+            await sandbox.delete(main.id)
+            await driver(sandbox, pod, plugins, name="plug-in.sock")
+            await until(lambda: is_served(os.fspath(plugins / "plug-in.sock")), 60)
+            assert await talk(plugins / "plug-in.sock", b"anew") == b"anew"
+            await env.driver.discard(pod.id)
+            assert [one.name for one in plugins.iterdir()] == ["kubelet.sock"]
+
+
+async def heard(sandbox: VmSandbox, spec: ContainerSpec, words: list[str]) -> None:
+    """Wait until the one that watches has said that, and no more."""
+    found: list[str] = []
+    async with asyncio.timeout(60 * PATIENCE):
+        while len(found) < len(words):
+            found = (await said(sandbox, spec, "cat /tmp/heard")).splitlines()
+            await asyncio.sleep(0.1)
+    assert found == words

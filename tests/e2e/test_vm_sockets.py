@@ -24,6 +24,7 @@ from tests.e2e.vm_environment import (
     environment,
     execute,
     pod_spec,
+    said,
     until,
 )
 from tests.patience import PATIENCE
@@ -190,3 +191,85 @@ async def test_sockets_below_the_top_of_a_drivers_volume(env: Environment, tmp_p
             for path in ("/agent/nodeagent/socket", "/fixed/nodeagent/socket"):
                 assert await called(sandbox, main, path) == b"hello"
             assert server.clients == [(1000, 2000)] * 2
+
+
+async def reached(sandbox: VmSandbox, spec: ContainerSpec, path: str, *, by: Server) -> None:
+    """Wait until the container gets through to that server."""
+    before = len(by.clients)
+    async with asyncio.timeout(60 * PATIENCE):
+        while await called(sandbox, spec, path) != b"hello" or len(by.clients) == before:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+async def gone(sandbox: VmSandbox, spec: ContainerSpec, path: str) -> None:
+    """Wait until the container sees no such file."""
+    async with asyncio.timeout(60 * PATIENCE):
+        while await said(sandbox, spec, f"test -e {path} && echo there || echo gone") != "gone":  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+async def test_sockets_that_come_go_and_come_again(env: Environment) -> None:
+    """Servers that start after the container does, end, and start again; and a daemon that does so."""
+    pod, place = pod_spec(), env.scratch / "run"
+    place.mkdir()
+    for number in range(3):  # what is no socket is nobody's business
+        (place / f"file-{number}").touch()
+    sandbox = await env.run(pod)
+    main = await started(sandbox, pod, mount("/host", place))
+    user = await started(
+        sandbox,
+        pod,
+        mount("/fixed", place, read_only=True),
+        security=Security(user="1000", group="2000"),
+    )
+    async with serving(place / "late.sock") as server, serving(place / "closed.sock", 0o600):
+        await reached(sandbox, main, "/host/late.sock", by=server)
+        await reached(sandbox, user, "/fixed/late.sock", by=server)
+        assert server.clients[0] == (0, 0) and server.clients[-1] == (1000, 2000)
+        async with asyncio.timeout(60 * PATIENCE):
+            while await called(sandbox, user, "/fixed/closed.sock") != b"connect: Permission denied\n":  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+    await gone(sandbox, main, "/host/late.sock")
+    assert "file-1" in await said(sandbox, main, "ls /host")
+    # A server that starts again, and one that puts its socket there by a rename, as careful ones do.
+    async with serving(place / "late.sock") as server, serving(place / "aside") as other:
+        (place / "aside").rename(place / "renamed.sock")
+        await reached(sandbox, main, "/host/late.sock", by=server)
+        await reached(sandbox, user, "/fixed/renamed.sock", by=other)
+        (place / "renamed.sock").unlink()
+        await gone(sandbox, user, "/fixed/renamed.sock")
+        # A link is not followed, wherever it leads.
+        (place / "link.sock").symlink_to(place / "late.sock")
+        (env.scratch / "secret").mkdir()
+        # What comes and goes while no daemon is there is known to the next one.
+        await env.crash()
+    async with serving(place / "between.sock") as server:
+        await env.again()
+        sandbox = await env.recover(pod, main, user)
+        await reached(sandbox, main, "/host/between.sock", by=server)
+        await gone(sandbox, user, "/fixed/late.sock")
+        async with serving(place / "late.sock") as again:
+            await reached(sandbox, user, "/fixed/late.sock", by=again)
+        # A container that is gone leaves nothing behind that would keep the share or another container.
+        await sandbox.signal(user.id, signal.SIGKILL)
+        await sandbox.delete(user.id)
+        async with serving(place / "late.sock") as again:
+            await reached(sandbox, main, "/host/late.sock", by=again)
+        third = await started(sandbox, pod, mount("/host", place))
+        assert await called(sandbox, third, "/host/between.sock") == b"hello"
+
+
+async def test_a_driver_that_makes_its_socket_later(env: Environment, tmp_path: Path) -> None:
+    """In a directory of an agent's within the driver's tmpfs."""
+    pod = pod_spec()
+    with pod_directory(tmp_path / "kubelet", pod.uid) as directory:
+        (tmp_path / "agent").mkdir()
+        agent = directory.in_memory(tmp_path / "agent")
+        volume = directory.in_memory(directory.csi("agent"), 8192)
+        directory.show(agent, volume / "nodeagent")
+        sandbox = await env.run(pod)
+        main = await started(sandbox, pod, mount("/agent", volume, read_only=True))
+        for _ in range(2):
+            async with serving(agent / "socket") as server:
+                await reached(sandbox, main, "/agent/nodeagent/socket", by=server)
+            await gone(sandbox, main, "/agent/nodeagent/socket")

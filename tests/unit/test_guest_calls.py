@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from orlop.guest.loop import Loop
 from orlop.guest.streams import calls
 from orlop.guest.streams.calls import HostSockets
 from orlop.guest.streams.table import Streaming
-from orlop.wire.messages import Accept, Called, Event, Refused
-from orlop.wire.values import GuestMount
+from orlop.wire.messages import Accept, Called, Event, Refused, Show
+from orlop.wire.values import GuestMount, ShownSocket
 
 
 class Guest:
@@ -98,3 +99,50 @@ def test_a_later_daemon_hears_of_those_who_wait(guest: Guest) -> None:
     assert [one.call for one in guest.told] == [1, 1, 2]
     guest.sockets.release("c")
     assert early.recv(1) == late.recv(1) == b""
+
+
+def shown(name: str, made: int = 1, mode: int = 0o600) -> ShownSocket:
+    return ShownSocket(name=name, mode=mode, uid=os.getuid(), gid=os.getgid(), made=made)
+
+
+def number(path: Path) -> int:
+    return path.lstat().st_ino
+
+
+def test_sockets_in_a_volume_come_and_go_with_the_hosts(guest: Guest, tmp_path: Path) -> None:
+    place = tmp_path / "v"
+    place.mkdir()
+
+    def show(*sockets: ShownSocket) -> None:
+        guest.sockets.show(Show(id="v", sockets=sockets), os.fspath(place))
+
+    show(shown("a"), shown("b", mode=0o640))
+    assert stat.S_IMODE((place / "b").stat().st_mode) == 0o640
+    link = dial(os.fspath(place / "a"))
+    guest.serve()
+    assert [(one.id, one.socket) for one in guest.told] == [("v", "a")]
+    assert guest.sockets.has((place / "a").stat()) and not guest.sockets.has(place.stat())
+    # The same ones stay, with another mode too; one that was made anew is another file.
+    held = os.open(place / "b", os.O_PATH)  # its number is given to no other file
+    before = number(place / "a")
+    show(shown("a", mode=0o666), shown("b", made=2))
+    assert number(place / "a") == before and stat.S_IMODE((place / "a").stat().st_mode) == 0o666
+    assert number(place / "b") != os.fstat(held).st_ino
+    os.close(held)
+    # What a container puts in a socket's place is its own, and stays.
+    (place / "a").unlink()
+    (place / "a").touch()
+    show(shown("b", made=2), shown("a", mode=0o600))
+    assert stat.S_IMODE((place / "a").stat().st_mode) != 0o600
+    show(shown("a", made=2))
+    assert [one.name for one in place.iterdir()] == ["a"] and (place / "a").is_file()
+    (place / "a").unlink()
+    show(shown("a", made=2))
+    show(shown("a", made=2))
+    assert guest.sockets.has((place / "a").stat())
+    # Who waits is served all the same.
+    guest.sockets.accept(Accept(call=guest.told[0].call))
+    assert link.recv(1) == b""
+    show()
+    assert not list(place.iterdir())
+    guest.serve()

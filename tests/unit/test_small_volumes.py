@@ -238,7 +238,9 @@ def test_a_file_in_place_stays_the_same_file(tmp_path: Path) -> None:
 
 def test_parts_of_a_daemon_that_is_gone_are_not_mixed_with_the_next_ones(tmp_path: Path) -> None:
     loop = Loop(pytest.fail)
-    volumes = PodVolumes(MountedDisks(loop), BoundSockets(Streaming(loop, pytest.fail), pytest.fail))
+    volumes = PodVolumes(
+        MountedDisks(loop), BoundSockets(Streaming(loop, pytest.fail), pytest.fail, pytest.fail)
+    )
     volumes._small = os.fspath(tmp_path)  # else a tmpfs
 
     def part(name: str) -> tuple[VolumeEntry, ...]:

@@ -14,12 +14,11 @@ from orlop.sandbox.vm import agent as agents
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.wire.flow import WINDOW
 from orlop.wire.framing import Frame, Kind, data_frames, frame
+from orlop.wire.hello import VERSION, Hello
 from orlop.wire.messages import (
-    VERSION,
     Done,
     Dump,
     Event,
-    Hello,
     Online,
     OutOfMemory,
     Ping,

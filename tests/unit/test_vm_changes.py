@@ -14,7 +14,13 @@ from orlop.linux.changes import Change, packed
 from orlop.sandbox.vm import changes
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.wire.framing import Kind, data_frames, frame
-from orlop.wire.messages import CHANGES, VERSION, Changes, Done, Hello, Refused, Request
+from orlop.wire.hello import CHANGES, VERSION, Hello
+from orlop.wire.messages import (
+    Changes,
+    Done,
+    Refused,
+    Request,
+)
 from tests.patience import PATIENCE
 from tests.unit.vm_peer import Peer
 

@@ -26,7 +26,7 @@ from orlop.sandbox.spec import (
 )
 from orlop.sandbox.vm.checks import check_container, check_pod, check_shared, check_volumes
 from orlop.sandbox.vm.sizing import processors, shape_of, shortage, size, with_containers
-from orlop.wire.messages import BLOCKS
+from orlop.wire.hello import BLOCKS
 
 MIB = 1 << 20
 CONFIG = VmConfig()

@@ -13,7 +13,15 @@ from orlop.errors import FailedPrecondition
 from orlop.sandbox.vm import former
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.files import PodFiles
-from orlop.wire.messages import Create, Created, Hello, Request, Stats, pack_request, unpack_reply
+from orlop.wire.hello import Hello
+from orlop.wire.messages import (
+    Create,
+    Created,
+    Request,
+    Stats,
+    pack_request,
+    unpack_reply,
+)
 from orlop.wire.values import Container, Disks, GuestMount, PluggedDisk
 from tests.unit.vm_peer import Peer
 

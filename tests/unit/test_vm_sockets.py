@@ -16,7 +16,7 @@ from orlop.sandbox.spec import Mount
 from orlop.sandbox.vm import sockets
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.files import HostSocket
-from orlop.sandbox.vm.sockets import Relay, find
+from orlop.sandbox.vm.sockets import Relay, find, find_once
 from orlop.wire.messages import Accept, Called
 
 
@@ -37,7 +37,8 @@ def test_sockets_of_volumes(tmp_path: Path) -> None:
         Mount(container_path=target, host_path=os.fspath(tmp_path / path))
         for target, path in (("/run/a", "to-a"), ("/d/", "dir"), ("/d/c", "dir/file"), ("/none", "absent"))
     ]
-    found = find(mounts, {mount.container_path for mount in mounts})
+    assert [(one.target, one.held.path) for one in find(mounts)] == [("/run/a", os.fspath(tmp_path / "a"))]
+    found = find_once(mounts, {mount.container_path for mount in mounts})
     assert [(one.target, one.held.path) for one in found] == [
         ("/run/a", os.fspath(tmp_path / "a")),
         ("/d/b", os.fspath(below / "b")),
@@ -58,7 +59,7 @@ def test_sockets_below_the_top_of_a_drivers_volume(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sockets, "kinds_below", lambda path: remote)
 
     def targets(path: Path) -> list[str]:
-        found = find([Mount(container_path="/v/", host_path=os.fspath(path))], {"/v/", "/v/own", "/"})
+        found = find_once([Mount(container_path="/v/", host_path=os.fspath(path))], {"/v/", "/v/own", "/"})
         assert len({one.held.id for one in found}) == len(found)
         assert all(one.held.path == os.fspath(path / one.target.removeprefix("/v/")) for one in found)
         return [one.target for one in found]
@@ -74,16 +75,16 @@ def test_sockets_below_the_top_of_a_drivers_volume(tmp_path: Path, monkeypatch: 
 def test_a_socket_that_goes_meanwhile_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked_at = sockets._sockets_in
+    looked_at = sockets.sockets_below
 
-    def one_goes(directory: str) -> list[str]:
-        names = looked_at(directory)
+    def one_goes(directory: str) -> tuple[list[str], list[str]]:
+        names, below = looked_at(directory)
         (tmp_path / names[0]).unlink()
-        return names
+        return names, below
 
-    monkeypatch.setattr(sockets, "_sockets_in", one_goes)
+    monkeypatch.setattr(sockets, "sockets_below", one_goes)
     links = [bound(tmp_path / name) for name in "ab"]
-    found = find([Mount(container_path="/d", host_path=os.fspath(tmp_path))], {"/d"})
+    found = find_once([Mount(container_path="/d", host_path=os.fspath(tmp_path))], {"/d"})
     assert [one.target for one in found] == ["/d/b"]
     for link in links:
         link.close()

@@ -26,15 +26,13 @@ from orlop.volumes import shown
 from orlop.volumes.records import VolumeUse
 from orlop.volumes.store import VolumeStore
 from orlop.wire import messages
+from orlop.wire.hello import FEATURES, MANY_VOLUMES, Hello
 from orlop.wire.messages import (
-    FEATURES,
-    MANY_VOLUMES,
     Drop,
     DropAll,
     Fetch,
     Fill,
     FillAll,
-    Hello,
     Hold,
     Stats,
 )
@@ -74,6 +72,7 @@ class Bed:
     agent: Agent = field(default_factory=Agent)
     machine: FakeMachine = field(default_factory=lambda: FakeMachine(9))
     watcher: Watcher = field(default_factory=Watcher)
+    names: Watcher = field(default_factory=lambda: Watcher(once=True))
 
     def __post_init__(self) -> None:
         self.kubelet = PodDirectory(self.place / "kubelet", "uid-1")
@@ -87,6 +86,7 @@ class Bed:
             cast(AgentClient, self.agent),
             self.files,
             self.watcher,
+            names=self.names,
             uid="uid-1",
             config=VolumeConfig(empty_dir_mib=16, **config),
             workplace=self.place,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import orlop
-from orlop.wire import messages, statistics, values
+from orlop.wire import hello, messages, statistics, values
 
 SOURCE = Path(orlop.__file__).parent
 HOST = SOURCE / "sandbox" / "vm"
@@ -131,7 +131,7 @@ def test_every_structure_is_used() -> None:
         for kind in vars(module).values()
         if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
     }
-    unused = defined - TO_GUEST.keys() - TO_HOST.keys() - {messages.Failure, messages.Hello, messages.Request}
+    unused = defined - TO_GUEST.keys() - TO_HOST.keys() - {messages.Failure, hello.Hello, messages.Request}
     assert not unused
     sent = {called for called, _ in fields_set(HOST)} | {
         dotted(node.func, origins(tree, module))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orlop.wire import messages
+from orlop.wire import hello, messages
 from orlop.wire.codec import AbsolutePath, Length, ProtocolError, Range, RelativePath, decode, loads
 from orlop.wire.values import Container, Disks, GuestDevice, GuestMount, PluggedDisk
 
@@ -200,7 +200,7 @@ def test_a_container_has_a_root_and_its_image_volumes() -> None:
 
 
 def test_a_greeting_says_its_version_and_without_one_is_the_first() -> None:
-    said = messages.pack_hello(messages.Hello(version=messages.VERSION, next_stream=7))
-    assert json.loads(said) == {"version": messages.VERSION, "next_stream": 7}
-    assert messages.unpack_hello(said).next_stream == 7
-    assert messages.unpack_hello(b'{"next_stream": 7}').version == 1
+    said = hello.pack_hello(hello.Hello(version=hello.VERSION, next_stream=7))
+    assert json.loads(said) == {"version": hello.VERSION, "next_stream": 7}
+    assert hello.unpack_hello(said).next_stream == 7
+    assert hello.unpack_hello(b'{"next_stream": 7}').version == 1

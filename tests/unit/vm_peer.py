@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from orlop.wire.framing import Frame, Kind, Parser, frame, preamble
+from orlop.wire.hello import VERSION, Hello, pack_hello
 from orlop.wire.messages import (
-    VERSION,
     Event,
-    Hello,
     Refused,
     Request,
     pack_event,
     pack_failure,
-    pack_hello,
     pack_reply,
     unpack_request,
 )

@@ -1,11 +1,13 @@
 /* Talks over a Unix socket: "connect PATH" sends what comes in, and prints what comes back; "many PATH COUNT" holds
    so many connections open and says over each a byte that has to come back; "serve PATH MODE" is a server that sends
-   back what it gets, to one client after the other and to several at once. */
+   back what it gets, to one client after the other and to several at once; "watch DIRECTORY NAME" says "watching", and
+   "came" for each file of that name that is made there. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <signal.h>
+#include <sys/inotify.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -33,6 +35,23 @@ static void copy(int from, int to) {
     if (count < 0) fail("read");
 }
 
+static void watch(const char *directory, const char *name) {
+    char buffer[65536] __attribute__((aligned(__alignof__(struct inotify_event))));
+    int news = inotify_init();
+    if (news < 0 || inotify_add_watch(news, directory, IN_CREATE | IN_MOVED_TO) < 0) fail("watch");
+    setlinebuf(stdout);
+    printf("watching\n");
+    for (;;) {
+        ssize_t count = read(news, buffer, sizeof buffer);
+        if (count <= 0) fail("read");
+        for (char *at = buffer; at < buffer + count;) {
+            struct inotify_event *one = (struct inotify_event *)at;
+            if (one->len && !strcmp(one->name, name)) printf("came\n");
+            at += sizeof *one + one->len;
+        }
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc == 3 && !strcmp(argv[1], "connect")) {
         int link = dial(argv[2]);
@@ -58,6 +77,7 @@ int main(int argc, char **argv) {
         printf("all\n");
         return 0;
     }
+    if (argc == 4 && !strcmp(argv[1], "watch")) watch(argv[2], argv[3]);
     if (argc == 4 && !strcmp(argv[1], "serve")) {
         struct sockaddr_un address = {.sun_family = AF_UNIX};
         int listening = socket(AF_UNIX, SOCK_STREAM, 0);

@@ -50,7 +50,7 @@ class Agent:
         self.disks = MountedDisks(loop)
         self.id_maps = IdMaps()
         self.sockets = HostSockets(streaming, self.emit)
-        self.bound = BoundSockets(streaming, self.emit)
+        self.bound = BoundSockets(streaming, self.emit, self.sockets.has)
         self.volumes = PodVolumes(self.disks, self.bound)
         self.identity = setup.PodIdentity()
         self.quiet = False
@@ -227,6 +227,7 @@ class Agent:
         """Kill and release; answers when all is gone, or that it is not and why."""
         entry = self.containers.get(request.id)
         if entry is None:
+            self.sockets.release(request.id)
             answer.ok(Done())
             return
         entry.status = "deleting"
@@ -339,6 +340,12 @@ class Agent:
     def dial(self, request: messages.Dial, answer: Answer) -> None:
         """Connect a stream to a socket of a container."""
         self.bound.dial(request)
+        answer.ok(Done())
+
+    def show(self, request: messages.Show, answer: Answer) -> None:
+        """Have the host's sockets in a directory."""
+        place = f"{self._share()}/{request.share}" if request.share else self.volumes.place(request.id)
+        self.sockets.show(request, place)
         answer.ok(Done())
 
     # Requests: volumes

@@ -14,7 +14,7 @@ from orlop.guest.answer import Answer
 from orlop.guest.channel import Channel
 from orlop.guest.loop import Loop
 from orlop.guest.streams.table import Streaming
-from orlop.wire import messages
+from orlop.wire import hello, messages
 from orlop.wire.codec import ProtocolError
 from orlop.wire.framing import Frame, Kind, frame
 from orlop.wire.messages import Refused
@@ -42,13 +42,13 @@ class Dispatcher:
         self._emit(messages.Log(level=level, text=text[-8192:]))  # type: ignore[arg-type]
 
     def _greet(self, received: Frame) -> bytes:
-        messages.unpack_hello(received.payload)
+        hello.unpack_hello(received.payload)
         self._on_lost()
-        return messages.pack_hello(
-            messages.Hello(
-                version=messages.VERSION,
+        return hello.pack_hello(
+            hello.Hello(
+                version=hello.VERSION,
                 next_stream=self._streaming.next_stream,
-                features=messages.FEATURES,
+                features=hello.FEATURES,
             )
         )
 

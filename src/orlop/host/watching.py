@@ -1,4 +1,4 @@
-"""Hearing of changes to directories and files, through one inotify descriptor for the whole daemon.
+"""Hearing of changes to directories and files, through two inotify descriptors for the whole daemon.
 
 A user may have few of them (fs.inotify.max_user_instances is 128 on many hosts), but watches by the thousand.
 """
@@ -24,12 +24,25 @@ _CHANGES = (
     | syscalls.IN_CREATE
     | syscalls.IN_DELETE
 )
+_NAMES = (
+    syscalls.IN_ATTRIB
+    | syscalls.IN_MOVED_FROM
+    | syscalls.IN_MOVED_TO
+    | syscalls.IN_CREATE
+    | syscalls.IN_DELETE
+    | syscalls.IN_ONESHOT
+)
 
 
 class Watcher:
-    """Calls back when something changes. Make it where an event loop runs; :meth:`close` releases it."""
+    """Calls back when something changes. Make it where an event loop runs; :meth:`close` releases it.
 
-    def __init__(self) -> None:
+    With ``once`` it hears of names alone, and calls once for each watch, which is over then: however much
+    happens in a directory, who watches it decides how often that costs something.
+    """
+
+    def __init__(self, *, once: bool = False) -> None:
+        self._once = once
         self._file = -1
         self._calls: dict[int, list[Callable[[], None]]] = {}
 
@@ -42,7 +55,7 @@ class Watcher:
         if self._file < 0:
             self._file = syscalls.inotify()
             asyncio.get_running_loop().add_reader(self._file, self._on_news)
-        number = syscalls.inotify_watch(self._file, path, _CHANGES)
+        number = syscalls.inotify_watch(self._file, path, _NAMES if self._once else _CHANGES)
         self._calls.setdefault(number, []).append(changed)
         return number
 
@@ -76,5 +89,6 @@ class Watcher:
                 told |= self._calls.keys()
             told.add(number)
         for number in told:
-            for changed in list(self._calls.get(number, ())):
+            calls = self._calls.pop(number, ()) if self._once else self._calls.get(number, ())
+            for changed in list(calls):
                 changed()

@@ -51,6 +51,7 @@ AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_IN_ROOT = 0x10
@@ -85,6 +86,8 @@ IN_MOVED_TO = 0x80
 IN_CREATE = 0x100
 IN_DELETE = 0x200
 IN_Q_OVERFLOW = 0x4000
+IN_ONESHOT = 0x80000000
+_STATX_BTIME = 0x800
 _IN_NONBLOCK = 0o4000
 _IN_CLOEXEC = 0o2000000
 
@@ -205,6 +208,12 @@ def move_mount(descriptor: int, target: StrPath) -> None:
         _MOVE_MOUNT_F_EMPTY_PATH,
         about=target,
     )
+
+
+def move_mount_over(descriptor: int, target: int) -> None:
+    """Attach a detached mount at what the descriptor ``target`` refers to. Linux 5.2."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    _call(_NR_MOVE_MOUNT, descriptor, b"", target, b"", flags)
 
 
 def mount_setattr(
@@ -350,6 +359,15 @@ def _adjtimex(modes: int, *, offset: int = 0, seconds: int = 0, parts: int = 0) 
     words = struct.pack("=I4xq7q2q", modes, offset, *(0,) * 7, seconds, parts)
     buffer = ctypes.create_string_buffer(words, _TIMEX_SIZE)
     _checked(_libc.adjtimex(buffer))
+
+
+def birth_of(descriptor: int) -> int:
+    """When the file of a descriptor was made (ns); 0 where its file system does not know. Linux 4.11."""
+    found = ctypes.create_string_buffer(256)
+    _checked(_libc.statx(descriptor, b"", AT_EMPTY_PATH, ctypes.c_uint(_STATX_BTIME), found))
+    (mask,) = struct.unpack_from("=I", found, 0)
+    seconds, nanoseconds = struct.unpack_from("=qI", found, 80)
+    return int(seconds * 1_000_000_000 + nanoseconds) if mask & _STATX_BTIME else 0
 
 
 def inotify() -> int:

@@ -1,4 +1,4 @@
-"""Messages: hello, requests with their replies, events.
+"""Messages: requests with their replies, events.
 
 A request class knows its operation (``op``) and, through its base ``Request[Reply]``, the type of
 its reply, so a client writes ``reply = await call(Stats())`` and the type checker knows the rest.
@@ -29,6 +29,7 @@ from orlop.wire.values import (
     Interface,
     Name,
     PluggedDisk,
+    ShownSocket,
     SignalNumber,
     StreamId,
     StreamOffsets,
@@ -38,20 +39,11 @@ from orlop.wire.values import (
     VolumeEntry,
 )
 
-VERSION = 2
-VOLUMES, BLOCKS, PROPAGATION = "volumes", "blocks", "propagation"
-SOCKETS, LISTENERS = "sockets", "listeners"
-EXEC_AS, FREEZE = "exec-as", "freeze"
-FILE_SYSTEMS, READY_LAYERS = "file-systems", "ready-layers"
-MANY_VOLUMES, XFS, CHANGES, ARCHIVES = "many-volumes", "xfs", "changes", "archives"
-FEATURES = (
-    VOLUMES, BLOCKS, PROPAGATION, SOCKETS, EXEC_AS, FREEZE, FILE_SYSTEMS, READY_LAYERS, LISTENERS,
-    MANY_VOLUMES, XFS, CHANGES, ARCHIVES,
-)  # fmt: skip
-"""What a guest can do that one of the same version before it could not: see :class:`Hello`."""
-
 MAX_BOUND = 64
 """Sockets of containers in one volume that are the host's as well."""
+
+MAX_SHOWN = 64
+"""Sockets of the host in the directories of one pod."""
 
 MAX_FETCH = 64 << 10
 """Bytes that one :class:`Fetch` brings."""
@@ -70,18 +62,6 @@ class Refused(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hello:
-    """The first frame either side sends after the preamble. Who names no version speaks the first.
-
-    ``next_stream`` of the guest is the lowest stream that was never used, ``features`` what it can do.
-    """
-
-    version: Annotated[int, Range(1, 1000)] = 1
-    next_stream: StreamId = 1
-    features: Annotated[tuple[Name, ...], Length(0, 64)] = ()
 
 
 class Request(Generic[R]):
@@ -309,6 +289,21 @@ class Dial(Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Show(Request[Done]):
+    """Have these sockets of the host, and no others, in a directory, until the next such request for it.
+
+    It is ``share``, which the container ``id`` is going to mount or has mounted from the host's share, or
+    with "" the volume ``id``. What is not there, or there already, is left out. Who connects is told of as
+    :class:`Called`, whose ``socket`` is the name, for a share with that and a slash before it. Idempotent.
+    """
+
+    op: ClassVar[str] = "show"
+    id: Id
+    share: Annotated[str, Length(0, 31)] = ""
+    sockets: Annotated[tuple[ShownSocket, ...], Length(0, MAX_SHOWN)] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class State:
     """All that outlives a daemon. Execs do not: :class:`Resume` kills them. ``clock`` is the guest's time."""
 
@@ -485,9 +480,10 @@ class OutOfMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Called:
-    """A process of the container ``id`` has connected to a socket that is the host's, and waits for Accept.
+    """A process has connected to a socket that is the host's, and waits for Accept.
 
-    ``socket`` is what its mount names; ``uid``, ``gid`` and ``groups`` are the process', in the guest.
+    ``id`` is that of its container or volume, ``socket`` what the mount or :class:`Show` names; ``uid``,
+    ``gid`` and ``groups`` are the process', in the guest.
     """
 
     op: ClassVar[str] = "called"
@@ -522,7 +518,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     for kind in (
         Ping, Setup, Create, Start, Signal, Delete, Update, Exec, Resize, Stats, Connect,
         Dump, Resume, Quiesce, Online, Hold, Fill, FillAll, Fetch, Drop, DropAll, Flush, Clock,
-        Accept, Dial, Freeze, Prepare, Changes,
+        Accept, Dial, Freeze, Prepare, Changes, Show,
     )
 }  # fmt: skip
 
@@ -538,16 +534,6 @@ class Failure:
 
     code: Code
     message: Annotated[str, Length(0, 65536)]
-
-
-def pack_hello(hello: Hello) -> bytes:
-    """Payload of a HELLO frame."""
-    return dumps(encode(hello))
-
-
-def unpack_hello(payload: bytes) -> Hello:
-    """The peer's hello. It is the host that decides whether it can speak the guest's version."""
-    return decode(Hello, loads(payload))
 
 
 def pack_request(request: Request[Any]) -> bytes:

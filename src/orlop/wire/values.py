@@ -151,6 +151,18 @@ class BoundSocket:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShownSocket:
+    """A socket of the host: its path within its directory, its file's mode and owner, and a number that
+    another file of the same name does not have."""
+
+    name: Annotated[str, Length(1, 96)]
+    mode: Annotated[int, Range(0, 0o777)]
+    uid: UserId
+    gid: UserId
+    made: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuestDevice:
     """A device node to show in a container: the guest's node ``source``, or that of the disk with the id
     ``disk``, then with this mode and owner; with cgroup ``access`` of rwm."""

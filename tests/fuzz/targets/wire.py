@@ -14,7 +14,7 @@ from orlop.sandbox.figures import ContainerStats, PodStats
 from orlop.sandbox.spec import ContainerSpec, PodSpec
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.meter import Host, layer_use, never_less, pod_usage, within
-from orlop.wire import messages
+from orlop.wire import hello, messages
 from orlop.wire.codec import ProtocolError
 from orlop.wire.flow import Receiver, Sender
 from orlop.wire.framing import Frame, Kind, Parser, data_frames, frame, preamble
@@ -24,7 +24,7 @@ from orlop.wire.values import Container, Disks, Exit, GuestSecurity, Interface, 
 from tests.fuzz.kit import logged, run, target
 
 NONCE = b"0123456789abcdef"
-HELLO = preamble(NONCE) + frame(Kind.HELLO, payload=messages.pack_hello(messages.Hello(next_stream=9)))
+HELLO = preamble(NONCE) + frame(Kind.HELLO, payload=hello.pack_hello(hello.Hello(next_stream=9)))
 EXITED = messages.ContainerExited(id="c", exit=Exit(code=3, finished_at=1))
 USAGE = Usage(timestamp=1, cpu_ns=5, memory=1 << 20, pids=3)
 FIGURES = messages.StatsReply(

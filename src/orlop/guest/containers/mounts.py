@@ -348,6 +348,9 @@ class Builder:
 def _restrict(fd: int, mount: GuestMount) -> None:
     """Propagation and flags of a volume."""
     propagation = {"private": syscalls.MS_PRIVATE, "rslave": syscalls.MS_SLAVE, "rshared": syscalls.MS_SHARED}
+    if mount.kind == "share":
+        # The agent alone mounts something there later, for all who have it: the host's sockets.
+        propagation["private"] = syscalls.MS_SLAVE
     syscalls.mount_setattr(fd, propagation=propagation[mount.propagation], recursive=True)
     add = 0
     for name in mount.options:

@@ -36,11 +36,17 @@ _CODES = {errno.EAGAIN: "unavailable", errno.ECONNREFUSED: "failed_precondition"
 
 
 class BoundSockets:
-    """The sockets in all watched volumes. ``emit`` tells the host."""
+    """The sockets in all watched volumes. ``emit`` tells the host, but not of ``foreign`` ones."""
 
-    def __init__(self, streaming: Streaming, emit: Callable[[Event], object]) -> None:
+    def __init__(
+        self,
+        streaming: Streaming,
+        emit: Callable[[Event], object],
+        foreign: Callable[[os.stat_result], bool],
+    ) -> None:
         self._streaming = streaming
         self._emit = emit
+        self._foreign = foreign
         self._places: dict[str, str] = {}
         self._told: dict[str, tuple[BoundSocket, ...]] = {}
         self._file = -1
@@ -58,7 +64,7 @@ class BoundSockets:
     def resume(self) -> None:
         """A daemon is there, and knows of none: it hears of all."""
         for volume, place in self._places.items():
-            self._told[volume] = _sockets_in(place)
+            self._told[volume] = self._sockets_in(place)
             self._emit(Listening(id=volume, sockets=self._told[volume]))
 
     def dial(self, request: Dial) -> None:
@@ -84,26 +90,27 @@ class BoundSockets:
     def _look(self) -> None:
         self._due = False
         for volume, place in self._places.items():
-            found = _sockets_in(place)
+            found = self._sockets_in(place)
             if found != self._told[volume]:
                 self._told[volume] = found
                 self._emit(Listening(id=volume, sockets=found))
 
-
-def _sockets_in(place: str) -> tuple[BoundSocket, ...]:
-    found: list[BoundSocket] = []
-    with suppress(OSError), os.scandir(place) as listing:
-        for count, entry in enumerate(listing):
-            if count >= _MOST_LOOKED_AT or len(found) >= MAX_BOUND:
-                break
-            with suppress(OSError):  # it has gone again
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISSOCK(status.st_mode) and entry.name.isprintable():
-                    mode = stat.S_IMODE(status.st_mode) & 0o777
-                    found.append(
-                        BoundSocket(name=entry.name, mode=mode, uid=status.st_uid, gid=status.st_gid)
-                    )
-    return tuple(sorted(found, key=lambda one: one.name))
+    def _sockets_in(self, place: str) -> tuple[BoundSocket, ...]:
+        found: list[BoundSocket] = []
+        with suppress(OSError), os.scandir(place) as listing:
+            for count, entry in enumerate(listing):
+                if count >= _MOST_LOOKED_AT or len(found) >= MAX_BOUND:
+                    break
+                with suppress(OSError):  # it has gone again
+                    status = entry.stat(follow_symlinks=False)
+                    if not stat.S_ISSOCK(status.st_mode) or not entry.name.isprintable():
+                        continue
+                    if not self._foreign(status):
+                        mode = stat.S_IMODE(status.st_mode) & 0o777
+                        found.append(
+                            BoundSocket(name=entry.name, mode=mode, uid=status.st_uid, gid=status.st_gid)
+                        )
+        return tuple(sorted(found, key=lambda one: one.name))
 
 
 def _connected(place: str, name: str) -> socket.socket:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orlop.errors import DeadlineExceeded
 from orlop.wire.framing import NONCE_SIZE, Kind, frame, preamble
-from orlop.wire.messages import Hello, pack_hello
+from orlop.wire.hello import Hello, pack_hello
 
 _AGAIN = 2.0
 

@@ -32,16 +32,18 @@ from orlop.sandbox.vm import former
 from orlop.sandbox.vm.budget import Budget
 from orlop.sandbox.vm.streams import Incoming, Outgoing
 from orlop.wire.framing import MAX_STREAM, NONCE_SIZE, Frame, Kind, Parser, ProtocolError, frame, preamble
-from orlop.wire.messages import (
+from orlop.wire.hello import (
     VERSION,
-    Event,
     Hello,
+    pack_hello,
+    unpack_hello,
+)
+from orlop.wire.messages import (
+    Event,
     Refused,
     Request,
-    pack_hello,
     pack_request,
     unpack_event,
-    unpack_hello,
     unpack_reply,
 )
 

@@ -22,7 +22,7 @@ from orlop.hypervisor.base import Machine
 from orlop.sandbox.rules import OutsideVm
 from orlop.sandbox.spec import ContainerSpec, Device
 from orlop.wire import values as wire
-from orlop.wire.messages import BLOCKS
+from orlop.wire.hello import BLOCKS
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from orlop.errors import FailedPrecondition, Unavailable
 from orlop.host.tasks import beside
 from orlop.linux.changes import Change, ChangeReader
 from orlop.sandbox.vm.agent import AgentClient
-from orlop.wire.messages import ARCHIVES, CHANGES, Changes
+from orlop.wire.hello import ARCHIVES, CHANGES
+from orlop.wire.messages import Changes
 
 _PATIENCE = 3600.0
 """Seconds until the guest has told all: whoever reads it may be slow, and gives up when he likes."""

@@ -25,7 +25,7 @@ from orlop.sandbox.spec import (
 )
 from orlop.sandbox.vm import blockdevices
 from orlop.sandbox.vm.sizing import shape_of
-from orlop.wire.messages import SOCKETS
+from orlop.wire.hello import SOCKETS
 
 _NOT_SHARED = {
     stat.S_IFBLK: "block device",

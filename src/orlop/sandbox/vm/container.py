@@ -20,7 +20,8 @@ from orlop.sandbox.vm.output import Output
 from orlop.sandbox.vm.process import GuestAttachment, GuestExec
 from orlop.sandbox.vm.streams import Incoming, Outgoing
 from orlop.wire import values as wire
-from orlop.wire.messages import EXEC_AS, FREEZE, Exec, Freeze, Resize
+from orlop.wire.hello import EXEC_AS, FREEZE
+from orlop.wire.messages import Exec, Freeze, Resize
 
 CODE_KILLED = 137
 _DRAIN_TIME = 2.0

@@ -27,7 +27,14 @@ from orlop.sandbox.vm.files import HeldTable, HeldVolume
 from orlop.sandbox.vm.idmaps import owned
 from orlop.storage.snapshot import InMotion, NotCopied, read_volume
 from orlop.wire import values as wire
-from orlop.wire.messages import MANY_VOLUMES, Drop, DropAll, Fetch, Fill, FillAll
+from orlop.wire.hello import MANY_VOLUMES
+from orlop.wire.messages import (
+    Drop,
+    DropAll,
+    Fetch,
+    Fill,
+    FillAll,
+)
 
 log = logging.getLogger(__name__)
 

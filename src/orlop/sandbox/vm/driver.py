@@ -99,6 +99,7 @@ class VmDriver:
         self._clones = Clones(machines, state=config.state_dir, scratch=self._scratch)
         self._gate = Gate()
         self._watcher = Watcher()
+        self._names = Watcher(once=True)
         self._state: State = Absent("the handler vm is not open")
         self._sandboxes: dict[str, VmSandbox] = {}
         self._turns = Turns()
@@ -155,6 +156,7 @@ class VmDriver:
             await undo.step(f"pod {sandbox.pod_id}", sandbox.release(self._clones))
         self._sandboxes.clear()
         self._watcher.close()
+        self._names.close()
         await self._tidy_once()
         if not isinstance(self._state, Absent):
             await undo.step("its template", self._state.cloner.close())
@@ -394,6 +396,7 @@ class VmDriver:
             clone.agent,
             files,
             self._watcher,
+            names=self._names,
             uid=spec.uid,
             config=self._config.vm.volumes,
             workplace=scratch,

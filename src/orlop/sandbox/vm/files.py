@@ -58,6 +58,13 @@ class HostSocket(Value, frozen=True):
     path: str
 
 
+class HostDirectory(Value, frozen=True):
+    """A directory of the host that a container shares: its key on the share, and its path without links."""
+
+    key: str
+    path: str
+
+
 class ContainerFile(Value, frozen=True):
     """What a container holds, and where its log begins. ``scratch`` is the file that it writes to.
 
@@ -68,6 +75,7 @@ class ContainerFile(Value, frozen=True):
     disks: Disks = Disks()
     shares: tuple[str, ...] = ()
     sockets: tuple[HostSocket, ...] = ()
+    directories: tuple[HostDirectory, ...] = ()
     scratch: str = ""
     stdin: int = 0
     stdout: int = 0

@@ -68,6 +68,7 @@ class Listeners:
         self._said: dict[str, tuple[BoundSocket, ...]] = {}
         self._made: dict[tuple[str, str], _Listener] = {}
         self._left: list[HostListener] = []
+        self._planned: tuple[HostListener, ...] = ()
         self._places = asyncio.Semaphore(_MOST)
         self._turn = asyncio.Lock()
         self._due = False
@@ -86,7 +87,11 @@ class Listeners:
 
     def paths(self) -> set[str]:
         """Those that the host has for containers of this pod."""
-        return {f"{one.file.directory}/{one.file.name}" for one in self._made.values()}
+        return {one.file.path for one in self._made.values()}
+
+    def claimed(self) -> set[str]:
+        """Those, what an earlier daemon has left of them, and the one that is about to be made."""
+        return self.paths().union(one.path for one in (*self._left, *self._planned))
 
     async def close(self) -> None:
         """Listen no more; the files stay for a later daemon. Idempotent."""
@@ -134,20 +139,23 @@ class Listeners:
     async def _make(self, volume: str, directory: str, bound: BoundSocket) -> None:
         self._left = [one for one in self._left if (one.directory, one.name) != (directory, bound.name)]
         planned = HostListener(directory=directory, name=bound.name)
-        self._write(planned)
+        self._planned = (planned,)
+        self._write()
         try:
             link, file = await threads.call(_listen, planned, bound)
         except OSError as error:
             log.warning("the socket %s of a pod is not on the host: %s", planned.path, error.strerror)
+            self._planned = ()
             self._write()
             return
         serving = self._tasks.spawn(self._serve(link, volume, bound.name), f"the socket {file.path}")
         self._made[volume, bound.name] = _Listener(bound, link, file, serving)
+        self._planned = ()
         self._write()
 
-    def _write(self, *planned: HostListener) -> None:
+    def _write(self) -> None:
         made = (one.file for one in self._made.values())
-        self._files.write_listeners((*made, *self._left, *planned))
+        self._files.write_listeners((*made, *self._left, *self._planned))
 
     async def _serve(self, listening: socket.socket, volume: str, name: str) -> None:
         loop = asyncio.get_running_loop()

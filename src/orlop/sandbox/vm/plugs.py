@@ -24,7 +24,7 @@ from orlop.sandbox.spec import ContainerSpec, Device, IdMapping, Mount
 from orlop.sandbox.vm import blockdevices, listeners, sockets
 from orlop.sandbox.vm.blockdevices import HostDevice, Sizes
 from orlop.sandbox.vm.checks import check_shared
-from orlop.sandbox.vm.files import ContainerFile
+from orlop.sandbox.vm.files import ContainerFile, HostDirectory
 from orlop.sandbox.vm.idmaps import user_namespace
 from orlop.sandbox.vm.sockets import FoundSocket
 from orlop.sandbox.vm.translate import Plugged
@@ -129,6 +129,7 @@ class Plugs:
                 volumes=tuple(attached[disk.id] for disk in plan.disks.volumes),
                 devices=tuple(disk for disk, _ in devices),
             ),
+            directories=await self._followed(spec, shares),
             shares=shares,
             root=root,
             loose=loose,
@@ -149,6 +150,8 @@ class Plugs:
         for index, mount in enumerate(mounts):
             if not mount.uid_mappings and not mount.gid_mappings:
                 self._share.adopt(mount, _share_key(held.id, index))
+        for directory in held.directories if mounts else ():
+            self._volumes.shown.adopt(held.id, directory.key, directory.path)
         for disk in (*held.disks.root, *held.disks.volumes, *held.disks.devices):
             shared = self._images.setdefault(disk.id, _Shared())
             shared.users.add(held.id)
@@ -264,16 +267,39 @@ class Plugs:
         shared = tuple(mount for mount in spec.mounts if mount.host_path and mount.container_path not in held)
         found: tuple[FoundSocket, ...] = ()
         own = tuple(mount for mount in spec.mounts if has_sockets(held, mount))
-        if (shared or own) and self._volumes.relays_sockets:
-            targets = {mount.container_path for mount in spec.mounts}
-            found = await threads.call(sockets.find, (*shared, *own), targets)
-            directories = {os.path.realpath(mount.host_path) for mount in own}
-            made = self._volumes.listeners.paths()
-            found = await threads.call(listeners.of_others, found, directories, made) if own else found
-            whole = {one.target for one in found}
-            shared = tuple(mount for mount in shared if mount.container_path not in whole)
+        if shared and self._volumes.shows_sockets:
+            found = await threads.call(sockets.find, shared)
+        elif (shared or own) and self._volumes.relays_sockets:
+            found = await self._found_once(spec, shared, own)
+        whole = {one.target for one in found}
+        shared = tuple(mount for mount in shared if mount.container_path not in whole)
         check_shared(spec, shared)
         return held, *await together(self._shares(spec, shared), _with_mounts_below(shared)), found
+
+    async def _found_once(
+        self, spec: ContainerSpec, shared: tuple[Mount, ...], own: tuple[Mount, ...]
+    ) -> tuple[FoundSocket, ...]:
+        """The host's sockets, for an agent that came with an earlier daemon."""
+        targets = {mount.container_path for mount in spec.mounts}
+        found = await threads.call(sockets.find_once, (*shared, *own), targets)
+        if not own:
+            return found
+        directories = {os.path.realpath(mount.host_path) for mount in own}
+        return await threads.call(listeners.of_others, found, directories, self._volumes.listeners.paths())
+
+    async def _followed(self, spec: ContainerSpec, shares: Mapping[str, str]) -> tuple[HostDirectory, ...]:
+        """The directories that are shared, whose sockets the container has from now on."""
+        if not shares or not self._volumes.shows_sockets:
+            return ()
+        shown = [mount for mount in spec.mounts if mount.container_path in shares]
+        paths = await threads.call(_directories, [mount.host_path for mount in shown])
+        found = tuple(
+            HostDirectory(key=shares[mount.container_path], path=path)
+            for mount, path in zip(shown, paths, strict=True)
+            if path
+        )
+        await together(*(self._volumes.shown.follow(spec.id, one.key, one.path) for one in found))
+        return found
 
     async def _shares(self, spec: ContainerSpec, shared: tuple[Mount, ...]) -> dict[str, str]:
         shares = {}
@@ -335,6 +361,11 @@ async def _with_mounts_below(volumes: tuple[Mount, ...]) -> frozenset[str]:
         return frozenset(found)
 
     return await threads.call(look) if wanted else frozenset()
+
+
+def _directories(paths: Sequence[str]) -> list[str]:
+    """Their real paths, "" for what is no directory. Blocks."""
+    return [place if Path(place).is_dir() else "" for place in map(os.path.realpath, paths)]
 
 
 def _volumes(spec: ContainerSpec) -> tuple[tuple[str, ...], ...]:

@@ -13,8 +13,6 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-import msgspec
-
 from orlop import tracing
 from orlop.config import VmConfig
 from orlop.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, NotFound, OrlopError
@@ -220,8 +218,7 @@ class VmSandbox:
                 seccomp=program.program,
                 seccomp_flags=program.flags,
             )
-            sockets = tuple(one.held for one in plugged.sockets)
-            container.held = msgspec.structs.replace(plan, disks=plugged.disks, sockets=sockets)
+            container.held = plugged.recorded(plan)
             self._files.write_container(await container.remember_log())
             await self._clock.settled()
             with tracing.span("vm.agent.create"):
@@ -280,6 +277,7 @@ class VmSandbox:
 
     async def _delete(self, container: VmContainer) -> None:
         container_id = container.spec.id
+        await self._volumes.shown.forget(container_id)
         if not self._agent.closed:
             await self._agent.call(Delete(id=container_id), _STEP_TIMEOUT)
         container.lost("it was deleted while it ran")
@@ -482,6 +480,7 @@ class VmSandbox:
     async def _undo_create(self, container: VmContainer) -> None:
         container_id = container.spec.id
         undo = Undo(f"container {container_id}")
+        await undo.step("its sockets", self._volumes.shown.forget(container_id))
         if not self._agent.closed:
             await undo.step("its processes", self._agent.call(Delete(id=container_id), _STEP_TIMEOUT))
         await undo.step("its log", container.drop())
@@ -540,12 +539,13 @@ class VmSandbox:
         container = self._containers.get(event.id)
         if isinstance(event, Listening):
             self._volumes.listeners.changed(event)
+        elif isinstance(event, Called):
+            held = container.held.sockets if container is not None else ()
+            self._relay.called(event, (*held, *self._volumes.shown.of(event.id)))
         elif container is None:
             return
         elif isinstance(event, OutOfMemory):
             container.oom = True
-        elif isinstance(event, Called):
-            self._relay.called(event, container.held.sockets)
         elif isinstance(event, ContainerExited) and not container.ending:
             # Said once: each would be a task that waits for the output's end.
             container.ending = True

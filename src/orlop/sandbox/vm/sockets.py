@@ -60,13 +60,23 @@ class FoundSocket:
     gid: int
 
 
-def find(mounts: Sequence[Mount], targets: Collection[str]) -> tuple[FoundSocket, ...]:
-    """The sockets among these volumes of a container, and those that lie in them where it has nothing else
-    (``targets`` are all that it has). Blocks.
+def find(mounts: Sequence[Mount]) -> tuple[FoundSocket, ...]:
+    """The sockets among these volumes of a container. Blocks. What cannot be looked at is none: its mount
+    says why."""
+    found: list[FoundSocket] = []
+    for index, mount in enumerate(mounts):
+        path = os.path.realpath(mount.host_path)
+        with suppress(OSError):
+            if stat.S_ISSOCK(Path(path).lstat().st_mode):
+                found.append(_socket(mount.container_path, f"{index}", path))
+    return tuple(found[:_MOST_FOUND])
 
-    What is there now counts: a socket that is made later is seen as a file. Of a directory only the top is
-    looked at, and of a CSI driver's volume also what it has in memory below that: a driver lays its volume
-    out as it likes. What cannot be looked at has none: its mount says why.
+
+def find_once(mounts: Sequence[Mount], targets: Collection[str]) -> tuple[FoundSocket, ...]:
+    """Those, and the ones that lie in directories among the volumes where the container has nothing else
+    (``targets`` are all that it has), for a guest that cannot have those that come later. Blocks.
+
+    See :func:`sockets_below` for which they are.
     """
     found: list[FoundSocket] = []
     for index, mount in enumerate(mounts):
@@ -76,7 +86,7 @@ def find(mounts: Sequence[Mount], targets: Collection[str]) -> tuple[FoundSocket
             if stat.S_ISSOCK(mode):
                 found.append(_socket(mount.container_path, f"{index}", path))
             elif stat.S_ISDIR(mode):
-                for number, name in enumerate(_sockets_in(path)):
+                for number, name in enumerate(sockets_below(path)[0]):
                     target = f"{mount.container_path.rstrip('/')}/{name}"
                     with suppress(OSError):  # it has gone; the others have not
                         if not _is_covered(target, mount.container_path, targets):
@@ -105,11 +115,17 @@ def _socket(target: str, name: str, path: str) -> FoundSocket:
     )
 
 
-def _sockets_in(directory: str) -> list[str]:
-    """Sockets by their paths below a directory, those at the top first. Raises OSError."""
+def sockets_below(directory: str) -> tuple[list[str], list[str]]:
+    """Sockets by their paths below a directory, those at the top first; and the directories that were looked
+    at, "" for the top. Raises OSError.
+
+    Of a directory only the top is looked at, and of a CSI driver's volume also what it has in memory below
+    that: a driver lays its volume out as it likes.
+    """
     deep = kubelet.is_of_driver(directory)
     mounted = kinds_below(directory) if deep else {}
     names: list[str] = []
+    looked_at: list[str] = []
     left = _MOST_LOOKED_AT
     pending = deque([("", deep and kind_of(directory) == "tmpfs")])
     while pending:
@@ -121,6 +137,7 @@ def _sockets_in(directory: str) -> list[str]:
                 continue  # it has gone; the others have not
             raise
         left -= count
+        looked_at.append(above.rstrip("/"))
         names += [f"{above}{name}" for name in found]
         if not deep or above.count("/") == _DEPTH:
             continue
@@ -129,7 +146,7 @@ def _sockets_in(directory: str) -> list[str]:
             # What is not in memory may be across the network, and not answer.
             if memory:
                 pending.append((f"{above}{name}/", memory))
-    return names
+    return names, looked_at
 
 
 def _listed(directory: str, most: int) -> tuple[list[str], list[str], int]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from orlop.sandbox.spec import (
     ContainerSpec,
     Device,
@@ -21,6 +23,7 @@ from orlop.sandbox.spec import (
     Resources,
 )
 from orlop.sandbox.vm.blockdevices import HostDevice, disk_id
+from orlop.sandbox.vm.files import ContainerFile, HostDirectory
 from orlop.sandbox.vm.sockets import FoundSocket
 from orlop.wire import values as wire
 
@@ -51,6 +54,12 @@ class Plugged:
     devices: dict[str, HostDevice] = field(default_factory=dict)
     loose: frozenset[str] = frozenset()
     sockets: tuple[FoundSocket, ...] = ()
+    directories: tuple[HostDirectory, ...] = ()
+
+    def recorded(self, plan: ContainerFile) -> ContainerFile:
+        """The plan with what came of it, as it is kept on disk."""
+        sockets = tuple(one.held for one in self.sockets)
+        return msgspec.structs.replace(plan, disks=self.disks, sockets=sockets, directories=self.directories)
 
 
 def container(

@@ -33,6 +33,7 @@ from orlop.sandbox.vm.copies import COPIED, Copies
 from orlop.sandbox.vm.files import HeldTable, HeldVolume, PodFiles
 from orlop.sandbox.vm.idmaps import owned
 from orlop.sandbox.vm.listeners import Listeners
+from orlop.sandbox.vm.shown import ShownSockets
 from orlop.storage import direct, kubelet
 from orlop.storage.direct import DirectVolume
 from orlop.storage.disks import volume_disk
@@ -41,17 +42,16 @@ from orlop.storage.snapshot import DISK, directories_of
 from orlop.volumes import shown
 from orlop.volumes.records import VolumeUse
 from orlop.wire import values as wire
-from orlop.wire.messages import (
+from orlop.wire.hello import (
     FILE_SYSTEMS,
     LISTENERS,
     PROPAGATION,
+    SHOWN_SOCKETS,
     SOCKETS,
     VOLUMES,
     XFS,
-    Flush,
-    Hold,
-    Stats,
 )
+from orlop.wire.messages import Flush, Hold, Stats
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Showing:
 
 
 class Volumes:
-    """The volumes of one pod, whose uid the kubelet gave it.
+    """The volumes of one pod, whose uid the kubelet gave it. ``names`` hears of changes once.
 
     ``workplace`` is a directory on disk, below ``named`` are the named volumes of this machine.
     """
@@ -86,6 +86,7 @@ class Volumes:
         files: PodFiles,
         watcher: Watcher,
         *,
+        names: Watcher,
         uid: str,
         config: VolumeConfig,
         workplace: Path,
@@ -100,6 +101,8 @@ class Volumes:
         self._held = HeldTable(files)
         self.listeners = Listeners(agent, files, self._sockets_at)
         """The host's sockets for those that containers have bound."""
+        self.shown = ShownSockets(agent, names, uid, self.listeners.claimed)
+        """The host's sockets in directories that containers have."""
         self._lock = asyncio.Lock()
         self.copies = Copies(agent, self._held, watcher, self._lock, name=uid, limit=config.copy_kib << 10)
         """Those that are small."""
@@ -109,6 +112,11 @@ class Volumes:
     def relays_sockets(self) -> bool:
         """Whether the guest tells of connections to sockets of the host."""
         return SOCKETS in self._agent.hello.features
+
+    @property
+    def shows_sockets(self) -> bool:
+        """Whether the guest can have those that come and go in a directory."""
+        return SHOWN_SOCKETS in self._agent.hello.features
 
     async def place(self, spec: ContainerSpec) -> dict[str, tuple[str, str]]:
         """Have the guest hold what it can of a container's volumes: by the container's path, the volume's id
@@ -175,10 +183,14 @@ class Volumes:
             self.listeners.adopt()
         except DataLoss as error:
             log.error("the sockets of pod %s may stay on the host: %s", self._uid, error)
+        for held in self._held.values():
+            if held.kind == "sockets" and self.shows_sockets:
+                self.shown.adopt(held.id, "", held.path)
 
     async def close(self) -> None:
         """Keep nothing in step any more; the guest goes on with what it has. Idempotent."""
         await self._sizes.close()
+        await self.shown.close()
         await self.listeners.close()
         await self.copies.close()
 
@@ -344,6 +356,8 @@ class Volumes:
             id=held.id, disk=held.disk, size=size, directories=directories, listens=held.kind == "sockets"
         )
         await self._agent.call(hold, _TIMEOUT)
+        if held.kind == "sockets" and self.shows_sockets:
+            await self.shown.follow(held.id, "", held.path)
         return held
 
     async def _with_disk(self, held: HeldVolume, *, has_disk: bool) -> HeldVolume:

@@ -22,9 +22,8 @@ from orlop.sandbox.spec import Seccomp, SeccompMode
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.storage.disks import scratch_disk
 from orlop.wire import values as wire
+from orlop.wire.hello import MANY_VOLUMES, READY_LAYERS
 from orlop.wire.messages import (
-    MANY_VOLUMES,
-    READY_LAYERS,
     Clock,
     Create,
     Delete,
