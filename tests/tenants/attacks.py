@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orlop.net.announce import frame as announcement
-from orlop.tenantnet.model import BRIDGE, GATEWAY_MAC, router_mac
+from orlop.tenantnet.model import BRIDGE, GATEWAY_MAC, Frontend, router_mac
 from tests.tenants.world import (
     DENIED,
     GATEWAY,
@@ -35,6 +35,9 @@ PAYLOAD = b"this must not arrive"
 VXLAN_PORT = 14789
 IPV4, ARP, IPV6, EXPERIMENT = 0x0800, 0x0806, 0x86DD, 0x88B5
 
+FALSE_SERVICE = "10.96.0.66"
+"""Made by an attacker, whose tenant it belongs to."""
+
 Guard = tuple[str, int, str]
 """Where it is, a tenant's name or "" for the node itself; the node's number; its name."""
 REVERSE_PATH = "rp_filter"
@@ -43,12 +46,17 @@ REVERSE_PATH = "rp_filter"
 
 @dataclass(frozen=True)
 class Attack:
-    """``send`` does it in ``place``; ``listen`` makes the socket that hears what comes through."""
+    """``send`` does it in ``place``; ``listen`` makes the socket that hears what comes through.
+
+    ``services`` are those that the attacker's tenant has made for it.
+    """
 
     place: Callable[[World], Path]
     send: Datagram | Frame
     listen: Callable[[World], socket.socket]
     guards: tuple[Guard, ...]
+    services: tuple[Frontend, ...] = ()
+    tenant: str = "blue"
 
 
 def checksum(data: bytes) -> int:
@@ -318,6 +326,73 @@ ATTACKS: dict[str, Attack] = {
         datagram(GREEN[2]),
         at_pod("green", 2),
         (here("foreign-pods", "green", 2),),
+    ),
+}
+
+
+def _by_service(
+    target: str,
+    listen: Callable[[World], socket.socket],
+    *guards: Guard,
+    tenant: str = "blue",
+    port: int = PORT,
+    payload: bytes = PAYLOAD,
+) -> Attack:
+    """A Service, with a slice that was written by hand, which leads to what a pod may not call."""
+    return Attack(
+        lambda world: world.pod(tenant, 1),
+        datagram(FALSE_SERVICE, payload),
+        listen,
+        guards,
+        (Frontend(address=FALSE_SERVICE, protocol="udp", port=PORT, endpoints=((target, port),)),),
+        tenant,
+    )
+
+
+ATTACKS |= {
+    "a Service to a port of the own node": _by_service(NODES[1], at_node(1), here("nodes"), on_node("node")),
+    "a Service to a port of another node": _by_service(NODES[2], at_node(2), here("nodes")),
+    "a Service to a Service of the cluster": _by_service(
+        SERVICE, at_node(1), here("cluster"), on_node("node")
+    ),
+    "a Service to a pod of no tenant": _by_service(
+        "10.64.2.5", lambda world: udp(world.nodes[2].plain), here("cluster")
+    ),
+    "a Service to another tenant's alias, same node": _by_service(
+        GREEN[1],
+        at_pod("green", 1),
+        here("cluster"),
+        on_node("between-tenants"),
+        here("foreign-pods", "green"),
+    ),
+    "a Service to another tenant's alias, other node": _by_service(
+        GREEN[2], at_pod("green", 2), here("cluster"), here("foreign-pods", "green", 2)
+    ),
+    "a Service to an address of the own range that no node has": _by_service(
+        NOWHERE, at_world, here("own-range")
+    ),
+    "a Service to metadata of the cloud": _by_service(
+        METADATA, at_world, here("link-local"), here("egress-deny")
+    ),
+    "a Service to what the tenant denies": _by_service(DENIED, at_world, here("egress-deny")),
+    "a Service to what the tenant does not allow": _by_service(
+        GATEWAY, at_world, here("egress-allow", "green"), tenant="green"
+    ),
+    "a Service to a port of the router": _by_service("10.0.1.1", at_router, here("router")),
+    "a Service without endpoints at an address of the cluster's": Attack(
+        blue(),
+        datagram(SERVICE),
+        at_node(1),
+        (here("no-endpoint"), here("cluster"), on_node("node")),
+        services=(Frontend(address=SERVICE, protocol="udp", port=PORT),),
+    ),
+    "a Service to another node's VXLAN": _by_service(
+        NODES[2],
+        at_pod("green", 2),
+        here("nodes"),
+        on_node("vxlan-forwarded"),
+        port=VXLAN_PORT,
+        payload=vxlan(TENANTS["green"], _inner(1, "10.0.1.2", "10.0.2.2", 2)),
     ),
 }
 

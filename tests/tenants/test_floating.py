@@ -128,7 +128,7 @@ def test_a_tenant_that_may_not_go_there_does_not(addressed: World) -> None:
 def test_pods_of_the_tenant_reach_it_and_itself(addressed: World) -> None:
     one, near = addressed.pods["blue", 1, 2], addressed.pods["blue", 1, 3]
     with Server(Path(one.netns), "blue") as server:
-        assert server.asked(Path(near.netns), ADDRESSES["blue"]) == ("blue", near.alias)
+        assert server.asked(Path(near.netns), ADDRESSES["blue"]) == ("blue", near.address)
         assert server.asked(Path(one.netns), ADDRESSES["blue"]) == ("blue", one.alias)
         assert server.asked(addressed.pod("blue", 2), ADDRESSES["blue"])[0] == "blue"
 

@@ -27,7 +27,7 @@ from tests.tenants.attacks import (
     raw,
 )
 from tests.tenants.told import guards_told
-from tests.tenants.world import Guards, World, command, eventually, frames, inside, run
+from tests.tenants.world import TENANTS, Guards, World, command, eventually, frames, inside, run
 
 _DISCARDED = "IPReversePathFilter"
 
@@ -64,10 +64,15 @@ class Wall:
 
 
 @contextmanager
-def _restored(world: World) -> Iterator[None]:
+def _restored(world: World, attack: Attack | None = None) -> Iterator[None]:
+    """With the Service that an attack goes by, until the block ends; then everything as it was."""
     try:
+        if attack is not None:
+            world.serve(attack.tenant, *attack.services)
         yield
     finally:
+        for tenant in TENANTS:
+            world.serve(tenant)
         for node in world.nodes.values():
             run(node.settle())
 
@@ -90,8 +95,8 @@ def _came(heard: socket.socket) -> bool:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_fails_at_each_of_its_guards(two_nodes: World, name: str) -> None:
     attack: Attack = ATTACKS[name]
-    assert guards_told(two_nodes, attack) == attack.guards
-    with _restored(two_nodes), attack.listen(two_nodes) as heard:
+    with _restored(two_nodes, attack), attack.listen(two_nodes) as heard:
+        assert guards_told(two_nodes, attack) == attack.guards
         for guard in attack.guards:
             wall = Wall(two_nodes, guard)
             dropped = partial(_more, wall, wall.dropped())

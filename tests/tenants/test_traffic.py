@@ -92,7 +92,7 @@ def test_a_pod_reaches_itself_and_its_neighbour_by_alias(two_nodes: World) -> No
     one, other = two_nodes.pods["blue", 1, 2], two_nodes.pods["blue", 1, 3]
     with Server(Path(one.netns), "blue") as server:
         assert server.asked(Path(one.netns), one.alias) == ("blue", one.alias)
-        assert server.asked(Path(other.netns), one.alias) == ("blue", other.alias)
+        assert server.asked(Path(other.netns), one.alias) == ("blue", other.address)
 
 
 @pytest.mark.parametrize("tenant", TENANTS)

@@ -12,7 +12,7 @@ from orlop.tenantnet import journey
 from orlop.tenantnet.journey import OUTSIDE, PLAIN, Journey, NodeNow
 from orlop.tenantnet.verdicts import Packet
 from tests.tenants import world as known
-from tests.tenants.attacks import ARP, IPV4, VXLAN_PORT, Attack, Datagram, Guard
+from tests.tenants.attacks import ARP, IPV4, PAYLOAD, Attack, Datagram, Guard
 from tests.tenants.world import GATEWAY, SERVICE, TENANTS, TestNode, World
 
 _ETHERNET = 14
@@ -62,7 +62,7 @@ def guards_told(world: World, attack: Attack) -> tuple[Guard, ...]:
     if not isinstance(send, Datagram):
         return _guards(told(world, attack.place(world), decoded(send.data)))
     outer = told(world, attack.place(world), Packet(destination=send.address, port=send.port))
-    if send.port != VXLAN_PORT:
+    if send.payload == PAYLOAD:
         return _guards(outer)
     (number,) = struct.unpack_from("!I", send.payload, 4)
     tenant = next(name for name, vni in TENANTS.items() if vni == number >> 8)

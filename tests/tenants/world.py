@@ -15,14 +15,16 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from orlop.host import netns
 from orlop.tenantnet.kernel import NodeKernel
-from orlop.tenantnet.model import Ground, Lease, LocalNetwork, Peer
+from orlop.tenantnet.model import Frontend, Ground, Lease, LocalNetwork, Peer
 from tests.patience import PATIENCE
 
 T = TypeVar("T")
@@ -262,6 +264,13 @@ class World:
         command(node.plain, "ip", "link", "set", "eth0", "up")
         command(node.plain, "ip", "route", "add", "default", "via", gateway)
         command(node.plain, "ip", "route", "add", node.ground.aliases, "via", gateway)
+
+    def serve(self, tenant: str, *services: Frontend, nodes: Sequence[int] = (1, 2)) -> None:
+        """Have the tenant's routers know these Services and no others."""
+        for node in (self.nodes[number] for number in nodes):
+            network = replace(node.networks[tenant], services=services)
+            node.networks[tenant] = network
+            run(node.kernel.filter(network, node.ground, node.of(tenant)))
 
     def pod(self, tenant: str, node: int, number: int = 2) -> Path:
         """The network namespace of a pod."""

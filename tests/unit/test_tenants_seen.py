@@ -9,7 +9,15 @@ import pytest
 
 from orlop.tenants import following, seen
 from orlop.tenants.following import TenantSeen
-from orlop.tenants.seen import EndpointSeen, NetworkSeen, NodeSeen, PodSeen, ServicePort
+from orlop.tenants.seen import (
+    EndpointSeen,
+    NetworkSeen,
+    NodeSeen,
+    PodSeen,
+    ServicePort,
+    ServiceSeen,
+    SliceSeen,
+)
 
 NODES = {
     "one": NodeSeen(address="192.0.2.11", aliases="10.64.1.128/25"),
@@ -111,3 +119,91 @@ def test_a_slice() -> None:
 def test_what_is_no_service_is_refused(spec: Any) -> None:
     with pytest.raises(msgspec.ValidationError):
         seen.service({"metadata": {"name": "web"}, "spec": spec})
+
+
+def service(name: str = "web", **spec: Any) -> ServiceSeen:
+    ports = (ServicePort(port=80, name="http"), ServicePort(port=53, name="dns", protocol="UDP"))
+    return ServiceSeen(
+        namespace="blue", name=name, uid=name, **{"addresses": ("10.96.7.7",), "ports": ports, **spec}
+    )
+
+
+def endpoint(address: str, node: str = "two", **state: bool) -> EndpointSeen:
+    return EndpointSeen(address=address, node=node, **state)
+
+
+def slices(*endpoints: EndpointSeen, name: str = "web") -> SliceSeen:
+    ports = (ServicePort(port=8080, name="http"), ServicePort(port=5353, name="dns", protocol="UDP"))
+    return SliceSeen(namespace="blue", name=f"{name}-1", service=name, ports=ports, endpoints=endpoints)
+
+
+PODS = (
+    pod("near", "10.64.1.130", "10.0.1.2", "one"),
+    pod("far", "10.64.2.130", "10.0.2.2"),
+    pod("other", "10.64.2.131", "10.0.2.3"),
+)
+NEAR, FAR, OTHER = (one.alias for one in PODS)
+
+
+def leads(one: ServiceSeen, *found: EndpointSeen, here: str = "one") -> list[tuple[str, int]]:
+    """Where the Service's first port leads on a node."""
+    tenant = TenantSeen(network=NETWORK, pods=PODS, services=(one,), slices=(slices(*found),))
+    local = following.local(tenant, NODES, here)
+    assert local is not None
+    assert {(each.address, each.protocol, each.port) for each in local.services} == {
+        ("10.96.7.7", "tcp", 80),
+        ("10.96.7.7", "udp", 53),
+    }
+    return list(local.services[0].endpoints)
+
+
+def test_a_service_leads_to_its_pods_by_their_addresses_in_the_network() -> None:
+    found = (endpoint(FAR), endpoint(NEAR, "one"))
+    assert leads(service(), *found) == [("10.0.1.2", 8080), ("10.0.2.2", 8080)]
+    assert leads(service(local_inside=True), *found) == [("10.0.1.2", 8080)]
+    assert leads(service(local_inside=True), endpoint(FAR)) == []
+
+
+def test_endpoints_that_are_not_ready_or_end() -> None:
+    waiting = endpoint(FAR, ready=False, serving=False)
+    ending = endpoint(OTHER, ready=False, serving=True, terminating=True)
+    assert leads(service(), endpoint(NEAR, "one"), waiting, ending) == [("10.0.1.2", 8080)]
+    assert leads(service(), waiting, ending) == [("10.0.2.3", 8080)]
+    assert leads(service(unready=True), waiting) == [("10.0.2.2", 8080)]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.64.2.200", "10.64.1.200", "10.64.2.130 }", "nobody", "fe80::1", "10.64.2.0130", ""],
+)
+def test_addresses_that_are_none_of_the_tenants_pods_lead_nowhere(address: str) -> None:
+    assert leads(service(), endpoint(address)) == []
+
+
+def test_an_address_outside_is_for_the_guards_to_judge() -> None:
+    assert leads(service(), endpoint("198.51.100.7")) == [("198.51.100.7", 8080)]
+
+
+def test_other_kinds_of_services_have_no_address_in_the_router() -> None:
+    tenant = TenantSeen(
+        network=NETWORK,
+        services=(
+            service(headless=True, addresses=()),
+            service(type="ExternalName", addresses=("10.96.7.8",)),
+            service(addresses=("fd00::1",)),
+        ),
+    )
+    found = following.local(tenant, NODES, "one")
+    assert found is not None
+    assert found.services == ()
+
+
+def test_the_oldest_services_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orlop.tenants.frontends.ELEMENTS", 4)
+    every = [
+        service(f"s{number}", addresses=(f"10.96.7.{number}",), created=f"2026-01-0{9 - number}T00:00:00Z")
+        for number in range(1, 5)
+    ]
+    found = following.local(TenantSeen(network=NETWORK, services=tuple(every)), NODES, "one")
+    assert found is not None
+    assert {one.address for one in found.services} == {"10.96.7.4", "10.96.7.3"}

@@ -50,6 +50,7 @@ class TenantAgent:
         self._cluster = cluster
         self._pods, self._turns = Turns(), Turns()
         self._answering, self._tasks = asyncio.Lock(), Tasks()
+        self._made: dict[str, tuple[LocalNetwork, Ground]] = {}
 
     async def start(self, networks: Collection[LocalNetwork] = ()) -> None:
         """Finish what a predecessor had begun, and have the kernel as records and cluster say.
@@ -79,7 +80,7 @@ class TenantAgent:
         for network in self._records.networks:
             async with self._turns.of(network.name):
                 if (new := wanted.get(network.name)) is not None:
-                    await undo.step(network.name, self._set_up(new))
+                    await undo.step(network.name, self._follow(new))
                 elif not self._records.of(network.name):
                     await undo.step(network.name, self._take_down(network))
                 elif network.outside:
@@ -106,11 +107,26 @@ class TenantAgent:
         """Do nothing more by itself. What stands stays."""
         await self._tasks.close()
 
+    async def _follow(self, network: LocalNetwork) -> None:
+        """Do what has to be done: nothing, change what the packet filter knows, or go through all of it."""
+        made, ground = self._made.get(network.name), self._ground
+        if made is None or (made[0].frame, made[1]) != (network.frame, ground):
+            await self._set_up(network)
+        elif made[0] != network:
+            self._records.stand(network)
+            del self._made[network.name]
+            await self._kernel.filter(network, ground, self._records.of(network.name))
+            self._made[network.name] = network, ground
+
     async def _set_up(self, network: LocalNetwork) -> None:
+        ground = self._ground
         self._records.stand(network)
-        await self._kernel.set_up(network, self._ground, self._records.of(network.name))
+        self._made.pop(network.name, None)
+        await self._kernel.set_up(network, ground, self._records.of(network.name))
+        self._made[network.name] = network, ground
 
     async def _take_down(self, network: LocalNetwork) -> None:
+        self._made.pop(network.name, None)
         await self._kernel.take_down(network.namespace, network.uplink)
         self._records.gone(network.name)
 
@@ -134,10 +150,10 @@ class TenantAgent:
         return lease
 
     async def _add(self, attempt: Attempt, network: LocalNetwork) -> Lease:
-        if (before := self._records.network(network.name)) != network:
-            await self._set_up(network)
-            if network.outside != (before.outside if before else ()):
-                await self._answer()
+        before = self._records.network(network.name)
+        await self._follow(network)
+        if network.outside != (before.outside if before else ()):
+            await self._answer()
         lease = self._records.take(attempt, network, self._ground.aliases)
         try:
             await self._kernel.plug(network, self._ground, lease)

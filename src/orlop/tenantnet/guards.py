@@ -12,6 +12,7 @@ GUARDS: Final[Mapping[str, str]] = {
     "rp_filter": "a source has to be behind the link that it comes from",
     "tunnel-source": "another node sends from the blocks of nodes",
     "tunnel-destination": "another node sends to this node's block",
+    "no-endpoint": "the Service has no endpoint that is ready: a call is refused",
     "own-range": "what is of the tenant's own range and in no node's block does not leave the network",
     "nodes": "pods of tenants do not reach addresses of nodes",
     "cluster": "pods of tenants do not reach other pods of the cluster, aliases of others, or its Services",

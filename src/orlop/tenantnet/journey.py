@@ -184,7 +184,7 @@ class _Way:
             now, met = standing.passes(("ip",), name, now)
             return self._met(machine, tenant, now, met)
 
-        packet = hook("prerouting", msgspec.structs.replace(packet, came=came, leaves="", translated=False))
+        packet = hook("prerouting", _fresh(packet, came))
         if _link(network, packet.source) != came:
             self._note(machine, tenant, f"{packet.source} is not behind this link", REVERSE_PATH)
         if packet.destination == network.gateway:
@@ -232,7 +232,7 @@ class _Way:
 
     def node(self, machine: NodeNow, packet: Packet, came: str) -> Journey:
         reverse = _behind(machine, packet.source) == came
-        packet = msgspec.structs.replace(packet, came=came, leaves="", reverse=reverse, translated=False)
+        packet = msgspec.structs.replace(_fresh(packet, came), reverse=reverse)
         packet, met = _node_filter(machine.ground).passes(("inet",), "prerouting", packet)
         packet = self._met(machine, "", packet, met)
         if machine.has(packet.destination):
@@ -271,6 +271,11 @@ class _Way:
             return self._end(packet, "world", packet.destination)
         self._note(machine, "", f"to the node {other.name}")
         return self.node(other, packet, OUTSIDE)
+
+
+def _fresh(packet: Packet, came: str) -> Packet:
+    """A packet that comes to a namespace by a link: what another one knew of it is not known there."""
+    return msgspec.structs.replace(packet, came=came, leaves="", translated=False, mark=0, connection=0)
 
 
 def owner(machines: Sequence[NodeNow], address: str) -> NodeNow | None:

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from orlop.errors import FailedPrecondition, NotFound
 from orlop.host import netns, roots
+from orlop.linux import conntrack, netlink
 from orlop.linux.netlink import Netlink
 from orlop.net import links
 from orlop.tenantnet import devices, rules, uplink
@@ -36,6 +37,8 @@ from orlop.tenantnet.model import (
 )
 
 T = TypeVar("T")
+Place = tuple[str, int]
+"""An address and a port."""
 
 OWN_NAMESPACE = Path("/proc/self/ns/net")
 _NEXT = "169.254.1.1"
@@ -69,6 +72,7 @@ class NodeKernel:
         self._directory = directory
         self._node = node
         self._filters = Filters(root)
+        self._led: dict[Path, dict[Place, set[Place]]] = {}
 
     def _router(self, tenant_namespace: str) -> Path:
         return self._directory / tenant_namespace
@@ -96,8 +100,14 @@ class NodeKernel:
         await self.filter(network, ground, leases)
 
     async def filter(self, network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> None:
-        """Put the router's rules in place. Raises FailedPrecondition."""
-        await self._filters.put(self._router(network.namespace), rules.router(network, ground, leases))
+        """Put the router's rules in place. Raises FailedPrecondition, OSError."""
+        router = self._router(network.namespace)
+        await self._filters.put(router, rules.router(network, ground, leases))
+        led = _datagrams(network)
+        former = self._led.pop(router, None)
+        if former is None or any(not ends <= led.get(called, set()) for called, ends in former.items()):
+            await self._at(router, lambda kernel: _forget_flows(kernel, led), netlink.NETFILTER)
+        self._led[router] = led
 
     async def filter_node(self, ground: Ground, outside: Collection[str] = ()) -> None:
         """Put the node's rules in place; ``outside`` as in :func:`rules.node`. Raises FailedPrecondition."""
@@ -177,6 +187,7 @@ class NodeKernel:
             await self._at(router, lambda kernel: devices.remove(kernel, TUNNEL))
         await self._at(self._node, lambda kernel: devices.remove(kernel, uplink))
         self._filters.forget(router)
+        self._led.pop(router, None)
         await netns.delete(router)
 
     async def _namespace(self, path: Path) -> frozenset[str]:
@@ -198,12 +209,25 @@ class NodeKernel:
         await netns.create(path)
         return frozenset()
 
-    async def _at(self, place: Path, work: Callable[[Netlink], T]) -> T:
+    async def _at(self, place: Path, work: Callable[[Netlink], T], protocol: int = netlink.ROUTING) -> T:
         def body() -> T:
-            with Netlink() as kernel:
+            with Netlink(protocol) as kernel:
                 return work(kernel)
 
         return await netns.within(place, body)
+
+
+def _datagrams(network: LocalNetwork) -> dict[Place, set[Place]]:
+    """The ports of Services that take datagrams, and where each leads."""
+    found = (one for one in network.services if one.protocol == "udp")
+    return {(one.address, one.port): set(one.endpoints) for one in found}
+
+
+def _forget_flows(kernel: Netlink, led: dict[Place, set[Place]]) -> None:
+    """Datagrams go on to the endpoint that their flow began with: those whose endpoint is gone begin anew."""
+    for flow in conntrack.datagrams(kernel):
+        if flow.mark and flow.led not in led.get(flow.called, ()):
+            conntrack.forget(kernel, flow)
 
 
 @contextmanager

@@ -112,10 +112,14 @@ class LeaseRecords:
         self._leases.pop((lease.container, lease.interface), None)
 
     def stand(self, network: LocalNetwork) -> None:
-        """Remember that the tenant's router may stand here. Raises OSError."""
-        if self._networks.get(network.name) != network:
-            files.save(self._network_path(network.name), msgspec.json.encode(network))
-            self._networks[network.name] = network
+        """Remember that the tenant's router may stand here. Raises OSError.
+
+        What changes often is remembered in memory alone: an agent that starts is told of it.
+        """
+        former = self._networks.get(network.name)
+        if former is None or former.frame != network.frame:
+            files.save(self._network_path(network.name), msgspec.json.encode(network.frame))
+        self._networks[network.name] = network
 
     def gone(self, tenant: str) -> None:
         """Forget a router. Idempotent. Raises OSError."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from ipaddress import IPv4Address, IPv4Network
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -53,6 +53,20 @@ class Floating(Value, frozen=True):
     pod: str
 
 
+class Frontend(Value, frozen=True):
+    """A port of a Service of the tenant: what its pods send there goes to one of ``endpoints``.
+
+    These are addresses with ports, of pods of the tenant by their tenant's addresses, no two with the same
+    address. ``affinity`` are the seconds for which a caller keeps its endpoint, 0 for none.
+    """
+
+    address: str
+    protocol: Literal["tcp", "udp", "sctp"]
+    port: int
+    endpoints: tuple[tuple[str, int], ...] = ()
+    affinity: int = 0
+
+
 class LocalNetwork(Value, frozen=True):
     """A tenant's network as this node has to know it.
 
@@ -70,6 +84,7 @@ class LocalNetwork(Value, frozen=True):
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     floating: tuple[Floating, ...] = ()
+    services: tuple[Frontend, ...] = ()
 
     @property
     def outside(self) -> tuple[str, ...]:
@@ -80,6 +95,11 @@ class LocalNetwork(Value, frozen=True):
     def inside(self) -> LocalNetwork:
         """The same without addresses of the world's."""
         return msgspec.structs.replace(self, floating=())
+
+    @property
+    def frame(self) -> LocalNetwork:
+        """What of it changes seldom, and is remembered on disk."""
+        return msgspec.structs.replace(self, elsewhere=(), services=())
 
     @property
     def gateway(self) -> str:

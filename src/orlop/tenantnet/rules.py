@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from orlop.tenantnet import services
 from orlop.tenantnet.model import BRIDGE, TUNNEL, UPLINK, UPLINK_PREFIX, Ground, Lease, LocalNetwork
 from orlop.tenantnet.tables import ElementSet, Table
 
@@ -80,6 +81,12 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
     by_alias = _addresses("by_alias", [*network.elsewhere, *here, *pairs])
     floating = _addresses("floating", [(address, outside) for outside, address in reversed(pairs)])
     aliases = _addresses("aliases", [(address, alias) for alias, address in here])
+    itself = ElementSet(
+        name="itself",
+        types=("ipv4_addr", "ipv4_addr"),
+        to=("ipv4_addr",),
+        elements=frozenset((address, address, alias) for alias, address in here),
+    )
     body = _ranges("remote", [peer.block for peer in network.peers])
     body += _of_cluster(ground)
     body += _ranges("allow", network.allow)
@@ -90,9 +97,11 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
         _guard(f"iifname {TUNNEL} ip saddr != @remote", "tunnel-source"),
         _guard(f"iifname {TUNNEL} ip daddr != {network.block}", "tunnel-destination"),
     )
+    body += services.chains()
     body += _chain(
         "prerouting",
         "type nat hook prerouting priority dstnat",
+        f"iifname {BRIDGE} jump {services.CHAIN}",
         f"iifname {{ {BRIDGE}, {UPLINK} }} dnat to ip daddr map @by_alias",
     )
     body += _chain(
@@ -100,8 +109,8 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
         "type nat hook postrouting priority srcnat",
         f"oifname {UPLINK} snat to ip saddr map @floating",
         f"oifname {UPLINK} snat to ip saddr map @aliases",
-        # Who calls a pod of its own node by its alias is seen under its own alias: itself, too.
-        f"oifname {BRIDGE} ct status dnat snat to ip saddr map @aliases",
+        # Who calls itself, by its alias or a Service, is seen under its alias: nobody hears from itself.
+        f"oifname {BRIDGE} ct status dnat snat to ip saddr . ip daddr map @itself",
     )
     body += _forward(network)
     body += _chain(
@@ -111,7 +120,8 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
         f"iifname {BRIDGE} icmp type echo-request accept",
         _guard("", "router"),
     )
-    return Table(family="ip", name=TABLE, body=body, sets=(by_alias, floating, aliases))
+    sets = (by_alias, floating, aliases, itself, *services.sets(network.services))
+    return Table(family="ip", name=TABLE, body=body, sets=sets)
 
 
 def _forward(network: LocalNetwork) -> str:
@@ -121,6 +131,7 @@ def _forward(network: LocalNetwork) -> str:
         "type filter hook forward priority filter",
         "ct state established,related accept",
         _guard("ct state invalid", "invalid"),
+        services.REFUSAL,
         f"iifname {BRIDGE} oifname {{ {BRIDGE}, {TUNNEL} }} accept",
         f"iifname {TUNNEL} oifname {BRIDGE} accept",
         _guard(f"{out} ip daddr {network.cidr}", "own-range"),

@@ -30,6 +30,7 @@ class Packet(Value, frozen=True):
 
     ``kind`` is what a frame carries: ip, arp, or anything else. ``mac`` is the frame's sender, ``claims``
     what ARP says: a MAC and an address. ``reverse`` is whether its source is behind the link it came from.
+    ``mark`` is its own, ``connection`` that of its connection.
     """
 
     source: str = "0.0.0.0"
@@ -43,6 +44,8 @@ class Packet(Value, frozen=True):
     leaves: str = ""
     reverse: bool = True
     translated: bool = False
+    mark: int = 0
+    connection: int = 0
 
 
 class MetRule(Value, frozen=True):
@@ -53,6 +56,7 @@ class MetRule(Value, frozen=True):
     change: str = ""
 
 
+_STOPS: Final = ("drop", "reject")
 _Read = Callable[[Packet], str | None]
 _FIELDS: Final[Mapping[tuple[str, ...], _Read]] = {
     ("iifname",): lambda one: one.came,
@@ -69,6 +73,8 @@ _FIELDS: Final[Mapping[tuple[str, ...], _Read]] = {
     ("icmp", "type"): lambda one: "echo-request" if one.protocol == "icmp" else None,
     ("ct", "state"): lambda one: "new",
     ("ct", "status"): lambda one: "dnat" if one.translated else "",
+    ("ct", "mark"): lambda one: str(one.connection),
+    ("meta", "mark"): lambda one: str(one.mark),
     ("fib", "saddr", ".", "iif", "oif"): lambda one: "exists" if one.reverse else "missing",
     ("tcp", "dport"): lambda one: str(one.port) if one.protocol == "tcp" else None,
     ("udp", "dport"): lambda one: str(one.port) if one.protocol == "udp" else None,
@@ -151,11 +157,12 @@ class PacketFilter:
     def guards(self) -> frozenset[str]:
         """The names of all guards."""
         return frozenset(
-            rule[rule.index("drop") + 2].strip('"')
+            rule[rule.index(word) + 2].strip('"')
             for table in self._tables.values()
             for chain in table.chains.values()
             for rule in chain.rules
-            if "drop" in rule
+            for word in _STOPS
+            if word in rule
         )
 
     def passes(self, families: Sequence[str], hook: str, packet: Packet) -> tuple[Packet, list[MetRule]]:
@@ -171,9 +178,11 @@ class PacketFilter:
         for _, table, chain in sorted(found, key=lambda one: one[0]):
             if chain.kind == "nat" and translated:
                 continue
-            for one in _Run(table, packet).chain(chain):
-                met.append(one[1])
-                packet, translated = one[0], translated or bool(one[1].change)
+            run = _Run(table, packet)
+            for one in run.chain(chain):
+                met.append(one)
+                translated = translated or bool(one.change)
+            packet = run.packet
         return packet, met
 
 
@@ -278,22 +287,25 @@ class _Run:
     """One packet in the chains of one table."""
 
     def __init__(self, table: _Table, packet: Packet) -> None:
-        self._table, self._packet = table, packet
+        self._table, self.packet = table, packet
         self._decided = False
 
-    def chain(self, chain: _Chain) -> Iterator[tuple[Packet, MetRule]]:
-        """What it meets there, each with the packet as it is then."""
+    def chain(self, chain: _Chain) -> Iterator[MetRule]:
+        """What it meets there; ``packet`` is what becomes of it meanwhile."""
         for rule in chain.rules:
-            reading = _RuleReading(self._table, self._packet, rule)
+            reading = _RuleReading(self._table, self.packet, rule)
             if not reading.matches():
                 continue
+            self.packet = reading.packet
             if reading.guard:
-                yield self._packet, MetRule(rule=" ".join(rule), guard=reading.guard)
+                yield MetRule(rule=" ".join(rule), guard=reading.guard)
                 continue
-            if reading.changed is not None:
-                self._packet = reading.changed
-                yield self._packet, MetRule(rule=" ".join(rule), change=reading.change)
-            if reading.ends:
+            if reading.change:
+                yield MetRule(rule=" ".join(rule), change=reading.change)
+            if reading.calls:
+                yield from self.chain(self._table.chains[reading.calls])
+            self._decided = self._decided or reading.ends
+            if self._decided or reading.leaves:
                 return
 
 
@@ -301,34 +313,68 @@ class _RuleReading:
     """One rule, read from left to right for one packet."""
 
     def __init__(self, table: _Table, packet: Packet, words: list[str]) -> None:
-        self._table, self._packet, self._words = table, packet, words
+        self._table, self.packet, self._words = table, packet, words
         self._place = 0
-        self.guard, self.change = "", ""
-        self.ends = False
-        self.changed: Packet | None = None
+        self.guard, self.change, self.calls = "", "", ""
+        self.ends = self.leaves = False
 
     def matches(self) -> bool:
-        """Whether all of it applies; then ``guard``, ``changed`` and ``ends`` say what it does."""
+        """Whether all of it applies; then ``packet`` and the rest of what is public say what it does."""
         while self._place < len(self._words):
-            match self._words[self._place]:
-                case "counter":
+            match self._words[self._place :]:
+                case ["counter", *_]:
                     self._place += 1
-                case "accept":
+                case ["accept", *_]:
                     self._place, self.ends = self._place + 1, True
-                case "drop":
-                    if self._words[self._place + 1 : self._place + 2] != ["comment"]:
-                        raise _unknown(self._words)
-                    self.guard = self._words[self._place + 2].strip('"')
+                case ["drop" | "reject", "comment", name, *_]:
+                    self.guard = name.strip('"')
                     self._place += 3
-                case "comment":
+                case ["comment", _, *_]:
                     self._place += 2
-                case "dnat" | "snat" | "masquerade" as word:
+                case ["jump" | "goto" as word, name]:
+                    self.calls, self.leaves = name, word == "goto"
+                    self._place += 2
+                case ["return"]:
+                    self._place, self.leaves = self._place + 1, True
+                case ["update" | "delete", _, "{", *_]:
+                    # What is remembered of callers, of whom this one is the first.
+                    _, self._place = _block(self._words, self._place + 3)
+                case ["ct" | "meta" as whose, "mark", "set", *_]:
+                    if not self._marks(whose):
+                        return False
+                case ["dnat" | "snat" | "masquerade" as word, *_]:
                     if not self._translates(word):
                         return False
                 case _:
                     if not self._compares():
                         return False
         return True
+
+    def _marks(self, whose: str) -> bool:
+        self._place += 3
+        match self._words[self._place :]:
+            case ["numgen", "random", "mod", _, *_]:
+                # Each number may be drawn: the packet stands for one that drew the first.
+                self._place, value = self._place + 4, "0"
+            case [number, *_] if number.isdecimal():
+                self._place, value = self._place + 1, number
+            case _:
+                found = self._mapped()
+                if found is None:
+                    return False
+                value = found[0]
+        name = "connection" if whose == "ct" else "mark"
+        self.packet = msgspec.structs.replace(self.packet, **{name: int(value)})
+        return True
+
+    def _mapped(self) -> _Key | None:
+        """What a map has under an expression."""
+        key = self._expression()
+        if not self._at(("map",)):
+            raise _unknown(self._words)
+        self._place += 1
+        elements = self._elements()
+        return elements.find(key) if key is not None else None
 
     def _expression(self) -> _Key | None:
         """Fields of the packet, joined by dots. None when it has no such field."""
@@ -338,7 +384,7 @@ class _RuleReading:
             if found is None:
                 raise _unknown(self._words)
             self._place += len(found)
-            values.append(_FIELDS[found](self._packet))
+            values.append(_FIELDS[found](self.packet))
             if not self._at(
                 ("."),
             ):
@@ -351,8 +397,12 @@ class _RuleReading:
 
     def _compares(self) -> bool:
         value = self._expression()
+        if self._at(("and",)):
+            mask = int(self._words[self._place + 1], 0)
+            value = tuple(str(int(one) & mask) for one in value or ())
+            self._place += 2
         wanted = not self._at(("!=",))
-        self._place += not wanted
+        self._place += not wanted or self._at(("==",))
         elements = self._elements()
         return value is not None and (elements.find(value) is not None) == wanted
 
@@ -377,17 +427,13 @@ class _RuleReading:
         if word[0].isdigit():
             self._place += 1
             return (word,)
-        key = self._expression()
-        if not self._at(("map",)):
-            raise _unknown(self._words)
-        self._place += 1
-        return self._elements().find(key) if key is not None else None
+        return self._mapped()
 
     def _translates(self, word: str) -> bool:
         self._place += 1
         if word == "masquerade":
             # The address is that of the link it leaves by, which whoever leads the packet knows.
-            self.changed, self.change, self.ends = self._packet, word, True
+            self.change, self.ends = word, True
             return True
         self._place += self._at(("ip",))
         if not self._at(("to",)):
@@ -398,11 +444,11 @@ class _RuleReading:
             return False
         self.ends = True
         if word == "snat":
-            self.changed = msgspec.structs.replace(self._packet, source=target[0])
+            self.packet = msgspec.structs.replace(self.packet, source=target[0])
         else:
-            port = int(target[1]) if len(target) > 1 else self._packet.port
-            self.changed = msgspec.structs.replace(
-                self._packet, destination=target[0], port=port, translated=True
+            port = int(target[1]) if len(target) > 1 else self.packet.port
+            self.packet = msgspec.structs.replace(
+                self.packet, destination=target[0], port=port, translated=True
             )
         self.change = f"{word} to {':'.join(target)}"
         return True

@@ -7,11 +7,12 @@ to an alias of the own tenant to an address of the own tenant, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network
+from collections.abc import Mapping
 
 from orlop.tenantnet.model import Floating, LocalNetwork, Peer
 from orlop.tenants.allocation import Book, GivenAddress
+from orlop.tenants.frontends import Endpoints, frontends
+from orlop.tenants.places import ranges
 from orlop.tenants.seen import NetworkSeen, NodeSeen, PodSeen, ServiceSeen, SliceSeen
 from orlop.value import Value
 
@@ -24,29 +25,6 @@ class TenantSeen(Value, frozen=True):
     pods: tuple[PodSeen, ...] = ()
     services: tuple[ServiceSeen, ...] = ()
     slices: tuple[SliceSeen, ...] = ()
-
-
-class AddressRange:
-    """Addresses from a first to a last: whether one is among them is asked of thousands."""
-
-    def __init__(self, network: str) -> None:
-        whole = IPv4Network(network)
-        self._first, self._last = int(whole.network_address), int(whole.broadcast_address)
-
-    def __contains__(self, address: str) -> bool:
-        number = _number(address)
-        return number is not None and self._first < number < self._last
-
-
-def _number(address: str) -> int | None:
-    """An IPv4 address as a number; None for what is none."""
-    parts = address.split(".")
-    if len(parts) != 4 or not all(part.isdecimal() and part.isascii() and len(part) < 4 for part in parts):
-        return None
-    numbers = [int(part) for part in parts]
-    if any(number > 255 or str(number) != part for number, part in zip(numbers, parts, strict=True)):
-        return None
-    return numbers[0] << 24 | numbers[1] << 16 | numbers[2] << 8 | numbers[3]
 
 
 def local(
@@ -72,6 +50,8 @@ def local(
     pairs = [(pod.alias, pod.address) for pod in far.values()]
     # The tenant's own pods need not go out into the world to reach them.
     pairs += [(address, far[one.pod].address) for address, one in own if one.pod in far]
+    aliases = ranges((name, node.aliases) for name, node in nodes.items())
+    endpoints = Endpoints(tenant.slices, places, [*aliases.values()], here)
     return LocalNetwork(
         name=network.name,
         vni=network.vni,
@@ -82,6 +62,7 @@ def local(
         allow=network.allow,
         deny=network.deny,
         floating=tuple(Floating(address=address, pod=one.pod) for address, one in own if one.node == here),
+        services=frontends(tenant.services, endpoints),
     )
 
 
@@ -94,8 +75,8 @@ def _floating(tenant: str, book: Book) -> list[tuple[str, GivenAddress]]:
 
 def placed(tenant: TenantSeen, nodes: Mapping[str, NodeSeen]) -> dict[str, PodSeen]:
     """The pods that have an address in the tenant's network, by their aliases."""
-    blocks = _ranges(tenant.network.blocks if tenant.network else ())
-    aliases = _ranges((name, node.aliases) for name, node in nodes.items() if name in blocks)
+    blocks = ranges(tenant.network.blocks if tenant.network else ())
+    aliases = ranges((name, node.aliases) for name, node in nodes.items() if name in blocks)
     found = {}
     # A node that gives an alias anew may be quicker than the word that its last pod is gone.
     for pod in sorted(tenant.pods, key=lambda pod: (pod.created, pod.uid)):
@@ -103,15 +84,4 @@ def placed(tenant: TenantSeen, nodes: Mapping[str, NodeSeen]) -> dict[str, PodSe
             continue
         if pod.alias in aliases[pod.node] and pod.address in blocks[pod.node]:
             found[pod.alias] = pod
-    return found
-
-
-def _ranges(networks: Iterable[tuple[str, str]]) -> dict[str, AddressRange]:
-    """By name; without what is none, which is somebody's mistake."""
-    found = {}
-    for name, network in networks:
-        try:
-            found[name] = AddressRange(network)
-        except ValueError:
-            continue
     return found

@@ -215,6 +215,8 @@ class _Trace:
             said = f"; not ready: {', '.join(others)}" if others else ", and no pod that it selects runs"
             raise _Ended("endpoint", f"{words} has no endpoint that is ready{said}")
         if service.addresses and self._lease is not None:
+            if len(ready) > 1 and self._picture.owner(service.namespace) == self._lease.tenant:
+                self._note(words, f"leads to one of {len(ready)} endpoints: one of them is followed")
             return TraceTarget(words=words, address=service.addresses[0], port=port)
         who = "kube-proxy leads it to" if service.addresses else "has no address of its own, but those of"
         self._note(words, f"{who} {' or '.join(address for address, _ in ready)}")

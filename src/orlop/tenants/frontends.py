@@ -1,0 +1,97 @@
+"""What a tenant's Services and EndpointSlices come to on one node: where each port leads.
+
+An endpoint is known to the cluster by its pod's alias, and to the router by its address in the tenant's
+network. Slices that somebody wrote by hand may have any address: aliases of others lead nowhere, and the
+guards of the router judge the rest as if the pod had called it itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Literal
+
+from orlop.tenantnet import services
+from orlop.tenantnet.model import Frontend
+from orlop.tenants.places import AddressRange, number
+from orlop.tenants.seen import EndpointSeen, PodSeen, ServicePort, ServiceSeen, SliceSeen
+
+log = logging.getLogger(__name__)
+
+ELEMENTS: Final = 32768
+"""What a tenant's Services may take in the tables of a router: the oldest Services come first."""
+
+_PROTOCOLS: Final[Mapping[str, Literal["tcp", "udp", "sctp"]]] = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
+
+
+class Endpoints:
+    """Finds endpoints on behalf of the node ``here``; ``pods`` are those of the tenant by their aliases."""
+
+    def __init__(
+        self,
+        slices: Sequence[SliceSeen],
+        pods: Mapping[str, PodSeen],
+        aliases: Sequence[AddressRange],
+        here: str,
+    ) -> None:
+        self._slices: dict[tuple[str, str], list[SliceSeen]] = defaultdict(list)
+        for one in slices:
+            self._slices[one.namespace, one.service].append(one)
+        self._pods, self._aliases, self._here = pods, aliases, here
+
+    def of(self, service: ServiceSeen, port: ServicePort) -> tuple[tuple[str, int], ...]:
+        """Where a port of a Service leads: to those that are ready or, without any, to those that end."""
+        every = list(self._every(service, port))
+        ready = [place for endpoint, place in every if endpoint.ready or service.unready]
+        found = ready or [place for endpoint, place in every if endpoint.serving and endpoint.terminating]
+        ordered = sorted(dict(found).items(), key=lambda place: number(place[0]) or 0)
+        return tuple(ordered[: services.ENDPOINTS])
+
+    def _every(
+        self, service: ServiceSeen, port: ServicePort
+    ) -> Iterator[tuple[EndpointSeen, tuple[str, int]]]:
+        for one in self._slices.get((service.namespace, service.name), ()):
+            ports = [its.port for its in one.ports if (its.name, its.protocol) == (port.name, port.protocol)]
+            if not ports:
+                continue
+            for endpoint in one.endpoints:
+                if service.local_inside and endpoint.node != self._here:
+                    continue
+                if address := self._address(endpoint):
+                    yield endpoint, (address, ports[0])
+
+    def _address(self, endpoint: EndpointSeen) -> str:
+        """By which address the router reaches it; "" for what is none."""
+        if (pod := self._pods.get(endpoint.address)) is not None:
+            return pod.address
+        if number(endpoint.address) is None or any(endpoint.address in one for one in self._aliases):
+            return ""
+        return endpoint.address
+
+
+def frontends(seen: Sequence[ServiceSeen], endpoints: Endpoints) -> tuple[Frontend, ...]:
+    """The ports of Services by their ClusterIPs."""
+    found: list[Frontend] = []
+    room = ELEMENTS
+    for service in sorted(seen, key=lambda one: (one.created, one.uid)):
+        if service.headless or service.type == "ExternalName":
+            continue
+        for address in service.addresses:
+            for port in service.ports:
+                one = Frontend(
+                    address=address,
+                    protocol=_PROTOCOLS[port.protocol],
+                    port=port.port,
+                    endpoints=endpoints.of(service, port),
+                    affinity=service.affinity,
+                )
+                room -= 1 + services.length(len(one.endpoints)) * (2 if one.affinity else 1)
+                if room < 0:
+                    log.warning(
+                        "Service %s/%s and younger ones have no room", service.namespace, service.name
+                    )
+                    return tuple(found)
+                if number(address) is not None:
+                    found.append(one)
+    return tuple(found)
