@@ -17,6 +17,7 @@ from orlop.guest.containers.volumes import PodVolumes
 from orlop.guest.devices.block import MountedDisks
 from orlop.guest.launch import spawn
 from orlop.guest.launch.lookup import RootDirectory
+from orlop.guest.launch.pins import Pins
 from orlop.guest.launch.program import TTY_GROUP, Program, add_program, add_terminal, prepare
 from orlop.guest.launch.script import ANY, Script
 from orlop.guest.launch.userns import IdMaps, outer_id, write_maps
@@ -81,6 +82,11 @@ class LiveContainer:
         return bool(self.spec.root) or any(mount.kind == "share" for mount in self.spec.mounts)
 
     @property
+    def root_is_shared(self) -> bool:
+        """Whether each name in its root is asked of the host, when nobody holds it."""
+        return bool(self.spec.root) and not self.spec.security.read_only_root
+
+    @property
     def upper(self) -> str:
         """The directory that holds what the container wrote; "" before it is prepared."""
         return self._upper
@@ -133,6 +139,8 @@ class LiveContainer:
             if owner and spec.namespaces.maps_users:
                 user_namespace = _held(stack, _open_namespace(owner, "user"))
             stack.callback(builder.close)
+            if self.root_is_shared:
+                self._hold_targets(view)
 
             def launch(stdio: tuple[int, int, int], control: socket.socket) -> spawn.Spawned:
                 spawn.set_stdio(steps, stdio)
@@ -148,6 +156,22 @@ class LiveContainer:
             self._maps_due = spec.namespaces.maps_users and not owner
             self.process.spawn(launch)
         self.pid_namespace = _open_namespace(self.process.pid, "pid")
+
+    def _hold_targets(self, view: View) -> None:
+        """Hold what its mounts go to, and what is looked up next, until all of that is done."""
+        root = os.open(view.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            pins = Pins(root)
+            self.process.hold(pins)
+            for target in ("/proc", "/dev", "/sys", "/etc"):
+                pins.hold(target)
+            for target in (
+                *(target for _, target in view.files),
+                *(one.mount.target for one in view.sources),
+            ):
+                pins.hold(target)
+        finally:
+            os.close(root)
 
     def _enter_namespaces(self, steps: Script, user_namespace: int, control: int) -> None:
         unshared = syscalls.CLONE_NEWCGROUP
@@ -183,7 +207,11 @@ class LiveContainer:
         self.env = {key.encode(): value for key, value in spec.env}
         if spec.hostname:
             self.env.setdefault(b"HOSTNAME", spec.hostname.encode())
-        prepared = prepare(Program(spec, spec.args, self.env, spec.tty), self.root)
+        pins = None
+        if self.root_is_shared:
+            pins = self.root.pins()
+            self.process.hold(pins)
+        prepared = prepare(Program(spec, spec.args, self.env, spec.tty), self.root, pins)
         owner = outer_id(prepared.identity.uid, spec.namespaces.uid_mappings)
         if spec.tty:
             master, path = self.root.terminal(owner, outer_id(TTY_GROUP, spec.namespaces.gid_mappings))
@@ -192,6 +220,7 @@ class LiveContainer:
         add_program(child.script, prepared, make_cwd=True)
         child.script.lay()
         self.process.give_pipes(owner)
+        self.process.let_go()
         return prepared.identity
 
     def started(self) -> None:

@@ -98,6 +98,7 @@ class ExecTable:
             self._launch(request, entry, process)
         except BaseException:
             self._running.pop(key, None)
+            process.let_go()
             raise
         self._adopt(process)
 
@@ -133,7 +134,11 @@ class ExecTable:
         own_user_namespace = spec.namespaces.maps_users
         env = {key.encode(): value for key, value in request.env} or entry.env
         wanted = Program(_as_asked(spec, request), request.args, env, request.tty)
-        prepared = prepare(wanted, entry.root)
+        pins = None
+        if entry.root_is_shared:
+            pins = entry.root.pins()
+            process.hold(pins)
+        prepared = prepare(wanted, entry.root, pins)
         owner = outer_id(prepared.identity.uid, spec.namespaces.uid_mappings)
         steps = Script()
         group = entry.cgroup.open()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from orlop.guest.launch import spawn
+from orlop.guest.launch.pins import Pins
 from orlop.guest.launch.script import Script
 from orlop.guest.launch.spawn import Spawned
 from orlop.guest.loop import IN
@@ -46,6 +47,7 @@ class Process:
         self._pipes: list[int] = []
         self._master = -1
         self._settled = False
+        self._pins: list[Pins] = []
 
     @property
     def pid(self) -> int:
@@ -97,6 +99,15 @@ class Process:
                 self._outputs.append(self._streaming.output(wanted[number], fd, self._check_finished))
         self._pipes = [fd for _, fd in kept]
         self._loop.watch(ours.fileno(), IN, self._on_control)
+
+    def hold(self, pins: Pins) -> None:
+        """Own ``pins`` until :meth:`let_go`, the word of its start, or :meth:`close`."""
+        self._pins.append(pins)
+
+    def let_go(self) -> None:
+        """Close all that was held for its making. Idempotent."""
+        while self._pins:
+            self._pins.pop().close()
 
     def give_pipes(self, owner: int) -> None:
         """Let ``owner`` open the pipes anew, as programs do with /dev/stdout. Before :meth:`go` only."""
@@ -154,6 +165,7 @@ class Process:
 
     def close(self) -> None:
         """Let go of all streams; what the host did not take is lost."""
+        self.let_go()
         if self._input is not None:
             self._input.close()
         for output in self._outputs:
@@ -184,6 +196,7 @@ class Process:
         child.script = Script()
         if not self._settled:
             self._settled = True
+            self.let_go()
             self.on_started(problem)
 
     def _check_finished(self) -> None:

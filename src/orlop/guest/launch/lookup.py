@@ -12,6 +12,7 @@ import os
 import stat
 import struct
 
+from orlop.guest.launch.pins import Pins
 from orlop.linux import syscalls
 from orlop.linux.users import MAX_FILE
 from orlop.wire.messages import Refused
@@ -26,6 +27,10 @@ class RootDirectory:
 
     def __init__(self, pid: int) -> None:
         self._fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def pins(self) -> Pins:
+        """What holds names in it for a while; to be closed."""
+        return Pins(self._fd)
 
     def close(self) -> None:
         """Let go, so that what is mounted there can be unmounted. Idempotent."""

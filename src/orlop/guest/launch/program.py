@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from orlop.guest.launch import credentials, spawn
 from orlop.guest.launch.lookup import RootDirectory
+from orlop.guest.launch.pins import Pins
 from orlop.guest.launch.script import ANY, Script, errors
 from orlop.linux import syscalls, users
 from orlop.linux.syscalls import AT_FDCWD
@@ -45,8 +46,13 @@ class Prepared:
     env: dict[bytes, bytes]
 
 
-def prepare(program: Program, root: RootDirectory) -> Prepared:
-    """Look up user and executable as the container sees them. Raises Refused."""
+def prepare(program: Program, root: RootDirectory, pins: Pins | None = None) -> Prepared:
+    """Look up user and executable as the container sees them; ``pins`` get what is on the way to them.
+
+    Raises Refused.
+    """
+    if pins is not None:
+        _hold(pins, program)
     identity = _identity(program.spec.security, root)
     env = dict(program.env)
     env.setdefault(b"PATH", DEFAULT_PATH)
@@ -55,6 +61,18 @@ def prepare(program: Program, root: RootDirectory) -> Prepared:
         env.setdefault(b"TERM", b"xterm")
     path = root.find_program(program.args[0], env[b"PATH"], program.spec.cwd)
     return Prepared(program, identity, path, env)
+
+
+def _hold(pins: Pins, program: Program) -> None:
+    name, path = program.args[0], os.fsdecode(program.env.get(b"PATH", DEFAULT_PATH))
+    for place in ("/etc/passwd", "/etc/group", program.spec.cwd):
+        pins.hold(place)
+    if "/" in name:
+        pins.hold(name if name.startswith("/") else f"{program.spec.cwd}/{name}")
+        return
+    for directory in path.split(":"):
+        if directory.startswith("/") and pins.hold(f"{directory}/{name}"):
+            return
 
 
 def _identity(security: GuestSecurity, root: RootDirectory) -> Identity:
