@@ -186,6 +186,18 @@ class Container:
         """Its files as a tar archive, in pieces: its whole root without volumes."""
         return self._loop.iterate(self._container.exported())
 
+    def commit(
+        self,
+        name: str = "",
+        *,
+        settings: Mapping[str, Any] | None = None,
+        author: str = "",
+        comment: str = "",
+    ) -> ImageFacts:
+        """Make an image of its image and of what it has changed in that, without volumes."""
+        made = self._container.commit(name, settings=settings, author=author, comment=comment)
+        return self._loop.call(made)
+
     def export(self, target: Path, *, progress: Callable[[int], None] | None = None) -> None:
         """Write that archive to ``target``, which stands there whole or not at all."""
         self._loop.call(self._container.export(target, progress=progress))

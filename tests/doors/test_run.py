@@ -132,6 +132,17 @@ def test_one_in_the_background(both: tuple[Run, Run]) -> None:
     assert seen[0] == seen[1] == ("back\n", "exited 5\n", "told\n")
 
 
+def _listed(path: Path) -> dict[str, tuple[object, ...]]:
+    """What is in an archive, but for the places where each runtime mounts its own."""
+    own = ("etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab")
+    with tarfile.open(path) as archive:
+        return {
+            one.name: (one.type, one.mode, one.uid, one.gid, one.size, one.linkname)
+            for one in archive
+            if one.name.split("/")[0] not in ("dev", "proc", "sys", "run", "volume") and one.name not in own
+        }
+
+
 def test_an_export_is_the_one_of_elsewhere(both: tuple[Run, Run], tmp_path: Path) -> None:
     """But for the places where each mounts its own."""
     script = (
@@ -145,14 +156,40 @@ def test_an_export_is_the_one_of_elsewhere(both: tuple[Run, Run], tmp_path: Path
         until(lambda run=run: "up" in run("logs", "packed").out, "it does not run")
         run("export", "-o", str(tmp_path / f"{number}.tar"), "packed")
         run("rm", "-f", "-t", "0", "packed") if number == 0 else run("rm", "-f", "packed")
-        with tarfile.open(tmp_path / f"{number}.tar") as archive:
-            listed.append(
-                {
-                    one.name: (one.type, one.mode, one.uid, one.gid, one.size, one.linkname)
-                    for one in archive
-                    if one.name.split("/")[0] not in ("dev", "proc", "sys", "run")
-                    and one.name not in ("etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab")
-                }
-            )
+        listed.append(_listed(tmp_path / f"{number}.tar"))
     assert listed[0] == listed[1]
     assert "made/deep/file" in listed[1] and "bin/true" not in listed[1]
+
+
+@pytest.mark.parametrize("handler", ["vm", "process"])
+def test_a_container_becomes_an_image_that_others_run(
+    both: tuple[Run, Run], tmp_path: Path, handler: str
+) -> None:
+    """The files of a container of podman, made of it, are those of ours: owners, links, what is not there."""
+    theirs, ours = both
+    script = (
+        "mkdir -p /made/deep; echo words > /made/deep/file; ln /made/deep/file /made/second; rm /bin/true; "
+        "chown 1000:33 /made/deep/file; chmod 4750 /made/deep/file; ln -s ../etc /made/link; "
+        "rm -r /var; mkdir /var; touch /var/only; mkfifo /made/pipe; echo up; exec sleep 100000"
+    )
+    options = ("--handler", handler, "--tmpfs", "/volume", "--name", "source", "-e", "A=b", "-w", "/tmp")
+    ours("run", "-d", *options, BUSYBOX, "sh", "-c", script)
+    until(lambda: "up" in ours("logs", "source").out, "it does not run")
+    ours("commit", "-c", 'CMD ["pwd"]', "-a", "somebody", "-m", "why", "source", "localhost/of-a-container:1")
+    ours("export", "-o", str(tmp_path / "ours.tar"), "source")
+    ours("rm", "-f", "source")
+    ours("save", "-q", "-o", str(tmp_path / "image.tar"), "localhost/of-a-container:1")
+    ours("rmi", "localhost/of-a-container:1")
+    theirs("load", "-q", "-i", str(tmp_path / "image.tar"))
+    image = "localhost/of-a-container:1"
+    assert theirs("run", "--rm", image).out == "/tmp\n"
+    assert theirs("run", "--rm", image, "sh", "-c", "echo $A; ls /var; stat -c %h /made/second").out == (
+        "b\nonly\n2\n"
+    )
+    said = theirs("inspect", "--type", "image", "--format", "{{.Author}} {{.Comment}}", image).out
+    assert said == "somebody why\n"
+    theirs("create", "--name", "copy", image)
+    theirs("export", "-o", str(tmp_path / "theirs.tar"), "copy")
+    theirs("rm", "copy")
+    theirs("rmi", image)
+    assert _listed(tmp_path / "theirs.tar") == _listed(tmp_path / "ours.tar")

@@ -174,8 +174,26 @@ def test_what_a_container_has_changed_in_its_image_and_its_files(
     with orlop.blocking.connect(cli.node.socket) as node:
         assert b"".join(node.container(name).exported()) == archive.read_bytes()
     assert cli("export", name).raw == archive.read_bytes()
+    committed = (
+        "-c",
+        'CMD ["cat", "/made/deep/file"]',
+        "-c",
+        "ENV A=b",
+        "-a",
+        "somebody",
+        "-m",
+        "for a test",
+    )
+    image = cli("commit", *committed, name, f"localhost/{name}:1").out.strip()
+    seen = "cat /made/deep/file; echo $A; tail -1 /etc/passwd; ls /bin/true /volume/seen; exit 3"
+    again = cli("run", "--rm", "--handler", handler, image, "sh", "-c", seen, check=False)
+    assert (again.out, again.code) == ("x\nb\nmore\n", 3), again
+    assert cli("run", "--rm", "--handler", handler, f"localhost/{name}:1").out == "x\n"
+    cli("rmi", image)
+    refused = cli("commit", "-c", "NONSENSE x", name, check=False)
+    assert refused.code == 1 and "--change takes" in refused.err
     cli("stop", "-t", "0", name)
-    for command in ("diff", "export"):
+    for command in ("diff", "export", "commit"):
         ended = cli(command, name, check=False)
         assert ended.code == 1 and "does not run" in ended.err and ended.err.count("\n") == 1
     cli("rm", name)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from orlop.config import ImageConfig
@@ -29,6 +30,7 @@ from orlop.errors import (
     Unauthenticated,
     Unavailable,
 )
+from orlop.images import documents
 from orlop.images.failures import failure, last_message, retryable
 from orlop.images.loading import Loader
 from orlop.images.model import ImageConfigOci, RegistryAuth
@@ -274,11 +276,53 @@ async def test_who_turns_away_from_an_archive_leaves_nothing_held(tmp_path: Path
 
     async with opened(tmp_path) as store:
         image = await Loader(store).import_tree(sent(), "localhost/a:1")
-        saved = ArchiveCalls(store).save_images(pb.SaveImagesRequest(names=[image.id]))
+        saved = ArchiveCalls(store, Loader(store)).save_images(pb.SaveImagesRequest(names=[image.id]))
         assert (await anext(saved)).data
         await saved.aclose()
         assert not list((tmp_path / "uses").iterdir())
         assert not list(store.layers.ingest.iterdir())
+
+
+async def test_a_layer_more_makes_another_image(tmp_path: Path) -> None:
+    """It comes back from an archive as it was made, and its base may go meanwhile."""
+
+    async def sent(name: str) -> AsyncIterator[bytes]:
+        made = io.BytesIO()
+        with tarfile.open(fileobj=made, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo(name))
+        yield made.getvalue()
+
+    async def back(store: ImageStore, name: str) -> AsyncIterator[bytes]:
+        request = pb.SaveImagesRequest(names=[name])
+        async for one in ArchiveCalls(store, Loader(store)).save_images(request):
+            yield one.data
+
+    async with opened(tmp_path / "one") as store:
+        base = await Loader(store).import_tree(sent("a"), settings=b'{"Env": ["A=1", "B=2"], "Cmd": ["sh"]}')
+        wish = b'{"Env": ["A=9"], "Cmd": [], "Labels": {"k": "v"}, "User": "7"}'
+        config = msgspec.structs.replace(
+            documents.changed(base.config, wish),
+            author="me",
+            comment="why",
+            created="2026-01-31T12:00:00+00:00",
+        )
+        assert (config.env, config.cmd, config.labels, config.user) == (("A=9", "B=2"), (), {"k": "v"}, "7")
+        image = await Loader(store).add_layer(base.id, sent(".wh.a"), config, "localhost/more:1")
+        assert image.layers[:-1] == base.layers and image.config == config
+        assert not list((tmp_path / "one/uses").iterdir())
+        await store.remove(base.id)
+        archive = b"".join([piece async for piece in back(store, "localhost/more:1")])
+        with pytest.raises(NotFound):
+            await Loader(store).add_layer(base.id, sent("b"), config)
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield archive
+
+    async with opened(tmp_path / "two") as store:
+        (loaded,) = await Loader(store).load(whole())
+        assert loaded.config == config and loaded.repo_tags == ("localhost/more:1",)
+    with pytest.raises(InvalidArgument, match="cannot be understood"):
+        documents.changed(config, b'{"Env": "A=1"}')
 
 
 async def test_a_name_that_is_given_leaves_the_image_that_had_it(tmp_path: Path) -> None:

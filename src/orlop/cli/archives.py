@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orlop.cli import output, terminal
 from orlop.cli.problems import CliError
@@ -20,6 +20,14 @@ from orlop.errors import InvalidArgument
 _LISTS = {"CMD": "Cmd", "ENTRYPOINT": "Entrypoint"}
 _TEXTS = {"USER": "User", "WORKDIR": "WorkingDir", "STOPSIGNAL": "StopSignal"}
 _SETS = {"EXPOSE": "ExposedPorts", "VOLUME": "Volumes"}
+
+
+class Made(NamedTuple):
+    """How an image of a container is to be, and by whom it was made."""
+
+    changes: Sequence[str]
+    author: str
+    message: str
 
 
 def settings(changes: Sequence[str]) -> dict[str, Any]:
@@ -132,6 +140,15 @@ async def export_command(socket: str, target: str, name: str, quiet: bool) -> No
     async with session.connect(socket) as client:
         container = await Node(client).container(name)
         await _out(container.exported(), target, "Exporting", quiet)
+
+
+async def commit_command(socket: str, container: str, name: str, made: Made) -> None:
+    """``orlop commit``: the id of the image."""
+    config = settings(made.changes)
+    async with session.connect(socket) as client:
+        found = await Node(client).container(container)
+        image = await found.commit(name, settings=config, author=made.author, comment=made.message)
+    print(image.id)
 
 
 async def _out(pieces: AsyncIterator[bytes], target: str, doing: str, quiet: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _NO_BUILD = "Orlop runs images and makes none: use buildah or podman build, then `orlop load`"
-_NO_CLONE = "write `orlop export NAME | orlop import -`, which makes an image of one layer of all its files"
 _POD_NETWORK = "networks are those of CNI, see docs/configuration.md; a pod gets the node's"
 
 COMMANDS = {
@@ -15,7 +14,6 @@ COMMANDS = {
     "history": "the steps by which an image was made are not kept; `orlop inspect` shows the rest of it",
     "search": "ask the registry itself, or skopeo list-tags",
     "manifest": _NO_BUILD,
-    "commit": _NO_CLONE,
     "mount": "the files of a container lie inside its VM: use `orlop cp` or `orlop exec`",
     "unmount": "nothing of a container is mounted on this machine",
     "update": "limits are set by `orlop run`; a kubelet may change those of its own containers",

@@ -9,15 +9,15 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from orlop.client import again, archive, archives, logs
+from orlop.client import again, archive, archives, images, logs
 from orlop.client.calls import CriClient, NativeClient
 from orlop.client.channels import STDOUT, Channels, Read
-from orlop.client.facts import ContainerFacts, FileChange, Result
+from orlop.client.facts import ContainerFacts, FileChange, ImageFacts, Result
 from orlop.client.images import Progress
 from orlop.client.launch import STOP_TIMEOUT
 from orlop.client.session import STATES, container_status, name_of
@@ -303,6 +303,30 @@ class Container:
             request = native.ExportContainerRequest(container_id=self.id)
             async for part in client.containers.export_container(request):
                 yield part.data
+
+    async def commit(
+        self,
+        name: str = "",
+        *,
+        settings: Mapping[str, Any] | None = None,
+        author: str = "",
+        comment: str = "",
+    ) -> ImageFacts:
+        """Make an image of its image and of what it has changed in that, without volumes.
+
+        The image runs what the container ran, but for ``settings``, which are those of an image
+        configuration: ``{"Cmd": ["sh"]}``. Raises FailedPrecondition when its pod has ended.
+        """
+        async with NativeClient(self._client.path) as client:
+            request = native.CommitContainerRequest(
+                container_id=self.id,
+                name=name,
+                config=json.dumps(settings).encode() if settings else b"",
+                author=author,
+                comment=comment,
+            )
+            answer = await client.containers.commit_container(request, timeout=archives.TIMEOUT)
+        return images.facts(answer.image)
 
     async def export(self, target: Path, *, progress: Callable[[int], None] | None = None) -> None:
         """Write that archive to ``target``, which stands there whole or not at all. Raises OSError.

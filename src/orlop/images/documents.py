@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from orlop.errors import DataLoss, FailedPrecondition, ResourceExhausted, Unimplemented
-from orlop.images.model import HealthCheck, ImageConfigOci
+from orlop.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
+from orlop.images.model import HealthCheck, ImageConfigOci, health
 from orlop.images.reference import is_digest
 from orlop.linux import architecture
 from orlop.value import UNREADABLE
@@ -97,11 +97,17 @@ class _RootFs(msgspec.Struct, frozen=True):
     diff_ids: tuple[str, ...] | None = None
 
 
+class _HistoryEntry(msgspec.Struct, frozen=True):
+    comment: str | None = None
+
+
 class _Config(msgspec.Struct, frozen=True):
     architecture: str = ""
     os: str = ""
     variant: str | None = None
     created: str | None = None
+    author: str | None = None
+    history: tuple[_HistoryEntry, ...] | None = None
     config: _Process | None = None
     rootfs: _RootFs | None = None
 
@@ -205,8 +211,67 @@ def read_config(data: bytes, name: str, own: Platform, layers: int) -> tuple[Ima
             architecture=config.architecture,
             os=config.os,
             created=config.created or "",
+            author=config.author or "",
+            comment=(config.history[-1].comment or "") if config.history else "",
         ),
         diff_ids,
+    )
+
+
+def write_config(known: ImageConfigOci, diff_ids: Sequence[str]) -> bytes:
+    """What :func:`read_config` reads. Of the steps that made the image, the last comment is kept."""
+    run = {
+        "User": known.user,
+        "Env": known.env,
+        "Entrypoint": known.entrypoint,
+        "Cmd": known.cmd,
+        "WorkingDir": known.working_dir,
+        "Labels": known.labels,
+        "StopSignal": known.stop_signal,
+        "Healthcheck": health(known.healthcheck),
+        "Volumes": {key: {} for key in known.volumes},
+        "ExposedPorts": {key: {} for key in known.exposed_ports},
+    }
+    document: dict[str, Any] = {
+        "created": known.created,
+        "author": known.author,
+        "architecture": known.architecture,
+        "os": known.os,
+    }
+    if known.comment and diff_ids:
+        # One step for each layer, or readers take it for damaged.
+        document["history"] = [{}] * (len(diff_ids) - 1) + [{"comment": known.comment}]
+    return msgspec.json.encode(
+        {
+            **{key: value for key, value in document.items() if value},
+            "config": {key: value for key, value in run.items() if value},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        }
+    )
+
+
+def changed(known: ImageConfigOci, settings: bytes) -> ImageConfigOci:
+    """``known`` with what ``settings``, the ``config`` of an image configuration in JSON, says instead.
+
+    Variables, labels, ports and volumes are added to those there are. Raises InvalidArgument.
+    """
+    try:
+        wish = msgspec.json.decode(settings or b"{}", type=_Process)
+    except UNREADABLE as error:
+        raise InvalidArgument(f"the settings of the image cannot be understood: {error}") from error
+    variables = {text.partition("=")[0]: text for text in (*known.env, *(wish.env or ()))}
+    return msgspec.structs.replace(
+        known,
+        user=known.user if wish.user is None else wish.user,
+        env=tuple(variables.values()),
+        entrypoint=known.entrypoint if wish.entrypoint is None else _words(wish.entrypoint),
+        cmd=known.cmd if wish.cmd is None else _words(wish.cmd),
+        working_dir=wish.working_dir or known.working_dir,
+        stop_signal=wish.stop_signal or known.stop_signal,
+        healthcheck=_health(wish.healthcheck) or known.healthcheck,
+        labels={**known.labels, **(wish.labels or {})},
+        volumes=tuple(sorted({*known.volumes, *(wish.volumes or {})})),
+        exposed_ports=tuple(sorted({*known.exposed_ports, *(wish.exposed_ports or {})})),
     )
 
 

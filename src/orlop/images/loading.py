@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import FileIO
@@ -16,7 +17,7 @@ from orlop.host import scratch, threads
 from orlop.images import archives, documents, inflate, reference
 from orlop.images.archives import FileSource, Span
 from orlop.images.documents import Descriptor, Manifest, digest_of
-from orlop.images.model import Image
+from orlop.images.model import Image, ImageConfigOci
 from orlop.images.pull import Packed
 from orlop.images.store import ImageStore
 from orlop.value import UNREADABLE
@@ -67,6 +68,30 @@ class Loader:
             manifest = Manifest(config, (Descriptor(digest=diff_id, size=layer.size),))
             (image,) = await self._store.unpack(source, [Packed(called, manifest)])
             return image
+
+    async def add_layer(
+        self, base: str, data: AsyncIterator[bytes], config: ImageConfigOci, name: str = ""
+    ) -> Image:
+        """Make an image of the layers of ``base`` and one more, the archive ``data``, with that ``config``.
+
+        Raises NotFound for a base that is not here, and what :meth:`load` raises.
+        """
+        called = (reference.parse(name),) if name else ()
+        owner = f"commit-{uuid.uuid4().hex}"
+        await self._store.use(base, owner)
+        try:
+            below = self._store.stack(base)
+            async with self._received(data) as path:
+                layer, diff_id = await threads.call(_described, path)
+                document = documents.write_config(config, (*below, diff_id))
+                described = Descriptor(digest=digest_of(document), size=len(document))
+                source = FileSource(path, {diff_id: layer}, {described.digest: document})
+                # Those below are here, and nobody asks how large their archives were.
+                layers = (*(Descriptor(digest=one, size=0) for one in below), Descriptor(diff_id, layer.size))
+                (image,) = await self._store.unpack(source, [Packed(called, Manifest(described, layers))])
+                return image
+        finally:
+            await self._store.release(owner)
 
     @asynccontextmanager
     async def _received(self, data: AsyncIterator[bytes]) -> AsyncIterator[Path]:

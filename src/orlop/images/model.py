@@ -54,7 +54,10 @@ def health(check: HealthCheck | None) -> dict[str, object]:
 
 
 class ImageConfigOci(Value, frozen=True):
-    """What an image says about the process to run (OCI image-spec, config.md)."""
+    """What an image says about the process to run (OCI image-spec, config.md), and who made it.
+
+    ``comment`` is that of the last step by which it was made.
+    """
 
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
@@ -69,6 +72,8 @@ class ImageConfigOci(Value, frozen=True):
     architecture: str = ""
     os: str = ""
     created: str = ""
+    author: str = ""
+    comment: str = ""
 
 
 class Image(Value, frozen=True):

@@ -21,8 +21,8 @@ from orlop.errors import InvalidArgument, ResourceExhausted
 from orlop.host import scratch, threads
 from orlop.images import reference
 from orlop.images.archives import BLOBS, FULL_NAME, NAME
-from orlop.images.documents import digest_of
-from orlop.images.model import Image, health
+from orlop.images.documents import digest_of, write_config
+from orlop.images.model import Image
 from orlop.images.store import ImageStore
 from orlop.images.tarstream import BLOCK
 
@@ -110,7 +110,7 @@ class _Saving:
         yield bytes(-size % BLOCK)
 
     def _documents(self, image: Image, layers: Sequence[_PackedLayer], tags: Sequence[str]) -> bytes:
-        config = msgspec.json.encode(_configuration(image, layers))
+        config = write_config(image.config, [layer.digest for layer in layers])
         manifest = msgspec.json.encode(
             {
                 "schemaVersion": 2,
@@ -166,26 +166,3 @@ def _header(name: str, size: int) -> bytes:
 
 def _file(name: str, data: bytes) -> bytes:
     return _header(name, len(data)) + data + bytes(-len(data) % BLOCK)
-
-
-def _configuration(image: Image, layers: Sequence[_PackedLayer]) -> dict[str, Any]:
-    """What is known of an image. Who made it, and with which steps, is not kept."""
-    known = image.config
-    run = {
-        "User": known.user,
-        "Env": known.env,
-        "Entrypoint": known.entrypoint,
-        "Cmd": known.cmd,
-        "WorkingDir": known.working_dir,
-        "Labels": known.labels,
-        "StopSignal": known.stop_signal,
-        "Healthcheck": health(known.healthcheck),
-        "Volumes": {key: {} for key in known.volumes},
-        "ExposedPorts": {key: {} for key in known.exposed_ports},
-    }
-    document = {"created": known.created, "architecture": known.architecture, "os": known.os}
-    return {
-        **{key: value for key, value in document.items() if value},
-        "config": {key: value for key, value in run.items() if value},
-        "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in layers]},
-    }

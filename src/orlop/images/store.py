@@ -261,6 +261,13 @@ class ImageStore:
         users: list[ImageRecord | UseRecord] = [*self._images.values(), *self._uses.values()]
         return {diff_id for user in users for diff_id in user.diff_ids} | set(self._puller.held)
 
+    def stack(self, image_id: str) -> tuple[str, ...]:
+        """The digests of an image's unpacked layers, bottom first. Raises NotFound."""
+        record = self._find(image_id)
+        if record is None:
+            raise NotFound(f"image {image_id} is not here; pull it first")
+        return record.diff_ids
+
     async def unpack(self, source: BlobSource, packed: Sequence[Packed]) -> tuple[Image, ...]:
         """Take the images of an archive, all of them or none. Names that others had move to them.
 

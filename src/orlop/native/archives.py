@@ -17,9 +17,9 @@ Parts = AsyncIterator[pb.LoadImagesRequest] | AsyncIterator[pb.ImportImageReques
 class ArchiveCalls:
     """The service ``orlop.v1.ArchiveService``."""
 
-    def __init__(self, images: ImageStore) -> None:
+    def __init__(self, images: ImageStore, loader: Loader) -> None:
         self._images = images
-        self._loader = Loader(images)
+        self._loader = loader
 
     async def load_images(self, requests: AsyncIterator[pb.LoadImagesRequest]) -> pb.LoadImagesResponse:
         """Take the images of an archive."""

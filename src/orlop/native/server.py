@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orlop.images.loading import Loader
 from orlop.images.store import ImageStore
 from orlop.native.api import native_v1_pb2 as pb
 from orlop.native.archives import ArchiveCalls
 from orlop.native.changes import ChangeCalls
+from orlop.native.committing import CommitCalls
 from orlop.native.health import HealthCalls
 from orlop.native.ids import named
 from orlop.native.names import NameCalls
@@ -23,9 +25,13 @@ MAX_NAME = 128
 def handlers(router: Router, pods: PodService, images: ImageStore) -> Sequence[Handler]:
     """Its services."""
     services = pb.DESCRIPTOR.services_by_name
+    loader = Loader(images)
+    of_containers = (
+        NativeCalls(pods), HealthCalls(pods), ChangeCalls(pods), CommitCalls(pods, images, loader),
+    )  # fmt: skip
     return (
-        router.handler(services["ContainerService"], NativeCalls(pods), HealthCalls(pods), ChangeCalls(pods)),
-        router.handler(services["ArchiveService"], ArchiveCalls(images)),
+        router.handler(services["ContainerService"], *of_containers),
+        router.handler(services["ArchiveService"], ArchiveCalls(images, loader)),
         router.handler(services["ImageNameService"], NameCalls(images)),
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orlop.cli.parameters import PASS_THROUGH, Everything, Grace, Ignore, Name, Quiet, Socket, Some
+from orlop.cli.parameters import PASS_THROUGH, Everything, Grace, Ignore, Many, Name, Quiet, Socket, Some
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -142,3 +142,21 @@ def export(
     from orlop.cli import archives, session
 
     session.run_async(lambda: archives.export_command(socket, file, name, quiet))
+
+
+@app.command()
+def commit(
+    container: Name,
+    image: Annotated[str, typer.Argument(help="What the image is called.", show_default=False)] = "",
+    change: Annotated[
+        Many, typer.Option("--change", "-c", help="A line of a Dockerfile, for example 'CMD [\"sh\"]'.")
+    ] = None,
+    author: Annotated[str, typer.Option("--author", "-a", help="Who made it.", show_default=False)] = "",
+    message: Annotated[str, typer.Option("--message", "-m", help="What for.", show_default=False)] = "",
+    socket: Socket = "",
+) -> None:
+    """Make an image of a container: its image, and what it has changed in that. Its pod must run."""
+    from orlop.cli import archives, session
+
+    made = archives.Made(change or (), author, message)
+    session.run_async(lambda: archives.commit_command(socket, container, image, made))
