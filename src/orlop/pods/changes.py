@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from orlop.errors import ResourceExhausted
+from orlop.errors import FailedPrecondition, ResourceExhausted
 from orlop.linux.changes import Change, mounted_in
 from orlop.pods.node import Node
+from orlop.sandbox.spec import NamespaceMode
 
 MOST = 1_000_000
 """Changes of one container that are told."""
@@ -44,11 +45,17 @@ class ChangedFiles:
     async def archive(self, ref: str, *, changed: bool) -> AsyncGenerator[bytes, None]:
         """The files of a container as a tar archive, in pieces, or the layer of those it has ``changed``.
 
-        Raises FailedPrecondition for one whose pod has ended.
+        Raises FailedPrecondition for one whose pod has ended, or has users of its own, who would be named
+        by the numbers that they have outside.
         """
         await self._node.known_of(ref)
         record = self._node.container(ref)
         sandbox = self._node.sandbox(record.pod_id)
+        if self._node.pod(record.pod_id).spec.namespaces.user is NamespaceMode.POD:
+            raise FailedPrecondition(
+                f"container {record.name} ({record.id[:12]}) has a user namespace, from outside of which its "
+                "files are not packed: do it with tar in it"
+            )
         async with aclosing(sandbox.archive(record.id, changed=changed)) as pieces:
             async for piece in pieces:
                 yield piece
