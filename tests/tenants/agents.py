@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -12,8 +14,10 @@ from typing import Any
 
 from orlop.errors import Unavailable
 from orlop.host import netns
+from orlop.linux import nftables
 from orlop.net import plugins, served
 from orlop.net.plugins import Invocation
+from orlop.tenantnet import devices
 from orlop.tenantnet.agent import TenantAgent
 from orlop.tenantnet.door import AgentDoor
 from orlop.tenantnet.leases import LeaseRecords
@@ -92,9 +96,47 @@ async def pod_namespace(path: Path) -> AsyncIterator[Path]:
         await netns.delete(path)
 
 
+STEPS: Mapping[str, tuple[Any, str]] = {
+    "the record": (LeaseRecords, "take"),
+    "the pair": (devices, "make_pair"),
+    "the port": (devices, "plug"),
+    "the pod's address": (devices, "assign"),
+    "the route": (devices, "add_route"),
+    "the elements": (nftables, "change"),
+    "the link": (devices, "remove"),
+    "the neighbour": (devices, "forget_neighbour"),
+    "the route away": (devices, "remove_route"),
+    "the record away": (LeaseRecords, "forget"),
+}
+"""Where an agent may be killed: in which function."""
+ADDING = ("the record", "the pair", "the port", "the pod's address", "the route", "the elements")
+REMOVING = ("the link", "the neighbour", "the route away", "the record away", "the elements")
+
+
+def _die_at(step: str, armed: Path, *, after: bool) -> None:
+    """Have this process killed where it does a step, once there is the file ``armed``."""
+    owner, name = STEPS[step]
+    done = getattr(owner, name)
+
+    def doomed(*args: Any, **more: Any) -> Any:
+        if armed.exists() and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = done(*args, **more)
+        if armed.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    setattr(owner, name, doomed)
+
+
 async def main() -> None:
-    """``python -m tests.tenants.agents WORLD NODE DIRECTORY``: be the agent of a node that is there."""
+    """``python -m tests.tenants.agents WORLD NODE DIRECTORY [STEP before|after]``: be the agent of a node.
+
+    With a step it is killed there, as soon as there is a file ``armed`` in the directory.
+    """
     world, number, directory = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    if len(sys.argv) > 4:
+        _die_at(sys.argv[4], directory / "armed", after=sys.argv[5] == "after")
     async with desk(TestNode(world, number), directory):
         print("ready", flush=True)
         await asyncio.Event().wait()

@@ -45,7 +45,7 @@ def _ports(node: TestNode, tenant: str) -> list[str]:
     return [link["ifname"] for link in links if link["ifname"].startswith(PORT_PREFIX)]
 
 
-def _left(desk: Desk) -> list[str]:
+def left(desk: Desk) -> list[str]:
     """What is left of pods: records, ports, routes to aliases, elements of rules."""
     node = desk.node
     found = [path.name for path in (desk.state / "leases").iterdir()]
@@ -59,7 +59,7 @@ def _left(desk: Desk) -> list[str]:
     return found
 
 
-async def _reached(place: Path, address: str) -> None:
+async def reached(place: Path, address: str) -> None:
     """The pod itself refuses: nothing in it listens."""
 
     def call() -> None:
@@ -77,12 +77,12 @@ async def test_a_pod_comes_and_goes(one_desk: Desk, tmp_path: Path) -> None:
         inside = made["interfaces"][address["interface"]]
         assert (inside["name"], inside["sandbox"]) == ("eth0", str(place))
         assert "10.0.1.2/32" in command(place, "ip", "address", "show", "eth0")
-        await _reached(one_desk.node.place, alias)
+        await reached(one_desk.node.place, alias)
         await one_desk.call("CHECK", "a", place)
         assert [lease.pod for lease in one_desk.cluster.told_of] == ["a"]
         for _ in range(2):
             await one_desk.call("DEL", "a", place)
-            assert not _left(one_desk)
+            assert not left(one_desk)
 
 
 async def test_pods_of_two_nodes_meet(bare_world: World, one_desk: Desk, tmp_path: Path) -> None:
@@ -93,14 +93,14 @@ async def test_pods_of_two_nodes_meet(bare_world: World, one_desk: Desk, tmp_pat
     ):
         await one_desk.call("ADD", "a", a)
         await other.call("ADD", "b", b)
-        await _reached(a, "10.0.2.2")
+        await reached(a, "10.0.2.2")
 
 
 async def test_what_is_gone_before_del_is_taken_for_removed(one_desk: Desk, tmp_path: Path) -> None:
     async with pod_namespace(tmp_path / "pod") as place:
         await one_desk.call("ADD", "a", place)
     await one_desk.call("DEL", "a", "")
-    assert not _left(one_desk)
+    assert not left(one_desk)
 
 
 async def test_add_again_replaces_what_is_there(one_desk: Desk, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ async def test_add_again_replaces_what_is_there(one_desk: Desk, tmp_path: Path) 
         await one_desk.call("ADD", "a", place)
         assert len(one_desk.records.leases) == len(_ports(one_desk.node, "blue")) == 1
         await one_desk.call("DEL", "a", place)
-        assert not _left(one_desk)
+        assert not left(one_desk)
 
 
 async def test_many_at_once_have_addresses_of_their_own(one_desk: Desk, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ async def test_many_at_once_have_addresses_of_their_own(one_desk: Desk, tmp_path
         pairs = {(lease.tenant, lease.address) for lease in one_desk.records.leases}
         assert len(pairs) == len(names)
         await asyncio.gather(*(one_desk.call("DEL", name, tmp_path / name) for name in names))
-        assert not _left(one_desk)
+        assert not left(one_desk)
     finally:
         for name in names:
             await netns.delete(tmp_path / name)
@@ -138,7 +138,7 @@ async def test_a_failed_add_leaves_nothing(one_desk: Desk, tmp_path: Path) -> No
         command(place, "ip", "link", "add", "eth0", "type", "bridge")
         with pytest.raises(PluginFailed, match="exists"):
             await one_desk.call("ADD", "a", place)
-        assert not _left(one_desk)
+        assert not left(one_desk)
 
 
 async def test_del_that_overtakes_its_add_leaves_nothing(one_desk: Desk, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ async def test_del_that_overtakes_its_add_leaves_nothing(one_desk: Desk, tmp_pat
         # What was said before may still be on its way in; it is finished then, and collected.
         await one_desk.door.close()
         await one_desk.agent.collect(())
-        assert not _left(one_desk)
+        assert not left(one_desk)
 
 
 async def test_a_namespace_that_is_not_known_gets_no_other_network(one_desk: Desk, tmp_path: Path) -> None:
@@ -295,9 +295,9 @@ async def test_an_agent_that_starts_finds_what_is_there(one_desk: Desk, tmp_path
         async with desk(one_desk.node, tmp_path / "one") as successor:
             assert [lease.container for lease in successor.records.leases] == ["a"]
             assert "own-address" in Guards(one_desk.node.router("blue")).names()
-            await _reached(one_desk.node.place, made["ips"][0]["address"].partition("/")[0])
+            await reached(one_desk.node.place, made["ips"][0]["address"].partition("/")[0])
             await successor.call("DEL", "a", place)
-            assert not _left(successor)
+            assert not left(successor)
 
 
 async def test_nothing_stays_of_pods_whose_agent_was_killed(bare_world: World, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ async def test_nothing_stays_of_pods_whose_agent_was_killed(bare_world: World, t
             async with desk(bare_world.nodes[1], state) as successor:
                 for name in names:
                     await successor.call("DEL", name, tmp_path / name)
-                assert not _left(successor), f"killed after {killed_after} ms"
+                assert not left(successor), f"killed after {killed_after} ms"
     finally:
         for name in names:
             await netns.delete(tmp_path / name)
