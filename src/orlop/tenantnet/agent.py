@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -21,6 +21,8 @@ from orlop.tenantnet.model import Ground, Lease, LocalNetwork
 
 log = logging.getLogger(__name__)
 
+AT_ONCE: Final = 8
+"""Routers that are worked on at the same time."""
 TELL_AGAIN: Final = 2.0
 """Seconds after which a link is told a second time of an address (RFC 5227, 2.3)."""
 
@@ -64,9 +66,9 @@ class TenantAgent:
                 log.info("pod %s/%s is gone, and gives %s back", lease.namespace, lease.pod, lease.alias)
                 await self._release(lease)
         known = {network.name: network for network in networks}
-        for network in self._records.networks:
-            async with self._turns.of(network.name):
-                await self._set_up(known.get(network.name) or network.inside)
+        undo = Undo("the tenants' networks")
+        await self._each(undo, lambda network: self._set_up(known.get(network.name) or network.inside))
+        undo.finish()
         await self._answer()
 
     async def renew(self, ground: Ground, networks: Collection[LocalNetwork]) -> None:
@@ -77,16 +79,30 @@ class TenantAgent:
         self._ground = ground
         wanted = {network.name: network for network in networks}
         undo = Undo("the tenants' networks")
-        for network in self._records.networks:
-            async with self._turns.of(network.name):
-                if (new := wanted.get(network.name)) is not None:
-                    await undo.step(network.name, self._follow(new))
-                elif not self._records.of(network.name):
-                    await undo.step(network.name, self._take_down(network))
-                elif network.outside:
-                    await undo.step(network.name, self._set_up(network.inside))
+
+        async def renew(network: LocalNetwork) -> None:
+            if (new := wanted.get(network.name)) is not None:
+                await self._follow(new)
+            elif not self._records.of(network.name):
+                await self._take_down(network)
+            elif network.outside:
+                await self._set_up(network.inside)
+
+        await self._each(undo, renew)
         await undo.step("the node", self._answer())
         undo.finish()
+
+    async def _each(self, undo: Undo, work: Callable[[LocalNetwork], Awaitable[None]]) -> None:
+        """Do something for each router that may stand here, for several at once: most of it is waiting."""
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(network: LocalNetwork) -> None:
+            async with gate, self._turns.of(network.name):
+                await undo.step(network.name, work(network))
+
+        async with asyncio.TaskGroup() as group:
+            for network in self._records.networks:
+                group.create_task(one(network))
 
     async def _answer(self) -> None:
         """Have the node answer for the addresses that lead to its routers, and for no others."""
