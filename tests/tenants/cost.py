@@ -104,7 +104,7 @@ def main() -> None:
         "| pods of the tenant on the node | | ADD ms, median (p90) | DEL ms, median (p90) |\n"
         "|---|---|---|---|"
     )
-    for standing in (0, 50):
+    for standing in (0, 100):
         with tempfile.TemporaryDirectory() as directory:
             found = asyncio.run(measure(Path(directory), standing))
         for kind, times in found.items():
