@@ -23,6 +23,7 @@ from orlop.errors import (
     NotFound,
     OrlopError,
     PermissionDenied,
+    ResourceExhausted,
     Unauthenticated,
     Unavailable,
 )
@@ -32,6 +33,8 @@ from orlop.value import Value
 Document = dict[str, Any]
 
 CALL_TIMEOUT: Final = 30.0
+LARGEST_ANSWER: Final = 64 << 20
+"""Bytes of an answer that is no object of the API: a kubelet's about all its pods has some megabytes."""
 PAGE: Final = 250
 """Objects in one answer to a list: a pod's document is tens of kilobytes in memory."""
 
@@ -312,6 +315,24 @@ class Api:
             inner.raise_for_status(answer)
         made: Document = answer.json()
         return str(made["status"]["token"])
+
+    async def read(self, path: str, *, largest: int = LARGEST_ANSWER) -> bytes:
+        """What the server, or a node behind it, answers to a GET of a path.
+
+        Raises OrlopError: ResourceExhausted when the answer has more than ``largest`` bytes.
+        """
+        inner, data = self._client._client, bytearray()
+        with _explained():
+            answer = await inner.send(inner._client.build_request("GET", path), stream=True)
+            try:
+                answer.raise_for_status()
+                async for chunk in answer.aiter_bytes():
+                    data += chunk
+                    if len(data) > largest:
+                        raise ResourceExhausted(f"{path} answers more than {largest} bytes")
+            finally:
+                await answer.aclose()
+        return bytes(data)
 
     async def changes(
         self, resource: Resource, *, labels: Mapping[str, Any] | None = None, namespace: str = "*"

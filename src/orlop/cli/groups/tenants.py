@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from orlop.cli.parameters import Format, FormatChoice
+
+
+class SortBy(StrEnum):
+    """What `top --sort` takes."""
+
+    name = "name"
+    cpu = "cpu"
+    memory = "memory"
+    received = "received"
+    sent = "sent"
+    dropped = "dropped"
+
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -134,6 +147,35 @@ def show(
     from orlop.cli import session, tenants
 
     session.run_async(lambda: tenants.show_command(kubeconfig, context, tenant, as_json=as_json))
+
+
+@app.command()
+def top(
+    tenant: Annotated[
+        str, typer.Argument(help="One tenant, with its pods; else all tenants.", show_default=False)
+    ] = "",
+    sort: Annotated[SortBy, typer.Option("--sort", help="What comes first.")] = SortBy.name,
+    agents: Annotated[
+        int,
+        typer.Option(
+            "--agents",
+            help="The port of the agents' metrics on their nodes' addresses, for traffic and drops.",
+            min=0,
+            max=65535,
+        ),
+    ] = 0,
+    *,
+    format: Format = FormatChoice.text,  # noqa: A002 - the option's name
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """What tenants use: of their quota, of processors and memory now; traffic and drops, if agents tell."""
+    from orlop.cli import session, tenant_top
+
+    as_json = format is FormatChoice.json
+    session.run_async(
+        lambda: tenant_top.command(kubeconfig, context, tenant, by=sort, port=agents, as_json=as_json)
+    )
 
 
 @app.command()
