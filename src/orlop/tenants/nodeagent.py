@@ -52,6 +52,8 @@ async def serve(view: NodeView, places: AgentPlaces) -> None:
     records = LeaseRecords(places.state)
     agent = TenantAgent(view.ground, kernel, records, view)
     await agent.start(view.networks)
+    for lease in records.leases:
+        view.told(lease)
     metrics = AgentMetrics(records, places.routers, places.node)
     door = AgentDoor(agent, places.socket, places.root, meter=metrics.calls)
     await door.open()

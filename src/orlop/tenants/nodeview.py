@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from orlop.errors import Aborted, FailedPrecondition, Unavailable
-from orlop.host.tasks import Tasks
 from orlop.tenantnet.model import Ground, Lease, LocalNetwork
 from orlop.tenants import addressbook, blocks, following, names, seen
 from orlop.tenants.allocation import Book
+from orlop.tenants.annotated import AnnotatedPods
 from orlop.tenants.api import ADDRESS_BOOK, NAMESPACES, NETWORKS, NODES, PODS, SERVICES, SLICES, Api
 from orlop.tenants.following import TenantSeen
 from orlop.tenants.seen import NamespaceSeen, NetworkSeen, NodeSeen, PodSeen, ServiceSeen, SliceSeen
-from orlop.tenants.watching import Watched
+from orlop.tenants.watching import News, Watched
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ class NodeView:
         self._tenants: dict[str, TenantSeen] = {}
         self._locals: dict[str, LocalNetwork | None] = {}
         self._owners: dict[str, str] = {}
-        self._news, self._tasks = News(), Tasks()
+        self._news = News()
+        self._annotated = AnnotatedPods(api, lambda space, name: self._pods.find(name, space), self._news)
 
     @property
     def _inside(self) -> tuple[Watched[PodSeen], Watched[ServiceSeen], Watched[SliceSeen]]:
@@ -74,12 +75,10 @@ class NodeView:
 
     async def watch(self) -> None:
         """Keep what is known up to date, until cancelled."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for kind in self._kinds:
-                    group.create_task(kind.watch())
-        finally:
-            await self._tasks.close()
+        async with asyncio.TaskGroup() as group:
+            for kind in self._kinds:
+                group.create_task(kind.watch())
+            group.create_task(self._annotated.serve())
 
     async def changes(self, since: int = 0) -> int:
         """Wait until something has changed since that change; the number of the last one."""
@@ -209,31 +208,5 @@ class NodeView:
                 await self._api.merge(NETWORKS, tenant, change, status=True)
 
     def told(self, lease: Lease) -> None:
-        """See :class:`orlop.tenantnet.agent.Cluster`: the pod gets an annotation."""
-        self._tasks.spawn(self._annotate(lease), f"the annotation of pod {lease.namespace}/{lease.pod}")
-
-    async def _annotate(self, lease: Lease) -> None:
-        about: dict[str, Any] = {"annotations": {names.ADDRESS: lease.address}}
-        if lease.uid:
-            about["uid"] = lease.uid  # another pod of that name is left alone
-        await self._api.merge(PODS, lease.pod, {"metadata": about}, namespace=lease.namespace)
-
-
-class News:
-    """Counts changes, and wakes whoever waits for the next one."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._next = asyncio.Event()
-
-    def tell(self) -> None:
-        """There is one more."""
-        self._count += 1
-        self._next.set()
-        self._next = asyncio.Event()
-
-    async def after(self, seen_last: int) -> int:
-        """Wait until there is one after that; the number of the last."""
-        while self._count <= seen_last:
-            await self._next.wait()
-        return self._count
+        """See :class:`orlop.tenantnet.agent.Cluster`: the pod gets an annotation, and keeps it."""
+        self._annotated.wish(lease)

@@ -140,3 +140,23 @@ class Watched(Generic[V]):
                     return  # asked to begin anew meanwhile
                 self._version = document["metadata"]["resourceVersion"]
                 scope.reschedule(now() + SILENCE)
+
+
+class News:
+    """Counts changes, and wakes whoever waits for the next one."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._next = asyncio.Event()
+
+    def tell(self) -> None:
+        """There is one more."""
+        self._count += 1
+        self._next.set()
+        self._next = asyncio.Event()
+
+    async def after(self, seen_last: int) -> int:
+        """Wait until there is one after that; the number of the last."""
+        while self._count <= seen_last:
+            await self._next.wait()
+        return self._count
