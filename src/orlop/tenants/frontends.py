@@ -45,8 +45,7 @@ class Endpoints:
         every = list(self._every(service, port))
         ready = [place for endpoint, place in every if endpoint.ready or service.unready]
         found = ready or [place for endpoint, place in every if endpoint.serving and endpoint.terminating]
-        ordered = sorted(dict(found).items(), key=lambda place: number(place[0]) or 0)
-        return tuple(ordered[: services.ENDPOINTS])
+        return tuple(sorted(dict(found).items())[: services.ENDPOINTS])
 
     def _every(
         self, service: ServiceSeen, port: ServicePort

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 
@@ -18,6 +19,7 @@ class AddressRange:
         return found is not None and self._first < found < self._last
 
 
+@functools.lru_cache(maxsize=1 << 15)
 def number(address: str) -> int | None:
     """An IPv4 address as a number; None for what is none."""
     parts = address.split(".")
