@@ -31,8 +31,10 @@ class SaidCluster:
     def __init__(self, networks: Mapping[str, LocalNetwork]) -> None:
         self.networks = dict(networks)
         self.told_of: list[Lease] = []
+        self.asked = asyncio.Event()
 
     async def network_of(self, namespace: str) -> LocalNetwork | None:
+        self.asked.set()
         if namespace == "plain":
             return None
         if namespace not in self.networks:

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from orlop.host import netns
 from orlop.net.plugins import PluginFailed
 from orlop.tenantnet import program
 from orlop.tenantnet.door import AgentDoor
-from orlop.tenantnet.model import PORT_PREFIX
+from orlop.tenantnet.model import PORT_PREFIX, Frontend
 from tests.tenants.agents import Desk, call, desk, pod_namespace
 from tests.tenants.world import LIMIT, PORT, Guards, TestNode, World, command
 
@@ -38,6 +39,28 @@ async def bare_world(tmp_path: Path) -> AsyncIterator[World]:
 async def one_desk(bare_world: World, tmp_path: Path) -> AsyncIterator[Desk]:
     async with desk(bare_world.nodes[1], tmp_path / "one") as one:
         yield one
+
+
+async def test_a_pod_that_waits_sets_nothing_back(one_desk: Desk, tmp_path: Path) -> None:
+    """What its tenant's network has become meanwhile is what its router knows."""
+    agent, cluster, node = one_desk.agent, one_desk.cluster, one_desk.node
+    former = cluster.networks["blue"]
+    later = replace(former, services=(Frontend(address="10.96.0.9", protocol="tcp", port=80),))
+    async with pod_namespace(tmp_path / "a") as a, pod_namespace(tmp_path / "b") as b:
+        await one_desk.call("ADD", "a", a)
+        cluster.asked.clear()
+        async with asyncio.TaskGroup() as group, agent._turns.of("blue"):
+            group.create_task(agent.renew(node.ground, [later]))
+            for _ in range(10):
+                await asyncio.sleep(0)  # it waits for its turn, which it has before the pod
+            group.create_task(one_desk.call("ADD", "b", b))
+            async with asyncio.timeout(LIMIT):
+                await cluster.asked.wait()
+            cluster.networks["blue"] = later
+        known = command(node.router("blue"), "nft", "list", "map", "ip", "orlop", "services")
+        assert "10.96.0.9" in known
+        for name, place in (("a", a), ("b", b)):
+            await one_desk.call("DEL", name, place)
 
 
 def _ports(node: TestNode, tenant: str) -> list[str]:

@@ -16,6 +16,8 @@ import pytest
 from msgspec.structs import replace
 
 from orlop.tenantnet.model import Frontend, Lease
+from orlop.tenantnet.verdicts import Packet
+from tests.tenants.told import told
 from tests.tenants.world import LIMIT, OUTSIDE, PORT, World, command, eventually, frames, inside, run
 
 IP, NUMBER = "10.96.0.77", 80
@@ -125,6 +127,14 @@ def test_a_service_leads_to_all_its_endpoints_on_both_nodes(two_nodes: World, no
             assert came_from == caller.address
             seen[answered.address] += 1
             assert sum(seen.values()) < 100, f"one of two is never called: {seen}"
+
+
+@pytest.mark.parametrize("affinity", [0, 60])
+def test_the_trace_follows_a_call(two_nodes: World, affinity: int) -> None:
+    """To the endpoint, through both routers, with the rules that the kernel has."""
+    two_nodes.serve("blue", frontend(two_nodes.pods["blue", 2, 3], affinity=affinity))
+    way = told(two_nodes, two_nodes.pod("blue", 1), Packet(destination=IP, protocol="tcp", port=NUMBER))
+    assert (way.arrives, way.end.name, way.packet.port) == (True, "blue/web-3", PORT)
 
 
 def test_each_tenant_has_its_own_service_of_an_address(two_nodes: World) -> None:

@@ -161,6 +161,8 @@ class TenantAgent:
             if (former := self._records.find(attempt.container, attempt.interface)) is not None:
                 await uncancelled(self._release(former))
             async with self._turns.of(network.name):
+                # Its Services, say, may be others by now: what is newer must not be set back.
+                network = await self._cluster.network_of(attempt.namespace) or network
                 lease = await uncancelled(self._add(attempt, network))
         self._cluster.told(lease)
         return lease
