@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.cluster.room import ClusterNode, cluster, eventually
 from tests.conformance.tools import ToolError
-from tests.tenants_cluster.room import PORT, TenantCluster, server, tenant
+from tests.tenants_cluster.room import PORT, TenantCluster, floating, pool, server, tenant
 
 BOTH = ("blue", "green")
 RANGE = "10.0.0.0/16"
@@ -51,7 +51,7 @@ class Stage:
 def tenants(stage: Stage, here: TenantCluster) -> None:
     """Two tenants, and a server of each on both nodes."""
     stage.step(f"Two tenants, who both have the addresses {RANGE}")
-    here.add(*(tenant(name, network={"cidr": RANGE}) for name in BOTH))
+    here.add(*(tenant(name, network={"cidr": RANGE}, quota={"floatingIPs": 1}) for name in BOTH))
     stage.show(here.cluster.kubectl("get", "tenants").out)
     stage.step("A web server of each tenant on each node, in a virtual machine, with a probe")
     # One node after the other: who comes first takes the first block of addresses.
@@ -123,10 +123,21 @@ def apart(stage: Stage, here: TenantCluster) -> None:
         stage.true(f"guards on {node.name} dropped what {asks} tried", {"nodes", "cluster"} <= found.keys())
 
 
+def visited(stage: Stage, here: TenantCluster) -> None:
+    """The world reaches the pod that has a floating address."""
+    stage.step("An address of the world's for blue2")
+    here.cluster.apply(pool(), floating("door", "blue", "blue2"))
+    url = f"http://{here.floating('blue', 'door')}:{PORT}/hostname"
+    said = eventually(lambda: here.cluster.run("curl", "-sS", "-m", "10", url, check=False).out, bool)
+    stage.show(here.cluster.kubectl("get", "floatingaddresses", "--all-namespaces").out)
+    stage.true(f"who asks {url} from outside the cluster's nodes gets the answer of blue2", said == "blue2")
+
+
 def ended(stage: Stage, here: TenantCluster, before: dict[str, list[str]], objects: set[str]) -> None:
     """The tenants are deleted, and nothing of them is left."""
     stage.step("The tenants are deleted")
     here.end(*BOTH)
+    here.cluster.kubectl("delete", "addresspool", "uplink")
     left = here.objects() - objects
     stage.true("nothing of them is left in the API", not left, left)
     found = eventually(here.traces, lambda traces: traces == before)
@@ -147,6 +158,7 @@ def play(stage: Stage) -> None:
         tenants(stage, here)
         reached(stage, here)
         apart(stage, here)
+        visited(stage, here)
         ended(stage, here, before, objects)
         stage.step("The nodes stop, remove their pods, and look for what is left")
     stage.true("nothing is left", True)

@@ -67,12 +67,33 @@ def server(name: str, namespace: str, node: ClusterNode, **container: Any) -> di
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app": name, "part": "server"}},
         "spec": {
             "nodeSelector": {"kubernetes.io/hostname": node.name},
             "containers": [main | container],
             "terminationGracePeriodSeconds": 1,
         },
+    }
+
+
+def pool() -> dict[str, Any]:
+    """Addresses on the nodes' own network that nobody has."""
+    begin = layout.CONTROL.rpartition(".")[0]
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "AddressPool",
+        "metadata": {"name": "uplink"},
+        "spec": {"ranges": [f"{begin}.240-{begin}.249"]},
+    }
+
+
+def floating(name: str, namespace: str, pod: str) -> dict[str, Any]:
+    """An address of the world's for a pod."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "FloatingAddress",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"pod": pod},
     }
 
 
@@ -157,6 +178,15 @@ class TenantCluster:
             return str(annotations.get(names.ADDRESS, ""))
 
         return eventually(told, bool)
+
+    def floating(self, namespace: str, name: str) -> str:
+        """The address of the world's that an object was given."""
+
+        def given() -> str:
+            about = self.cluster.json("get", "floatingaddress", name, f"--namespace={namespace}")
+            return str(about.get("status", {}).get("address", ""))
+
+        return eventually(given, bool)
 
     def inside(self, namespace: str, pod: str, *argv: str, check: bool = True) -> Done:
         """Run a command in a pod."""

@@ -1,0 +1,29 @@
+"""An address of the world's for a pod of a tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.room import eventually
+from tests.tenants_cluster.room import PORT, TenantCluster, floating, pool
+
+
+@pytest.fixture(scope="module")
+def pooled(here: TenantCluster) -> Iterator[TenantCluster]:
+    """Addresses on the nodes' own network."""
+    here.cluster.apply(pool())
+    yield here
+    here.cluster.kubectl("delete", "addresspool", "uplink")
+
+
+def test_the_world_reaches_a_pod_by_its_floating_address_and_no_other(pooled: TenantCluster) -> None:
+    pooled.cluster.apply(floating("door", "blue", "blue2"))
+    address = pooled.floating("blue", "door")
+    url = f"http://{address}:{PORT}/hostname"
+    # The world is where the control plane is.
+    world = eventually(lambda: pooled.cluster.run("curl", "-sS", "-m", "10", url, check=False).out, bool)
+    assert world == "blue2"
+    pooled.cluster.kubectl("delete", "floatingaddress", "door", "--namespace=blue")
+    eventually(lambda: pooled.cluster.run("curl", "-sS", "-m", "3", url, check=False).code, bool)
