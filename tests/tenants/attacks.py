@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orlop.net.announce import frame as announcement
-from orlop.tenantnet.model import BRIDGE, GATEWAY_MAC, Frontend, router_mac
+from orlop.tenantnet.model import BRIDGE, GATEWAY_MAC, Balanced, Frontend, router_mac
 from tests.tenants.world import (
     DENIED,
     GATEWAY,
@@ -36,6 +36,7 @@ VXLAN_PORT = 14789
 IPV4, ARP, IPV6, EXPERIMENT = 0x0800, 0x0806, 0x86DD, 0x88B5
 
 FALSE_SERVICE = "10.96.0.66"
+BALANCED = "192.0.2.210"
 """Made by an attacker, whose tenant it belongs to."""
 
 Guard = tuple[str, int, str]
@@ -48,7 +49,7 @@ REVERSE_PATH = "rp_filter"
 class Attack:
     """``send`` does it in ``place``; ``listen`` makes the socket that hears what comes through.
 
-    ``services`` are those that the attacker's tenant has made for it.
+    ``services`` are those that ``tenant`` has made for it, ``balanced`` what leads to them from the world.
     """
 
     place: Callable[[World], Path]
@@ -56,6 +57,7 @@ class Attack:
     listen: Callable[[World], socket.socket]
     guards: tuple[Guard, ...]
     services: tuple[Frontend, ...] = ()
+    balanced: tuple[Balanced, ...] = ()
     tenant: str = "blue"
 
 
@@ -345,7 +347,7 @@ def _by_service(
         listen,
         guards,
         (Frontend(address=FALSE_SERVICE, protocol="udp", port=PORT, endpoints=((target, port),)),),
-        tenant,
+        tenant=tenant,
     )
 
 
@@ -393,6 +395,26 @@ ATTACKS |= {
         on_node("vxlan-forwarded"),
         port=VXLAN_PORT,
         payload=vxlan(TENANTS["green"], _inner(1, "10.0.1.2", "10.0.2.2", 2)),
+    ),
+}
+
+OPEN = Frontend(address=BALANCED, protocol="udp", port=PORT, endpoints=((ME, PORT),))
+ATTACKS |= {
+    "the world to a Service that lets others": Attack(
+        lambda world: world.lan,
+        datagram(BALANCED),
+        at_pod("blue", 1),
+        (here("source-ranges"),),
+        (OPEN,),
+        (Balanced(address=BALANCED, sources=("198.51.100.0/24",)),),
+    ),
+    "a pod of no tenant to a Service that lets the world": Attack(
+        lambda world: world.nodes[1].plain,
+        datagram(BALANCED),
+        at_pod("blue", 1),
+        (here("foreign-pods"),),
+        (OPEN,),
+        (Balanced(address=BALANCED),),
     ),
 }
 

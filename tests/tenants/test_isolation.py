@@ -69,10 +69,13 @@ def _restored(world: World, attack: Attack | None = None) -> Iterator[None]:
     try:
         if attack is not None:
             world.serve(attack.tenant, *attack.services)
+            if attack.balanced:
+                world.balance(attack.tenant, *attack.balanced)
         yield
     finally:
         for tenant in TENANTS:
             world.serve(tenant)
+            world.balance(tenant)
         for node in world.nodes.values():
             run(node.settle())
 

@@ -39,8 +39,8 @@ def none_left(two_nodes: World) -> Iterator[None]:
 class Answering:
     """Pods that answer calls."""
 
-    def __init__(self, pods: Sequence[Lease]) -> None:
-        self._pods = pods
+    def __init__(self, pods: Sequence[Lease], service: tuple[str, int] = (IP, NUMBER)) -> None:
+        self._pods, self._service = pods, service
 
     def __enter__(self) -> Answering:
         self._stack = ExitStack()
@@ -60,7 +60,7 @@ class Answering:
         """Who answers a call to the Service, and from where it came."""
 
         def connect() -> socket.socket:
-            return socket.create_connection((IP, NUMBER), timeout=LIMIT)
+            return socket.create_connection(self._service, timeout=LIMIT)
 
         with inside(place, connect):
             ready = self._selector.select(LIMIT)

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from orlop.host import netns
 from orlop.tenantnet.kernel import NodeKernel
-from orlop.tenantnet.model import Frontend, Ground, Lease, LocalNetwork, Peer
+from orlop.tenantnet.model import Balanced, Frontend, Ground, Lease, LocalNetwork, Peer
 from tests.patience import PATIENCE
 
 T = TypeVar("T")
@@ -271,6 +271,14 @@ class World:
             network = replace(node.networks[tenant], services=services)
             node.networks[tenant] = network
             run(node.kernel.filter(network, node.ground, node.of(tenant)))
+
+    def balance(self, tenant: str, *balanced: Balanced, at: int = 1) -> None:
+        """Have these addresses lead to the tenant's Services by one node, and no others by any."""
+        for node in self.nodes.values():
+            own = balanced if node.number == at else ()
+            if node.networks[tenant].balanced != own:
+                node.networks[tenant] = replace(node.networks[tenant], balanced=own)
+                run(node.settle())
 
     def pod(self, tenant: str, node: int, number: int = 2) -> Path:
         """The network namespace of a pod."""

@@ -10,7 +10,7 @@ from hypothesis import strategies
 
 from orlop.errors import InvalidArgument
 from orlop.tenants import addressbook, addressed
-from orlop.tenants.allocation import AddressWish, Book, GivenAddress, Refusal, chosen, give
+from orlop.tenants.allocation import TOLD, AddressWish, Book, GivenAddress, Refusal, chosen, give
 from orlop.tenants.pool import AddressRanges, merged
 
 POOL = merged(["192.0.2.240/30", "192.0.2.250-192.0.2.251"])
@@ -62,6 +62,17 @@ def test_a_quota_counts_all_of_a_tenant_and_the_oldest_come_first() -> None:
     book, refused = give(book.without({"old"}), wishes[:1], POOL, {"blue": 1}, ())
     assert "young" in who(book).values()
     assert not refused
+
+
+def test_a_tenant_that_makes_any_number_of_them_keeps_nobody_waiting() -> None:
+    """The oldest are told why; the others are looked at when these are gone."""
+    many = [wish(f"{number:04}", created=f"{number:04}") for number in range(1000)]
+    quotas = {"blue": 1, "green": 1}
+    book, refused = give(Book(), [*many, wish("other", "green", created="9")], POOL, quotas, ())
+    assert sorted(who(book).values()) == ["0000", "other"]
+    assert sorted(refused) == [f"{number:04}" for number in range(1, TOLD + 1)]
+    book, refused = give(book.without({"0000"}), many[TOLD + 1 :], POOL, quotas, ())
+    assert f"{TOLD + 1:04}" in who(book).values()
 
 
 def test_a_tenant_without_a_quota_has_none() -> None:

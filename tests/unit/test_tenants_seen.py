@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from orlop.tenantnet.model import Balanced, Floating
 from orlop.tenants import following, seen
+from orlop.tenants.allocation import Book, GivenAddress, Kind
 from orlop.tenants.following import TenantSeen
 from orlop.tenants.seen import (
     EndpointSeen,
@@ -36,6 +38,55 @@ def elsewhere(*pods: PodSeen) -> tuple[tuple[str, str], ...]:
     found = following.local(TenantSeen(network=NETWORK, pods=pods), NODES, "one")
     assert found is not None
     return found.elsewhere
+
+
+def test_a_node_is_told_of_the_addresses_that_it_answers_for() -> None:
+    """By the book alone, and of its own tenant; pods elsewhere are reached inside the network."""
+    here, far = (
+        pod("mine", "10.64.1.130", "10.0.1.2", "one", uid="m"),
+        pod("a", "10.64.2.130", "10.0.2.2", uid="a"),
+    )
+    web = ServiceSeen(namespace="blue", name="web", uid="w", sources=("192.0.2.0/24",))
+
+    def given(kind: Kind, uid: str, node: str, tenant: str = "blue", pod: str = "") -> GivenAddress:
+        about = {"tenant": tenant, "namespace": "blue", "name": uid, "uid": uid}
+        return GivenAddress(kind=kind, node=node, pod=pod, **about)
+
+    book = Book(
+        given={
+            "203.0.113.1": given("FloatingAddress", "f", "one", pod="m"),
+            "203.0.113.2": given("FloatingAddress", "g", "two", pod="a"),
+            "203.0.113.3": given("FloatingAddress", "h", "one", pod="m", tenant="green"),
+            "203.0.113.4": given("FloatingAddress", "i", "one"),
+            "203.0.113.5": given("Service", "w", "one"),
+            "203.0.113.6": given("Service", "x", "one"),
+            "203.0.113.7": given("Service", "w", "one", tenant="green"),
+        }
+    )
+    tenant = TenantSeen(network=NETWORK, pods=(here, far), services=(web,))
+    found = following.local(tenant, NODES, "one", book)
+    assert found is not None
+    assert found.floating == (Floating(address="203.0.113.1", pod="m"),)
+    assert found.balanced == (Balanced(address="203.0.113.5", sources=("192.0.2.0/24",)),)
+    assert found.outside == ("203.0.113.1", "203.0.113.5")
+    assert found.elsewhere == (("10.64.2.130", "10.0.2.2"), ("203.0.113.2", "10.0.2.2"))
+    assert found.inside.outside == ()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (None, None),
+        ([], None),
+        ([" 10.0.0.1/8 "], ("10.0.0.0/8",)),
+        (["fd00::/64"], ()),
+        (["all", "0.0.0.0/0"], ("0.0.0.0/0",)),
+    ],
+)
+def test_who_may_call_from_outside(written: list[str] | None, meant: tuple[str, ...] | None) -> None:
+    about = {"name": "web", "namespace": "blue"}
+    found = seen.service({"metadata": about, "spec": {"loadBalancerSourceRanges": written}})
+    assert found.sources == meant
 
 
 def test_pods_of_other_nodes_are_known_by_their_aliases() -> None:

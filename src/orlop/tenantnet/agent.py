@@ -89,6 +89,11 @@ class TenantAgent:
                 await self._set_up(network.inside)
 
         await self._each(undo, renew)
+        for new in networks:
+            # What leads to Services stands on the node that answers for them, with pods here or without.
+            if new.balanced and self._records.network(new.name) is None:
+                async with self._turns.of(new.name):
+                    await undo.step(new.name, self._follow(new))
         await undo.step("the node", self._answer())
         undo.finish()
 

@@ -13,6 +13,7 @@ GUARDS: Final[Mapping[str, str]] = {
     "tunnel-source": "another node sends from the blocks of nodes",
     "tunnel-destination": "another node sends to this node's block",
     "no-endpoint": "the Service has no endpoint that is ready: a call is refused",
+    "source-ranges": "the Service lets others call its address: see its loadBalancerSourceRanges",
     "own-range": "what is of the tenant's own range and in no node's block does not leave the network",
     "nodes": "pods of tenants do not reach addresses of nodes",
     "cluster": "pods of tenants do not reach other pods of the cluster, aliases of others, or its Services",

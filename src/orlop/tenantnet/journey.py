@@ -50,6 +50,19 @@ class NodeNow(Value, frozen=True):
         """The leases of a tenant's pods."""
         return tuple(one for one in self.leases if one.tenant == tenant)
 
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """The addresses of the world's that the node answers for."""
+        return tuple(address for one in self.networks for address in one.outside)
+
+    def behind(self, address: str) -> LocalNetwork | None:
+        """The network to whose router an alias, or an address of the world's, leads from here."""
+        for network in self.networks:
+            if address in network.outside:
+                return network
+        lease = next((one for one in self.leases if one.alias == address), None)
+        return self.network(lease.tenant) if lease else None
+
     def has(self, address: str) -> bool:
         """Whether an address is the node's own."""
         return address == self.ground.address or address in self.own
@@ -122,8 +135,8 @@ def _router_filter(network: LocalNetwork, ground: Ground, leases: tuple[Lease, .
 
 
 @functools.lru_cache(maxsize=64)
-def _node_filter(ground: Ground) -> PacketFilter:
-    return PacketFilter(tables.text(rules.node(ground)))
+def _node_filter(ground: Ground, outside: tuple[str, ...]) -> PacketFilter:
+    return PacketFilter(tables.text(rules.node(ground, outside)))
 
 
 def _in(address: str, network: str) -> bool:
@@ -224,7 +237,7 @@ class _Way:
             came=OUTSIDE,
         )
         for name in ("prerouting", "input"):
-            outer, met = _node_filter(other.ground).passes(("inet",), name, outer)
+            outer, met = _node_filter(other.ground, other.outside).passes(("inet",), name, outer)
             self._met(other, "", outer, met)
         return self.router(other, there, packet, TUNNEL)
 
@@ -233,10 +246,10 @@ class _Way:
     def node(self, machine: NodeNow, packet: Packet, came: str) -> Journey:
         reverse = _behind(machine, packet.source) == came
         packet = msgspec.structs.replace(_fresh(packet, came), reverse=reverse)
-        packet, met = _node_filter(machine.ground).passes(("inet",), "prerouting", packet)
+        packet, met = _node_filter(machine.ground, machine.outside).passes(("inet",), "prerouting", packet)
         packet = self._met(machine, "", packet, met)
         if machine.has(packet.destination):
-            _, met = _node_filter(machine.ground).passes(("inet",), "input", packet)
+            _, met = _node_filter(machine.ground, machine.outside).passes(("inet",), "input", packet)
             self._met(machine, "", packet, met)
             return self._end(packet, "node", machine.name)
         return self.leave(machine, packet, "forward")
@@ -250,12 +263,11 @@ class _Way:
         leaves = _behind(machine, packet.destination)
         packet = msgspec.structs.replace(packet, leaves=leaves)
         for name in filter(None, (hook, "postrouting")):
-            packet, met = _node_filter(machine.ground).passes(("inet",), name, packet)
+            packet, met = _node_filter(machine.ground, machine.outside).passes(("inet",), name, packet)
             packet = self._met(machine, "", packet, met)
         if leaves == PLAIN:
             return self._end(packet, "plain", packet.destination)
-        lease = next((one for one in machine.leases if one.alias == packet.destination), None)
-        network = machine.network(lease.tenant) if lease else None
+        network = machine.behind(packet.destination)
         if network is not None:
             self._note(machine, "", f"to the router of {network.name} over {network.uplink}")
             return self.router(machine, network, packet, UPLINK)
@@ -281,7 +293,8 @@ def _fresh(packet: Packet, came: str) -> Packet:
 def owner(machines: Sequence[NodeNow], address: str) -> NodeNow | None:
     """The node that packets for an address are brought to."""
     for one in machines:
-        if one.has(address) or address in one.plain or _in(address, one.ground.aliases):
+        own = one.has(address) or address in one.plain or address in one.outside
+        if own or _in(address, one.ground.aliases):
             return one
     return None
 
@@ -297,7 +310,5 @@ def _behind(machine: NodeNow, address: str) -> str:
     """Which link of a node leads to an address."""
     if address in machine.plain:
         return PLAIN
-    for lease in machine.leases:
-        if lease.alias == address:
-            return lease.uplink
-    return OUTSIDE
+    network = machine.behind(address)
+    return network.uplink if network else OUTSIDE

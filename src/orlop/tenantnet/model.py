@@ -67,12 +67,23 @@ class Frontend(Value, frozen=True):
     affinity: int = 0
 
 
+class Balanced(Value, frozen=True):
+    """An address of the world's that leads to Services of the tenant, which are among ``services``.
+
+    ``sources`` are the networks that may call it from outside, None for all.
+    """
+
+    address: str
+    sources: tuple[str, ...] | None = None
+
+
 class LocalNetwork(Value, frozen=True):
     """A tenant's network as this node has to know it.
 
     ``block`` are the tenant's addresses for pods of this node, ``elsewhere`` the pods on other nodes, as
     pairs of alias and address. ``allow`` and ``deny`` are where pods may go outside the network: what is in
-    one of ``allow`` and in none of ``deny``. ``floating`` are addresses that this node answers for.
+    one of ``allow`` and in none of ``deny``. ``floating`` and ``balanced`` are
+    addresses that this node answers for.
     """
 
     name: str
@@ -84,17 +95,18 @@ class LocalNetwork(Value, frozen=True):
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     floating: tuple[Floating, ...] = ()
+    balanced: tuple[Balanced, ...] = ()
     services: tuple[Frontend, ...] = ()
 
     @property
     def outside(self) -> tuple[str, ...]:
         """The addresses of the world's that this node answers for, and that lead to the router."""
-        return tuple(one.address for one in self.floating)
+        return (*(one.address for one in self.floating), *(one.address for one in self.balanced))
 
     @property
     def inside(self) -> LocalNetwork:
         """The same without addresses of the world's."""
-        return msgspec.structs.replace(self, floating=())
+        return msgspec.structs.replace(self, floating=(), balanced=())
 
     @property
     def frame(self) -> LocalNetwork:

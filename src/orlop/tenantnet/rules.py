@@ -7,9 +7,10 @@ lists them. What changes with every pod is an :class:`ElementSet`, the rest is t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from ipaddress import IPv4Network, collapse_addresses
 
 from orlop.tenantnet import services
-from orlop.tenantnet.model import BRIDGE, TUNNEL, UPLINK, UPLINK_PREFIX, Ground, Lease, LocalNetwork
+from orlop.tenantnet.model import BRIDGE, TUNNEL, UPLINK, UPLINK_PREFIX, Balanced, Ground, Lease, LocalNetwork
 from orlop.tenantnet.tables import ElementSet, Table
 
 TABLE = "orlop"
@@ -74,6 +75,23 @@ def _addresses(name: str, pairs: Iterable[tuple[str, str]]) -> ElementSet:
     )
 
 
+def _members(name: str, addresses: Iterable[str]) -> ElementSet:
+    """A set of addresses."""
+    return ElementSet(name=name, types=("ipv4_addr",), elements=frozenset((one,) for one in addresses))
+
+
+def _sources(balanced: Iterable[Balanced]) -> str:
+    """Who may call which address: no two networks of one address may overlap in such a set."""
+    allowed = {one.address: map(IPv4Network, one.sources or ()) for one in balanced}
+    elements = ", ".join(
+        f"{address} . {network}"
+        for address, networks in allowed.items()
+        for network in collapse_addresses(networks)
+    )
+    filled = f"    elements = {{ {elements} }}\n" if elements else ""
+    return f"  set sources {{\n    type ipv4_addr . ipv4_addr\n    flags interval\n{filled}  }}\n"
+
+
 def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> Table:
     here = [(lease.alias, lease.address) for lease in leases]
     by_pod = {lease.uid: lease.address for lease in leases if lease.uid}
@@ -87,7 +105,10 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
         to=("ipv4_addr",),
         elements=frozenset((address, address, alias) for alias, address in here),
     )
-    body = _ranges("remote", [peer.block for peer in network.peers])
+    balanced = _members("balanced", [one.address for one in network.balanced])
+    limited = _members("limited", [one.address for one in network.balanced if one.sources is not None])
+    body = _sources(network.balanced)
+    body += _ranges("remote", [peer.block for peer in network.peers])
     body += _of_cluster(ground)
     body += _ranges("allow", network.allow)
     body += _ranges("deny", network.deny)
@@ -96,12 +117,14 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
         "type filter hook prerouting priority raw",
         _guard(f"iifname {TUNNEL} ip saddr != @remote", "tunnel-source"),
         _guard(f"iifname {TUNNEL} ip daddr != {network.block}", "tunnel-destination"),
+        _guard(f"iifname {UPLINK} ip daddr @limited ip daddr . ip saddr != @sources", "source-ranges"),
     )
     body += services.chains()
     body += _chain(
         "prerouting",
         "type nat hook prerouting priority dstnat",
         f"iifname {BRIDGE} jump {services.CHAIN}",
+        f"iifname {UPLINK} ip daddr @balanced jump {services.CHAIN}",
         f"iifname {{ {BRIDGE}, {UPLINK} }} dnat to ip daddr map @by_alias",
     )
     body += _chain(
@@ -111,6 +134,8 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
         f"oifname {UPLINK} snat to ip saddr map @aliases",
         # Who calls itself, by its alias or a Service, is seen under its alias: nobody hears from itself.
         f"oifname {BRIDGE} ct status dnat snat to ip saddr . ip daddr map @itself",
+        # Who calls from outside and is led to another node is seen as this router: answers come back here.
+        f"oifname {TUNNEL} ct status dnat ip saddr != {network.block} snat to {network.gateway}",
     )
     body += _forward(network)
     body += _chain(
@@ -120,12 +145,12 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
         f"iifname {BRIDGE} icmp type echo-request accept",
         _guard("", "router"),
     )
-    sets = (by_alias, floating, aliases, itself, *services.sets(network.services))
+    sets = (by_alias, floating, aliases, itself, balanced, limited, *services.sets(network.services))
     return Table(family="ip", name=TABLE, body=body, sets=sets)
 
 
 def _forward(network: LocalNetwork) -> str:
-    out, into = f"iifname {BRIDGE} oifname {UPLINK}", f"iifname {UPLINK} oifname {BRIDGE}"
+    out, into = f"iifname {BRIDGE} oifname {UPLINK}", f"iifname {UPLINK} oifname {{ {BRIDGE}, {TUNNEL} }}"
     return _chain(
         "forward",
         "type filter hook forward priority filter",
@@ -183,5 +208,4 @@ def node(ground: Ground, outside: Collection[str] = ()) -> tuple[Table, ...]:
         f"ip saddr {ground.aliases} ip daddr @outside snat ip to {ground.address}",
         f"ip saddr {ground.aliases} ip daddr != @closed masquerade",
     )
-    led = ElementSet(name="outside", types=("ipv4_addr",), elements=frozenset((one,) for one in outside))
-    return (Table(family="inet", name=NODE_TABLE, body=body, sets=(led,)),)
+    return (Table(family="inet", name=NODE_TABLE, body=body, sets=(_members("outside", outside),)),)

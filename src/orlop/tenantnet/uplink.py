@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
+from orlop.errors import FailedPrecondition
 from orlop.linux import netlink
 from orlop.linux.netlink import Netlink, attribute, attributes
 from orlop.net import announce, links
@@ -34,7 +35,8 @@ def answer_for(kernel: Netlink, own: str, addresses: Iterable[str]) -> list[tupl
     """Have the node answer for these addresses, and for none that we ever answered for besides.
 
     ``own`` is the node's address: what is on no link's network is answered for on its link. Returns the
-    names of links and addresses that are new, which nobody has been told of. Raises OSError.
+    names of links and addresses that are new, which nobody has been told of. Raises OSError, and
+    FailedPrecondition when no link has the node's address.
     """
     found = [link for link in links.links(kernel) if not link.name.startswith(UPLINK_PREFIX)]
     names = {link.index: link.name for link in found}
@@ -64,6 +66,8 @@ def _link(found: list[Link], networks: dict[int, list[IPv4Interface]], own: str,
             bits = one.network.prefixlen if near else 0 if str(one.ip) == own else -1
             if bits > longest:
                 best, longest = link.index, bits
+    if longest < 0:
+        raise FailedPrecondition(f"no interface of the node has its address {own}")
     return best
 
 

@@ -184,7 +184,7 @@ def status(
     """What the status of an object says of its address; ``given`` is None when it has none."""
     prefix = f"{names.GROUP}/" if holder.kind == "Service" else ""
     if given is None:
-        said = refusal or Refusal(reason="Unknown", message="it has not been looked at")
+        said = refusal or Refusal(reason="Waiting", message="it has no address yet")
         conditions = [_condition(prefix + GIVEN, False, said.reason, said.message, holder, now)]
         message = said.message
     else:

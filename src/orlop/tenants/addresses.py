@@ -209,6 +209,8 @@ class AddressKeeper:
         by_uid = {one.uid: (address, one) for address, one in book.given.items()}
         for uid, (_, holder) in holders.items():
             address, given = by_uid.get(uid, ("", None))
+            if given is None and uid not in refused:
+                continue
             made = addressed.status(
                 holder, address, given, refused.get(uid), now, in_pool=not address or address in pool
             )

@@ -18,6 +18,8 @@ from orlop.value import Value
 FLOATING: Final = "FloatingAddress"
 BALANCED: Final = "Service"
 
+TOLD: Final = 50
+"""Objects of a tenant that are told why they have no address: members may make any number of them."""
 _SHOWN: Final = 64
 """Characters of a wish that are said back."""
 
@@ -90,23 +92,26 @@ def give(
 ) -> tuple[Book, dict[str, Refusal]]:
     """The book once all who may have an address have one, and why others have none, by their uids.
 
+    Of each tenant only the oldest :data:`TOLD` are among these.
     ``quotas`` are addresses by tenant, ``nodes`` the addresses of nodes, which nobody gets.
     """
     given, latest, refused = dict(book.given), book.latest, dict[str, Refusal]()
     served = {one.uid for one in given.values()}
-    counts = Counter(one.tenant for one in given.values())
+    counts, told = Counter(one.tenant for one in given.values()), Counter[str]()
     # Those that had one come first: should the book have been lost, it is made of what they say.
     order = sorted(wishes, key=lambda one: (one.had not in pool, one.created, one.namespace, one.uid))
     for wish in order:
-        if wish.uid in served:
+        if wish.uid in served or told[wish.tenant] >= TOLD:
             continue
         taken = given.keys() | book.closed | set(nodes)
         again = wish.had in pool and wish.had not in taken
         address = wish.had if again else _choose(wish, pool, taken, latest)
         if not again and counts[wish.tenant] >= quotas.get(wish.tenant, 0):
             refused[wish.uid] = _over_quota(wish.tenant, quotas.get(wish.tenant, 0))
+            told[wish.tenant] += 1
         elif isinstance(address, Refusal):
             refused[wish.uid] = address
+            told[wish.tenant] += 1
         else:
             if not (wish.address or again):
                 latest = address

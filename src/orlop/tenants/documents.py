@@ -153,6 +153,7 @@ class ServiceSpecDocument(msgspec.Struct, rename="camel"):
     internal_traffic_policy: str = ""
     external_traffic_policy: str = ""
     load_balancer_class: str = ""
+    load_balancer_source_ranges: list[str] | None = None
 
 
 class IngressDocument(msgspec.Struct):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orlop.tenantnet.model import Floating, LocalNetwork, Peer
-from orlop.tenants.allocation import Book, GivenAddress
+from orlop.tenantnet.model import Balanced, Floating, LocalNetwork, Peer
+from orlop.tenants.allocation import Book, GivenAddress, Kind
 from orlop.tenants.frontends import Endpoints, frontends
 from orlop.tenants.places import ranges
 from orlop.tenants.seen import NetworkSeen, NodeSeen, PodSeen, ServiceSeen, SliceSeen
@@ -45,11 +45,18 @@ def local(
         if name != here and known.get(name)
     ]
     places = placed(tenant, nodes)
-    own = _floating(network.name, book or Book())
+    own = _given(network.name, "FloatingAddress", book or Book())
+    calls = _given(network.name, "Service", book or Book())
+    sources = {one.uid: one.sources for one in tenant.services}
     far = {pod.uid: pod for pod in places.values() if pod.node != here}
     pairs = [(pod.alias, pod.address) for pod in far.values()]
     # The tenant's own pods need not go out into the world to reach them.
     pairs += [(address, far[one.pod].address) for address, one in own if one.pod in far]
+    balanced = [
+        Balanced(address=address, sources=sources[one.uid])
+        for address, one in calls
+        if one.node == here and one.uid in sources
+    ]
     aliases = ranges((name, node.aliases) for name, node in nodes.items())
     endpoints = Endpoints(tenant.slices, places, [*aliases.values()], here)
     return LocalNetwork(
@@ -61,16 +68,18 @@ def local(
         elsewhere=tuple(sorted(pairs)),
         allow=network.allow,
         deny=network.deny,
-        floating=tuple(Floating(address=address, pod=one.pod) for address, one in own if one.node == here),
-        services=frontends(tenant.services, endpoints),
+        services=frontends(tenant.services, endpoints, {one.uid: address for address, one in calls}),
+        floating=tuple(
+            Floating(address=address, pod=one.pod) for address, one in own if one.node == here and one.pod
+        ),
+        balanced=tuple(balanced),
     )
 
 
-def _floating(tenant: str, book: Book) -> list[tuple[str, GivenAddress]]:
-    """The addresses of a tenant that are one pod's own, in order."""
-    found = [(address, one) for address, one in book.given.items() if one.kind == "FloatingAddress"]
-    mine = [pair for pair in found if pair[1].tenant == tenant and pair[1].pod]
-    return sorted(mine, key=lambda pair: pair[0])
+def _given(tenant: str, kind: Kind, book: Book) -> list[tuple[str, GivenAddress]]:
+    """The addresses that a tenant's objects of a kind have, in order."""
+    found = [(address, one) for address, one in book.given.items() if one.tenant == tenant]
+    return sorted((pair for pair in found if pair[1].kind == kind), key=lambda pair: pair[0])
 
 
 def placed(tenant: TenantSeen, nodes: Mapping[str, NodeSeen]) -> dict[str, PodSeen]:

@@ -40,22 +40,27 @@ class Endpoints:
             self._slices[one.namespace, one.service].append(one)
         self._pods, self._aliases, self._here = pods, aliases, here
 
-    def of(self, service: ServiceSeen, port: ServicePort) -> tuple[tuple[str, int], ...]:
-        """Where a port of a Service leads: to those that are ready or, without any, to those that end."""
-        every = list(self._every(service, port))
+    def of(
+        self, service: ServiceSeen, port: ServicePort, *, near: bool = False
+    ) -> tuple[tuple[str, int], ...]:
+        """Where a port of a Service leads: to those that are ready or, without any, to those that end.
+
+        ``near`` leaves those out that are on other nodes.
+        """
+        every = list(self._every(service, port, near))
         ready = [place for endpoint, place in every if endpoint.ready or service.unready]
         found = ready or [place for endpoint, place in every if endpoint.serving and endpoint.terminating]
         return tuple(sorted(dict(found).items())[: services.ENDPOINTS])
 
     def _every(
-        self, service: ServiceSeen, port: ServicePort
+        self, service: ServiceSeen, port: ServicePort, near: bool
     ) -> Iterator[tuple[EndpointSeen, tuple[str, int]]]:
         for one in self._slices.get((service.namespace, service.name), ()):
             ports = [its.port for its in one.ports if (its.name, its.protocol) == (port.name, port.protocol)]
             if not ports:
                 continue
             for endpoint in one.endpoints:
-                if service.local_inside and endpoint.node != self._here:
+                if near and endpoint.node != self._here:
                     continue
                 if address := self._address(endpoint):
                     yield endpoint, (address, ports[0])
@@ -69,20 +74,24 @@ class Endpoints:
         return endpoint.address
 
 
-def frontends(seen: Sequence[ServiceSeen], endpoints: Endpoints) -> tuple[Frontend, ...]:
-    """The ports of Services by their ClusterIPs."""
+def frontends(
+    seen: Sequence[ServiceSeen], endpoints: Endpoints, outside: Mapping[str, str] | None = None
+) -> tuple[Frontend, ...]:
+    """The ports of Services by their ClusterIPs, and by the address in ``outside``, by the Service's uid."""
     found: list[Frontend] = []
     room = ELEMENTS
     for service in sorted(seen, key=lambda one: (one.created, one.uid)):
         if service.headless or service.type == "ExternalName":
             continue
-        for address in service.addresses:
+        balanced = (outside or {}).get(service.uid)
+        for address in (*service.addresses, *filter(None, [balanced])):
+            near = service.local_inside and address != balanced
             for port in service.ports:
                 one = Frontend(
                     address=address,
                     protocol=_PROTOCOLS[port.protocol],
                     port=port.port,
-                    endpoints=endpoints.of(service, port),
+                    endpoints=endpoints.of(service, port, near=near),
                     affinity=service.affinity,
                 )
                 room -= 1 + services.length(len(one.endpoints)) * (2 if one.affinity else 1)

@@ -7,6 +7,7 @@ no object. Lists are cut to a length that no honest object has.
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -22,6 +23,8 @@ PORTS: Final = 100
 ENDPOINTS: Final = 1000
 """Endpoints of one EndpointSlice, as Kubernetes has them at most."""
 ADDRESSES: Final = 16
+SOURCES: Final = 100
+"""Networks that may call a Service from outside."""
 
 Reader = Callable[[Any], V | None]
 """Makes a value of an object's document. Raises msgspec.ValidationError for what is none."""
@@ -87,7 +90,8 @@ class ServiceSeen(Value, frozen=True):
 
     ``affinity`` are the seconds for which a client keeps its endpoint, 0 for none; ``unready`` says that
     endpoints which are not ready count; ``local`` that endpoints on the caller's node alone do, for calls
-    from inside and from outside; ``balanced`` are the addresses in its status. ``annotations`` are Orlop's.
+    from inside and from outside; ``balanced`` are the addresses in its status, ``sources`` the networks that
+    may call these, None for all. ``annotations`` are Orlop's.
     """
 
     namespace: str
@@ -105,6 +109,7 @@ class ServiceSeen(Value, frozen=True):
     local_outside: bool = False
     balanced: tuple[str, ...] = ()
     balancer: str = ""
+    sources: tuple[str, ...] | None = None
     annotations: tuple[tuple[str, str], ...] = ()
 
 
@@ -207,6 +212,7 @@ def service(document: Any) -> ServiceSeen:
         local_outside=spec.external_traffic_policy == "Local",
         balanced=_version_4([one.ip for one in balancer.ingress or ()]),
         balancer=spec.load_balancer_class,
+        sources=_networks(spec.load_balancer_source_ranges) if spec.load_balancer_source_ranges else None,
         annotations=tuple(sorted(own)[:ADDRESSES]),
     )
 
@@ -247,6 +253,17 @@ def _ports(read: list[documents.PortDocument] | None) -> tuple[ServicePort, ...]
         for one in (read or ())[:PORTS]
         if one.port is not None and 0 < one.port < 1 << 16
     )
+
+
+def _networks(texts: list[str]) -> tuple[str, ...]:
+    """Those of IPv4: who lets in others alone lets nobody in."""
+    found = []
+    for text in texts[:SOURCES]:
+        try:
+            found.append(str(IPv4Network(text.strip(), strict=False)))
+        except ValueError:
+            continue
+    return tuple(found)
 
 
 def _version_4(addresses: list[str]) -> tuple[str, ...]:
