@@ -24,30 +24,32 @@ class Pins:
 
     def __init__(self, root: int) -> None:
         self._root = root
-        self._places: dict[str, str] = {}
+        self._places: dict[str, str | None] = {}
         self._fds: list[int] = []
 
-    def hold(self, path: str) -> str:
+    def hold(self, path: str) -> str | None:
         """Hold each name on the way to ``path``, and what links lead to; the path without links.
 
-        It is "" when the way ends before: at what is missing, or is not looked at so closely.
+        It is None for what is missing, and "" for what is not looked at so closely.
         """
-        place = ""
+        place: str | None = ""
         for part in path.split("/"):
             if part in ("", "."):
                 continue
             place = "" if part == ".." else self._step(f"{place}/{part}")
             if not place:
-                return ""
+                return place
         return place
 
-    def _step(self, name: str) -> str:
+    def _step(self, name: str) -> str | None:
         if name in self._places:
             return self._places[name]
         if len(self._fds) >= MOST:
             return ""
         try:
             fd = syscalls.open_in_root(self._root, name, _FLAGS)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         except OSError:
             return ""
         self._fds.append(fd)
@@ -56,7 +58,7 @@ class Pins:
         self._places[name] = place = self._led(name, fd)
         return place
 
-    def _led(self, name: str, fd: int) -> str:
+    def _led(self, name: str, fd: int) -> str | None:
         try:
             link = os.readlink("", dir_fd=fd)
         except OSError:  # it is none

@@ -52,27 +52,29 @@ def prepare(program: Program, root: RootDirectory, pins: Pins | None = None) -> 
     Raises Refused.
     """
     if pins is not None:
-        _hold(pins, program)
+        for place in ("/etc/passwd", "/etc/group", program.spec.cwd):
+            pins.hold(place)
     identity = _identity(program.spec.security, root)
     env = dict(program.env)
     env.setdefault(b"PATH", DEFAULT_PATH)
     env.setdefault(b"HOME", os.fsencode(identity.home))
     if program.tty:
         env.setdefault(b"TERM", b"xterm")
-    path = root.find_program(program.args[0], env[b"PATH"], program.spec.cwd)
+    searched = env[b"PATH"] if pins is None else _held(pins, program.args[0], env[b"PATH"], program.spec.cwd)
+    path = root.find_program(program.args[0], searched, program.spec.cwd)
     return Prepared(program, identity, path, env)
 
 
-def _hold(pins: Pins, program: Program) -> None:
-    name, path = program.args[0], os.fsdecode(program.env.get(b"PATH", DEFAULT_PATH))
-    for place in ("/etc/passwd", "/etc/group", program.spec.cwd):
-        pins.hold(place)
+def _held(pins: Pins, name: str, path: bytes, cwd: str) -> bytes:
+    """Hold what leads to a program; ``path`` without the directories before it that are known to lack it."""
     if "/" in name:
-        pins.hold(name if name.startswith("/") else f"{program.spec.cwd}/{name}")
-        return
-    for directory in path.split(":"):
-        if directory.startswith("/") and pins.hold(f"{directory}/{name}"):
-            return
+        pins.hold(name if name.startswith("/") else f"{cwd}/{name}")
+        return path
+    directories = path.split(b":")
+    for number, directory in enumerate(directories):
+        if not directory.startswith(b"/") or pins.hold(f"{os.fsdecode(directory)}/{name}") is not None:
+            return b":".join(directories[number:])
+    return path
 
 
 def _identity(security: GuestSecurity, root: RootDirectory) -> Identity:
