@@ -15,7 +15,7 @@ from orlop.tenantnet.leases import LeaseRecords
 from orlop.tenantnet.model import Floating, LocalNetwork
 from tests.tenants.agents import Desk, desk
 from tests.tenants.attacks import ethernet, packet
-from tests.tenants.test_traffic import Server
+from tests.tenants.test_traffic import Server, have_the_trace_agree
 from tests.tenants.world import (
     GATEWAY,
     NODES,
@@ -52,9 +52,10 @@ def give(node: TestNode, addresses: Mapping[str, str]) -> None:
 
 
 @pytest.fixture
-def addressed(two_nodes: World) -> Iterator[World]:
+def addressed(two_nodes: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Both tenants' first pods on the first node have one."""
     give(two_nodes.nodes[1], ADDRESSES)
+    have_the_trace_agree(two_nodes, monkeypatch)
     yield two_nodes
     for node in two_nodes.nodes.values():
         give(node, {})

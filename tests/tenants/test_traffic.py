@@ -46,8 +46,7 @@ class Server:
             return client.recv(100).decode(), str(caller[0])
 
 
-@pytest.fixture(autouse=True)
-def told_beforehand(two_nodes: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def have_the_trace_agree(two_nodes: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is asked here is found by the trace, too, and sees the address that it says."""
     asked = Server.asked
 
@@ -58,6 +57,11 @@ def told_beforehand(two_nodes: World, monkeypatch: pytest.MonkeyPatch) -> None:
         return name, caller
 
     monkeypatch.setattr(Server, "asked", told_and_asked)
+
+
+@pytest.fixture(autouse=True)
+def told_beforehand(two_nodes: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    have_the_trace_agree(two_nodes, monkeypatch)
 
 
 @pytest.mark.parametrize("tenant", TENANTS)

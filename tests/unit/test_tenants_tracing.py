@@ -13,6 +13,7 @@ from orlop.tenantnet.guards import GUARDS
 from orlop.tenantnet.journey import REVERSE_PATH
 from orlop.tenantnet.model import Ground, LocalNetwork
 from orlop.tenantnet.verdicts import Packet, PacketFilter
+from orlop.tenants.allocation import Book, GivenAddress
 from orlop.tenants.api import NAMESPACES, NETWORKS, NODES, PODS, POLICIES, SERVICES, SLICES
 from orlop.tenants.picture import Picture
 from orlop.tenants.tracing import TraceAnswer, is_name, trace
@@ -132,7 +133,16 @@ def picture(policies: Sequence[dict[str, Any]] = ()) -> Picture:
         ],
         POLICIES: list(policies),
     }
-    return Picture(found, CLOSED, 14789)
+    given = GivenAddress(
+        tenant="green",
+        kind="FloatingAddress",
+        namespace="green",
+        name="web",
+        uid="f",
+        pod="green-web",
+        node="node1",
+    )
+    return Picture(found, CLOSED, 14789, Book(given={"192.0.2.240": given}))
 
 
 def asked(source: str, destination: str, port: int = 80) -> TraceAnswer:
@@ -151,6 +161,9 @@ def asked(source: str, destination: str, port: int = 80) -> TraceAnswer:
         ("blue/web", "10.96.0.8", "pod blue/far"),
         ("green/web", "203.0.113.1", "outside"),
         ("plain/host", "svc/blue/some", "pod blue/far"),
+        ("blue/web", "192.0.2.240", "pod green/web"),
+        ("blue/far", "192.0.2.240", "pod green/web"),
+        ("plain/host", "192.0.2.240", "pod green/web"),
         ("plain/host", "blue/web", "pod blue/web"),
         ("plain/one", "plain/two", "pod plain/two"),
         ("plain/one", "node/node1", "node node1"),

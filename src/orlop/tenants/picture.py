@@ -13,7 +13,8 @@ from orlop.errors import NotFound
 from orlop.host.tasks import together
 from orlop.tenantnet.journey import NodeNow
 from orlop.tenantnet.model import Ground, Lease
-from orlop.tenants import following, names, seen
+from orlop.tenants import addressbook, following, names, seen
+from orlop.tenants.allocation import Book
 from orlop.tenants.api import (
     NAMESPACES,
     NETWORKS,
@@ -42,7 +43,11 @@ class Picture:
     """What there is in the cluster; ``closed`` and ``port`` are what its agents were told."""
 
     def __init__(
-        self, found: Mapping[Resource, Sequence[Document]], closed: Sequence[str], port: int
+        self,
+        found: Mapping[Resource, Sequence[Document]],
+        closed: Sequence[str],
+        port: int,
+        book: Book | None = None,
     ) -> None:
         self.nodes: dict[str, NodeSeen] = _named(found[NODES], seen.node)
         self.networks: dict[str, NetworkSeen] = _named(found[NETWORKS], seen.network)
@@ -52,6 +57,7 @@ class Picture:
         self.services: dict[tuple[str, str], ServiceSeen] = _placed(found[SERVICES], seen.service)
         self.slices: dict[tuple[str, str], SliceSeen] = _placed(found[SLICES], seen.slice_of)
         self.policies = list(found[POLICIES])
+        self.book = book or Book()
         self._closed, self._port = tuple(closed), port
 
     def owner(self, namespace: str) -> str:
@@ -112,7 +118,9 @@ class Picture:
             closed=self._closed,
             port=self._port,
         )
-        networks = (following.local(self.tenants[one], self.nodes, name) for one in sorted(tenants))
+        networks = (
+            following.local(self.tenants[one], self.nodes, name, self.book) for one in sorted(tenants)
+        )
         here = [one for one in self.pods.values() if one.node == name and one.alias and not one.ended]
         return NodeNow(
             name=name,
@@ -171,7 +179,8 @@ async def look(api: Api, *, closed: Sequence[str] = (), port: int = 14789) -> Pi
     """
     found = await together(*(api.list(kind) for kind in _KINDS))
     known = dict(zip(_KINDS, found, strict=True))
-    return Picture(known, closed or await _ranges(api, known[NODES]), port)
+    book, _ = await addressbook.read(api)
+    return Picture(known, closed or await _ranges(api, known[NODES]), port, book)
 
 
 async def _ranges(api: Api, nodes: Iterable[Document]) -> list[str]:

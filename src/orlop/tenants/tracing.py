@@ -263,6 +263,8 @@ class _Trace:
     def _way(self, packet: Packet) -> Journey:
         concerned = {self._lease.tenant} if self._lease else set()
         concerned |= {one.tenant for one in self._picture.inside.values() if one.alias == packet.destination}
+        if (given := self._picture.book.given.get(packet.destination)) is not None:
+            concerned |= {given.tenant} & self._picture.tenants.keys()
         machines = self._picture.machines(concerned)
         own = next((one for one in machines if one.name == self._pod.node), None)
         if own is not None and self._lease is not None:
