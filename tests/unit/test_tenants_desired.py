@@ -157,3 +157,14 @@ def test_agents_are_printed_with_the_ranges_that_they_close() -> None:
     container = one["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == "example/tenants:1"
     assert container["command"][-4:] == ["--closed", "10.64.0.0/16", "--closed", "10.96.0.0/16"]
+
+
+def test_metrics_are_served_where_somebody_asks_for_them() -> None:
+    def commands(**options: Any) -> list[list[str]]:
+        text = manifests.manifests("i", closed=("10.64.0.0/16",), **options)
+        found = [one for one in yaml.safe_load_all(text) if one["kind"] in ("DaemonSet", "Deployment")]
+        return [one["spec"]["template"]["spec"]["containers"][0]["command"] for one in found]
+
+    assert not any("--metrics" in words for words in commands())
+    both = commands(metrics=9465)
+    assert [words[-2:] for words in both] == [["--metrics", "0.0.0.0:9465"]] * 2

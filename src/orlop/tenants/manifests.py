@@ -24,20 +24,28 @@ def guards() -> list[tuple[str, str]]:
 
 
 def manifests(
-    image: str, *, handlers: tuple[str, ...] = (), closed: tuple[str, ...] = (), defaults: bool = True
+    image: str,
+    *,
+    handlers: tuple[str, ...] = (),
+    closed: tuple[str, ...] = (),
+    defaults: bool = True,
+    metrics: int = 0,
 ) -> str:
     """All parts as one YAML stream.
 
     ``image`` is the operator's and the agents'; ``handlers`` are further handlers of RuntimeClasses that give
     a pod a virtual machine; ``closed`` are the ranges of the cluster's pods and Services, without which there
     is no DaemonSet of agents; without ``defaults`` nothing fills in a pod's RuntimeClass, as Kubernetes
-    before 1.36 cannot.
+    before 1.36 cannot. On the port ``metrics``, unless it is 0, each serves metrics to all who reach it.
     """
     objects = [one for name in PARTS if defaults or name != "defaults" for one in part(name)]
     options = {
         "Deployment": [word for handler in handlers for word in ("--handler", handler)],
         "DaemonSet": [word for one in closed for word in ("--closed", one)],
     }
+    if metrics:
+        for words in options.values():
+            words += ["--metrics", f"0.0.0.0:{metrics}"]
     if not closed:
         objects = [one for one in objects if one["kind"] != "DaemonSet"]
     for one in objects:

@@ -74,11 +74,26 @@ def install(
             help="Fill in the RuntimeClass of pods that name none; needs Kubernetes 1.36.",
         ),
     ] = True,
+    metrics: Annotated[
+        int,
+        typer.Option(
+            "--metrics",
+            help="A port on which operators and agents serve metrics, to all who reach them; 0 for none.",
+            min=0,
+            max=65535,
+        ),
+    ] = 0,
 ) -> None:
     """Print what a cluster needs to have tenants: `orlop tenants install | kubectl apply -f -`."""
     from orlop.tenants.manifests import manifests
 
-    text = manifests(image, handlers=tuple(handler or ()), closed=tuple(closed or ()), defaults=defaults)
+    text = manifests(
+        image,
+        handlers=tuple(handler or ()),
+        closed=tuple(closed or ()),
+        defaults=defaults,
+        metrics=metrics,
+    )
     print(text, end="")
 
 
