@@ -72,7 +72,8 @@ def left(desk: Desk) -> list[str]:
     """What is left of pods: records, ports, routes to aliases, elements of rules."""
     node = desk.node
     found = [path.name for path in (desk.state / "leases").iterdir()]
-    found += command(node.place, "ip", "route", "show", "proto", "111").splitlines()
+    routes = command(node.place, "ip", "route", "show", "proto", "111").splitlines()
+    found += [one for one in routes if not one.startswith("240.")]  # the routers themselves
     for network in desk.records.networks:
         found += _ports(node, network.name)
         rules = command(node.router(network.name), "nft", "list", "ruleset")

@@ -35,7 +35,7 @@ BLOCKS = {1: "10.0.1.0/24", 2: "10.0.2.0/24"}
 NODES = {1: "192.0.2.11", 2: "192.0.2.12"}
 CLOSED = ("10.64.0.0/16", "10.96.0.0/16")
 GATEWAY, OUTSIDE, DENIED, METADATA = "192.0.2.1", "203.0.113.1", "203.0.113.66", "169.254.169.254"
-SERVICE = "10.96.0.1"
+SERVICE, DNS = "10.96.0.1", "10.96.0.10"
 NOWHERE = "10.0.77.7"
 """Of the tenants' range and no node's block; the world has it, too."""
 PLAIN = {1: "10.64.1.5", 2: "10.64.2.5"}
@@ -142,6 +142,7 @@ class TestNode:
             aliases=f"10.64.{number}.128/25",
             nodes=tuple(NODES.values()),
             closed=CLOSED,
+            dns=(DNS,),
         )
         self.leases: list[Lease] = []
         self.networks = {name: self._network(name, vni) for name, vni in TENANTS.items()}

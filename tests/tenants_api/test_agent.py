@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import dns.rcode
 import pytest
 
 from orlop.host import netns
@@ -20,9 +21,10 @@ from orlop.tenants.nodeagent import AgentPlaces, serve
 from orlop.tenants.nodeview import NodeView
 from tests.conftest import needs_root
 from tests.tenants.agents import call, pod_namespace
+from tests.tenants.questions import ask, records
 from tests.tenants.test_floating import answers_for
 from tests.tenants.test_traffic import Server
-from tests.tenants.world import CLOSED, GATEWAY, LIMIT, OUTSIDE, TestNode, World
+from tests.tenants.world import CLOSED, DNS, GATEWAY, LIMIT, OUTSIDE, TestNode, World
 from tests.tenants_api.conftest import Ship, tenant
 from tests.tenants_api.plane import Plane, eventually
 from tests.tenants_api.test_addresses import bind, floating, pool
@@ -72,9 +74,10 @@ async def _agent(account: Plane, node: TestNode, directory: Path) -> AsyncIterat
         state=directory / f"agent{node.number}",
         routers=node.routers,
         node=node.place,
+        resolvers=directory / "resolv.conf",
     )
     async with connect(account.kubeconfig) as api:
-        view = NodeView(api, _name(node), closed=CLOSED, port=node.ground.port)
+        view = NodeView(api, _name(node), closed=CLOSED, port=node.ground.port, dns=(DNS,))
         async with beside(serve(view, places)) as serving:
             async with asyncio.timeout(LIMIT):
                 while not places.socket.exists():
@@ -147,6 +150,45 @@ def _asked(one: Path, other: Path, name: str) -> str:
     """Who answers the pod ``one`` at the address of ``other``, which another tenant's pod has as well."""
     with Server(other, name) as server:
         return server.asked(one, "10.0.1.2")[0]
+
+
+async def test_pods_are_told_their_own_tenants_names(
+    ship: Ship, nodes: World, tenants: tuple[str, str], tmp_path: Path
+) -> None:
+    """From the API server to a pod's question; also under a domain of the tenant's own."""
+    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
+    one, other = tenants
+    change = {"spec": {"network": {"dns": "azure.example"}}}
+    ship.plane.kubectl("patch", "tenant", one, "--type=merge", "-p", json.dumps(change))
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(_agent(account, nodes.nodes[1], tmp_path))
+        places = {}
+        for name in tenants:
+            await asyncio.to_thread(_pod, ship, f"{name}-one", name)
+            places[name] = await stack.enter_async_context(pod_namespace(tmp_path / name))
+            await call(_socket(tmp_path, nodes.nodes[1]), "ADD", f"{name}-one", places[name], name)
+        for name in tenants:
+            ports = [{"name": "http", "port": 80}]
+            about = {"name": f"web-{name}", "namespace": name}
+            spec = {"ports": ports, "selector": {"app": "web"}}
+            ship.plane.apply({"apiVersion": "v1", "kind": "Service", "metadata": about, "spec": spec})
+        for name, foreign in ((one, other), (other, one)):
+            told = ship.plane.json("get", "service", f"web-{name}", "-n", name)["spec"]["clusterIP"]
+            asked = f"web-{name}.{name}.svc.cluster.local"
+            assert await _known(places[name], asked) == {told}
+            hidden = await ask(places[name], f"web-{foreign}.{foreign}.svc.cluster.local")
+            assert hidden.rcode() == dns.rcode.NXDOMAIN
+        await _known(places[one], f"web-{one}.{one}.azure.example")
+
+
+async def _known(place: Path, name: str) -> set[str]:
+    """The records of a name that the agent is about to hear of."""
+    async with asyncio.timeout(LIMIT):
+        while True:
+            answer = await ask(place, name)
+            if answer.rcode() == dns.rcode.NOERROR:
+                return records(answer)
+            await asyncio.sleep(0.1)
 
 
 async def test_a_namespace_that_no_one_has_told_of_gets_no_network(

@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def _guards() -> set[str]:
-    ground = Ground(address="192.0.2.11", aliases="10.64.1.128/25")
+    ground = Ground(address="192.0.2.11", aliases="10.64.1.128/25", dns=("10.96.0.10",))
     network = LocalNetwork(name="blue", vni=42, cidr="10.0.0.0/16", block="10.0.1.0/24")
     text = tables.text(rules.router(network, ground, ()) + rules.node(ground))
     return set(re.findall(r'comment "([^"]+)"', text))

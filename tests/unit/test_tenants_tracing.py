@@ -311,7 +311,7 @@ def test_policies_of_the_clusters_own_network(policies: list[dict[str, Any]], st
 
 
 def test_every_guard_has_its_reason() -> None:
-    ground = Ground(address="192.0.2.11", aliases="10.64.1.128/25")
+    ground = Ground(address="192.0.2.11", aliases="10.64.1.128/25", dns=("10.96.0.10",))
     tenant = LocalNetwork(name="blue", vni=42, cidr="10.0.0.0/16", block="10.0.1.0/24")
     every = PacketFilter(tables.text((*rules.router(tenant, ground, ()), *rules.node(ground)))).guards
     assert every | {REVERSE_PATH} == GUARDS.keys()

@@ -10,6 +10,7 @@ import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
+from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +31,7 @@ async def connected(kubeconfig: Path | None, context: str | None) -> AsyncIterat
     try:
         from orlop.tenants.api import connect
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("lightkube", "httpx2"):
+        if error.name is None or error.name.partition(".")[0] not in ("lightkube", "httpx2", "dns"):
             raise
         raise CliError(EXTRA) from error
     async with connect(kubeconfig, context) as api:
@@ -127,24 +128,32 @@ class AgentPlacing(NamedTuple):
     metrics: str
 
 
+class AgentCluster(NamedTuple):
+    """What an agent is told of its cluster: ranges, VXLAN's port, the addresses of the DNS, the domain."""
+
+    closed: tuple[str, ...]
+    port: int
+    dns: tuple[str, ...]
+    domain: str
+
+
 def agent_command(
-    kubeconfig: Path | None,
-    context: str | None,
-    node: str,
-    closed: tuple[str, ...],
-    *,
-    port: int,
-    places: AgentPlacing,
+    kubeconfig: Path | None, context: str | None, node: str, cluster: AgentCluster, places: AgentPlacing
 ) -> None:
     """``orlop tenants agent``: until SIGTERM or SIGINT."""
+    for address in cluster.dns:
+        try:
+            IPv4Address(address)
+        except AddressValueError as error:
+            raise CliError(f"--dns {address}: this is no IPv4 address") from error
 
     async def work() -> None:
         async with connected(kubeconfig, context) as api:
             from orlop.tenants.nodeagent import AgentPlaces, serve
             from orlop.tenants.nodeview import NodeView
 
-            view = NodeView(api, node, closed=closed, port=port)
-            await serve(view, AgentPlaces(**places._asdict()))
+            view = NodeView(api, node, closed=cluster.closed, port=cluster.port, dns=cluster.dns)
+            await serve(view, AgentPlaces(**places._asdict()), cluster.domain)
 
     _serve(work)
 

@@ -116,11 +116,22 @@ class TenantNames:
         self._zones: dict[str, Zone] = {}
         self._turns = Turns()
 
+    @property
+    def answers(self) -> bool:
+        """Whether anybody is answered here at all."""
+        return bool(self._around.addresses)
+
+    def zone(self, tenant: str) -> Zone | None:
+        """The names of a tenant, if it has any."""
+        return self._zones.get(tenant)
+
     async def stand(self, tenant: str, place: Path, forwarders: Sequence[str] = ()) -> None:
         """The tenant's router stands at ``place``: have its DNS there, and ask these resolvers.
 
         A tenant whose resolvers change is not answered for a moment. Raises Unavailable.
         """
+        if not self.answers:
+            return
         async with self._turns.of(tenant):
             if (known := self._tenants.get(tenant)) is not None:
                 if known.forwarders == tuple(forwarders):
@@ -138,7 +149,6 @@ class TenantNames:
         async with self._turns.of(tenant):
             if (known := self._tenants.pop(tenant, None)) is not None:
                 await known.close()
-            self._zones.pop(tenant, None)
 
     def told(self, tenant: str, contents: TenantContents, own: str = "") -> None:
         """These are the tenant's names, also below its ``own`` domain. Raises InvalidArgument for that."""
@@ -152,6 +162,11 @@ class TenantNames:
         self._zones[tenant] = zone
         if (known := self._tenants.get(tenant)) is not None:
             known.answers.told(zone)
+
+    def forget(self, tenant: str) -> None:
+        """Nobody has these names any more: who still asks hears that there are none. Idempotent."""
+        if self._zones.pop(tenant, None) is not None and (known := self._tenants.get(tenant)) is not None:
+            known.answers.told(Zone(TenantContents(), domain=self._around.domain))
 
     async def close(self) -> None:
         """Let go of everything. Raises NotUndone."""

@@ -119,7 +119,7 @@ class Zone:
             for address in (one.alias, one.address)
             if address
         }
-        self._ranges = tuple(map(IPv4Network, contents.ranges))
+        self._ranges = tuple(IPv4Network(one, strict=False) for one in contents.ranges)
         self._names = dict(self._reverse(contents))
 
     def soa(self, origin: Name) -> Rdata:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -42,14 +43,34 @@ class Cluster(Protocol):
         ...
 
 
+class Attendant(Protocol):
+    """Who has something in each router for as long as it stands."""
+
+    async def stand(self, network: LocalNetwork, router: Path) -> None:
+        """The tenant's router is there, as the namespace at ``router``. Idempotent. Raises OrlopError."""
+        ...
+
+    async def go(self, tenant: str) -> None:
+        """The tenant's router is about to go. Idempotent. Raises OrlopError."""
+        ...
+
+
 class TenantAgent:
     """Makes and removes pods' interfaces in tenants' networks, and keeps routers as the cluster wants."""
 
-    def __init__(self, ground: Ground, kernel: NodeKernel, records: LeaseRecords, cluster: Cluster) -> None:
+    def __init__(
+        self,
+        ground: Ground,
+        kernel: NodeKernel,
+        records: LeaseRecords,
+        cluster: Cluster,
+        attendants: Sequence[Attendant] = (),
+    ) -> None:
         self._ground = ground
         self._kernel = kernel
         self._records = records
         self._cluster = cluster
+        self._attendants = tuple(attendants)
         self._pods, self._turns = Turns(), Turns()
         self._answering, self._tasks = asyncio.Lock(), Tasks()
         self._made: dict[str, tuple[LocalNetwork, Ground]] = {}
@@ -61,6 +82,7 @@ class TenantAgent:
         addresses of the world's, which may be another node's by now. Raises OrlopError.
         """
         await self._kernel.prepare(self._ground)
+        await self._attend()
         for lease in self._records.leases:
             if not Path(lease.netns).exists():
                 log.info("pod %s/%s is gone, and gives %s back", lease.namespace, lease.pod, lease.alias)
@@ -70,6 +92,15 @@ class TenantAgent:
         await self._each(undo, lambda network: self._set_up(known.get(network.name) or network.inside))
         undo.finish()
         await self._answer()
+
+    async def _attend(self) -> None:
+        """What attendants have in routers that stand is there again first: pods wait for it."""
+        for network in self._records.networks:
+            place = self._kernel.place(network)
+            # Where this fails the router is not whole, and will be made so.
+            with suppress(OrlopError):
+                for attendant in self._attendants if place.exists() else ():
+                    await attendant.stand(network, place)
 
     async def renew(self, ground: Ground, networks: Collection[LocalNetwork]) -> None:
         """The cluster's nodes and networks are these now: have the routers that stand here follow.
@@ -144,10 +175,14 @@ class TenantAgent:
         self._records.stand(network)
         self._made.pop(network.name, None)
         await self._kernel.set_up(network, ground, self._records.of(network.name))
+        for attendant in self._attendants:
+            await attendant.stand(network, self._kernel.place(network))
         self._made[network.name] = network, ground
 
     async def _take_down(self, network: LocalNetwork) -> None:
         self._made.pop(network.name, None)
+        for attendant in self._attendants:
+            await attendant.go(network.name)
         await self._kernel.take_down(network.namespace, network.uplink)
         self._records.gone(network.name)
 

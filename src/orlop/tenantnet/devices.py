@@ -28,6 +28,8 @@ _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT = 1, 4, 7, 15
 _PORT_LEARNING, _PORT_FLOOD, _PORT_MULTICAST, _PORT_BROADCAST, _PORT_ISOLATED = 8, 9, 27, 30, 33
 _NTF_SELF, _NTF_MASTER = 2, 4
 _NUD_STATIC = 0x40
+HOST = 254
+"""The scope of an address that is for this host alone (rtnetlink(7))."""
 _NEW = netlink.CREATE | netlink.EXCLUSIVE
 _PUT = netlink.CREATE | netlink.REPLACE
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
@@ -141,13 +143,21 @@ def _hardware(mac: str) -> bytes:
     return attribute(netlink.NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
 
 
-def assign(kernel: Netlink, index: int, address: str) -> None:
+def assign(kernel: Netlink, index: int, address: str, *, scope: int = netlink.SCOPE_UNIVERSE) -> None:
     """Give a link an address with the length of its prefix."""
+    kernel.change(netlink.NEWADDR, _assignment(index, address, scope), _PUT)
+
+
+def withdraw(kernel: Netlink, index: int, address: str) -> None:
+    """Take an address from a link. Raises OSError EADDRNOTAVAIL when it has not."""
+    kernel.change(netlink.DELADDR, _assignment(index, address))
+
+
+def _assignment(index: int, address: str, scope: int = netlink.SCOPE_UNIVERSE) -> bytes:
     interface = IPv4Interface(address)
-    body = netlink.IFADDR.pack(socket.AF_INET, interface.network.prefixlen, 0, netlink.SCOPE_UNIVERSE, index)
+    body = netlink.IFADDR.pack(socket.AF_INET, interface.network.prefixlen, 0, scope, index)
     body += attribute(netlink.IFA_LOCAL, interface.ip.packed)
-    body += attribute(netlink.IFA_ADDRESS, interface.ip.packed)
-    kernel.change(netlink.NEWADDR, body, _PUT)
+    return body + attribute(netlink.IFA_ADDRESS, interface.ip.packed)
 
 
 def routes(kernel: Netlink) -> set[Way]:

@@ -200,7 +200,7 @@ class _Way:
         packet = hook("prerouting", _fresh(packet, came))
         if _link(network, packet.source) != came:
             self._note(machine, tenant, f"{packet.source} is not behind this link", REVERSE_PATH)
-        if packet.destination == network.gateway:
+        if packet.destination in (network.gateway, network.sender, *machine.ground.dns):
             hook("input", packet)
             return self._end(packet, "router", tenant)
         leaves = _link(network, packet.destination)

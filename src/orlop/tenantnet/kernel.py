@@ -43,6 +43,7 @@ Place = tuple[str, int]
 OWN_NAMESPACE = Path("/proc/self/ns/net")
 _NEXT = "169.254.1.1"
 """What node and router call each other: neither has the address, and each knows the other's MAC."""
+_LOOPBACK = "127.0.0.1"
 _OVERHEAD = 50
 """Bytes that VXLAN puts around a packet."""
 
@@ -74,6 +75,10 @@ class NodeKernel:
         self._filters = Filters(root)
         self._led: dict[Path, dict[Place, set[Place]]] = {}
 
+    def place(self, network: LocalNetwork) -> Path:
+        """Where the namespace of a tenant's router is, or will be."""
+        return self._router(network.namespace)
+
     def _router(self, tenant_namespace: str) -> Path:
         return self._directory / tenant_namespace
 
@@ -96,6 +101,7 @@ class NodeKernel:
         mtu = await self._at(self._node, lambda kernel: _mtu(kernel, ground.address))
         await self._at(self._node, lambda kernel: _make_ways(kernel, router, network, ground, mtu, found))
         await self._at(router, lambda kernel: _fill_router(kernel, network, leases, mtu))
+        await self._at(router, lambda kernel: _have_names(kernel, ground.dns))
         await self._at(self._node, lambda kernel: _lead_to_router(kernel, network, ground, leases))
         await self.filter(network, ground, leases)
 
@@ -285,13 +291,16 @@ def _fill_router(kernel: Netlink, network: LocalNetwork, leases: Sequence[Lease]
     bridge, tunnel, uplink = found[BRIDGE].index, found[TUNNEL].index, found[UPLINK].index
     bits = IPv4Network(network.block).prefixlen
     devices.assign(kernel, bridge, f"{network.gateway}/{bits}")
+    devices.assign(kernel, uplink, f"{network.sender}/32")
     for index in (bridge, tunnel, uplink):
         links.set_up(kernel, index)
     paths = [devices.Way(destination="0.0.0.0/0", link=uplink, gateway=_NEXT)]
     behind, carriers = {}, {}
     for peer in network.peers:
         gateway = str(IPv4Network(peer.block)[1])
-        paths.append(devices.Way(destination=peer.block, link=tunnel, gateway=gateway))
+        # The router's address in its block as the source: the others let no other pass.
+        way = devices.Way(destination=peer.block, link=tunnel, gateway=gateway, source=network.gateway)
+        paths.append(way)
         behind[gateway] = router_mac(peer.address)
         carriers[router_mac(peer.address)] = peer.address
     near, _ = uplink_macs(network.vni)
@@ -304,6 +313,17 @@ def _fill_router(kernel: Netlink, network: LocalNetwork, leases: Sequence[Lease]
     for name in found:
         if name.startswith(PORT_PREFIX) and name not in kept:
             devices.remove(kernel, name)
+
+
+def _have_names(kernel: Netlink, wanted: Sequence[str]) -> None:
+    """In the router: have the addresses of the cluster's DNS, and no others like them."""
+    loop = links.find(kernel, "lo").index
+    found = {one.partition("/")[0] for one in links.addresses(kernel, loop)}
+    for address in found - {*wanted, _LOOPBACK}:
+        devices.withdraw(kernel, loop, f"{address}/32")
+    for address in wanted:
+        # Of the scope "host": the router speaks to nobody under it but to who asked there.
+        devices.assign(kernel, loop, f"{address}/32", scope=devices.HOST)
 
 
 def _settle_port(kernel: Netlink, bridge: int, lease: Lease) -> None:
@@ -339,5 +359,5 @@ def _add_alias(kernel: Netlink, network: LocalNetwork, ground: Ground, lease: Le
 def _lead_to_router(kernel: Netlink, network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> None:
     """On the node: a route to each address behind the router, and none that nobody has any more."""
     index = links.find(kernel, network.uplink).index
-    behind = [*(lease.alias for lease in leases), *network.outside]
+    behind = [*(lease.alias for lease in leases), *network.outside, network.sender]
     devices.set_routes(kernel, [_path(index, one, ground.address) for one in behind], (index,))

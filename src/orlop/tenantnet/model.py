@@ -18,6 +18,8 @@ NAMESPACE_PREFIX = "orlop-tenant-"
 BRIDGE, TUNNEL, UPLINK = "pods", "vxlan", "node"
 """The links in every router: to the tenant's pods here, to the other nodes' routers, to the node."""
 UPLINK_PREFIX, PORT_PREFIX = "ot-", "p-"
+ROUTERS = "240.0.0.0/8"
+"""The addresses of routers towards their nodes."""
 GATEWAY_MAC = "02:6f:72:6c:6f:70"
 """That of every router towards its pods: they may know it before they ask."""
 
@@ -29,7 +31,8 @@ class Ground(Value, frozen=True):
 
     ``address`` is where the other nodes' VXLAN comes to. ``aliases`` is the node's own range that addresses
     for pods of tenants are taken from. ``closed`` are the ranges of the cluster, its pods and Services, which
-    no tenant reaches; ``nodes`` are the addresses of all nodes.
+    no tenant reaches; ``nodes`` are the addresses of all nodes. ``dns`` are those of the cluster's DNS, which
+    each router has for its own pods; none when nobody answers there.
     """
 
     address: str
@@ -37,6 +40,7 @@ class Ground(Value, frozen=True):
     nodes: tuple[str, ...] = ()
     closed: tuple[str, ...] = ()
     port: int = 14789
+    dns: tuple[str, ...] = ()
 
 
 class Peer(Value, frozen=True):
@@ -82,8 +86,8 @@ class LocalNetwork(Value, frozen=True):
 
     ``block`` are the tenant's addresses for pods of this node, ``elsewhere`` the pods on other nodes, as
     pairs of alias and address. ``allow`` and ``deny`` are where pods may go outside the network: what is in
-    one of ``allow`` and in none of ``deny``. ``floating`` and ``balanced`` are
-    addresses that this node answers for.
+    one of ``allow`` and in none of ``deny``. ``floating`` and ``balanced`` are addresses that this node
+    answers for; ``forwarders`` are the resolvers of the tenant's choice.
     """
 
     name: str
@@ -94,6 +98,7 @@ class LocalNetwork(Value, frozen=True):
     elsewhere: tuple[tuple[str, str], ...] = ()
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    forwarders: tuple[str, ...] = ()
     floating: tuple[Floating, ...] = ()
     balanced: tuple[Balanced, ...] = ()
     services: tuple[Frontend, ...] = ()
@@ -122,6 +127,11 @@ class LocalNetwork(Value, frozen=True):
     def uplink(self) -> str:
         """What the node calls its link to the router."""
         return uplink(self.vni)
+
+    @property
+    def sender(self) -> str:
+        """The router's own address towards the node."""
+        return sender(self.vni)
 
     @property
     def namespace(self) -> str:
@@ -173,6 +183,14 @@ class Lease(Value, frozen=True):
 def uplink(vni: int) -> str:
     """What the node calls its link to the router of the tenant of that number."""
     return f"{UPLINK_PREFIX}{vni:06x}"
+
+
+def sender(vni: int) -> str:
+    """Under which the router of the tenant of that number asks the world: never seen beyond its node.
+
+    The range is reserved (RFC 1112, 4), so that nobody else has it, and as large as the numbers are many.
+    """
+    return str(IPv4Network(ROUTERS)[vni])
 
 
 def gateway(block: str) -> str:

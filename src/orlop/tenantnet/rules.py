@@ -10,13 +10,27 @@ from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Network, collapse_addresses
 
 from orlop.tenantnet import services
-from orlop.tenantnet.model import BRIDGE, TUNNEL, UPLINK, UPLINK_PREFIX, Balanced, Ground, Lease, LocalNetwork
+from orlop.tenantnet.model import (
+    BRIDGE,
+    ROUTERS,
+    TUNNEL,
+    UPLINK,
+    UPLINK_PREFIX,
+    Balanced,
+    Ground,
+    Lease,
+    LocalNetwork,
+)
 from orlop.tenantnet.tables import ElementSet, Table
 
 TABLE = "orlop"
 """Of each family in a router's namespace, where nobody else has tables."""
 NODE_TABLE = "orlop_tenants"
 """In the node's own namespace, family inet."""
+
+QUESTIONS = "500/second burst 500 packets"
+CALLS = "50/second burst 100 packets"
+"""What one pod may ask the tenant's DNS, by datagrams and connections: what is more never wakes the agent."""
 
 _LINK_LOCAL = "169.254.0.0/16"
 _NEVER = ("0.0.0.0/8", "127.0.0.0/8", _LINK_LOCAL, "224.0.0.0/3")
@@ -137,16 +151,72 @@ def _of_packets(network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) 
         # Who calls from outside and is led to another node is seen as this router: answers come back here.
         f"oifname {TUNNEL} ct status dnat ip saddr != {network.block} snat to {network.gateway}",
     )
-    body += _forward(network)
+    body += _egress(network) + _forward(network) + _own(ground)
+    sets = (by_alias, floating, aliases, itself, balanced, limited, *services.sets(network.services))
+    return Table(family="ip", name=TABLE, body=body, sets=sets)
+
+
+def _egress(network: LocalNetwork) -> str:
+    """What goes to the node, of pods and of the router itself, which asks the tenant's resolvers."""
+    return _chain(
+        "egress",
+        "",
+        _guard(f"ip daddr {network.cidr}", "own-range"),
+        _guard("ip daddr @nodes", "nodes"),
+        _guard("ip daddr @closed", "cluster"),
+        _guard(f"ip daddr {{ {', '.join(_NEVER)} }}", "link-local"),
+        _guard("ip daddr @deny", "egress-deny"),
+        _guard("ip daddr != @allow", "egress-allow"),
+    )
+
+
+def _own(ground: Ground) -> str:
+    """What the router itself gets and sends: questions about names, and those to the tenant's resolvers."""
+    dns = f"{{ {', '.join(ground.dns)} }}"
+    asked = f"iifname {BRIDGE} ip daddr {dns}"
+    into, out, body = [], [], ""
+    if ground.dns:
+        each = "ip saddr limit rate over"
+        body += _callers("askers") + _callers("callers")
+        # Without connection tracking: the questions of one pod would fill the table of all.
+        body += _chain(
+            "questions", "type filter hook prerouting priority raw", f"{asked} udp dport 53 notrack"
+        )
+        body += _chain(
+            "answers", "type filter hook output priority raw", f"ip saddr {dns} udp sport 53 notrack"
+        )
+        into = [
+            _guard(f"{asked} udp dport 53 update @askers {{ {each} {QUESTIONS} }}", "dns-questions"),
+            f"{asked} udp dport 53 accept",
+            _guard(
+                f"{asked} tcp dport 53 ct state new update @callers {{ {each} {CALLS} }}", "dns-connections"
+            ),
+            f"{asked} tcp dport 53 accept",
+        ]
+        # While no agent listens a pod hears nothing and asks again, where it would give up at a refusal.
+        out = [_guard(f"ip saddr {dns} icmp type destination-unreachable", "dns-silence")]
     body += _chain(
         "input",
         "type filter hook input priority filter",
+        *into,
         "ct state established,related accept",
         f"iifname {BRIDGE} icmp type echo-request accept",
         _guard("", "router"),
     )
-    sets = (by_alias, floating, aliases, itself, balanced, limited, *services.sets(network.services))
-    return Table(family="ip", name=TABLE, body=body, sets=sets)
+    body += _chain(
+        "output",
+        "type filter hook output priority filter",
+        *out,
+        "ct state established,related accept",
+        f"oifname {UPLINK} jump egress",
+    )
+    return body
+
+
+def _callers(name: str) -> str:
+    """A set that remembers for a while how much each pod has asked."""
+    lines = ("type ipv4_addr", "size 65536", "flags dynamic,timeout", "timeout 1m")
+    return f"  set {name} {{\n" + "".join(f"    {line}\n" for line in lines) + "  }\n"
 
 
 def _forward(network: LocalNetwork) -> str:
@@ -159,12 +229,7 @@ def _forward(network: LocalNetwork) -> str:
         services.REFUSAL,
         f"iifname {BRIDGE} oifname {{ {BRIDGE}, {TUNNEL} }} accept",
         f"iifname {TUNNEL} oifname {BRIDGE} accept",
-        _guard(f"{out} ip daddr {network.cidr}", "own-range"),
-        _guard(f"{out} ip daddr @nodes", "nodes"),
-        _guard(f"{out} ip daddr @closed", "cluster"),
-        _guard(f"{out} ip daddr {{ {', '.join(_NEVER)} }}", "link-local"),
-        _guard(f"{out} ip daddr @deny", "egress-deny"),
-        _guard(f"{out} ip daddr != @allow", "egress-allow"),
+        f"{out} jump egress",
         f"{out} accept",
         _guard(f"{into} ip saddr @closed", "foreign-pods"),
         f"{into} ct status dnat accept",
@@ -206,6 +271,6 @@ def node(ground: Ground, outside: Collection[str] = ()) -> tuple[Table, ...]:
         "type nat hook postrouting priority srcnat",
         # Who calls another tenant's address of the world's is seen as from anywhere in the world.
         f"ip saddr {ground.aliases} ip daddr @outside snat ip to {ground.address}",
-        f"ip saddr {ground.aliases} ip daddr != @closed masquerade",
+        f"ip saddr {{ {ground.aliases}, {ROUTERS} }} ip daddr != @closed masquerade",
     )
     return (Table(family="inet", name=NODE_TABLE, body=body, sets=(_members("outside", outside),)),)

@@ -322,7 +322,7 @@ class _RuleReading:
         """Whether all of it applies; then ``packet`` and the rest of what is public say what it does."""
         while self._place < len(self._words):
             match self._words[self._place :]:
-                case ["counter", *_]:
+                case ["counter" | "notrack", *_]:
                     self._place += 1
                 case ["accept", *_]:
                     self._place, self.ends = self._place + 1, True
@@ -338,7 +338,9 @@ class _RuleReading:
                     self._place, self.leaves = self._place + 1, True
                 case ["update" | "delete", _, "{", *_]:
                     # What is remembered of callers, of whom this one is the first.
-                    _, self._place = _block(self._words, self._place + 3)
+                    inner, self._place = _block(self._words, self._place + 3)
+                    if "limit" in inner:
+                        return False
                 case ["ct" | "meta" as whose, "mark", "set", *_]:
                     if not self._marks(whose):
                         return False

@@ -198,4 +198,6 @@ def network(tenant: Tenant, vni: int, namespaces: Sequence[str]) -> Document:
     }
     if wanted.dns:
         made["spec"]["dns"] = wanted.dns
+    if wanted.forwarders:
+        made["spec"]["forwarders"] = list(wanted.forwarders)
     return made

@@ -70,6 +70,7 @@ class NetworkSpecDocument(msgspec.Struct):
     vni: int
     cidr: str
     dns: str = ""
+    forwarders: tuple[str, ...] = ()
     egress: EgressDocument = msgspec.field(default_factory=EgressDocument)
     namespaces: tuple[str, ...] = ()
 

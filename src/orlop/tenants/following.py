@@ -73,6 +73,7 @@ def local(
             Floating(address=address, pod=one.pod) for address, one in own if one.node == here and one.pod
         ),
         balanced=tuple(balanced),
+        forwarders=network.forwarders,
     )
 
 

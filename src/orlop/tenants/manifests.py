@@ -28,6 +28,8 @@ def manifests(
     *,
     handlers: tuple[str, ...] = (),
     closed: tuple[str, ...] = (),
+    dns: tuple[str, ...] = (),
+    domain: str = "",
     defaults: bool = True,
     metrics: int = 0,
 ) -> str:
@@ -35,13 +37,18 @@ def manifests(
 
     ``image`` is the operator's and the agents'; ``handlers`` are further handlers of RuntimeClasses that give
     a pod a virtual machine; ``closed`` are the ranges of the cluster's pods and Services, without which there
-    is no DaemonSet of agents; without ``defaults`` nothing fills in a pod's RuntimeClass, as Kubernetes
+    is no DaemonSet of agents; ``dns`` and ``domain`` are the addresses of its DNS, if agents are to answer
+    there, and its domain; without ``defaults`` nothing fills in a pod's RuntimeClass, as Kubernetes
     before 1.36 cannot. On the port ``metrics``, unless it is 0, each serves metrics to all who reach it.
     """
     objects = [one for name in PARTS if defaults or name != "defaults" for one in part(name)]
     options = {
         "Deployment": [word for handler in handlers for word in ("--handler", handler)],
-        "DaemonSet": [word for one in closed for word in ("--closed", one)],
+        "DaemonSet": [
+            *(word for one in closed for word in ("--closed", one)),
+            *(word for one in dns for word in ("--dns", one)),
+            *(("--domain", domain) if domain else ()),
+        ],
     }
     if metrics:
         for words in options.values():

@@ -67,6 +67,7 @@ class TenantNetwork(Value, frozen=True):
 
     cidr: str = "10.0.0.0/16"
     dns: str = ""
+    forwarders: tuple[str, ...] = ()
     egress: Egress = Egress()
 
 

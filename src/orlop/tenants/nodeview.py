@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from orlop.errors import Aborted, FailedPrecondition, Unavailable
+from orlop.tenantdns.zone import TenantContents
 from orlop.tenantnet.model import Ground, Lease, LocalNetwork
-from orlop.tenants import addressbook, blocks, following, names, seen
+from orlop.tenants import addressbook, blocks, following, named, names, seen
 from orlop.tenants.allocation import Book
 from orlop.tenants.annotated import AnnotatedPods
 from orlop.tenants.api import ADDRESS_BOOK, NAMESPACES, NETWORKS, NODES, PODS, SERVICES, SLICES, Api
@@ -29,13 +30,16 @@ V = TypeVar("V")
 class NodeView:
     """The cluster as a node's agent needs it; ``closed`` are the ranges of its pods and Services.
 
+    ``dns`` are the addresses of its DNS, at which the agent answers tenants' pods.
     Everybody's pods are told of, and those of tenants are remembered: in a namespace of a tenant, or in one
     that nobody has told of yet.
     """
 
-    def __init__(self, api: Api, node: str, *, closed: tuple[str, ...], port: int) -> None:
+    def __init__(
+        self, api: Api, node: str, *, closed: tuple[str, ...], port: int, dns: tuple[str, ...] = ()
+    ) -> None:
         self._api, self._node = api, node
-        self._closed, self._port = closed, port
+        self._closed, self._port, self._dns = closed, port, dns
         self._namespaces: Watched[NamespaceSeen] = Watched(
             api, NAMESPACES, seen.namespace, lambda _, name: self._namespace_changed(name)
         )
@@ -133,6 +137,7 @@ class NodeView:
             nodes=tuple(sorted(every)),
             closed=self._closed,
             port=self._port,
+            dns=self._dns,
         )
 
     @property
@@ -140,6 +145,10 @@ class NodeView:
         """Those in which this node has a block."""
         found = (self._local(one) for one in self._networks.of())
         return [one for one in found if one is not None]
+
+    def contents(self, tenant: str) -> TenantContents:
+        """What the tenant's DNS here tells."""
+        return named.contents(self.tenant(tenant), self._nodes.of(), self._closed)
 
     @property
     def tenants(self) -> dict[str, TenantSeen]:

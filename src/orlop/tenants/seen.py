@@ -25,6 +25,8 @@ ENDPOINTS: Final = 1000
 ADDRESSES: Final = 16
 SOURCES: Final = 100
 """Networks that may call a Service from outside."""
+FORWARDERS: Final = 3
+"""Resolvers of a tenant, as many as a resolver's configuration has by custom."""
 
 Reader = Callable[[Any], V | None]
 """Makes a value of an object's document. Raises msgspec.ValidationError for what is none."""
@@ -51,6 +53,7 @@ class NetworkSeen(Value, frozen=True):
     vni: int
     cidr: str
     dns: str = ""
+    forwarders: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ()
@@ -161,6 +164,7 @@ def network(document: Any) -> NetworkSeen:
         vni=read.spec.vni,
         cidr=read.spec.cidr,
         dns=read.spec.dns,
+        forwarders=read.spec.forwarders[:FORWARDERS],
         allow=read.spec.egress.allow,
         deny=read.spec.egress.deny,
         namespaces=read.spec.namespaces,

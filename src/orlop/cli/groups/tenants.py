@@ -67,6 +67,18 @@ def install(
             show_default=False,
         ),
     ] = None,
+    *,
+    dns: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--dns",
+            help="The address of the cluster's DNS, at which agents are to answer tenants' pods.",
+            show_default=False,
+        ),
+    ] = None,
+    domain: Annotated[
+        str, typer.Option("--domain", help="The cluster's domain, if not cluster.local.", show_default=False)
+    ] = "",
     defaults: Annotated[
         bool,
         typer.Option(
@@ -91,6 +103,8 @@ def install(
         image,
         handlers=tuple(handler or ()),
         closed=tuple(closed or ()),
+        dns=tuple(dns or ()),
+        domain=domain,
         defaults=defaults,
         metrics=metrics,
     )
@@ -136,6 +150,15 @@ def agent(
         ),
     ] = Path("/"),
     metrics: Metrics = "",
+    dns: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--dns",
+            help="The address of the cluster's DNS, as kubelets tell it to pods: the agent answers there.",
+            show_default=False,
+        ),
+    ] = None,
+    domain: Annotated[str, typer.Option("--domain", help="The cluster's domain.")] = "cluster.local",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -143,7 +166,8 @@ def agent(
     from orlop.cli import tenants
 
     places = tenants.AgentPlacing(programs, root, metrics)
-    tenants.agent_command(kubeconfig, context, node, tuple(closed), port=port, places=places)
+    cluster = tenants.AgentCluster(tuple(closed), port, tuple(dns or ()), domain)
+    tenants.agent_command(kubeconfig, context, node, cluster, places)
 
 
 @app.command()
