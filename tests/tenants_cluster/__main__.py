@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tests.cluster.room import ClusterNode, cluster, eventually
 from tests.conformance.tools import ToolError
-from tests.tenants_cluster.room import PORT, TenantCluster, floating, pool, server, tenant
+from tests.node import Done
+from tests.tenants_cluster.room import PORT, TenantCluster, floating, pool, server, service, tenant
 
 BOTH = ("blue", "green")
 RANGE = "10.0.0.0/16"
@@ -51,7 +52,7 @@ class Stage:
 def tenants(stage: Stage, here: TenantCluster) -> None:
     """Two tenants, and a server of each on both nodes."""
     stage.step(f"Two tenants, who both have the addresses {RANGE}")
-    here.add(*(tenant(name, network={"cidr": RANGE}, quota={"floatingIPs": 1}) for name in BOTH))
+    here.add(*(tenant(name, network={"cidr": RANGE}, quota={"floatingIPs": 2}) for name in BOTH))
     stage.show(here.cluster.kubectl("get", "tenants").out)
     stage.step("A web server of each tenant on each node, in a virtual machine, with a probe")
     # One node after the other: who comes first takes the first block of addresses.
@@ -123,6 +124,25 @@ def apart(stage: Stage, here: TenantCluster) -> None:
         stage.true(f"guards on {node.name} dropped what {asks} tried", {"nodes", "cluster"} <= found.keys())
 
 
+def served(stage: Stage, here: TenantCluster) -> None:
+    """A Service leads to pods of its tenant, and of no other."""
+    stage.step("Both tenants have a Service web")
+    here.cluster.apply(*(service("web", name) for name in BOTH))
+    for name in BOTH:
+        host = here.cluster_ip(name, "web")
+        for number in (1, 2):
+
+            def asked(name: str = name, number: int = number, host: str = host) -> Done:
+                return here.fetch(name, f"{name}{number}", f"http://{host}:{PORT}/hostname")
+
+            done = eventually(asked, lambda done: done.code == 0)
+            claim = f"{name}{number} asks for web, {host}, and gets the answer of {done.out}"
+            stage.true(claim, done.out.startswith(name), done)
+    host = here.cluster_ip("green", "web")
+    answered = here.answered("blue", "blue1", f"http://{host}:{PORT}/")
+    stage.true(f"blue1 does not reach green's web, {host}", not answered)
+
+
 def visited(stage: Stage, here: TenantCluster) -> None:
     """The world reaches the pod that has a floating address."""
     stage.step("An address of the world's for blue2")
@@ -131,6 +151,11 @@ def visited(stage: Stage, here: TenantCluster) -> None:
     said = eventually(lambda: here.cluster.run("curl", "-sS", "-m", "10", url, check=False).out, bool)
     stage.show(here.cluster.kubectl("get", "floatingaddresses", "--all-namespaces").out)
     stage.true(f"who asks {url} from outside the cluster's nodes gets the answer of blue2", said == "blue2")
+    stage.step("A load balancer for all of blue's servers")
+    here.cluster.apply(service("front", "blue", type="LoadBalancer"))
+    url = f"http://{here.front('blue', 'front')}:{PORT}/hostname"
+    said = eventually(lambda: here.cluster.run("curl", "-sS", "-m", "10", url, check=False).out, bool)
+    stage.true(f"who asks {url} from there gets the answer of {said}", said.startswith("blue"))
 
 
 def ended(stage: Stage, here: TenantCluster, before: dict[str, list[str]], objects: set[str]) -> None:
@@ -158,6 +183,7 @@ def play(stage: Stage) -> None:
         tenants(stage, here)
         reached(stage, here)
         apart(stage, here)
+        served(stage, here)
         visited(stage, here)
         ended(stage, here, before, objects)
         stage.step("The nodes stop, remove their pods, and look for what is left")

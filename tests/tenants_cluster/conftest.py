@@ -25,7 +25,7 @@ def installed() -> Iterator[TenantCluster]:
 @pytest.fixture(scope="session")
 def here(installed: TenantCluster) -> TenantCluster:
     """Two tenants with a pod on each node, of the same names and addresses."""
-    installed.add(*(tenant(name, quota={"floatingIPs": 1}) for name in BOTH))
+    installed.add(*(tenant(name, quota={"floatingIPs": 2}) for name in BOTH))
     # One node after the other: who comes first takes the first block.
     for number, node in enumerate(installed.nodes, 1):
         pods = [server(f"{name}{number}", name, node) for name in BOTH]

@@ -76,6 +76,17 @@ def server(name: str, namespace: str, node: ClusterNode, **container: Any) -> di
     }
 
 
+def service(name: str, namespace: str, **spec: Any) -> dict[str, Any]:
+    """A Service for all servers of a namespace."""
+    ports = [{"port": PORT}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"selector": {"part": "server"}, "ports": ports, **spec},
+    }
+
+
 def pool() -> dict[str, Any]:
     """Addresses on the nodes' own network that nobody has."""
     begin = layout.CONTROL.rpartition(".")[0]
@@ -179,12 +190,26 @@ class TenantCluster:
 
         return eventually(told, bool)
 
+    def cluster_ip(self, namespace: str, name: str) -> str:
+        """The address of a Service."""
+        return str(self.cluster.json("get", "service", name, f"--namespace={namespace}")["spec"]["clusterIP"])
+
     def floating(self, namespace: str, name: str) -> str:
         """The address of the world's that an object was given."""
 
         def given() -> str:
             about = self.cluster.json("get", "floatingaddress", name, f"--namespace={namespace}")
             return str(about.get("status", {}).get("address", ""))
+
+        return eventually(given, bool)
+
+    def front(self, namespace: str, name: str) -> str:
+        """The address of the world's of a Service."""
+
+        def given() -> str:
+            about = self.cluster.json("get", "service", name, f"--namespace={namespace}")
+            ingress = about["status"].get("loadBalancer", {}).get("ingress", ())
+            return next((str(one["ip"]) for one in ingress), "")
 
         return eventually(given, bool)
 
