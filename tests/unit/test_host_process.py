@@ -1,7 +1,8 @@
 import asyncio
 import os
 import sys
-from asyncio.subprocess import PIPE
+import time
+from asyncio.subprocess import PIPE, SubprocessStreamProtocol
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,27 @@ async def test_a_cancellation_kills_and_reaps(tmp_path: Path) -> None:
     pid = int(pid_file.read_text())
     assert process.process_start_time(pid) == 0
     await _end_of_the_group(pid)
+
+
+async def test_a_cancellation_while_a_child_starts_leaves_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid_file = tmp_path / "pid"
+    connected = SubprocessStreamProtocol.connection_made
+
+    def slowly(self: SubprocessStreamProtocol, transport: asyncio.BaseTransport) -> None:
+        # The child is as far as it gets before the event loop comes to connect its pipes.
+        while not (pid_file.exists() and pid_file.read_text()):
+            time.sleep(0.01)
+        task.cancel()
+        connected(self, transport)
+
+    monkeypatch.setattr(SubprocessStreamProtocol, "connection_made", slowly)
+    script = f"sleep 6000 & echo $$ > {pid_file}; sleep 6000"
+    task = asyncio.create_task(process.run(["sh", "-c", script]))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await _end_of_the_group(int(pid_file.read_text()))
 
 
 async def test_a_process_is_known_by_pid_and_start_time() -> None:

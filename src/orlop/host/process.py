@@ -112,12 +112,13 @@ async def spawn(
     """Start a child and return at once. The caller owns it; the end of the event loop kills it.
 
     ``env`` replaces the environment; ``program`` is the file where the first of ``argv`` is but a name.
-    Raises NotFound when there is no such program.
+    A cancellation while it starts kills its group. Raises NotFound when there is no such program.
     """
     arguments = [os.fspath(argument) for argument in argv]
     _watch_by_pidfd()
     loop = asyncio.get_running_loop()
-    try:
+
+    async def start() -> Child:
         transport, protocol = await loop.subprocess_exec(
             lambda: SubprocessStreamProtocol(limit=_CHUNK, loop=loop),
             *arguments,
@@ -130,9 +131,13 @@ async def spawn(
             start_new_session=new_session,
             executable=program,
         )
+        return Child(transport, protocol, loop)
+
+    try:
+        # Cancelled in there, asyncio would kill the child alone, and wait for those that hold its pipes.
+        return await tasks.wanted_or_undone(f"the child {arguments[0]}", start(), reap)
     except OSError as error:
         raise _not_started(os.fspath(program or arguments[0]), cwd, error) from error
-    return Child(transport, protocol, loop)
 
 
 class Detached:
