@@ -137,9 +137,10 @@ class Plane:
             argv, capture_output=True, text=True, timeout=CALL_TIMEOUT, check=False, env=env
         )
 
-    def account(self, namespace: str, name: str) -> Plane:
-        """The same for a service account, by a token of its own."""
-        token = self.kubectl("create", "token", name, f"--namespace={namespace}").strip()
+    def account(self, namespace: str, name: str, *, node: str = "") -> Plane:
+        """The same for a service account, by a token of its own, which may be bound to a node."""
+        bound = ["--bound-object-kind=Node", f"--bound-object-name={node}"] if node else []
+        token = self.kubectl("create", "token", name, f"--namespace={namespace}", *bound).strip()
         document = json.loads(self.kubeconfig.read_text())
         document["users"][0]["user"] = {"token": token}
         return self.seen_by(json.dumps(document))

@@ -25,6 +25,7 @@ from orlop.tenants.api import (
 )
 from orlop.tenants.lease import Leadership
 from orlop.tenants.operatormetrics import OperatorMetrics
+from orlop.tenants.returns import BlockReturns
 from orlop.tenants.rounds import Rounds
 from orlop.tenants.settle import settle
 
@@ -81,6 +82,7 @@ class Operator:
                 group.create_task(self._watch(kind, lambda found: self._all_changed()))
             group.create_task(self._rounds.serve())
             group.create_task(self._addresses.run())
+            group.create_task(BlockReturns(self._api).keep())
 
     async def _patiently(self, call: Callable[[], Any]) -> None:
         while True:
