@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -24,9 +26,9 @@ from tests.tenants.agents import call, pod_namespace
 from tests.tenants.questions import ask, records
 from tests.tenants.test_floating import answers_for
 from tests.tenants.test_traffic import Server
-from tests.tenants.world import CLOSED, DNS, GATEWAY, LIMIT, OUTSIDE, TestNode, World
+from tests.tenants.world import CLOSED, DNS, GATEWAY, LIMIT, OUTSIDE, PORT, TestNode, World, inside
 from tests.tenants_api.conftest import Ship, tenant
-from tests.tenants_api.plane import Plane, eventually
+from tests.tenants_api.plane import COMES_TRUE, Plane, eventually
 from tests.tenants_api.test_addresses import bind, floating, pool
 
 pytestmark = needs_root
@@ -136,6 +138,108 @@ async def test_nodes_do_what_the_api_server_tells_them(
             await call(_socket(tmp_path, first), "ADD", "two", places[tenants[0], 1], "default")
         for (name, number), place in places.items():
             await call(_socket(tmp_path, nodes.nodes[number]), "DEL", f"{name}-one", place, name)
+
+
+def _bind(ship: Ship, namespace: str, name: str, node: TestNode, alias: str) -> None:
+    """Have a pod run on a node, as far as a scheduler and a kubelet would have told of it."""
+    bind(ship.plane, name, namespace, _name(node))
+    status = {"status": {"phase": "Running", "podIP": alias, "podIPs": [{"ip": alias}]}}
+    patch = ["--subresource=status", "--type=merge", "-p", json.dumps(status), "-n", namespace]
+    ship.plane.kubectl("patch", "pod", name, *patch)
+
+
+def _called(caller: Path, address: str) -> int:
+    """Call a Service; the number of what went wrong, or 0."""
+
+    def call() -> int:
+        with socket.socket() as client:
+            client.settimeout(LIMIT)
+            try:
+                client.connect((address, PORT))
+            except OSError as error:
+                return error.errno or errno.ETIMEDOUT
+        return 0
+
+    return inside(caller, call)
+
+
+async def test_a_service_of_the_api_leads_to_its_pod_on_another_node(
+    ship: Ship, nodes: World, tenants: tuple[str, str], tmp_path: Path
+) -> None:
+    """Its EndpointSlice is the controllers' work."""
+    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
+    first, second = nodes.nodes.values()
+    space = tenants[0]
+    spec = {"selector": {"app": "web"}, "ports": [{"port": PORT}], "publishNotReadyAddresses": True}
+    web = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web", "namespace": space},
+        "spec": spec,
+    }
+    async with AsyncExitStack() as stack:
+        for node in (first, second):
+            await stack.enter_async_context(_agent(account, node, tmp_path))
+        caller = await stack.enter_async_context(pod_namespace(tmp_path / "caller"))
+        served = await stack.enter_async_context(pod_namespace(tmp_path / "served"))
+        await asyncio.to_thread(_pod, ship, "web", space)
+        ship.plane.kubectl("label", "pod", "web", "-n", space, "app=web")
+        await call(_socket(tmp_path, first), "ADD", "caller", caller, space)
+        outcome = await call(_socket(tmp_path, second), "ADD", "web", served, space)
+        alias = str(outcome["ips"][0]["address"]).partition("/")[0]
+        await asyncio.to_thread(_bind, ship, space, "web", second, alias)
+        await asyncio.to_thread(ship.plane.apply, web)
+        address = str(ship.plane.json("get", "service", "web", "-n", space)["spec"]["clusterIP"])
+        listener = await asyncio.to_thread(inside, served, lambda: socket.create_server(("", PORT)))
+        with listener:
+            await asyncio.to_thread(eventually, lambda: _called(caller, address), lambda said: said == 0)
+            assert await asyncio.to_thread(_called, caller, alias) == 0
+        ship.plane.kubectl("delete", "pod", "web", "-n", space, "--force", "--grace-period=0")
+        await asyncio.to_thread(
+            eventually, lambda: _called(caller, address), lambda said: said == errno.ECONNREFUSED
+        )
+        await call(_socket(tmp_path, first), "DEL", "caller", caller, space)
+        await call(_socket(tmp_path, second), "DEL", "web", served, space)
+
+
+@pytest.fixture
+def late(ship: Ship) -> Iterator[str]:
+    """A namespace that is nobody's, with a Service in it."""
+    about = {"name": "late"}
+    ship.plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": about})
+    spec = {"ports": [{"port": PORT}]}
+    about = {"name": "web", "namespace": "late"}
+    ship.plane.apply({"apiVersion": "v1", "kind": "Service", "metadata": about, "spec": spec})
+    yield "late"
+    ship.plane.kubectl("delete", "namespace", "late", "--wait=false")
+
+
+async def test_what_is_known_of_a_tenant_follows_its_namespaces(ship: Ship, late: str) -> None:
+    """What was made before its namespace became a tenant's is not forgotten."""
+    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
+
+    def kubectl(*words: str) -> None:
+        ship.plane.kubectl(*words, "-n", late)
+
+    async with connect(account.kubeconfig) as api:
+        view = NodeView(api, "machine1", closed=CLOSED, port=PORT)
+
+        async def known(*wanted: str) -> None:
+            told = 0
+            async with asyncio.timeout(COMES_TRUE):
+                while {one.name for one in view.tenant("nobody").services} != set(wanted):
+                    told = await view.changes(told)
+
+        await view.load()
+        async with beside(view.watch()):
+            await known()
+            kubectl("create", "service", "clusterip", "two", "--tcp=80")
+            kubectl("label", "namespace", late, f"{names.TENANT}=nobody")
+            await known("web", "two")
+            kubectl("delete", "service", "web")
+            await known("two")
+            kubectl("label", "namespace", late, f"{names.TENANT}-")
+            await known()
 
 
 def _told(ship: Ship, namespace: str) -> str:
