@@ -129,18 +129,19 @@ def served(stage: Stage, here: TenantCluster) -> None:
     stage.step("Both tenants have a Service web")
     here.cluster.apply(*(service("web", name) for name in BOTH))
     for name in BOTH:
-        host = here.cluster_ip(name, "web")
         for number in (1, 2):
 
-            def asked(name: str = name, number: int = number, host: str = host) -> Done:
-                return here.fetch(name, f"{name}{number}", f"http://{host}:{PORT}/hostname")
+            def asked(name: str = name, number: int = number) -> Done:
+                return here.fetch(name, f"{name}{number}", f"http://web:{PORT}/hostname")
 
             done = eventually(asked, lambda done: done.code == 0)
-            claim = f"{name}{number} asks for web, {host}, and gets the answer of {done.out}"
+            claim = f"{name}{number} asks for web, by this name, and gets the answer of {done.out}"
             stage.true(claim, done.out.startswith(name), done)
+    done = here.fetch("blue", "blue1", f"http://web.green:{PORT}/")
+    stage.true("blue1 asks for web.green, and there is no such name", "resolve" in done.err, done)
     host = here.cluster_ip("green", "web")
     answered = here.answered("blue", "blue1", f"http://{host}:{PORT}/")
-    stage.true(f"blue1 does not reach green's web, {host}", not answered)
+    stage.true(f"blue1 does not reach green's web by its address either, {host}", not answered)
 
 
 def visited(stage: Stage, here: TenantCluster) -> None:

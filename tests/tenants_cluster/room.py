@@ -37,7 +37,8 @@ SHORT = 5.0 * SLOWNESS
 """Seconds that whoever must not be answered waits for an answer."""
 LONG = 60.0 * PATIENCE
 ORLOP = (sys.executable, "-m", "orlop.cli.main")
-CLOSED = (layout.PODS, layout.SERVICES)
+OF_CLUSTER = (f"--closed={layout.PODS}", f"--closed={layout.SERVICES}", f"--dns={layout.DNS_SERVICE}")
+"""What agents are told of the cluster."""
 WORKLOADS = ("Deployment", "DaemonSet")
 
 
@@ -120,7 +121,7 @@ class TenantCluster:
         for node in self.nodes:
             aliases = f"{names.ALIASES}={node.place.aliases}"
             self.cluster.kubectl("annotate", "node", node.name, aliases)
-        printed = tools.run([*ORLOP, "tenants", "install", *(f"--closed={one}" for one in CLOSED), *options])
+        printed = tools.run([*ORLOP, "tenants", "install", *OF_CLUSTER, *options])
         objects = [one for one in yaml.safe_load_all(printed) if workloads or one["kind"] not in WORKLOADS]
         self.cluster.apply({"apiVersion": "v1", "kind": "List", "items": objects})
         self.cluster.wait("crd", "condition=Established", "--all")
@@ -131,9 +132,8 @@ class TenantCluster:
         self.cluster.keep(OPERATOR, *self._as(OPERATOR, "operator"), "tenants", "operator")
         for node in self.nodes:
             bound = ("--bound-object-kind=Node", f"--bound-object-name={node.name}")
-            closed = [f"--closed={one}" for one in CLOSED]
             agent = self._as(AGENT, f"agent-{node.name}", *bound)
-            node.keep(AGENT, *agent, "tenants", "agent", f"--node={node.name}", *closed)
+            node.keep(AGENT, *agent, "tenants", "agent", f"--node={node.name}", *OF_CLUSTER)
         for node in self.nodes:
             self.serving(node)
 

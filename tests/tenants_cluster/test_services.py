@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cluster import layout
 from tests.cluster.room import eventually
 from tests.tenants_cluster.conftest import BOTH
 from tests.tenants_cluster.room import PORT, TenantCluster, service
@@ -42,3 +43,16 @@ def test_a_service_of_another_tenant_answers_nobody(served: TenantCluster) -> No
     url = f"http://{served.cluster_ip('green', 'web')}:{PORT}/hostname"
     for pod in ("blue1", "blue2"):
         assert served.answered("blue", pod, url) == []
+
+
+@pytest.mark.parametrize("host", ["web", "web.blue", f"web.blue.svc.{layout.DOMAIN}"])
+def test_a_service_is_found_by_its_name_on_both_nodes(host: str, served: TenantCluster) -> None:
+    for pod in ("blue1", "blue2"):
+        _all_answer(served, "blue", pod, host)
+
+
+def test_names_are_a_tenants_own(served: TenantCluster) -> None:
+    _all_answer(served, "green", "green1", "web")
+    for host in ("web.green", f"web.green.svc.{layout.DOMAIN}", f"kubernetes.default.svc.{layout.DOMAIN}"):
+        done = served.fetch("blue", "blue1", f"http://{host}:{PORT}/hostname")
+        assert done.code != 0 and "resolve" in done.err, f"{host}: {done}"
