@@ -28,7 +28,7 @@ from tests.tenants.test_floating import answers_for
 from tests.tenants.test_traffic import Server
 from tests.tenants.world import CLOSED, DNS, GATEWAY, LIMIT, OUTSIDE, PORT, TestNode, World, inside
 from tests.tenants_api.conftest import Ship, tenant
-from tests.tenants_api.plane import COMES_TRUE, Plane, eventually
+from tests.tenants_api.plane import COMES_TRUE, eventually
 from tests.tenants_api.test_addresses import bind, floating, pool
 
 pytestmark = needs_root
@@ -69,8 +69,9 @@ def _socket(directory: Path, node: TestNode) -> Path:
 
 
 @asynccontextmanager
-async def _agent(account: Plane, node: TestNode, directory: Path) -> AsyncIterator[None]:
-    """An agent as the service account that the manifests make, until the block ends."""
+async def _agent(ship: Ship, node: TestNode, directory: Path) -> AsyncIterator[None]:
+    """An agent as the service account that the manifests make, bound to its node, until the block ends."""
+    account = ship.plane.account("orlop-system", "orlop-tenants-agent", node=_name(node))
     places = AgentPlaces(
         socket=_socket(directory, node),
         state=directory / f"agent{node.number}",
@@ -113,14 +114,14 @@ def _pod(ship: Ship, name: str, namespace: str) -> str:
 async def test_nodes_do_what_the_api_server_tells_them(
     ship: Ship, nodes: World, tenants: tuple[str, str], tmp_path: Path
 ) -> None:
-    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
     first, second = nodes.nodes.values()
     async with AsyncExitStack() as stack:
         for node in (first, second):
-            await stack.enter_async_context(_agent(account, node, tmp_path))
+            await stack.enter_async_context(_agent(ship, node, tmp_path))
         places = {}
         for name in tenants:
             await asyncio.to_thread(_pod, ship, f"{name}-one", name)
+            await asyncio.to_thread(bind, ship.plane, f"{name}-one", name, _name(first))
             for node in (first, second):
                 place = tmp_path / f"{name}{node.number}"
                 places[name, node.number] = await stack.enter_async_context(pod_namespace(place))
@@ -130,7 +131,7 @@ async def test_nodes_do_what_the_api_server_tells_them(
             found = ship.plane.json("get", "network", name)["status"]["blocks"]
             assert found == {"machine1": "10.0.0.0/24", "machine2": "10.0.1.0/24"}
             annotation = await asyncio.to_thread(_told, ship, name)
-            assert annotation in ("10.0.0.2", "10.0.1.2")
+            assert annotation == "10.0.0.2", "the node that the pod is not on must not say so"
         # The first node heard of the second's blocks; each tenant's pod is reached by its own alone.
         for name in tenants:
             assert await asyncio.to_thread(_asked, places[name, 1], places[name, 2], name) == name
@@ -138,6 +139,9 @@ async def test_nodes_do_what_the_api_server_tells_them(
             await call(_socket(tmp_path, first), "ADD", "two", places[tenants[0], 1], "default")
         for (name, number), place in places.items():
             await call(_socket(tmp_path, nodes.nodes[number]), "DEL", f"{name}-one", place, name)
+        for name in tenants:
+            # There is no kubelet that would let it go.
+            ship.plane.kubectl("delete", "pod", f"{name}-one", "-n", name, "--force", "--grace-period=0")
 
 
 def _bind(ship: Ship, namespace: str, name: str, node: TestNode, alias: str) -> None:
@@ -167,7 +171,6 @@ async def test_a_service_of_the_api_leads_to_its_pod_on_another_node(
     ship: Ship, nodes: World, tenants: tuple[str, str], tmp_path: Path
 ) -> None:
     """Its EndpointSlice is the controllers' work."""
-    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
     first, second = nodes.nodes.values()
     space = tenants[0]
     spec = {"selector": {"app": "web"}, "ports": [{"port": PORT}], "publishNotReadyAddresses": True}
@@ -179,7 +182,7 @@ async def test_a_service_of_the_api_leads_to_its_pod_on_another_node(
     }
     async with AsyncExitStack() as stack:
         for node in (first, second):
-            await stack.enter_async_context(_agent(account, node, tmp_path))
+            await stack.enter_async_context(_agent(ship, node, tmp_path))
         caller = await stack.enter_async_context(pod_namespace(tmp_path / "caller"))
         served = await stack.enter_async_context(pod_namespace(tmp_path / "served"))
         await asyncio.to_thread(_pod, ship, "web", space)
@@ -216,11 +219,11 @@ def late(ship: Ship) -> Iterator[str]:
 
 async def test_what_is_known_of_a_tenant_follows_its_namespaces(ship: Ship, late: str) -> None:
     """What was made before its namespace became a tenant's is not forgotten."""
-    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
 
     def kubectl(*words: str) -> None:
         ship.plane.kubectl(*words, "-n", late)
 
+    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
     async with connect(account.kubeconfig) as api:
         view = NodeView(api, "machine1", closed=CLOSED, port=PORT)
 
@@ -260,12 +263,11 @@ async def test_pods_are_told_their_own_tenants_names(
     ship: Ship, nodes: World, tenants: tuple[str, str], tmp_path: Path
 ) -> None:
     """From the API server to a pod's question; also under a domain of the tenant's own."""
-    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
     one, other = tenants
     change = {"spec": {"network": {"dns": "azure.example"}}}
     ship.plane.kubectl("patch", "tenant", one, "--type=merge", "-p", json.dumps(change))
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(_agent(account, nodes.nodes[1], tmp_path))
+        await stack.enter_async_context(_agent(ship, nodes.nodes[1], tmp_path))
         places = {}
         for name in tenants:
             await asyncio.to_thread(_pod, ship, f"{name}-one", name)
@@ -299,12 +301,11 @@ async def test_a_namespace_that_no_one_has_told_of_gets_no_network(
     ship: Ship, nodes: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orlop.tenants.nodeview.KNOWN_WITHIN", 0.2)
-    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
     node = nodes.nodes[1]
     place = tmp_path / "pod"
     await netns.create(place)
     try:
-        async with _agent(account, node, tmp_path):
+        async with _agent(ship, node, tmp_path):
             with pytest.raises(PluginFailed, match="not known on this node yet") as caught:
                 await call(_socket(tmp_path, node), "ADD", "one", place, "unheard-of")
             assert caught.value.cni_code == 11
@@ -316,11 +317,11 @@ async def test_the_node_of_a_pod_answers_for_its_floating_address(
     ship: Ship, nodes: World, tenants: tuple[str, str], tmp_path: Path
 ) -> None:
     """From the object that a member makes to the first packet, and to another node with its pod."""
-    account, name = ship.plane.account("orlop-system", "orlop-tenants-agent"), tenants[0]
+    name = tenants[0]
     await asyncio.to_thread(_give, ship, name)
     async with AsyncExitStack() as stack:
         for node in nodes.nodes.values():
-            await stack.enter_async_context(_agent(account, node, tmp_path))
+            await stack.enter_async_context(_agent(ship, node, tmp_path))
         for node in nodes.nodes.values():
             uid = await asyncio.to_thread(_pod, ship, "web", name)
             await asyncio.to_thread(bind, ship.plane, "web", name, _name(node))

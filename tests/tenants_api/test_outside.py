@@ -58,7 +58,6 @@ async def test_a_service_with_an_address_is_called_from_outside(
     ship: Ship, nodes: World, tenants: tuple[str, str], tmp_path: Path
 ) -> None:
     """The operator chooses a node that is ready, whose router leads to the pod, there or elsewhere."""
-    account = ship.plane.account("orlop-system", "orlop-tenants-agent")
     first, second = nodes.nodes.values()
     space = tenants[0]
     ship.change(space, quota={"floatingIPs": 1})
@@ -73,7 +72,7 @@ async def test_a_service_with_an_address_is_called_from_outside(
     ship.plane.apply({"apiVersion": "v1", "kind": "Service", "metadata": about, "spec": spec})
     async with AsyncExitStack() as stack:
         for node in (first, second):
-            await stack.enter_async_context(agents._agent(account, node, tmp_path))
+            await stack.enter_async_context(agents._agent(ship, node, tmp_path))
         served = await stack.enter_async_context(pod_namespace(tmp_path / "served"))
         caller = await stack.enter_async_context(pod_namespace(tmp_path / "caller"))
         await asyncio.to_thread(agents._pod, ship, "web", space)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-PARTS = ("crds", "policies", "defaults", "operator", "agent")
+PARTS = ("crds", "policies", "agentpolicies", "defaults", "operator", "agent")
 """In the order in which they are applied: nothing is made before what guards it."""
 
 
