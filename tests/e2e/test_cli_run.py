@@ -414,7 +414,6 @@ def test_a_container_runs_again_in_its_pod_and_in_a_new_one(cli: Cli) -> None:
 def test_what_others_have_says_what_to_use_instead(cli: Cli) -> None:
     for args in (
         ["build", "."],
-        ["commit", "a", "b"],
         ["run", "--health-startup-cmd", "x", BUSYBOX],
         ["image", "history", "x"],
     ):
