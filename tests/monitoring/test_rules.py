@@ -12,6 +12,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,27 +49,35 @@ def checker() -> Path:
     return target
 
 
-def expressions() -> list[str]:
-    """Of every panel of the dashboard, with Grafana's variables filled in."""
+def expressions(dashboard: str, variables: Mapping[str, str]) -> list[str]:
+    """Of every panel of a dashboard, with Grafana's variables filled in."""
     found = []
-    for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]:
+    for panel in json.loads((MONITORING / dashboard).read_text())["panels"]:
         for target in panel["targets"]:
             text = target["expr"]
-            for name, value in VARIABLES.items():
+            for name, value in variables.items():
                 text = text.replace(name, value)
             assert "$" not in text
             found.append(text)
     return found
 
 
-@pytest.fixture(scope="module")
-def parsed() -> Any:
-    command = [checker(), MONITORING / "alerts.yaml"]
-    asked = json.dumps(expressions())
+def parse(rules: Path, asked: list[str]) -> Any:
+    """What Prometheus' parsers say of rules and of expressions."""
     done = subprocess.run(
-        command, input=asked, capture_output=True, text=True, timeout=60 * PATIENCE, check=True
+        [checker(), rules],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=60 * PATIENCE,
+        check=True,
     )
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def parsed() -> Any:
+    return parse(MONITORING / "alerts.yaml", expressions("dashboard.json", VARIABLES))
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,7 @@ from orlop.tenantnet.guards import GUARDS
 from orlop.tenants.agentmetrics import AgentMetrics
 from orlop.tenants.operatormetrics import OperatorMetrics
 from tests.conftest import needs_root
-from tests.monitoring.test_rules import MONITORING, OF_PROMETHEUS, SCRAPED, checker
-from tests.patience import PATIENCE
+from tests.monitoring.test_rules import MONITORING, OF_PROMETHEUS, SCRAPED, expressions, parse
 from tests.tenants.agents import call, desk, pod_namespace
 from tests.tenants.world import World
 
@@ -40,29 +37,9 @@ class Listed:
         return [TENANT]
 
 
-def expressions() -> list[str]:
-    found = []
-    for panel in json.loads((MONITORING / "tenants-dashboard.json").read_text())["panels"]:
-        for target in panel["targets"]:
-            text = target["expr"]
-            for name, value in VARIABLES.items():
-                text = text.replace(name, value)
-            assert "$" not in text
-            found.append(text)
-    return found
-
-
 @pytest.fixture(scope="module")
 def parsed() -> Any:
-    done = subprocess.run(
-        [checker(), RULES],
-        input=json.dumps(expressions()),
-        capture_output=True,
-        text=True,
-        timeout=60 * PATIENCE,
-        check=True,
-    )
-    return json.loads(done.stdout)
+    return parse(RULES, expressions("tenants-dashboard.json", VARIABLES))
 
 
 def _samples(registry: CollectorRegistry) -> Iterable[tuple[str, set[str]]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from orlop.host import namespaces, threads
+from orlop.linux.netlink import ROUTING, Netlink
 
 T = TypeVar("T")
 
@@ -34,3 +35,16 @@ async def within(
     See :func:`orlop.host.namespaces.within`.
     """
     return await namespaces.within({"net": path}, function, unwanted=unwanted)
+
+
+async def ask(path: Path, work: Callable[[Netlink], T], protocol: int = ROUTING) -> T:
+    """Do short ``work`` with the kernel of the network namespace at ``path``, by netlink.
+
+    Raises what :func:`within` and ``work`` raise.
+    """
+
+    def body() -> T:
+        with Netlink(protocol) as kernel:
+            return work(kernel)
+
+    return await within(path, body)

@@ -18,18 +18,10 @@ from orlop.images.erofs import CHUNKED
 from orlop.images.erofsread import ErofsReader, Inode
 from orlop.images.tarstream import BLOCK
 from orlop.images.tree import OPAQUE
+from orlop.linux.packing import KINDS
 
 MAX_HOLES = 1 << 13
 """A file with more of them is written whole: what lists them must fit into a header that readers accept."""
-
-_KINDS = {
-    stat.S_IFREG: tarfile.REGTYPE,
-    stat.S_IFDIR: tarfile.DIRTYPE,
-    stat.S_IFLNK: tarfile.SYMTYPE,
-    stat.S_IFCHR: tarfile.CHRTYPE,
-    stat.S_IFBLK: tarfile.BLKTYPE,
-    stat.S_IFIFO: tarfile.FIFOTYPE,
-}
 
 
 def pack(layer: ErofsReader, output: BinaryIO) -> str:
@@ -83,7 +75,7 @@ class _Packer:
 
     def _described(self, path: bytes, inode: Inode) -> tarfile.TarInfo:
         info = tarfile.TarInfo(os.fsdecode(path))
-        info.type = _KINDS[stat.S_IFMT(inode.mode)]
+        info.type = KINDS[stat.S_IFMT(inode.mode)]
         info.mode = stat.S_IMODE(inode.mode)
         info.uid, info.gid = inode.uid, inode.gid
         info.mtime = inode.mtime

@@ -24,7 +24,7 @@ MAX_LINKED = 1 << 18
 """Files with several names of which some are still to come."""
 
 _BLOCK = tarfile.BLOCKSIZE
-_KINDS = {
+KINDS = {
     stat.S_IFREG: tarfile.REGTYPE,
     stat.S_IFDIR: tarfile.DIRTYPE,
     stat.S_IFLNK: tarfile.SYMTYPE,
@@ -32,6 +32,8 @@ _KINDS = {
     stat.S_IFBLK: tarfile.BLKTYPE,
     stat.S_IFIFO: tarfile.FIFOTYPE,
 }
+"""What archives call a kind of files."""
+
 _CAPABILITY = "security.capability"
 _OF_USERS = "user."
 _OF_OVERLAYS = "user.overlay."
@@ -103,7 +105,7 @@ class _TreePacker:
             yield from self._directory(directory, name, path, depth)
         elif stat.S_ISREG(found.st_mode):
             yield from self._file(directory, name, path)
-        elif stat.S_IFMT(found.st_mode) in _KINDS:
+        elif stat.S_IFMT(found.st_mode) in KINDS:
             info = _described(path, found)
             if stat.S_ISLNK(found.st_mode):
                 info.linkname = os.fsdecode(os.readlink(name, dir_fd=directory))
@@ -162,7 +164,7 @@ class _TreePacker:
 
 def _described(path: bytes, found: os.stat_result) -> tarfile.TarInfo:
     info = tarfile.TarInfo(os.fsdecode(path))
-    info.type = _KINDS[stat.S_IFMT(found.st_mode)]
+    info.type = KINDS[stat.S_IFMT(found.st_mode)]
     info.mode = stat.S_IMODE(found.st_mode)
     info.uid, info.gid = found.st_uid, found.st_gid
     info.mtime = int(found.st_mtime)

@@ -7,19 +7,16 @@ anybody has changed a rule since, by hand or by what came with another agent, th
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from orlop.errors import FailedPrecondition
 from orlop.host import netns, process, roots
 from orlop.linux import netlink, nftables
-from orlop.linux.netlink import Netlink
 from orlop.tenantnet import tables
 from orlop.tenantnet.tables import Table
 from orlop.value import Value
-
-T = TypeVar("T")
 
 _TIME: Final = 30.0
 _MOST_CHANGES: Final = 1000
@@ -63,7 +60,11 @@ class Filters:
         if changes is None or len(changes) > _MOST_CHANGES:
             return None
         try:
-            return await _at(place, lambda kernel: nftables.change(kernel, changes, former.generation))
+            return await netns.ask(
+                place,
+                lambda kernel: nftables.change(kernel, changes, former.generation),
+                netlink.NETFILTER,
+            )
         except OSError as error:
             if error.errno not in (errno.ERESTART, errno.ENOENT, errno.EEXIST):
                 raise
@@ -71,19 +72,11 @@ class Filters:
 
     async def _write(self, place: Path, wanted: Sequence[Table]) -> int | None:
         """Replace the tables in one transaction of nft(8); the generation, None if that may be another's."""
-        before = await _at(place, nftables.generation)
+        before = await netns.ask(place, nftables.generation, netlink.NETFILTER)
         argv = ["nsenter", f"--net={place}", *roots.entering(self._root), "nft", "-f", "-"]
         try:
             await process.run(argv, input=tables.text(wanted).encode(), timeout=_TIME)
         except (process.ProcessFailed, ValueError) as error:
             raise FailedPrecondition(f"packet filter of {place.name}: {error}") from error
-        after = await _at(place, nftables.generation)
+        after = await netns.ask(place, nftables.generation, netlink.NETFILTER)
         return after if after == nftables.following(before) else None
-
-
-async def _at(place: Path, work: Callable[[Netlink], T]) -> T:
-    def body() -> T:
-        with Netlink(netlink.NETFILTER) as kernel:
-            return work(kernel)
-
-    return await netns.within(place, body)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import TypeVar
 
 from orlop.errors import FailedPrecondition, NotFound
 from orlop.host import netns, roots
@@ -36,7 +35,6 @@ from orlop.tenantnet.model import (
     uplink_macs,
 )
 
-T = TypeVar("T")
 Place = tuple[str, int]
 """An address and a port."""
 
@@ -89,7 +87,7 @@ class NodeKernel:
             _mtu(kernel, ground.address)
             _write({"ipv4/ip_forward": "1"})
 
-        await self._at(self._node, make_ready)
+        await netns.ask(self._node, make_ready)
 
     async def set_up(self, network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> None:
         """Have the tenant's router, with its ways to the node and to other nodes, as it is wanted.
@@ -98,11 +96,14 @@ class NodeKernel:
         """
         router = self._router(network.namespace)
         found = await self._namespace(router)
-        mtu = await self._at(self._node, lambda kernel: _mtu(kernel, ground.address))
-        await self._at(self._node, lambda kernel: _make_ways(kernel, router, network, ground, mtu, found))
-        await self._at(router, lambda kernel: _fill_router(kernel, network, leases, mtu))
-        await self._at(router, lambda kernel: _have_names(kernel, ground.dns))
-        await self._at(self._node, lambda kernel: _lead_to_router(kernel, network, ground, leases))
+
+        def fill(kernel: Netlink) -> None:
+            _fill_router(kernel, network, leases, mtu)
+            _have_names(kernel, ground.dns)
+
+        mtu = await netns.ask(self._node, lambda kernel: _make_ways(kernel, router, network, ground, found))
+        await netns.ask(router, fill)
+        await netns.ask(self._node, lambda kernel: _lead_to_router(kernel, network, ground, leases))
         await self.filter(network, ground, leases)
 
     async def filter(self, network: LocalNetwork, ground: Ground, leases: Sequence[Lease]) -> None:
@@ -112,7 +113,7 @@ class NodeKernel:
         led = _datagrams(network)
         former = self._led.pop(router, None)
         if former is None or any(not ends <= led.get(called, set()) for called, ends in former.items()):
-            await self._at(router, lambda kernel: _forget_flows(kernel, led), netlink.NETFILTER)
+            await netns.ask(router, lambda kernel: _forget_flows(kernel, led), netlink.NETFILTER)
         self._led[router] = led
 
     async def filter_node(self, ground: Ground, outside: Collection[str] = ()) -> None:
@@ -127,11 +128,11 @@ class NodeKernel:
             uplink.tell(new)
             return new
 
-        return await self._at(self._node, work)
+        return await netns.ask(self._node, work)
 
     async def tell(self, told: Sequence[tuple[str, str]]) -> None:
         """Tell once more: who was not listening then may be now."""
-        await self._at(self._node, lambda kernel: uplink.tell(told))
+        await netns.ask(self._node, lambda kernel: uplink.tell(told))
 
     async def plug(self, network: LocalNetwork, ground: Ground, lease: Lease) -> int:
         """Give the pod its interface; the MTU of it. Raises OrlopError, OSError EEXIST if it has one."""
@@ -147,9 +148,9 @@ class NodeKernel:
             _settle_port(kernel, bridge.index, lease)
             return bridge.mtu
 
-        mtu = await self._at(router, make)
-        await self._at(Path(lease.netns), lambda kernel: _fill_pod(kernel, network, lease))
-        await self._at(self._node, lambda kernel: _add_alias(kernel, network, ground, lease))
+        mtu = await netns.ask(router, make)
+        await netns.ask(Path(lease.netns), lambda kernel: _fill_pod(kernel, network, lease))
+        await netns.ask(self._node, lambda kernel: _add_alias(kernel, network, ground, lease))
         return mtu
 
     async def unplug(self, lease: Lease) -> None:
@@ -165,8 +166,8 @@ class NodeKernel:
                 devices.remove_route(kernel, _path(link.index, lease.alias))
 
         with suppress(NotFound):
-            await self._at(self._router(lease.router), part)
-        await self._at(self._node, close)
+            await netns.ask(self._router(lease.router), part)
+        await netns.ask(self._node, close)
 
     async def check(self, lease: Lease) -> None:
         """Raises FailedPrecondition when the pod's interface is not as :meth:`plug` left it."""
@@ -180,8 +181,8 @@ class NodeKernel:
         def outside(kernel: Netlink) -> str:
             return "" if devices.look(kernel, lease.port) else "is plugged in nowhere"
 
-        problem = await self._at(Path(lease.netns), inside)
-        problem = problem or await self._at(self._router(lease.router), outside)
+        problem = await netns.ask(Path(lease.netns), inside)
+        problem = problem or await netns.ask(self._router(lease.router), outside)
         if problem:
             raise FailedPrecondition(f"pod {lease.container[:12]} {problem}")
 
@@ -190,8 +191,8 @@ class NodeKernel:
         router = self._router(network_namespace)
         with suppress(NotFound, FailedPrecondition):
             # At once: the kernel frees a namespace later, and meanwhile its VXLAN keeps the number.
-            await self._at(router, lambda kernel: devices.remove(kernel, TUNNEL))
-        await self._at(self._node, lambda kernel: devices.remove(kernel, uplink))
+            await netns.ask(router, lambda kernel: devices.remove(kernel, TUNNEL))
+        await netns.ask(self._node, lambda kernel: devices.remove(kernel, uplink))
         self._filters.forget(router)
         self._led.pop(router, None)
         await netns.delete(router)
@@ -203,7 +204,7 @@ class NodeKernel:
             return frozenset(link.name for link in links.links(kernel))
 
         try:
-            return await self._at(path, names)
+            return await netns.ask(path, names)
         except NotFound:
             pass
         except OSError as error:
@@ -214,13 +215,6 @@ class NodeKernel:
         self._filters.forget(path)
         await netns.create(path)
         return frozenset()
-
-    async def _at(self, place: Path, work: Callable[[Netlink], T], protocol: int = netlink.ROUTING) -> T:
-        def body() -> T:
-            with Netlink(protocol) as kernel:
-                return work(kernel)
-
-        return await netns.within(place, body)
 
 
 def _datagrams(network: LocalNetwork) -> dict[Place, set[Place]]:
@@ -260,9 +254,10 @@ def _mtu(kernel: Netlink, address: str) -> int:
 
 
 def _make_ways(
-    kernel: Netlink, router: Path, network: LocalNetwork, ground: Ground, mtu: int, found: frozenset[str]
-) -> None:
-    """On the node: the link to the router, and the VXLAN that ends in it."""
+    kernel: Netlink, router: Path, network: LocalNetwork, ground: Ground, found: frozenset[str]
+) -> int:
+    """On the node: the link to the router, and the VXLAN that ends in it; the MTU of both."""
+    mtu = _mtu(kernel, ground.address)
     near, far = uplink_macs(network.vni)
     with _opened(router) as namespace:
         if UPLINK not in found or devices.look(kernel, network.uplink) is None:
@@ -280,6 +275,7 @@ def _make_ways(
     devices.describe(kernel, index, f"tenant {network.name}")
     devices.set_neighbours(kernel, index, {_NEXT: far})
     links.set_up(kernel, index)
+    return mtu
 
 
 def _fill_router(kernel: Netlink, network: LocalNetwork, leases: Sequence[Lease], mtu: int) -> None:

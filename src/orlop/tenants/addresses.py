@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
+
 from orlop.errors import Aborted, InvalidArgument, NotFound, OrlopError
 from orlop.tenants import addressbook, addressed, names
 from orlop.tenants.addressed import AddressHolder
@@ -196,7 +198,7 @@ class AddressKeeper:
             else:
                 pod = self._pods.find(known[1].pod, one.namespace)
                 given[address] = _at(one, pod.node, pod.uid) if pod else _at(one, "")
-        return Book(given=given, latest=book.latest, closed=book.closed)
+        return msgspec.structs.replace(book, given=given)
 
     async def _tell(
         self,
@@ -247,12 +249,4 @@ def _wish(tenant: str, holder: AddressHolder) -> AddressWish:
 
 
 def _at(one: GivenAddress, node: str, pod: str = "") -> GivenAddress:
-    return GivenAddress(
-        tenant=one.tenant,
-        kind=one.kind,
-        namespace=one.namespace,
-        name=one.name,
-        uid=one.uid,
-        node=node,
-        pod=pod,
-    )
+    return msgspec.structs.replace(one, node=node, pod=pod)

@@ -15,9 +15,6 @@ import msgspec
 from orlop.tenants.pool import AddressRanges
 from orlop.value import Value
 
-FLOATING: Final = "FloatingAddress"
-BALANCED: Final = "Service"
-
 TOLD: Final = 50
 """Objects of a tenant that are told why they have no address: members may make any number of them."""
 _SHOWN: Final = 64
@@ -80,7 +77,7 @@ class Book(Value, frozen=True):
     def without(self, uids: Collection[str]) -> Book:
         """The same when these objects are gone."""
         kept = {address: one for address, one in self.given.items() if one.uid not in uids}
-        return Book(given=kept, latest=self.latest, closed=self.closed)
+        return msgspec.structs.replace(self, given=kept)
 
 
 def give(
@@ -97,29 +94,34 @@ def give(
     """
     given, latest, refused = dict(book.given), book.latest, dict[str, Refusal]()
     served = {one.uid for one in given.values()}
+    taken = {*given, *book.closed, *nodes}
     counts, told = Counter(one.tenant for one in given.values()), Counter[str]()
     # Those that had one come first: should the book have been lost, it is made of what they say.
     order = sorted(wishes, key=lambda one: (one.had not in pool, one.created, one.namespace, one.uid))
     for wish in order:
         if wish.uid in served or told[wish.tenant] >= TOLD:
             continue
-        taken = given.keys() | book.closed | set(nodes)
         again = wish.had in pool and wish.had not in taken
-        address = wish.had if again else _choose(wish, pool, taken, latest)
-        if not again and counts[wish.tenant] >= quotas.get(wish.tenant, 0):
-            refused[wish.uid] = _over_quota(wish.tenant, quotas.get(wish.tenant, 0))
-            told[wish.tenant] += 1
-        elif isinstance(address, Refusal):
+        quota = quotas.get(wish.tenant, 0)
+        address: str | Refusal
+        if again:
+            address = wish.had
+        elif counts[wish.tenant] >= quota:
+            address = _over_quota(wish.tenant, quota)
+        else:
+            address = _choose(wish, pool, taken, latest)
+        if isinstance(address, Refusal):
             refused[wish.uid] = address
             told[wish.tenant] += 1
         else:
             if not (wish.address or again):
                 latest = address
             counts[wish.tenant] += 1
+            taken.add(address)
             given[address] = GivenAddress(
                 tenant=wish.tenant, kind=wish.kind, namespace=wish.namespace, name=wish.name, uid=wish.uid
             )
-    return Book(given=given, latest=latest, closed=book.closed), refused
+    return msgspec.structs.replace(book, given=given, latest=latest), refused
 
 
 def _over_quota(tenant: str, quota: int) -> Refusal:

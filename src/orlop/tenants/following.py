@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orlop.tenantnet.model import Balanced, Floating, LocalNetwork, Peer
+from orlop.tenantnet.model import Balanced, Floating, Ground, LocalNetwork, Peer
 from orlop.tenants.allocation import Book, GivenAddress, Kind
 from orlop.tenants.frontends import Endpoints, frontends
 from orlop.tenants.places import ranges
@@ -74,6 +74,23 @@ def local(
         ),
         balanced=tuple(balanced),
         forwarders=network.forwarders,
+    )
+
+
+def ground(
+    nodes: Mapping[str, NodeSeen], here: str, *, closed: tuple[str, ...], port: int, dns: tuple[str, ...] = ()
+) -> Ground | None:
+    """The node ``here`` and the others; None when it is not known, or has no address or no aliases."""
+    node = nodes.get(here)
+    if node is None or not node.address or not node.aliases:
+        return None
+    return Ground(
+        address=node.address,
+        aliases=node.aliases,
+        nodes=tuple(sorted({address for one in nodes.values() for address in one.addresses})),
+        closed=closed,
+        port=port,
+        dns=dns,
     )
 
 

@@ -8,14 +8,13 @@ guards of the router judge the rest as if the pod had called it itself.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from orlop.tenantnet import services
 from orlop.tenantnet.model import Frontend
 from orlop.tenants.places import AddressRange, number
-from orlop.tenants.seen import EndpointSeen, PodSeen, ServicePort, ServiceSeen, SliceSeen
+from orlop.tenants.seen import EndpointSeen, PodSeen, ServicePort, ServiceSeen, SliceSeen, by_service
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +34,7 @@ class Endpoints:
         aliases: Sequence[AddressRange],
         here: str,
     ) -> None:
-        self._slices: dict[tuple[str, str], list[SliceSeen]] = defaultdict(list)
-        for one in slices:
-            self._slices[one.namespace, one.service].append(one)
+        self._slices = by_service(slices)
         self._pods, self._aliases, self._here = pods, aliases, here
 
     def of(

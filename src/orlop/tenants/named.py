@@ -7,14 +7,13 @@ network, which all of the tenant's pods reach.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final
 
 from orlop.tenantdns.zone import NamedEndpoint, NamedPod, NamedPort, NamedService, TenantContents
 from orlop.tenants import following
 from orlop.tenants.following import TenantSeen
-from orlop.tenants.seen import NodeSeen, PodSeen, ServicePort, ServiceSeen, SliceSeen
+from orlop.tenants.seen import NodeSeen, PodSeen, ServicePort, ServiceSeen, SliceSeen, by_service
 
 EXTERNAL: Final = "ExternalName"
 
@@ -22,9 +21,7 @@ EXTERNAL: Final = "ExternalName"
 def contents(tenant: TenantSeen, nodes: Mapping[str, NodeSeen], closed: tuple[str, ...]) -> TenantContents:
     """All that the tenant has names for. ``closed`` are the ranges of the cluster's pods and Services."""
     pods = following.placed(tenant, nodes)
-    slices: dict[tuple[str, str], list[SliceSeen]] = defaultdict(list)
-    for one in tenant.slices:
-        slices[one.namespace, one.service].append(one)
+    slices = by_service(tenant.slices)
     return TenantContents(
         namespaces=tenant.namespaces,
         services=tuple(

@@ -126,19 +126,14 @@ class NodeView:
         own = self._nodes.find(self._node)
         if own is None or not own.address:
             raise FailedPrecondition(f"the cluster has no node {self._node} with an InternalIP: see --node")
-        if not own.aliases:
+        found = following.ground(
+            self._nodes.of(), self._node, closed=self._closed, port=self._port, dns=self._dns
+        )
+        if found is None:
             raise FailedPrecondition(
                 f"node {self._node} has no range for aliases: annotate it with {names.ALIASES}"
             )
-        every = {one for node in self._nodes.of().values() for one in node.addresses}
-        return Ground(
-            address=own.address,
-            aliases=own.aliases,
-            nodes=tuple(sorted(every)),
-            closed=self._closed,
-            port=self._port,
-            dns=self._dns,
-        )
+        return found
 
     @property
     def networks(self) -> list[LocalNetwork]:

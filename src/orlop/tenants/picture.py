@@ -12,7 +12,7 @@ import msgspec
 from orlop.errors import NotFound
 from orlop.host.tasks import together
 from orlop.tenantnet.journey import NodeNow
-from orlop.tenantnet.model import Ground, Lease
+from orlop.tenantnet.model import Lease
 from orlop.tenants import addressbook, following, names, seen
 from orlop.tenants.allocation import Book
 from orlop.tenants.api import (
@@ -107,17 +107,9 @@ class Picture:
 
     def machine(self, name: str, tenants: Collection[str]) -> NodeNow | None:
         """A node with the routers of some tenants; None for one without any: it has no range for aliases."""
-        node = self.nodes.get(name)
-        if node is None or not node.address or not node.aliases:
+        ground = following.ground(self.nodes, name, closed=self._closed, port=self._port)
+        if ground is None:
             return None
-        every = {address for one in self.nodes.values() for address in one.addresses}
-        ground = Ground(
-            address=node.address,
-            aliases=node.aliases,
-            nodes=tuple(sorted(every)),
-            closed=self._closed,
-            port=self._port,
-        )
         networks = (
             following.local(self.tenants[one], self.nodes, name, self.book) for one in sorted(tenants)
         )
@@ -131,7 +123,7 @@ class Picture:
                 for pod in here
                 if (pod.namespace, pod.name) in self.inside
             ),
-            own=node.addresses,
+            own=self.nodes[name].addresses,
             plain=tuple(
                 pod.alias
                 for pod in here

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 
 from orlop.errors import InvalidArgument
+from orlop.tenants.places import number
 from orlop.value import Value
 
 
@@ -36,11 +37,8 @@ class AddressRanges(Value, frozen=True):
         return sum(last - first + 1 for first, last in self.ranges)
 
     def __contains__(self, address: str) -> bool:
-        try:
-            number = int(IPv4Address(address))
-        except AddressValueError:
-            return False  # members write what they like into a Service's loadBalancerIP
-        return any(first <= number <= last for first, last in self.ranges)
+        found = number(address)  # None: members write what they like into a Service's loadBalancerIP
+        return found is not None and any(first <= found <= last for first, last in self.ranges)
 
     def after(self, latest: str, taken: Collection[str]) -> str | None:
         """The first free address after the one that was given last; None when all are taken."""
@@ -49,8 +47,8 @@ class AddressRanges(Value, frozen=True):
         parts += [(first, min(last, begin - 1)) for first, last in self.ranges]
         for first, last in parts:
             # Among one more than are taken one is free, in a range that has so many.
-            for number in range(first, min(last, first + len(taken)) + 1):
-                address = str(IPv4Address(number))
+            for one in range(first, min(last, first + len(taken)) + 1):
+                address = str(IPv4Address(one))
                 if address not in taken:
                     return address
         return None

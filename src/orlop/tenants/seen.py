@@ -6,7 +6,8 @@ no object. Lists are cut to a length that no honest object has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network
 from typing import Any, Final, TypeVar
 
@@ -136,6 +137,14 @@ class SliceSeen(Value, frozen=True):
     service: str
     ports: tuple[ServicePort, ...] = ()
     endpoints: tuple[EndpointSeen, ...] = ()
+
+
+def by_service(slices: Iterable[SliceSeen]) -> dict[tuple[str, str], list[SliceSeen]]:
+    """Slices by the namespace and name of the Service that each says to belong to."""
+    found: dict[tuple[str, str], list[SliceSeen]] = defaultdict(list)
+    for one in slices:
+        found[one.namespace, one.service].append(one)
+    return found
 
 
 def namespace(document: Any) -> NamespaceSeen:

@@ -7,7 +7,6 @@ own network is held by NetworkPolicies. What the other end does with the packet 
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv4Address
 from typing import Final, Literal
 
 from orlop.errors import InvalidArgument, NotFound
@@ -17,6 +16,7 @@ from orlop.tenantnet.journey import OUTSIDE, PLAIN, Journey
 from orlop.tenantnet.model import Lease
 from orlop.tenantnet.verdicts import Packet
 from orlop.tenants.picture import Picture
+from orlop.tenants.places import number
 from orlop.tenants.policies import Direction, stopped_by
 from orlop.tenants.seen import PodSeen, ServiceSeen
 from orlop.value import Value
@@ -71,7 +71,7 @@ def is_name(picture: Picture, namespace: str, destination: str) -> bool:
     """Whether a destination is a name that no Service of the cluster has: somebody has to resolve it."""
     return (
         "/" not in destination
-        and not _is_address(destination)
+        and number(destination) is None
         and _NAME.fullmatch(destination) is not None
         and _service_named(picture, namespace, destination) is None
     )
@@ -93,14 +93,6 @@ def trace(
     except _Ended as stopped:
         return one.answer(source, destination, stopped.by, stopped.reason)
     return one.answer(source, place.words)
-
-
-def _is_address(text: str) -> bool:
-    try:
-        IPv4Address(text)
-    except AddressValueError:
-        return False
-    return True
 
 
 def _pod(picture: Picture, words: str) -> PodSeen:
@@ -182,7 +174,7 @@ class _Trace:
             return TraceTarget(words=words, address=node.address, port=port)
         if "/" in words:
             return self._to_pod(_pod(self._picture, words), port)
-        if _is_address(words):
+        if number(words) is not None:
             return TraceTarget(words=words, address=words, port=port)
         if (service := _service_named(self._picture, self._pod.namespace, words)) is not None:
             self._note("name", f"{words} is the Service {service.namespace}/{service.name}")
