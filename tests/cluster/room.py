@@ -126,11 +126,21 @@ class ClusterNode(Host):
     def __init__(self, directory: Path, place: Place) -> None:
         super().__init__(place.name, directory / place.name)
         self.place, self.address = place, place.address
+        self._api = _administrator(directory)
 
     @property
     def socket(self) -> Path:
         """The socket of its orlopd."""
         return next(self.home.glob("n*/orlop.sock"))
+
+    def kill_orlopd(self) -> None:
+        """Kill it; return when its kubelet reaches the next one. That tries again after three seconds
+        at most, and refuses until then what it is asked, although somebody listens."""
+        self.kill("orlopd")
+        # Pods in the kubelet's cache are told without the runtime; these figures are not.
+        summary = f"/api/v1/nodes/{self.name}/proxy/stats/summary?only_cpu_and_memory=true"
+        asked = (*self._api, "get", "--raw", summary)
+        eventually(lambda: self.run(*asked, check=False), lambda done: done.code == 0)
 
     def run(self, *argv: str, check: bool = True, timeout: float = CALL_TIMEOUT, stdin: str = "") -> Done:
         """Run a command as a process of the node."""
@@ -147,7 +157,7 @@ class Cluster(Host):
         self.directory = directory
         self.nodes = [ClusterNode(directory, place) for place in nodes]
         self._child = child
-        self._kubectl = programs.build(programs.CLUSTER).directory / "kubectl"
+        self._api = _administrator(directory)
 
     def alive(self) -> bool:
         """Whether it still runs."""
@@ -169,9 +179,7 @@ class Cluster(Host):
 
     def administrator(self, *arguments: str) -> list[str]:
         """The command line of kubectl as the administrator, for who is in the cluster already."""
-        options = [f"--kubeconfig={layout.kubeconfig(self.directory)}"]
-        options += [f"--cache-dir={self.directory}/kubectl"]
-        return [os.fspath(self._kubectl), *options, *arguments]
+        return [*self._api, *arguments]
 
     @contextlib.contextmanager
     def watching(self, *arguments: str) -> Iterator[IO[str]]:
@@ -247,6 +255,16 @@ class Cluster(Host):
         (self.directory / layout.STOP).touch()
         code = self._child.wait(STOP_TIMEOUT)
         assert code == 0, f"the cluster ended with {code}\n{self.said(40)}"
+
+
+def _administrator(directory: Path) -> list[str]:
+    """How a command line of kubectl begins in a cluster."""
+    kubectl = programs.build(programs.CLUSTER).directory / "kubectl"
+    return [
+        os.fspath(kubectl),
+        f"--kubeconfig={layout.kubeconfig(directory)}",
+        f"--cache-dir={directory}/kubectl",
+    ]
 
 
 def _done(argv: list[str], *, check: bool, timeout: float, stdin: str = "") -> Done:

@@ -273,7 +273,7 @@ def test_pods_keep_their_volumes_while_the_driver_is_killed(name: str, storing: 
         storing.apply(claim("before", one.kind))
         node = one.start("before")
         one.write("before", "one")
-        node.kill("orlopd")
+        node.kill_orlopd()
         assert one.read("before") == "one"
         storing.apply(claim("after", one.kind))
         assert one.start("after", node.name) is node

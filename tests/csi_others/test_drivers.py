@@ -161,7 +161,7 @@ def test_a_pod_reaches_the_nodes_agent(handler: str, driven: Cluster) -> None:
         eventually(asked, known)
         restart(driven, "daemonset/csi-node-driver", "calico-system")
         assert known(asked())
-        one.node.kill("orlopd")
+        one.node.kill_orlopd()
         eventually(asked, known)
         left = f"grep -l {one.uid} {AGENT}/creds/* && ls {AGENT}/mount"
         assert one.node.run("sh", "-c", left).out
@@ -178,7 +178,7 @@ def test_what_a_driver_swaps_is_seen(handler: str, driven: Cluster) -> None:
         for number in range(1, 6):
             swapped = float(one.node.run("sh", "-c", SWAP, "swap", place, str(number)).out)
             late.append(1000 * (eventually(partial(saw, one, number), bool) - swapped))
-        one.node.kill("orlopd")
+        one.node.kill_orlopd()
         one.node.run("sh", "-c", SWAP, "swap", place, "6")
         eventually(lambda: one.inside("cat /agent/word"), lambda word: word == "6")
         print(f"{handler}: a swap is seen after {', '.join(f'{each:.0f}' for each in late)} ms")
@@ -260,7 +260,7 @@ def test_a_volume_by_the_driver_of_kubernetes_own_suite(handler: str, driven: Cl
         write_and_read(one)
         # fsGroup: of the root, and of what is made in it.
         assert one.inside("stat -c %g:%A /data /data/word").split() == ["2000:drwxrwsr-x", "2000:-rw-r--r--"]
-        one.node.kill("orlopd")
+        one.node.kill_orlopd()
         assert one.inside("cat /data/word") == "one"
         found = eventually(lambda: statistics(one), lambda found: found.get("capacityBytes", 0) > 0)
         assert found["capacityBytes"] == SIZE
@@ -282,7 +282,7 @@ def test_a_volume_by_local_path_provisioner(handler: str, kind: str, driven: Clu
             found = eventually(lambda: exported(one), bool)
             assert 0 < found["used_bytes"] < found["capacity_bytes"]
             print(f"{handler}: {found}")
-        one.node.kill("orlopd")
+        one.node.kill_orlopd()
         assert one.inside("cat /data/word") == "one"
         restart(driven, "deployment/local-path-provisioner", "local-path-storage")
     other = {"vm": "process", "process": "vm"}[handler]
