@@ -3,7 +3,7 @@
     python -m bench.commands --rounds 10
 
 What is printed is Markdown: medians in milliseconds with the 95th percentiles, their ratio, and the memory of
-the process that stands in for a container.
+the process that stands in for a container: its own, and its share (PSS) of what it has in common with others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from tests.doors.podman import Podman, podman
 from tests.node import BUSYBOX, base_config, build_guest, node
 
 from bench import peers
-from bench.usage import pss_mib
 
 NAME = "timed"
 STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -33,7 +32,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("stop -t 0", ("stop", "-t", "0", NAME)),
     ("rm", ("rm", NAME)),
 )
-SETTLE = 2.0
+SETTLE = 4.0
 """Seconds after a round in which what it left to be done is done: the pool is filled again."""
 
 
@@ -56,18 +55,24 @@ def one_round(run: Podman, runtime: Path, times: dict[str, list[float]]) -> None
         times[name].append((time.perf_counter() - begin) * 1000)
 
 
-def standing(run: Podman) -> float:
-    """MiB of the process that stands in for a container, with its share of what it has in common."""
+def standing(run: Podman) -> dict[str, float]:
+    """KiB of the process that stands in for a container, by their names in smaps_rollup."""
     names = [f"{NAME}{number}" for number in range(4)]
     for name in names:
         run("--runtime", os.fspath(run.runtime), "run", "-d", "--name", name, BUSYBOX, "sleep", "600")
     listed = subprocess.run([run.runtime, "list", "--format", "json"], capture_output=True, check=True).stdout
-    found = [pss_mib(state["pid"]) for state in json.loads(listed) if state["status"] == "running"]
+    found = [memory(state["pid"]) for state in json.loads(listed) if state["status"] == "running"]
     run("rm", "--force", "--time", "0", *names)
-    return statistics.median(found)
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}
 
 
-def report(found: dict[str, dict[str, list[float]]], memory: float) -> str:
+def memory(pid: int) -> dict[str, int]:
+    """What smaps_rollup has of a process, in KiB."""
+    _, *lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return {words[0].rstrip(":"): int(words[1]) for words in map(str.split, lines)}
+
+
+def report(found: dict[str, dict[str, list[float]]], standing_in: dict[str, float]) -> str:
     """The table."""
     lines = ["| command | orlop-oci | crun | ratio |", "|---|---|---|---|"]
     for name, _ in STEPS:
@@ -75,7 +80,8 @@ def report(found: dict[str, dict[str, list[float]]], memory: float) -> str:
         cells = [f"{statistics.median(one):.0f} / {percentile(one):.0f}" for one in (ours, theirs)]
         ratio = statistics.median(ours) / statistics.median(theirs)
         lines.append(f"| `podman {name}` | {cells[0]} | {cells[1]} | {ratio:.2f} |")
-    return "\n".join([*lines, "", f"stand-in: {memory * 1024:.0f} KiB"])
+    own, share = standing_in["Private_Clean"] + standing_in["Private_Dirty"], standing_in["Pss"]
+    return "\n".join([*lines, "", f"stand-in: {own:.0f} KiB of its own, {share:.0f} KiB PSS"])
 
 
 def percentile(values: list[float]) -> float:

@@ -7,7 +7,8 @@ writes the numbers of the signals that it gets to one; from the other it reads i
 ends.
 
 Both ends of each pipe are the stand-in's own. So it outlives who talks to it, and nothing of it is left when
-it is gone. It is a shell, of which all share one program: some 250 KiB of memory each.
+it is gone. It is a shell, of which all share one program: some 300 KiB of memory each, most of it the
+kernel's.
 """
 
 from __future__ import annotations
