@@ -252,9 +252,7 @@ def _source_lists(directory: Path) -> list[str]:
             suffix = file.suffix if file.suffix in {".sources", ".list"} else ".list"
             (parts / f"{file.stem}{suffix}").write_text(text + "\n")
     if not found:
-        raise ToolError(
-            "no Debian mirror found in /etc/apt: the busybox of the test images comes from its sources"
-        )
+        raise ToolError("no Debian mirror found in /etc/apt: the source packages come from it")
     options = {
         "Dir::Etc::SourceList": "/dev/null",
         "Dir::Etc::SourceParts": os.fspath(parts),
@@ -263,6 +261,20 @@ def _source_lists(directory: Path) -> list[str]:
         "Dir::Cache::pkgcache": "",
     }
     return [item for key, value in options.items() for item in ("-o", f"{key}={value}")]
+
+
+def debian_source(package: str, scratch: Path) -> Path:
+    """The upstream part of a source package of Debian, unpacked below ``scratch``."""
+    options = _source_lists(scratch)
+    run(["apt-get", *options, "-qq", "update"])
+    run(["apt-get", *options, "-qq", "source", "--download-only", package], cwd=scratch)
+    archives = list(scratch.glob(f"{package}_*.orig.tar.*"))
+    if not archives:
+        raise ToolError(f"apt-get source {package} brought no source archive")
+    (scratch / "source").mkdir()
+    run(["tar", "-xf", archives[0], "-C", scratch / "source", "--no-same-owner"])
+    (source,) = (scratch / "source").iterdir()
+    return source
 
 
 # On: what the specs call. Off: applets run inside the shell, and those that newer headers break.
@@ -287,15 +299,7 @@ def busybox() -> Path:
     say("compiling busybox from Debian's source package (minutes, once)")
     with tempfile.TemporaryDirectory(prefix="orlop-busybox-") as scratch_name:
         scratch = Path(scratch_name)
-        options = _source_lists(scratch)
-        run(["apt-get", *options, "-qq", "update"])
-        run(["apt-get", *options, "-qq", "source", "--download-only", "busybox"], cwd=scratch)
-        archives = list(scratch.glob("busybox_*.orig.tar.*"))
-        if not archives:
-            raise ToolError("apt-get source busybox brought no source archive")
-        (scratch / "source").mkdir()
-        run(["tar", "-xf", archives[0], "-C", scratch / "source", "--no-same-owner"])
-        (source,) = (scratch / "source").iterdir()
+        source = debian_source("busybox", scratch)
         run(["make", "defconfig"], cwd=source)
         config = (source / ".config").read_text()
         for key, value in BUSYBOX_SETTINGS.items():

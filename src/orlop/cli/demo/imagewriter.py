@@ -71,9 +71,10 @@ class LayerWriter:
         entry = self._entries[path.strip("/")][0]
         entry.uid = entry.gid = owner
 
-    def file(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
-        """A regular file."""
+    def file(self, path: str, data: bytes | str, mode: int = 0o644, *, date: int = 0) -> None:
+        """A regular file, of a date in seconds since the epoch."""
         self._put(path, tarfile.REGTYPE, mode, data.encode() if isinstance(data, str) else data)
+        self._entries[path.strip("/")][0].mtime = date
 
     def hard_link(self, path: str, target: str) -> None:
         """A second name of a file of this layer."""
@@ -116,26 +117,30 @@ class LayerWriter:
 
 @dataclass(frozen=True)
 class WrittenImage:
-    """An image for one platform."""
+    """An image for one platform. ``history`` says of each layer what made it; without, nothing does."""
 
     layers: tuple[LayerContent, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     architecture: str = field(default_factory=lambda: architecture.own().debian)
+    history: tuple[str, ...] = ()
 
     def config(self) -> WrittenBlob:
         """The image's configuration."""
-        document = {
+        document: dict[str, Any] = {
             "created": "2024-01-01T00:00:00Z",
             "architecture": self.architecture,
             "os": "linux",
             "config": dict(self.settings),
             "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in self.layers]},
         }
+        if self.history:
+            made = {"created": document["created"]}
+            document["history"] = [made | {"created_by": one} for one in self.history]
         return WrittenBlob(CONFIG, json.dumps(document).encode())
 
     def manifest(self) -> WrittenBlob:
         """The image's manifest."""
-        document = {
+        document: dict[str, Any] = {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": self.config().descriptor(),

@@ -1,0 +1,1 @@
+"""podman's own system tests, with ``orlop-oci`` as the runtime and with crun."""
