@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import tempfile
 import urllib.request
@@ -195,6 +196,24 @@ def test_health_is_looked_at_and_a_container_stands_still(run: Podman) -> None:
     assert run("inspect", "--format", "{{.State.Status}}", "patient").out == "paused\n"
     run("unpause", "patient")
     assert run("exec", "patient", "echo", "on").out == "on\n"
+
+
+def test_privileges_are_those_of_the_vm(run: Podman) -> None:
+    script = "mkdir /new && mount -t tmpfs none /new && grep -c ' /new tmpfs' /proc/mounts; test -c /dev/kmsg"
+    assert run("run", "--rm", "--privileged", BUSYBOX, "sh", "-c", script).out == "1\n"
+
+
+def test_an_image_is_built_in_vms(run: Podman, tmp_path: Path) -> None:
+    shutil.copy(tools.busybox(), tmp_path / "sh")
+    (tmp_path / "given").write_text("given\n")
+    recipe = ("FROM scratch", "COPY sh /bin/", "COPY given /", "RUN read a < /given; echo $a more > /made")
+    (tmp_path / "Containerfile").write_text("\n".join((*recipe, "")))
+    run("build", "-t", "localhost/built", os.fspath(tmp_path))
+    try:
+        shown = run("run", "--rm", "localhost/built", "sh", "-c", "read a < /made; echo $a")
+        assert shown.out == "given more\n"
+    finally:
+        run("rmi", "localhost/built")
 
 
 @pytest.mark.parametrize(

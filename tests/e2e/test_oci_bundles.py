@@ -33,7 +33,8 @@ class Runtime:
         self._argv = list(command) or [sys.executable, "-m", "orlop.oci.command.main"]
         self._env = {**os.environ, "ORLOP_STATE": f"{node.scratch}/state"}
         self.place = place
-        root_directory(place / "rootfs", tools.busybox())
+        if not (place / "rootfs").exists():
+            root_directory(place / "rootfs", tools.busybox())
 
     def __call__(self, *args: str, code: int = 0) -> Done:
         done = self.ends(*args)
@@ -271,6 +272,35 @@ def test_hooks_see_the_state_and_can_refuse(runtime: Runtime) -> None:
     bundle = runtime.bundle("refused", "true", hooks={"createRuntime": hook("no", "echo why >&2; exit 1")})
     done = runtime("run", "-b", bundle, "refused", code=1)
     assert "error running hook /bin/sh" in done.err and "why" in done.err
+    assert runtime.ids() == []
+
+
+def test_files_that_a_caller_has_bound_for_itself_are_found(
+    runtime: Runtime, shared_node: Node, tmp_path: Path
+) -> None:
+    # As buildah does: a mount namespace, and in it what the bundle names.
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume" / "file").write_text("from the host\n")
+    for name in ("root", "bound"):
+        (tmp_path / name).mkdir()
+    binds = " && ".join(
+        f"mount --bind {tmp_path}/{source} {tmp_path}/{target}"
+        for source, target in (("rootfs", "root"), ("volume", "bound"))
+    )
+    itself = (sys.executable, "-m", "orlop.oci.command.main")
+    apart = ("unshare", "--mount", "sh", "-c")
+    one = Runtime(shared_node, tmp_path, *apart, f'{binds} && exec "$@"', "sh", *itself)
+    mounts = [{"destination": "/v", "type": "bind", "source": f"{tmp_path}/bound", "options": ["rbind"]}]
+    root = {"path": f"{tmp_path}/root"}
+    bundle = one.bundle(
+        "bound-for-itself", "sh", "-c", "cat /v/file; echo w > /made", mounts=mounts, root=root
+    )
+    assert one("run", "-b", bundle, "bound-for-itself").out == "from the host\n"
+    assert (tmp_path / "rootfs" / "made").read_text() == "w\n"
+    hidden = f'mount -t tmpfs none {tmp_path}/bound && touch {tmp_path}/bound/file && exec "$@"'
+    other = Runtime(shared_node, tmp_path, *apart, hidden, "sh", *itself)
+    bundle = other.bundle("hidden", "cat", "/v/file", mounts=mounts)
+    assert "mounted only where its caller sees it" in other("run", "-b", bundle, "hidden", code=1).err
     assert runtime.ids() == []
 
 

@@ -50,6 +50,25 @@ async def test_an_overlay_is_the_same_with_other_owners(merged: Path, tmp_path: 
     assert os.fspath(tmp_path / "place") not in Path("/proc/self/mountinfo").read_text()
 
 
+async def test_of_an_overlay_over_another_all_layers_get_other_owners(merged: Path, tmp_path: Path) -> None:
+    for name in ("top/diff", "top/work", "both"):
+        (tmp_path / name).mkdir(parents=True)
+    (merged / "second").unlink()
+    options = f"lowerdir={merged},upperdir={tmp_path}/top/diff,workdir={tmp_path}/top/work"
+    mounts.mount("overlay", tmp_path / "both", "overlay", options=options)
+    try:
+        found = overlays.find(tmp_path / "both")
+        assert found is not None
+        assert found.lower == (f"{tmp_path}/upper/diff", f"{tmp_path}/low,er:1", f"{tmp_path}/lower2")
+        async with user_namespace(MAPPINGS, MAPPINGS) as userns:
+            with overlays.anew(found, tmp_path / "place", userns, OWNER) as made:
+                assert (made / "first").stat().st_uid == OWNER and not (made / "second").exists()
+                mounts.as_owner(OWNER, (made / "new").touch)
+        assert (tmp_path / "top/diff/new").exists() and not (merged / "new").exists()
+    finally:
+        mounts.unmount(tmp_path / "both")
+
+
 async def test_what_cannot_be_put_together_leaves_nothing(merged: Path, tmp_path: Path) -> None:
     found = overlays.Overlay(lower=(f"{tmp_path}/lower2", f"{tmp_path}/none"), upper=f"{tmp_path}/upper/diff")
     async with user_namespace(MAPPINGS, MAPPINGS) as userns:

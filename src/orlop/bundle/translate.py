@@ -55,6 +55,8 @@ _PROPAGATIONS = {
 _CALLERS_PROFILES = re.compile(
     r"containers-default-[\d.]+|docker-default|crio-default|cri-containerd\.apparmor\.d"
 )
+_BINDS = {"bind", "rbind"}
+_PRIVILEGED = "io.podman.annotations.privileged"
 _UNLIMITED = (1 << 63) - 1
 _SIZE = re.compile(r"(\d{1,15})([kKmMgG]?)")
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30}
@@ -92,6 +94,11 @@ def check(config: OciConfig) -> None:
         raise FailedPrecondition(
             "it asks for createContainer or startContainer hooks: they run in namespaces that are in the VM"
         )
+
+
+def is_bind(mount: OciMount) -> bool:
+    """Whether a mount shows a path of the host."""
+    return mount.type in _BINDS or bool(_BINDS & set(mount.options or ()))
 
 
 def pod(config: OciConfig, container_id: str, root: str, *, netns: str, cgroup: str, front: str) -> PodSpec:
@@ -228,6 +235,7 @@ def _security(config: OciConfig, process: OciProcess) -> SecurityRequest:
         drop_capabilities=("ALL",),
         add_capabilities=bounding,
         ambient_capabilities=(capabilities.ambient or ()) if capabilities else (),
+        privileged=_is_privileged(config),
         no_new_privs=process.no_new_privileges,
         read_only_root=config.root.readonly,
         masked_paths=(linux.masked_paths or ()) if linux else (),
@@ -237,7 +245,17 @@ def _security(config: OciConfig, process: OciProcess) -> SecurityRequest:
     )
 
 
+def _is_privileged(config: OciConfig) -> bool:
+    """Whether it may do all that the VM's root may.
+
+    Its caller has put the host's devices into the document then, whichever they are: it gets the VM's.
+    """
+    return (config.annotations or {}).get(_PRIVILEGED, "").lower() == "true"
+
+
 def _devices(config: OciConfig) -> list[Device]:
+    if _is_privileged(config):
+        return []
     wanted = (config.linux.devices or ()) if config.linux else ()
     return [
         Device(host_path=device.path, container_path=device.path)
@@ -251,7 +269,7 @@ def _mounts(mounts: Sequence[OciMount], bundle: str) -> list[MountRequest]:
     for mount in mounts:
         target = posixpath.normpath(posixpath.join("/", mount.destination))
         options = mount.options or ()
-        kind = "bind" if mount.type in ("bind", "rbind") or {"bind", "rbind"} & set(options) else mount.type
+        kind = "bind" if is_bind(mount) else mount.type
         if kind in _OWN.get(target, ()):
             continue
         if kind == "bind":

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from orlop.errors import FailedPrecondition
 from orlop.linux import syscalls as sys
 
 MOUNTINFO = Path("/proc/self/mountinfo")
@@ -298,6 +299,44 @@ def points_from(path: str | Path) -> list[Path]:
     wanted = root_of(path)
     points = (_unescape(fields[4]) for fields, _ in _entries() if (fields[2], _unescape(fields[3])) == wanted)
     return [Path(point) for point in points if point != os.fspath(path)]
+
+
+def of_process(path: str, process: int) -> str:
+    """The path at which we see what ``path`` is for a process, whose mount namespace may be another.
+
+    Raises OSError when it has no such file, FailedPrecondition when it is mounted only where that process is.
+    """
+    top = os.open(f"/proc/{process}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = sys.open_in_root(top, path, os.O_PATH)
+    finally:
+        os.close(top)
+    try:
+        wanted = os.fstat(descriptor)
+        real = Path(f"/proc/self/fd/{descriptor}").readlink()
+        info = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
+        number = next(line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:"))
+        for fields, _ in _entries(Path(f"/proc/{process}/mountinfo")):
+            point = _unescape(fields[4])
+            if fields[0] == number and real.is_relative_to(point):
+                place = Path(_unescape(fields[3])) / real.relative_to(point)
+                for found in (Path(path), *_shown(fields[2], place)):
+                    with suppress(OSError):
+                        if os.path.samestat(found.stat(), wanted):
+                            return os.fspath(found)
+    finally:
+        os.close(descriptor)
+    raise FailedPrecondition(f"{path} is mounted only where its caller sees it: mount it on the host")
+
+
+def _shown(device: str, place: Path) -> Iterator[Path]:
+    """Where that path within a file system would be by our mounts of it, the narrowest first."""
+    found = []
+    for fields, _ in _entries():
+        root = Path(_unescape(fields[3]))
+        if fields[2] == device and place.is_relative_to(root):
+            found.append((len(root.parts), Path(_unescape(fields[4])) / place.relative_to(root)))
+    return (path for _, path in sorted(found, key=lambda entry: entry[0], reverse=True))
 
 
 def _covering(path: str | Path) -> tuple[Path, list[str], str]:

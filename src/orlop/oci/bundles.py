@@ -27,7 +27,7 @@ from orlop.host import cgroups, process, threads
 from orlop.host.tasks import Tasks, Undo, roll_back, wanted_or_undone
 from orlop.host.turns import Turns
 from orlop.oci import companion as companions
-from orlop.oci import conduit, events, groups, joining, questions
+from orlop.oci import conduit, events, groups, joining, questions, views
 from orlop.oci.companion import Companion
 from orlop.oci.joining import Placed
 from orlop.oci.model import KEY, Bundle, bundle_of, described
@@ -120,9 +120,10 @@ class Bundles:
     async def _create(self, asked: questions.ToCreate) -> None:
         config = document.config(asked.config.encode())
         translate.check(config)
-        await threads.call(_check_sources, config, asked.bundle)
         self._left.discard(asked.stand_in.pid)
         bundle = described(asked, config)
+        config = await threads.call(views.of_caller, config, bundle)
+        await threads.call(_check_sources, config, asked.bundle)
         self._place(config, bundle)
         hooks = config.hooks or document.OciHooks()
         try:

@@ -52,7 +52,21 @@ def find(directory: Path) -> Overlay | None:
     if not lower or not all(os.path.isabs(place) for place in places):  # noqa: PTH117
         return None
     kept = tuple(option for option in found if option.partition("=")[0] in _KEPT)
-    return Overlay(lower=tuple(lower), upper=upper, options=kept)
+    return Overlay(lower=tuple(_flat(lower, kept)), upper=upper, options=kept)
+
+
+def _flat(layers: list[str], options: tuple[str, ...]) -> Iterator[str]:
+    """The layers with those that are overlays themselves, whose users cannot be mapped, as what they are of.
+
+    The kernel stacks no more than two of them.
+    """
+    kinds = mounts.kinds_below("/")
+    for layer in layers:
+        below = find(Path(layer)) if kinds.get(layer) == "overlay" else None
+        if below is None or below.options != options:
+            yield layer
+        else:
+            yield from (below.upper, *below.lower) if below.upper else below.lower
 
 
 @contextmanager

@@ -116,7 +116,7 @@ class RootDirectory:
         finally:
             os.close(fd)
         if stat.S_ISDIR(mode):
-            raise Refused("exec_failed", f'exec: "{name}": is a directory')
+            raise Refused("exec_failed", f'exec: "{name}": is a directory: permission denied')
         if not mode & 0o111:
             raise Refused("exec_failed", f'exec: "{name}": permission denied')
 
