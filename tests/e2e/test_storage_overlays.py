@@ -17,8 +17,8 @@ OWNER = 3_000_000_000
 MAPPINGS = (IdMapping(container_id=0, host_id=OWNER, length=65536),)
 
 
-@pytest.fixture
-def merged(tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(params=["", ",redirect_dir=on"], ids=["plain", "redirecting"])
+def merged(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """An overlay of two layers, one of them with a name that has what separates options in it."""
     for name in ("low,er:1", "lower2", "upper/diff", "upper/work", "merged"):
         (tmp_path / name).mkdir(parents=True)
@@ -27,6 +27,7 @@ def merged(tmp_path: Path) -> Iterator[Path]:
     os.chown(tmp_path / "lower2/second", 33, 34)
     top = os.fspath(tmp_path / "low,er:1").replace(":", "\\:").replace(",", "\\,")
     options = f"lowerdir={top}:{tmp_path}/lower2,upperdir={tmp_path}/upper/diff,workdir={tmp_path}/upper/work"
+    options += request.param
     mounts.mount("overlay", tmp_path / "merged", "overlay", options=options)
     yield tmp_path / "merged"
     mounts.unmount(tmp_path / "merged")

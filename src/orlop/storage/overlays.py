@@ -52,21 +52,31 @@ def find(directory: Path) -> Overlay | None:
     if not lower or not all(os.path.isabs(place) for place in places):  # noqa: PTH117
         return None
     kept = tuple(option for option in found if option.partition("=")[0] in _KEPT)
-    return Overlay(lower=tuple(_flat(lower, kept)), upper=upper, options=kept)
+    return _flat(Overlay(lower=tuple(lower), upper=upper, options=kept))
 
 
-def _flat(layers: list[str], options: tuple[str, ...]) -> Iterator[str]:
-    """The layers with those that are overlays themselves, whose users cannot be mapped, as what they are of.
+def _flat(overlay: Overlay) -> Overlay:
+    """With the layers that are overlays themselves, whose users cannot be mapped, as what those are made of.
 
-    The kernel stacks no more than two of them.
+    The kernel stacks no more than two.
     """
     kinds = mounts.kinds_below("/")
-    for layer in layers:
+    lower: list[str] = []
+    options = overlay.options
+    for layer in overlay.lower:
         below = find(Path(layer)) if kinds.get(layer) == "overlay" else None
-        if below is None or below.options != options:
-            yield layer
-        else:
-            yield from (below.upper, *below.lower) if below.upper else below.lower
+        if below is None or _without_redirect(below.options) != _without_redirect(options):
+            lower.append(layer)
+            continue
+        lower += (below.upper, *below.lower) if below.upper else below.lower
+        if below.options != options and not any(one.startswith("redirect_dir=") for one in options):
+            # Names that the lower one has moved are found, and none is written down in the upper one.
+            options = (*options, "redirect_dir=follow")
+    return Overlay(lower=tuple(lower), upper=overlay.upper, options=options)
+
+
+def _without_redirect(options: tuple[str, ...]) -> list[str]:
+    return sorted(one for one in options if not one.startswith("redirect_dir="))
 
 
 @contextmanager
