@@ -8,7 +8,9 @@ in time costs nothing. Tests that measure how quick something is do not belong o
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 from orlop.config import VmConfig
@@ -32,3 +34,10 @@ def vm_config(**qemu: Any) -> VmConfig:
     """The same as a value."""
     section = vm_section(**qemu)
     return VmConfig(others={"qemu": section.pop("qemu")}, **section)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what sets no event. Raises TimeoutError."""
+    async with asyncio.timeout(30 * PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)

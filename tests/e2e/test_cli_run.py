@@ -152,6 +152,45 @@ def test_detached_container_goes_when_it_has_ended(cli: Cli, handler: str) -> No
     cli.node.wait_no_leaks_but_warm()
 
 
+@pytest.mark.parametrize("handler", ["vm", "process"])
+def test_a_detached_container_runs_again(cli: Cli, tmp_path: Path, handler: str) -> None:
+    """The same one, by the daemon and by the next one; until somebody ends it, or it has had its turns."""
+    tmp_path.chmod(0o777)
+    runs, end = tmp_path / "runs", tmp_path / "end"
+    runs.touch()
+
+    def run_until(times: int) -> None:
+        until(lambda: runs.read_text().count("run") >= times, f"it does not run {times} times")
+
+    # Each file ends one run; what a run leaves in its root is not there for the next.
+    script = "[ -e /mark ] || echo run >> /data/runs; touch /mark; "
+    script += "until rm /data/end; do sleep 0.1; done; exit 3"
+    made = ("run", "-d", "--handler", handler, "-v", f"{tmp_path}:/data", "--name", "again")
+    container_id = cli(*made, "--restart", "always", BUSYBOX, "sh", "-c", script).out.strip()
+    for times in (1, 2, 3):
+        run_until(times)
+        cli.node.kill()
+        end.touch()
+        cli.node.start()
+    run_until(4)
+    assert cli("ps", "-q", "--no-trunc").out.split() == [container_id]
+    cli("exec", "again", "test", "-e", "/mark")
+    cli("stop", "--time", "0", "again")
+    cli.node.kill()
+    cli.node.start()
+    assert "exited" in cli("ps", "-a").out and runs.read_text().count("run") == 4
+    cli("rm", "again")
+    cli(*made, "--restart", "on-failure:2", BUSYBOX, "sh", "-c", script)
+    for times in (5, 6, 7):
+        run_until(times)
+        end.touch()
+    shown = ("inspect", "--format", "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}", "again")
+    until(lambda: cli(*shown).out.strip() == "exited 2 3", "it does not end for good")
+    cli("rm", "--force", "again")
+    assert cli("ps", "-a", "-q").out.strip() == ""
+    cli.node.wait_no_leaks_but_warm()
+
+
 def _get(address: str, port: int) -> bytes:
     limit = time.monotonic() + 60 * PATIENCE
     while True:
@@ -446,6 +485,11 @@ def test_a_container_runs_again_while_somebody_waits(cli: Cli, tmp_path: Path) -
     lasting.send_signal(signal.SIGINT)
     lasting.communicate()
     until(lambda: not cli("pod", "ls", "-q").out.strip(), "the pod that was made anew does not go")
-    for wrong in (("-d", "--restart", "always"), ("--restart", "sometimes"), ("--add-host", "db")):
+    rejected = (
+        ("-d", "--rm", "--restart", "always"),
+        ("-i", "--restart", "always"),
+        ("--restart", "sometimes"),
+    )
+    for wrong in (*rejected, ("--add-host", "db")):
         refused = cli("run", *wrong, BUSYBOX, check=False)
         assert refused.code == 2 and refused.err.count("\n") == 1, refused

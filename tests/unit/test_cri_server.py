@@ -37,6 +37,7 @@ from orlop.errors import (
 )
 from orlop.pods.records import EventKind
 from orlop.rpc.names import method_name
+from tests.patience import until
 from tests.unit.cri_double import IMAGE, NOW, MemoryImages, MemoryPods, Output, Urls, messages
 
 
@@ -277,12 +278,6 @@ async def test_statistics_and_metrics(world: World) -> None:
     assert "container_pressure_io_waiting_seconds_total" not in values
     (page,) = [p async for p in runtime.stream_pod_sandbox_metrics(pb.StreamPodSandboxMetricsRequest())]
     assert page.pod_sandbox_metrics[0].pod_sandbox_id == pod_id
-
-
-async def until(condition: typing.Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - nothing would set an event
-            await asyncio.sleep(0.005)
 
 
 async def test_events_carry_the_state_of_the_pod(world: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from orlop.oci.companion import Companion
 from orlop.oci.protocol import FRONT
 from orlop.pods.records import ContainerFilter
 from orlop.pods.service import PodService
-from tests.patience import PATIENCE
+from tests.patience import until
 from tests.unit.pods_double import World, make_service, pod_spec
 from tests.unit.test_oci_bundles import node, standing
 
@@ -112,12 +112,6 @@ def pods_of(pods: PodService, *names: str) -> list[str]:
     """The VM of each container."""
     found = {record.name: record.pod_id for record in pods.containers(ALL)}
     return [found[name] for name in names]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60 * PATIENCE):
-        while not condition():  # noqa: ASYNC110 - nothing would set an event
-            await asyncio.sleep(0.005)
 
 
 async def test_a_member_is_in_the_vm_of_the_sandbox_that_it_names(tmp_path: Path, caller: Caller) -> None:

@@ -15,7 +15,7 @@ from orlop.pods.names import OWN
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
 from orlop.sandbox.spec import PodSpec
-from tests.patience import PATIENCE
+from tests.patience import until
 from tests.unit.pods_double import World, make_service, pod_spec
 
 WISH = {ANNOTATION: "true"}
@@ -37,12 +37,6 @@ async def running(service: PodService, logs: Path, name: str = "web") -> tuple[s
     container_id = await service.create_container(request(pod_id, name))
     await service.start_container(container_id)
     return pod_id, container_id
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20 * PATIENCE):
-        while not true():  # noqa: ASYNC110 - there is nothing to wait on
-            await asyncio.sleep(0.01)
 
 
 def gone(service: PodService, pod_id: str) -> Callable[[], bool]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from orlop.pods.records import (
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
 from orlop.sandbox.spec import ContainerSpec
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.unit.pods_double import DoubleConfig, World, make_service, pod_spec
 
 LONG = 3600 * SECOND
@@ -43,12 +42,6 @@ async def running(service: PodService, annotations: dict[str, str]) -> str:
     container_id = await service.create_container(request)
     await service.start_container(container_id)
     return container_id
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20 * PATIENCE):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def state(service: PodService, container_id: str) -> HealthState:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from orlop.ttrpc import frames, link
 from orlop.ttrpc.client import Client
 from orlop.ttrpc.frames import FrameType, LinkLost, TtrpcFrame
 from orlop.ttrpc.messages_pb2 import Request, Response
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.unit.pods_double import World, make_service, pod_spec
 
 SHELL = {"cwd": "/", "args": ["sh"]}
@@ -91,12 +91,6 @@ async def node(root: Path, world: World | None = None) -> AsyncIterator[Node]:
     finally:
         await tasks.close()
         await pods.close()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30 * PATIENCE):
-        while not true():  # noqa: ASYNC110 - what is waited for sets no event
-            await asyncio.sleep(0.01)
 
 
 async def test_an_end_is_told_though_processes_are_deleted_meanwhile(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ from orlop.sandbox.vm import driver as drivers
 from orlop.sandbox.vm.driver import VmDriver
 from orlop.sandbox.vm.files import PodFile, PodFiles
 from orlop.sandbox.vm.states import Absent, Preparing, Ready
+from tests.patience import until
 
 POD = PodSpec(id="p1", name="p", uid="u", namespace="n")
 TCG = Accelerator(kind="tcg", reason="for the test")
@@ -110,12 +111,6 @@ async def opened(world: World) -> AsyncIterator[VmDriver]:
         yield world.driver
     finally:
         await world.driver.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from orlop.sandbox.vm.files import HostListener, PodFile, PodFiles
 from orlop.sandbox.vm.listeners import Listeners, is_served
 from orlop.wire.messages import Dial, Listening
 from orlop.wire.values import BoundSocket
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 
 
 class End:
@@ -97,12 +96,6 @@ def mode_of(path: Path) -> int:
         return stat.S_IMODE(path.lstat().st_mode)
     except FileNotFoundError:
         return 0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20 * PATIENCE):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def test_the_host_has_what_the_containers_have(files: PodFiles, place: Path) -> None:

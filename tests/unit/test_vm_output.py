@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from orlop.sandbox.crilog import STDERR, STDOUT, CriLog
 from orlop.sandbox.vm.output import Output, Tap
 from orlop.sandbox.vm.streams import Incoming
 from orlop.wire.framing import Frame, Kind, Parser, preamble
+from tests.patience import until
 
 
 class Line:
@@ -39,12 +39,6 @@ class Line:
 
     def end(self, stream: int, offset: int) -> None:
         self.streams[stream].on_frame(Frame(Kind.EOF, stream, b"", offset))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
-            await asyncio.sleep(0.005)
 
 
 async def output_to(path: Path, line: Line) -> Output:

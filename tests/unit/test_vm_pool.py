@@ -20,6 +20,7 @@ from orlop.sandbox.vm.demand import BURST, HALF_LIFE, Bursts, Demand
 from orlop.sandbox.vm.gate import Gate
 from orlop.sandbox.vm.pool import Pool
 from orlop.sandbox.vm.pressure import memory_pressure
+from tests.patience import until
 
 MIB = 1 << 20
 SMALL = MachineShape(memory_mib=256)
@@ -96,12 +97,6 @@ class FakeCloner(Cloner):
 
     async def discard(self, directory: Path) -> None:
         self.alive.pop(directory.name, None)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from orlop.hypervisor.base import Accelerator, MachineShape, Template
 from orlop.sandbox.vm import rotation
 from orlop.sandbox.vm.clone import Cloner
 from orlop.sandbox.vm.gate import Gate
+from tests.patience import until
 
 SHAPE = MachineShape(memory_mib=256)
 TCG = Accelerator(kind="tcg", reason="for the test")
@@ -55,12 +56,6 @@ class Shelf:
         assert len(self.held) > 1, "there would be none to start from"
         self.held.remove(template)
         self.retired.append(template)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

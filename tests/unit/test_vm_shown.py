@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from orlop.sandbox.vm import shown, sockets
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.shown import ShownSockets
 from orlop.wire.messages import Show
-from tests.patience import PATIENCE
+from tests.patience import until
 
 
 @dataclass
@@ -63,12 +63,6 @@ def server(path: Path, mode: int = 0o600) -> socket.socket:
     path.chmod(mode)
     link.listen()
     return link
-
-
-async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20 * PATIENCE):
-        while not what():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def test_the_guest_hears_of_what_comes_and_goes(bed: Bed, tmp_path: Path) -> None:

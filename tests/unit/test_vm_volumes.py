@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +36,7 @@ from orlop.wire.messages import (
     Stats,
 )
 from orlop.wire.statistics import VolumeFill
-from tests.patience import PATIENCE
+from tests.patience import until
 from tests.unit.test_vm_plugs import FakeMachine
 from tests.volumes.kubelet import PodDirectory
 
@@ -285,11 +284,6 @@ async def test_a_volume_that_outgrows_its_bound_stays_as_it_was_until_it_is_smal
     config = bed.kubelet.atomic("configmap", "config", {"key": b"small"})
     volumes = bed.daemon(copy_kib=1024)
     placed = await volumes.place(spec("one", config, read_only=True))
-
-    async def until(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30 * PATIENCE):
-            while not condition():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
 
     bed.kubelet.atomic("configmap", "config", {"key": bytes(2 << 20)})
     await until(lambda: "is not up to date in its pod" in caplog.text)

@@ -145,7 +145,7 @@ def _described_container(status: pb.ContainerStatus, info: Mapping[str, Any]) ->
             {"Source": one.host_path, "Destination": one.container_path, "RW": not one.readonly}
             for one in status.mounts
         ],
-        "RestartCount": status.metadata.attempt,
+        "RestartCount": status.metadata.attempt + info.get("restarts", 0),
         "LogPath": status.log_path,
         "Handler": info.get("handler", ""),
     }

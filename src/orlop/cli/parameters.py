@@ -98,5 +98,5 @@ Grace = Annotated[
     typer.Option("--timeout", "--time", "-t", help="Seconds before it is killed; 10, or its own.", min=0),
 ]
 Restart = Annotated[
-    str, typer.Option("--restart", help="Run it again while this waits: on-failure[:TIMES] or always.")
+    str, typer.Option("--restart", help="Run it again when it has ended: on-failure[:TIMES] or always.")
 ]

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from orlop.cli import images, restarts, starting, streams, terminal
+from orlop.cli import images, starting, streams, terminal
 from orlop.cli.problems import CliError
-from orlop.cli.restarts import RestartPolicy
-from orlop.client import logs, session
+from orlop.client import logs, restarts, session
 from orlop.client.calls import CriClient
 from orlop.client.container import Container
 from orlop.client.images import present
 from orlop.client.launch import RunOptions
 from orlop.client.pod import Pod, find_pod
+from orlop.client.restarts import RestartPolicy
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument, OrlopError
 from orlop.host import tasks
@@ -131,11 +131,10 @@ class How(NamedTuple):
 
 
 def _check(launch: RunOptions, how: How) -> None:
-    if how.policy.after_failure and (how.detach or launch.interactive):
-        raise CliError(
-            "--restart needs the foreground, without -d and -i: run it in a systemd unit, or by Kubernetes",
-            exit_code=2,
-        )
+    if how.policy.after_failure and launch.interactive:
+        raise CliError("--restart is not for -i: what was typed cannot be typed again", exit_code=2)
+    if how.policy.after_failure and how.detach and how.remove:
+        raise CliError("--restart and --rm exclude each other with -d", exit_code=2)
     if launch.tty and launch.interactive and not terminal.is_terminal():
         raise CliError("-it needs a terminal, and stdin is none: leave out -t", exit_code=2)
     if how.replace and (how.pod or not launch.name):

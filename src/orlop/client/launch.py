@@ -19,6 +19,7 @@ STOP_TIMEOUT = "io.orlop.cli/stop-timeout"
 LIMITS = "rlimits.orlop.io/container."
 TMPFS = "tmpfs.orlop.io/mounts"
 REMOVAL = "removal.orlop.io/when-ended"
+RESTART = "restart.orlop.io/policy"
 """Annotations that the daemon reads, since CRI has no words for these: see docs/cri.md."""
 
 
@@ -52,7 +53,8 @@ class RunOptions:
     ``hosts`` are names with addresses for its /etc/hosts. ``ulimits`` are texts such as ``NOFILE=1024:2048``,
     ``stop_timeout`` seconds, None for the usual ones. ``health`` is a wish as
     :func:`orlop.client.health.wish` writes it, "" for no health check. With ``remove`` the daemon removes
-    the container when it has ended, and the pod that is there for it alone.
+    the container when it has ended, and the pod that is there for it alone. ``restart``, as
+    :meth:`orlop.client.restarts.RestartPolicy.wish` writes it, has the daemon run it again.
     """
 
     image: str
@@ -89,6 +91,7 @@ class RunOptions:
     seccomp: pb.SecurityProfile | None = None
     health: str = ""
     remove: bool = False
+    restart: str = ""
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument for a user that CRI cannot name."""
@@ -202,6 +205,8 @@ def _annotations(launch: RunOptions, name: str) -> dict[str, str]:
         found[CHECK] = launch.health
     if launch.remove:
         found[REMOVAL] = "true"
+    if launch.restart:
+        found[RESTART] = launch.restart
     if launch.stop_timeout is not None:
         found[STOP_TIMEOUT] = str(launch.stop_timeout)
     return found

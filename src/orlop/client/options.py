@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from orlop.client import health, rights
+from orlop.client import health, restarts, rights
 from orlop.client.launch import RunOptions
 from orlop.client.mounts import parse_tmpfs, parse_volume
 from orlop.client.texts import parse_size, utf8
@@ -96,6 +96,8 @@ class ContainerKeywords(TypedDict, total=False):
     """Checks that must fail one after the other."""
     health_start_period: float | str
     """Seconds at the beginning in which that does not count."""
+    restart: str
+    """``on-failure``, ``on-failure:3`` or ``always``: the daemon runs it again as long as its pod runs."""
 
 
 class RunKeywords(PodKeywords, ContainerKeywords, total=False):
@@ -149,6 +151,7 @@ def launch(
             start_period=options.get("health_start_period"),
             retries=options.get("health_retries"),
         ),
+        restart=restarts.parse(options.get("restart", "no")).wish(),
         **rights.security(options.get("security", ())),
     )
 

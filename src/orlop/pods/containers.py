@@ -118,7 +118,7 @@ class Containers:
                 self._names.check_container(pod, request)
                 await node.ledger.put_container(record)
             with tracing.span("sandbox.create", container=container_id):
-                record = await self._make(record, sandbox)
+                record = await self.make(record, sandbox)
             if (current := node.ledger.find_pod(pod.id)) is None or not current.ready:
                 raise FailedPrecondition(
                     f"pod {pod.spec.namespace}/{pod.spec.name} was stopped while container {request.name} "
@@ -180,7 +180,7 @@ class Containers:
             health=None if health_check is None else HealthState(),
         )
 
-    async def _make(self, record: ContainerRecord, sandbox: Sandbox) -> ContainerRecord:
+    async def make(self, record: ContainerRecord, sandbox: Sandbox) -> ContainerRecord:
         """Have the sandbox make the container; the record with what came of it.
 
         A program that cannot be run is told by the start: a caller whose create fails tries again for ever,
@@ -219,8 +219,7 @@ class Containers:
         await self._node.done.run(("start", record.id), None, lambda: self._start(record.id))
 
     async def _start(self, container_id: str) -> None:
-        ledger = self._node.ledger
-        async with ledger.locked(container_id):
+        async with self._node.ledger.locked(container_id):
             record = self._node.container(container_id)
             if record.phase is not ContainerPhase.CREATED:
                 raise FailedPrecondition(
@@ -229,15 +228,19 @@ class Containers:
             sandbox = self._node.sandbox(record.pod_id)
             pod = self._node.pod(record.pod_id)
             await self._node.observer.start(pod, record)
-            await ledger.change_container(container_id, start_requested=True)
-            try:
-                started_at = await self.begin(record, sandbox)
-            except Exception as error:
-                if not isinstance(error, CannotRun):
-                    await self.end_failed(container_id, sandbox)
-                await self.start_failed(container_id, error)
-                raise
-            await self.started(container_id, started_at, sandbox)
+            await self.start_made(record, sandbox)
+
+    async def start_made(self, record: ContainerRecord, sandbox: Sandbox) -> None:
+        """Start what was made, for a caller that has the container's lock; a failure is its end."""
+        await self._node.ledger.put_container(msgspec.structs.replace(record, start_requested=True))
+        try:
+            started_at = await self.begin(record, sandbox)
+        except Exception as error:
+            if not isinstance(error, CannotRun):
+                await self.end_failed(record.id, sandbox)
+            await self.start_failed(record.id, error)
+            raise
+        await self.started(record.id, started_at, sandbox)
 
     async def begin(self, record: ContainerRecord, sandbox: Sandbox) -> int:
         """Run the process of a created container; when (ns). Raises CannotRun and what sandboxes raise."""
@@ -255,7 +258,7 @@ class Containers:
 
     async def _kill_at_last(self, container_id: str, sandbox: Sandbox) -> None:
         """Kill a container that may run though nobody watches it, for as long as it is there."""
-        while (record := self._node.ledger.find_container(container_id)) is not None:
+        while (record := self._node.ledger.find_container(container_id)) is not None and not record.running:
             if self._node.sandboxes.get(record.pod_id) is not sandbox:
                 return
             await asyncio.sleep(WATCH_INTERVAL)

@@ -10,10 +10,8 @@ cannot be removed is tried again. Whoever waits for the end still hears the exit
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from orlop.errors import InvalidArgument, NotFound, OrlopError
@@ -58,14 +56,10 @@ class Disposal:
 
     async def run(self, interval: float = RETRY_INTERVAL) -> None:
         """Remove what an earlier daemon left, then each at its end; for ever."""
-        while True:
-            self._node.ends.news.clear()
+        async for _ in self._node.ends.rounds(interval):
             for record in self._node.ledger.all_containers():
                 if record.phase is ContainerPhase.EXITED and ANNOTATION in record.annotations:
                     self._begin(record)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(interval):
-                    await self._node.ends.news.wait()
 
     async def wait(self, ref: str) -> int:
         """The exit code of a container once it has ended, also of one that has gone. Raises NotFound."""

@@ -127,7 +127,8 @@ class ContainerRecord(Value, frozen=True):
     when the image alone knows (a name, looked up in the container's own /etc/passwd).
     ``paused`` is set before its processes are stopped where they are, and cleared after they go on.
     ``cannot_start`` says why a CREATED container's program cannot be run: its start will fail so.
-    ``health_check`` is None for one whose health nobody checks, and so is ``health``.
+    ``health_check`` is None for one whose health nobody checks, and so is ``health``. ``restarts`` counts how
+    often the daemon has run it again, ``stay_ended`` is set before it is ended by somebody who means it.
     """
 
     spec: ContainerSpec
@@ -151,6 +152,8 @@ class ContainerRecord(Value, frozen=True):
     message: str = ""
     health_check: HealthCheck | None = None
     health: HealthState | None = None
+    restarts: int = 0
+    stay_ended: bool = False
 
     @property
     def id(self) -> str:

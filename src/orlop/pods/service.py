@@ -18,7 +18,7 @@ from orlop import config as configuration
 from orlop.errors import NotUndone, OrlopError
 from orlop.host.tasks import Undo
 from orlop.linux.changes import Change
-from orlop.pods import disposal, outline
+from orlop.pods import disposal, outline, restarts
 from orlop.pods.changes import ChangedFiles
 from orlop.pods.containers import Containers
 from orlop.pods.disposal import Disposal
@@ -47,6 +47,7 @@ from orlop.pods.records import (
 )
 from orlop.pods.recovery import Recovery
 from orlop.pods.requests import ContainerRequest
+from orlop.pods.restarts import Restarts
 from orlop.pods.sandboxes import Pods
 from orlop.sandbox.base import Connection, ProcessIO, SandboxDriver, StartedProcess
 from orlop.sandbox.figures import Detail, LayerUse
@@ -96,6 +97,7 @@ class PodService:
         self._meter = Meter(self._node)
         self._recovery = Recovery(self._node, self._pods, self._containers)
         self._disposal = Disposal(self._node, self._pods, self._containers)
+        self._restarts = Restarts(self._node, self._containers)
 
     async def open(self) -> dict[str, str]:
         """Read the journal, open the drivers, and begin to find again what runs; :meth:`recovered` ends that.
@@ -107,6 +109,7 @@ class PodService:
         await self._recovery.begin()
         self._node.tasks.spawn(self._recovery.janitor(), "janitor")
         self._node.tasks.spawn(self._disposal.run(), "disposal")
+        self._node.tasks.spawn(self._restarts.run(), "restarts")
         return absent
 
     async def recovered(self) -> None:
@@ -190,7 +193,9 @@ class PodService:
     async def create_container(self, request: ContainerRequest) -> str:
         """Make a container ready to start; its id. A repeated call joins the first."""
         await self._node.known(request.pod_id)
-        disposal.check(request.annotations, self._node.pod(request.pod_id))
+        pod = self._node.pod(request.pod_id)
+        disposal.check(request.annotations, pod)
+        restarts.check(request.annotations, pod)
         return await self._containers.create(request)
 
     async def start_container(self, container_id: str) -> None:
@@ -201,11 +206,13 @@ class PodService:
     async def stop_container(self, container_id: str, timeout: float) -> None:
         """Stop signal, then KILL after ``timeout`` seconds."""
         await self._node.known_of(container_id)
+        await self._restarts.leave(container_id)
         await self._containers.stop(container_id, timeout)
 
     async def signal_container(self, container_id: str, number: int) -> None:
         """Send a signal to the container's first process; KILL goes to all of its processes."""
         await self._node.known_of(container_id)
+        await self._restarts.leave_killed(container_id, number)
         await self._containers.signal(container_id, number)
 
     async def pause_container(self, container_id: str) -> None:
@@ -263,6 +270,7 @@ class PodService:
             "handler": pod.handler if pod is not None else "",
             "pid": 0,
             "paused": record.paused,
+            "restarts": record.restarts,
             "runtimeSpec": outline.runtime_spec(record),
             "layers": len(record.spec.root.layers),
             **outline.health(record),

@@ -64,9 +64,10 @@ def run(
     socket: Socket = "",
 ) -> None:
     """Run a command in a new container, in a pod of its own or one that is there. Its exit code is ours."""
-    from orlop.cli import restarts, session, words
     from orlop.cli import run as running
+    from orlop.cli import session, words
     from orlop.cli.problems import CliError
+    from orlop.client import restarts
 
     if pod and pod_words.given:
         raise CliError(
@@ -74,6 +75,7 @@ def run(
             "give them to `orlop pod create`",
             exit_code=2,
         )
+    policy = restarts.parse(restart)
     wanted = replace(
         words.pod_options(name, pod_words, limits),
         image=image,
@@ -82,6 +84,8 @@ def run(
         tty=tty,
         # In the foreground the command removes it, which shows its output to the end.
         remove=remove and detach,
+        # And runs it again.
+        restart=policy.wish() if detach else "",
         **words.container_options(container_words, tty=tty),
     )
     how = running.How(
@@ -91,7 +95,7 @@ def run(
         remove=remove,
         replace=replace_,
         cidfile=cidfile,
-        policy=restarts.parse(restart),
+        policy=policy,
     )
     job = partial(running.run_command, socket, wanted, how)
     raise typer.Exit(session.run_async(job, code=running.exit_code))

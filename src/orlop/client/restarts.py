@@ -1,10 +1,12 @@
-"""``run --restart``: a command in the foreground runs its container again.
+"""When a container that has ended runs again, in the words people write.
 
-Nobody else watches: CRI has no such word, as in Kubernetes it is the kubelet's work.
+CRI has no such word, as in Kubernetes it is the kubelet's work. Who waits for a container runs it again
+himself; else the daemon does, which is told by an annotation.
 """
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 from orlop.errors import InvalidArgument
@@ -23,6 +25,10 @@ class RestartPolicy(NamedTuple):
         """Whether it runs again that has ended with ``code`` and run again ``times`` times."""
         wanted = self.after_failure if code else self.after_success
         return wanted and (self.most is None or times < self.most)
+
+    def wish(self) -> str:
+        """The annotation for the daemon, "" for none."""
+        return json.dumps(self._asdict()) if self.after_success or self.after_failure else ""
 
 
 def pause(times: int) -> float:

@@ -1,0 +1,168 @@
+"""Containers of our own clients that run again when they have ended, as long as their pod runs.
+
+Who makes a container wishes for it in an annotation, ``restart.orlop.io/policy``, in JSON:
+``{"after_success": true, "after_failure": true, "most": 3}``. It is heeded in pods of our own clients alone:
+a kubelet restarts its containers itself. The container stays the same one, with its id, name, log and
+volumes; what it wrote outside of volumes is gone.
+
+Each time there is a longer pause first, unless the container has run for a while. Wish, count and the will to
+end it are in the journal: a daemon that was killed at any step is followed by one that goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+
+import msgspec
+
+from orlop.errors import InvalidArgument, NotFound, OrlopError
+from orlop.pods import disposal
+from orlop.pods.containers import Containers
+from orlop.pods.names import OWN, of_container
+from orlop.pods.node import Node, reason_of
+from orlop.pods.records import ContainerPhase, ContainerRecord, HealthState, PodRecord
+from orlop.value import Value
+
+log = logging.getLogger(__name__)
+
+ANNOTATION = "restart.orlop.io/policy"
+
+RETRY_INTERVAL = 30.0
+"""Seconds between looks for what was not run again, whatever the reason."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 60.0
+"""Seconds before a container runs again: the first time, and at most."""
+
+SETTLED = 10.0
+"""Seconds after which a container that runs is well: its pauses begin from the first one."""
+
+NANOSECONDS = 1_000_000_000
+
+
+class RestartWish(Value, frozen=True, forbid_unknown_fields=True):
+    """When a container that has ended runs again; ``most`` times, if that is not None."""
+
+    after_success: bool = False
+    after_failure: bool = False
+    most: int | None = None
+
+
+def check(annotations: Mapping[str, str], pod: PodRecord) -> None:
+    """Raises InvalidArgument for a wish that cannot be understood, or is not for that pod."""
+    if ANNOTATION not in annotations:
+        return
+    _wish(annotations)
+    if disposal.ANNOTATION in annotations:
+        raise InvalidArgument(f"the annotations {ANNOTATION} and {disposal.ANNOTATION} exclude each other")
+    if OWN not in pod.spec.labels:
+        raise InvalidArgument(
+            f"the annotation {ANNOTATION} is for pods of Orlop's own clients: "
+            f"who made pod {pod.spec.namespace}/{pod.spec.name} restarts its containers"
+        )
+
+
+def _wish(annotations: Mapping[str, str]) -> RestartWish:
+    try:
+        wish = msgspec.json.decode(annotations[ANNOTATION], type=RestartWish)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise InvalidArgument(f"the annotation {ANNOTATION} cannot be understood: {error}") from error
+    if wish.most is not None and wish.most < 0:
+        raise InvalidArgument(f"the annotation {ANNOTATION}: a container cannot run again {wish.most} times")
+    return wish
+
+
+class Restarts:
+    """Runs again what has ended and was to; :meth:`run` for as long as the daemon lives."""
+
+    def __init__(self, node: Node, containers: Containers) -> None:
+        self._node = node
+        self._containers = containers
+        self._pauses: dict[str, float] = {}
+        self._going: set[str] = set()
+
+    async def run(self, interval: float = RETRY_INTERVAL) -> None:
+        """Run again what ended while no daemon was there, then each at its end; for ever."""
+        async for _ in self._node.ends.rounds(interval):
+            for record in self._node.ledger.all_containers():
+                if record.id not in self._going and self._is_due(record):
+                    self._going.add(record.id)
+                    work = self._run_again(record)
+                    self._node.tasks.spawn(work, f"the restart of container {record.id[:12]}")
+            self._forget_gone()
+
+    async def leave(self, ref: str) -> None:
+        """Let a container end for good: somebody is about to end it. There need not be one."""
+        record = self._node.ledger.find_container(ref)
+        if record is None or ANNOTATION not in record.annotations:
+            return
+        # One that is being run again at this moment is, and can be ended then.
+        async with self._node.ledger.locked(record.id):
+            if self._node.ledger.find_container(record.id) is not None:
+                await self._node.ledger.note_container(record.id, stay_ended=True)
+
+    async def leave_killed(self, ref: str, number: int) -> None:
+        """The same for a signal that is meant to end it; another is the container's own affair."""
+        record = self._node.ledger.find_container(ref)
+        if record is not None and number in (signal.SIGKILL, record.spec.stop_signal):
+            await self.leave(record.id)
+
+    def _is_due(self, record: ContainerRecord) -> bool:
+        # What never ran is whoever's that started it, and knows why it did not.
+        if record.phase is not ContainerPhase.EXITED or not record.started_at or record.stay_ended:
+            return False
+        pod = self._node.ledger.find_pod(record.pod_id)
+        if ANNOTATION not in record.annotations or pod is None or not pod.ready or pod.stop_requested:
+            return False
+        wish = _wish(record.annotations)
+        wanted = wish.after_failure if record.exit_code else wish.after_success
+        return wanted and (wish.most is None or record.restarts < wish.most)
+
+    def _pause(self, record: ContainerRecord) -> float:
+        ran = (record.finished_at - record.started_at) / NANOSECONDS
+        pause = FIRST_PAUSE if ran >= SETTLED else self._pauses.get(record.id, FIRST_PAUSE)
+        self._pauses[record.id] = min(2 * pause, LONGEST_PAUSE)
+        return pause
+
+    def _forget_gone(self) -> None:
+        for container_id in [one for one in self._pauses if self._node.ledger.find_container(one) is None]:
+            del self._pauses[container_id]
+
+    async def _run_again(self, record: ContainerRecord) -> None:
+        what = f"container {of_container(record)} ({record.id[:12]})"
+        try:
+            await asyncio.sleep(self._pause(record))
+            await self._node.known_of(record.id)
+            async with self._node.ledger.locked(record.id):
+                await self._replace(record.id)
+        except NotFound:
+            log.debug("%s was removed by somebody else", what)
+        except (OrlopError, OSError) as error:
+            log.warning("%s has ended and does not run again yet: %s", what, reason_of(error))
+        finally:
+            self._going.discard(record.id)
+
+    async def _replace(self, container_id: str) -> None:
+        """Make and start the container anew, for a caller that has its lock."""
+        node = self._node
+        record = node.ledger.container(container_id)
+        if not self._is_due(record):
+            return
+        sandbox, pod = node.sandbox(record.pod_id), node.pod(record.pod_id)
+        await sandbox.delete(record.id)
+        # Counted before it is made: one that fails halfway has had its turn.
+        record = await node.ledger.change_container(record.id, restarts=record.restarts + 1)
+        made = msgspec.structs.replace(
+            await self._containers.make(msgspec.structs.replace(record, cannot_start=""), sandbox),
+            phase=ContainerPhase.CREATED,
+            finished_at=0,
+            exit_code=0,
+            reason="",
+            message="",
+            health=None if record.health_check is None else HealthState(),
+        )
+        await node.observer.start(pod, made)
+        await self._containers.start_made(made, sandbox)
+        log.info("container %s has ended with %d and runs again", record.id[:12], record.exit_code)
