@@ -28,8 +28,10 @@ class Listening:
     def __init__(self) -> None:
         self.heard: list[str] = []
         self.refused: set[str] = set()
+        self.connections = 0
 
     async def serve(self, connection: link.SocketLink) -> None:
+        self.connections += 1
         with contextlib.suppress(LinkLost):
             while True:
                 frame = await frames.read(connection)
@@ -68,6 +70,32 @@ async def test_an_event_that_is_not_taken_holds_up_no_other(tmp_path: Path) -> N
         await there.until(["b", "c"])
 
 
+async def test_events_that_follow_one_another_take_one_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_KEEP", 3600.0)
+    async with containerd(tmp_path / "c.sock") as (there, tell):
+        for count, name in enumerate("abc", 1):
+            tell(name)
+            await there.until(list("abc"[:count]))
+        assert there.connections == 1
+
+
+async def test_a_containerd_that_starts_anew_is_told_by_a_new_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_KEEP", 3600.0)
+    path, announcer = tmp_path / "c.sock", Announcer()
+    for name in "ab":
+        there = Listening()
+        listener = link.Listener(path, there.serve)
+        await listener.start()
+        announcer.tell(str(path), "test", pb.TaskPaused(container_id=name))
+        await there.until([name])
+        await listener.stop()
+    await announcer.close()
+
+
 async def test_what_comes_while_the_connection_is_closed_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +108,7 @@ async def test_what_comes_while_the_connection_is_closed_is_told(
             await super().close()
 
     monkeypatch.setattr(events, "Client", Closing)
+    monkeypatch.setattr(events, "_KEEP", 0.0)
     async with containerd(tmp_path / "c.sock") as (there, tell):
         tell("a")
         await there.until(["a", "b", "c"])

@@ -80,6 +80,7 @@ class Daemon:
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The state directory of a keeper that runs until the test ends, however slow that is."""
     monkeypatch.setattr(keeper, "LINGER", 3600.0)
+    monkeypatch.setattr(keeper, "DESERTED", 3600.0)
     address = os.fspath(tmp_path / places.HOLD_SOCKET)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as holding:
         holding.bind(address)
@@ -318,6 +319,7 @@ class Kept:
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
     monkeypatch.setattr(keeper, "LINGER", 0.05)
+    monkeypatch.setattr(keeper, "_CARE", 0.05)
     monkeypatch.setattr(keeper, "_LOOK", 0.01)
     (tmp_path / "state").mkdir()
     one = Kept(tmp_path / "state")
@@ -388,6 +390,20 @@ def test_a_keeper_whose_daemon_was_removed_ends_when_nothing_lives(
         monkeypatch.setattr(keeper, "ABANDONED", 0.0)
         assert kept.ends()
         assert list(kept.place.glob("*.sock")) == []
+
+
+def test_a_keeper_with_nothing_to_keep_lingers_for_a_daemon_alone(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "LINGER", 3600.0)
+    monkeypatch.setattr(keeper, "DESERTED", 0.0)
+    with launch._listening(kept.place / places.DAEMON_SOCKET, socket.SOCK_STREAM) as daemon:
+        kept.start()
+        daemon.settimeout(30 * PATIENCE)
+        for _ in range(3):
+            daemon.accept()[0].close()
+            assert kept.thread.is_alive()
+    assert kept.ends()
 
 
 def test_a_keeper_asks_a_daemon_that_is_back_what_to_hold(

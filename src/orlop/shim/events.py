@@ -9,8 +9,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -31,6 +31,9 @@ MOST_WAITING = 2048
 """Events of one containerd that wait; the oldest are dropped then."""
 
 _CALL_TIME = 10.0
+_KEEP = 10.0
+"""Seconds for which a connection is kept without anything to tell: events come in groups."""
+
 _PAUSES = (0.1, 0.5, 2.0, 5.0)
 _GIVE_UP = 300.0
 """Seconds after which a containerd that does not listen is not tried any more until the next event."""
@@ -51,7 +54,8 @@ _TOPICS = {
 
 @dataclass
 class _Queue:
-    waiting: deque[forward_pb2.ForwardRequest]
+    waiting: deque[forward_pb2.ForwardRequest] = field(default_factory=lambda: deque(maxlen=MOST_WAITING))
+    more: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
 
@@ -66,11 +70,12 @@ class Announcer:
         """Let it know; does not wait. An empty address is nobody."""
         if not address or self._tasks.closed:
             return
-        queue = self._queues.setdefault(address, _Queue(deque(maxlen=MOST_WAITING)))
+        queue = self._queues.setdefault(address, _Queue())
         packed = AnyMessage(type_url=event.DESCRIPTOR.full_name, value=event.SerializeToString())
         envelope = types_pb2.Envelope(namespace=namespace, topic=_TOPICS[type(event)], event=packed)
         envelope.timestamp.FromNanoseconds(time.time_ns())
         queue.waiting.append(forward_pb2.ForwardRequest(envelope=envelope))
+        queue.more.set()
         if queue.task is None:
             queue.task = self._tasks.spawn(self._deliver(address, queue), f"events for {address}")
 
@@ -82,20 +87,31 @@ class Announcer:
         try:
             # Again for what comes while the connection is closed.
             while queue.waiting:
-                await _tell_all(address, queue.waiting)
+                await _tell_all(address, queue)
         finally:
             queue.task = None
             if not queue.waiting:
                 self._queues.pop(address, None)
 
 
-async def _tell_all(address: str, waiting: deque[forward_pb2.ForwardRequest]) -> None:
-    """Tell what waits until nothing does, or nobody has listened for too long: then nothing waits either."""
-    failures, given_up = 0, time.monotonic() + _GIVE_UP
+async def _more(queue: _Queue) -> bool:
+    """Wait for something to tell, but not for ever; whether there is something."""
+    queue.more.clear()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_KEEP):
+            await queue.more.wait()
+    return bool(queue.waiting)
+
+
+async def _tell_all(address: str, queue: _Queue) -> None:
+    """Tell what waits until nothing comes for a while, or nobody has listened for too long: then nothing
+    waits either."""
+    waiting, failures, given_up = queue.waiting, 0, 0.0
     async with AsyncExitStack() as stack:
         client: Client | None = None
-        while waiting:
+        while waiting or await _more(queue):
             event = waiting[0]
+            given_up = given_up or time.monotonic() + _GIVE_UP
             try:
                 if client is None:
                     connection = await link.connect(Path(address.removeprefix("unix://")))
@@ -115,7 +131,7 @@ async def _tell_all(address: str, waiting: deque[forward_pb2.ForwardRequest]) ->
             except OrlopError as error:
                 # It has heard it and does not want it. The next ones are not to wait for that.
                 log.warning("%s does not take an event: %s", address, error)
-            failures, given_up = 0, time.monotonic() + _GIVE_UP
+            failures, given_up = 0, 0.0
             if waiting and waiting[0] is event:  # it may have been dropped meanwhile
                 waiting.popleft()
 

@@ -75,11 +75,13 @@ class TaskStatus(IntEnum):
 
 @dataclass
 class TaskProcess:
-    """A process of a task: its first one, or one more with an ``exec_id``. ``asked`` is what is to run."""
+    """A process of a task: its first one, or one more with an ``exec_id``. ``asked`` is what is to run,
+    and ``held`` names what the keeper holds of its streams."""
 
     stdio: Stdio
     exec_id: str = ""
     asked: OciProcess | None = None
+    held: set[str] = field(default_factory=set)
     started: bool = False
     exit: ExitStatus | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)

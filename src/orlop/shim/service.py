@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 
+from orlop import tracing
 from orlop.errors import InvalidArgument, Unimplemented
 from orlop.host import threads
 from orlop.sandbox.spec import ExitStatus
@@ -50,7 +52,16 @@ def services(tasks: ShimTasks) -> Services:
 
 
 def _methods(calls: object, names: list[str]) -> Mapping[str, Method]:
-    return {name: getattr(calls, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in names}
+    ours = {name: getattr(calls, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in names}
+    return {name: _traced(name, call) for name, call in ours.items()}
+
+
+def _traced(name: str, call: Callable[[Any], Awaitable[Message]]) -> Method:
+    async def traced(request: Any) -> Message:
+        with tracing.span(f"shim.{name}"):
+            return await call(request)
+
+    return traced
 
 
 class DoorCalls:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,13 @@ log = logging.getLogger(__name__)
 MOST_EXECS = 256
 _ENDING = frozenset({1, 2, 3, 9, 15})
 """The signals that end a sandbox."""
+
+
+_HELD: dict[str, Callable[[Stdio], tuple[str, ...]]] = {
+    "in": lambda stdio: (stdio.stdin,),
+    "out": lambda stdio: (stdio.stdout, stdio.stderr),
+}
+"""What the keeper holds of a process by one name each: input ends before output may."""
 
 
 class ShimTasks:
@@ -251,16 +258,16 @@ class ShimTasks:
         await self._hold_streams(task, task.first)
 
     async def _hold_streams(self, task: LiveTask, process: TaskProcess) -> None:
-        stdio = process.stdio
-        for name, path in (("in", stdio.stdin), ("out", stdio.stdout), ("err", stdio.stderr)):
-            if path in stdio.fifos:
-                await self._keeper.hold(task.record.key, f"{process.exec_id}/{name}", [path])
+        fifos = process.stdio.fifos
+        for name, wanted in _HELD.items():
+            if paths := [path for path in wanted(process.stdio) if path in fifos]:
+                process.held.add(name)
+                await self._keeper.hold(task.record.key, f"{process.exec_id}/{name}", paths)
 
     async def _drop_streams(self, task: LiveTask, process: TaskProcess) -> None:
-        stdio = process.stdio
-        for name, path in (("in", stdio.stdin), ("out", stdio.stdout), ("err", stdio.stderr)):
-            if path:
-                await self._keeper.drop(task.record.key, f"{process.exec_id}/{name}")
+        for name in list(process.held):
+            process.held.discard(name)
+            await self._keeper.drop(task.record.key, f"{process.exec_id}/{name}")
 
     # Run
 
@@ -425,6 +432,7 @@ class ShimTasks:
         task = await self._known(key)
         process = self._process(task, exec_id)
         if process.stdio.stdin:
+            process.held.discard("in")
             await self._keeper.drop(key, f"{exec_id}/in")
             running.finish_stdin(process)
 

@@ -35,8 +35,12 @@ MOST_WAITING = 2 * MAX_MESSAGE
 PATIENCE = 30.0
 """Seconds that a question waits for a daemon; only that for an end waits longer."""
 
-LINGER = 5.0
-"""Seconds without connections, and with nothing to hold, after which the keeper ends."""
+LINGER = 60.0
+"""Seconds without connections, and with nothing to hold, after which the keeper ends: so the next pod of a
+node that has none for a moment need not wait for a keeper to start."""
+
+DESERTED = 5.0
+"""The same when there is no daemon, either."""
 
 PARTING = 5.0
 """Seconds after the answer to Shutdown in which a client may close its connection itself, as containerd does.
@@ -47,6 +51,9 @@ ABANDONED = 600.0
 kept all the same."""
 
 RETRY = 0.1
+_CARE = 5.0
+"""Seconds between two looks at what nothing is heard of."""
+
 _LOOK = 1.0
 """Seconds between two looks at what is around a keeper without a daemon."""
 
@@ -328,24 +335,42 @@ class Keeper:
     def _run(self) -> None:
         self._holding.setblocking(False)
         self._selector.register(self._holding, selectors.EVENT_READ, self._accept_notes)
+        care_at = 0.0
         while True:
             away = any(pair.daemon is None for pair in self._pairs)
-            for key, events in self._selector.select(RETRY if away else LINGER):
+            for key, events in self._selector.select(RETRY if away else _CARE):
                 work: Callable[[int], None] = key.data
                 work(events)
-            self._care()
-            if self._useless() and self._end():
+            now = time.monotonic()
+            if away or now >= care_at:
+                care_at = now + _CARE
+                for pair in list(self._pairs):
+                    self._care(pair, now)
+            if self._useless(now) and self._end():
                 return
 
-    def _care(self) -> None:
-        now = time.monotonic()
-        for pair in list(self._pairs):
-            if pair.over(now):
-                self._part(pair)
-                continue
-            if pair.daemon is None and not pair.connect():
-                pair.impatient(now)
-            self._watch(pair)
+    def _care(self, pair: Pair, now: float) -> None:
+        """Do what is due for a pair of which nothing may have been heard."""
+        if pair.over(now):
+            self._part(pair)
+            return
+        if pair.daemon is None and not pair.connect():
+            pair.impatient(now)
+        self._pass_on(pair)
+
+    def _pass_on(self, pair: Pair) -> None:
+        """Send what can be sent now, and look for when more can be done."""
+        try:
+            pair.client.write()
+        except OSError:
+            self._part(pair)
+            return
+        if pair.daemon is not None:
+            try:
+                pair.daemon.write()
+            except OSError:
+                self._lose(pair)
+        self._watch(pair)
 
     def _serve(self, namespace: str, descriptor: int) -> None:
         """Listen for a namespace; in the place of what listened before."""
@@ -367,7 +392,9 @@ class Keeper:
         if len(self._pairs) >= MOST_LINKS:
             link.close()
             return False
-        self._pairs.add(Pair(link, self._address, namespace))
+        pair = Pair(link, self._address, namespace)
+        self._pairs.add(pair)
+        self._care(pair, time.monotonic())
         return True
 
     def _accept_notes(self, _events: int) -> None:
@@ -436,13 +463,13 @@ class Keeper:
     def _client(self, pair: Pair, events: int) -> None:
         if pair not in self._pairs:
             return
-        try:
-            if events & selectors.EVENT_WRITE:
-                pair.client.write()
-            if events & selectors.EVENT_READ:
+        if events & selectors.EVENT_READ:
+            try:
                 pair.heard()
-        except OSError:
-            self._part(pair)
+            except OSError:
+                self._part(pair)
+                return
+        self._pass_on(pair)
 
     def _part(self, pair: Pair) -> None:
         self._forget(pair.client)
@@ -453,20 +480,24 @@ class Keeper:
     def _daemon(self, pair: Pair, events: int) -> None:
         if pair not in self._pairs or pair.daemon is None:
             return
-        try:
-            if events & selectors.EVENT_WRITE:
-                pair.daemon.write()
-            if events & selectors.EVENT_READ:
+        if events & selectors.EVENT_READ:
+            try:
                 pair.answered()
-        except OSError:
-            self._forget(pair.daemon)
-            pair.lost()
+            except OSError:
+                self._lose(pair)
+        self._pass_on(pair)
 
-    def _useless(self) -> bool:
-        now = time.monotonic()
+    def _lose(self, pair: Pair) -> None:
+        """Its daemon is gone; another is tried in a moment."""
+        self._forget(pair.daemon)
+        pair.lost()
+
+    def _useless(self, now: float) -> bool:
         if self._wanted(now):
             self._idle_since = now
-        return now - self._idle_since >= LINGER
+            return False
+        idle = now - self._idle_since
+        return idle >= LINGER or (idle >= DESERTED and not self._answers())
 
     def _wanted(self, now: float) -> bool:
         """Whether there is something to keep, and somebody who may ask for it."""
