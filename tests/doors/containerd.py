@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bench import peers
 
+import orlop
 from tests import bridged
 from tests.conformance import images, tools
 from tests.lab import archive
@@ -21,6 +22,7 @@ from tests.orphan import Orphan
 from tests.patience import PATIENCE
 
 RUNTIME = "io.containerd.orlop.v2"
+SOURCES = Path(orlop.__file__).resolve().parent.parent
 PAUSE = "registry.k8s.io/pause:3.9"
 """One that critest removes and pulls again: with another name for the same content it counts one too many."""
 TIMEOUT = 300 * PATIENCE
@@ -58,13 +60,15 @@ class Containerd:
         tools_directory = directory / "bin"
         tools_directory.mkdir()
         self.shim = tools_directory / "containerd-shim-orlop-v2"
+        # As the Debian package has it.
         self.shim.write_text(
-            f"#!/bin/sh\nORLOP_STATE={node.scratch}/state exec "
-            f'{sys.executable} -m orlop.shim.command.main "$@"\n'
+            f"#!{sys.executable} -IS\nimport sys\nsys.path.append({os.fspath(SOURCES)!r})\n"
+            "from orlop.shim.command.main import command\ncommand()\n"
         )
         self.shim.chmod(0o755)
         path = os.pathsep.join(map(os.fspath, (tools_directory, binaries)))
         self.env = {**os.environ, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
+        self.env["ORLOP_STATE"] = f"{node.scratch}/state"
         self._bridge = f"shm{os.urandom(3).hex()}"
         (directory / "config.toml").write_text(self._config())
 
