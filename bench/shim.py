@@ -1,4 +1,5 @@
-"""One pod's life through containerd with our shim, and through our own CRI: the same daemon, in turns.
+"""One pod's life through containerd with our shim, and through our own CRI: the same daemon, in turns. With
+runc as well, which has no VM: what is left without what runc does is containerd's own.
 
     python -m bench.shim --rounds 10 --containerd 1.7
 
@@ -26,6 +27,7 @@ from bench.client import Client
 SETTLE = 2.0
 """Seconds after a round in which the pool is filled again."""
 OWN = "orlopd"
+RUNC = "runc"
 Found = dict[str, dict[str, list[float]]]
 
 
@@ -83,7 +85,7 @@ def main() -> None:
         ]
         for client in (own, through):
             lifecycle.pull(client)
-        clients = {OWN: (own, "vm"), **{f"containerd, {each}": (through, each) for each in handlers}}
+        clients = {OWN: (own, "vm"), **{f"containerd, {each}": (through, each) for each in (*handlers, RUNC)}}
         logs = Path(name) / "logs"
         logs.mkdir()
         try:
