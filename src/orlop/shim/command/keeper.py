@@ -35,7 +35,7 @@ MOST_WAITING = 2 * MAX_MESSAGE
 PATIENCE = 30.0
 """Seconds that a question waits for a daemon; only that for an end waits longer."""
 
-LINGER = 60.0
+LINGER = 20.0
 """Seconds without connections, and with nothing to hold, after which the keeper ends: so the next pod of a
 node that has none for a moment need not wait for a keeper to start."""
 
