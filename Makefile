@@ -15,7 +15,7 @@ GUEST ?=
 CONTAINERDS ?= 1.6,1.7
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short tenants tenants-api tenants-cluster tenants-demo tenants-image debian13 deb bare wheel monitoring csi-sanity csi-life csi-others oci-validation doors doors-13 podman-system shim-conformance crio lasting upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short tenants tenants-api tenants-cluster tenants-demo tenants-image debian13 deb bare wheel monitoring csi-sanity csi-life csi-others volume-judges oci-validation doors doors-13 podman-system shim-conformance crio lasting upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -110,6 +110,9 @@ csi-life: $(PYTHON) ## The CSI driver on two nodes, under the sidecars of kubern
 
 csi-others: $(PYTHON) ## Volumes of drivers that others wrote, under both handlers (root)
 	$(PYTHON) -m pytest tests/csi_others -q -rP --junitxml build/tests/csi-others.xml
+
+volume-judges: $(PYTHON) ## fio, fsx and pjdfstest on each kind of volume, both handlers; tables in build/volume-judges.md (root)
+	$(PYTHON) -m tests.volume_judges
 
 oci-validation: $(PYTHON) ## The OCI runtime specification, judged by runtime-tools; table in build/oci-validation.md (root)
 	$(PYTHON) -m pytest tests/oci_validation -q --junitxml build/tests/oci-validation.xml

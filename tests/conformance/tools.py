@@ -268,7 +268,7 @@ def debian_source(package: str, scratch: Path) -> Path:
     options = _source_lists(scratch)
     run(["apt-get", *options, "-qq", "update"])
     run(["apt-get", *options, "-qq", "source", "--download-only", package], cwd=scratch)
-    archives = list(scratch.glob(f"{package}_*.orig.tar.*"))
+    archives = [one for one in scratch.glob(f"{package}_*.orig.tar.*") if one.suffix != ".asc"]
     if not archives:
         raise ToolError(f"apt-get source {package} brought no source archive")
     (scratch / "source").mkdir()

@@ -1,0 +1,1 @@
+"""File systems, judged by programs of others, on each kind of volume. ``make volume-judges``."""
