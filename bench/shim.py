@@ -74,7 +74,7 @@ def main() -> None:
         images.serve(images.storage(), f"127.0.0.1:{tools.free_port()}") as registry,
         node(registry, prefix="orlop-bench-") as one,
         tempfile.TemporaryDirectory(prefix="orlop-ctr-") as name,
-        containerd(Path(name), options.containerd, one, registry) as theirs,
+        containerd(Path(name), options.containerd, one.scratch / "state", registry) as theirs,
     ):
         one.wait_ready()
         own, through = Client(one.socket), Client(os.fspath(theirs.socket))

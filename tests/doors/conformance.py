@@ -28,7 +28,7 @@ LEAST_PASSED = 85
 @contextlib.contextmanager
 def serve(release: str, _name: str, place: Path, one: Node, registry: str) -> Iterator[Containerd]:
     """containerd for a run."""
-    with containerd(place, release, one, registry) as serving:
+    with containerd(place, release, one.scratch / "state", registry) as serving:
         yield serving
         serving.remove_pods()
 

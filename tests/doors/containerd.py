@@ -17,7 +17,7 @@ import orlop
 from tests import bridged
 from tests.conformance import images, tools
 from tests.lab import archive
-from tests.node import Done, Node
+from tests.node import Done
 from tests.orphan import Orphan
 from tests.patience import PATIENCE
 
@@ -46,9 +46,12 @@ ASKED = tuple(os.environ.get("ORLOP_CONTAINERDS", "1.6,1.7").split(","))
 
 
 class Containerd:
-    """The containerd of a release, whose storage, state and network are below ``directory``."""
+    """The containerd of a release, whose storage and network are below ``directory``.
 
-    def __init__(self, directory: Path, release: str, node: Node, registry: str) -> None:
+    Its shim is that of the daemon whose state is in ``state``.
+    """
+
+    def __init__(self, directory: Path, release: str, state: Path, registry: str) -> None:
         binaries = RELEASES[release]()
         self.release = release
         self.directory = directory
@@ -68,7 +71,7 @@ class Containerd:
         self.shim.chmod(0o755)
         path = os.pathsep.join(map(os.fspath, (tools_directory, binaries)))
         self.env = {**os.environ, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
-        self.env["ORLOP_STATE"] = f"{node.scratch}/state"
+        self.env["ORLOP_STATE"] = os.fspath(state)
         self._bridge = f"shm{os.urandom(3).hex()}"
         (directory / "config.toml").write_text(self._config())
 
@@ -200,9 +203,9 @@ class Containerd:
 
 
 @contextlib.contextmanager
-def containerd(directory: Path, release: str, node: Node, registry: str) -> Iterator[Containerd]:
+def containerd(directory: Path, release: str, state: Path, registry: str) -> Iterator[Containerd]:
     """containerd until the block ends, with nothing left of it."""
-    one = Containerd(directory, release, node, registry)
+    one = Containerd(directory, release, state, registry)
     try:
         one.start()
         yield one

@@ -31,7 +31,7 @@ NEWEST_SPOKEN = {"2.3": 3}
 def ctr(request: pytest.FixtureRequest, shared_node: Node, registry: str) -> Iterator[Containerd]:
     with (
         tempfile.TemporaryDirectory(prefix="orlop-ctr-") as name,
-        containerd(Path(name), request.param, shared_node, registry) as one,
+        containerd(Path(name), request.param, shared_node.scratch / "state", registry) as one,
     ):
         one.pull(BUSYBOX)
         yield one
