@@ -42,14 +42,24 @@ class Target:
 
     def once(self, data: bytes) -> None:
         """Feed one input. Raises Crash, or what the target did not declare."""
-        before, begun = _peak(), time.process_time()
-        with contextlib.suppress(*self.errors):
-            self.run(data)
-        spent, grown = time.process_time() - begun, _peak() - before
-        if spent > SECONDS + SECONDS_A_MIB * len(data) / (1 << 20):
+        before, most = _peak(), SECONDS + SECONDS_A_MIB * len(data) / (1 << 20)
+        # Once more before it is the input's fault: a process that has run thousands of other tests may have
+        # collected all of its garbage just then.
+        spent = self._timed(data)
+        if spent > most:
+            spent = self._timed(data)
+        grown = _peak() - before
+        if spent > most:
             raise Crash(f"{self.name}: an input of {len(data)} bytes took {spent:.1f} s")
         if grown > GROWTH:
             raise Crash(f"{self.name}: an input of {len(data)} bytes took {grown >> 20} MiB")
+
+    def _timed(self, data: bytes) -> float:
+        """Seconds of processor time that it takes."""
+        begun = time.process_time()
+        with contextlib.suppress(*self.errors):
+            self.run(data)
+        return time.process_time() - begun
 
 
 TARGETS: dict[str, Target] = {}
