@@ -23,6 +23,7 @@ from tests.doors.podman import Podman, podman
 from tests.node import BUSYBOX, base_config, build_guest, node
 
 from bench import peers
+from bench.usage import memory
 
 NAME = "timed"
 STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -64,12 +65,6 @@ def standing(run: Podman) -> dict[str, float]:
     found = [memory(state["pid"]) for state in json.loads(listed) if state["status"] == "running"]
     run("rm", "--force", "--time", "0", *names)
     return {name: statistics.median(one[name] for one in found) for name in found[0]}
-
-
-def memory(pid: int) -> dict[str, int]:
-    """What smaps_rollup has of a process, in KiB."""
-    _, *lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return {words[0].rstrip(":"): int(words[1]) for words in map(str.split, lines)}
 
 
 def report(found: dict[str, dict[str, list[float]]], standing_in: dict[str, float]) -> str:

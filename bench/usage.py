@@ -37,15 +37,18 @@ def processes() -> set[int]:
     return found
 
 
+def memory(pid: int) -> dict[str, int]:
+    """What smaps_rollup has of a process, in KiB. Raises OSError if it is gone."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return {words[0].rstrip(":"): int(words[1]) for words in map(str.split, lines[1:])}
+
+
 def pss_mib(pid: int) -> float:
     """Proportional set size of a process in MiB; 0 if it is gone."""
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
+        return memory(pid).get("Pss", 0) / 1024
     except OSError:
-        pass
-    return 0.0
+        return 0.0
 
 
 def cpu_seconds(pid: int) -> float:

@@ -132,6 +132,18 @@ async def test_a_stop_comes_into_a_run_that_begins(service: PodService, world: W
     assert service.container(container_id).restarts == 1
 
 
+@pytest.mark.parametrize("step", ["create", "start"])
+async def test_a_name_is_given_while_it_begins_to_run(service: PodService, world: World, step: str) -> None:
+    _, container_id = await running(service, "always")
+    world.steps.clear()
+    world.delays[step] = 0.2
+    world.exit(container_id, 1)
+    await until(lambda: f"before {step}" in world.steps)
+    await service.rename_container(container_id, "other")
+    await runs_again(service, container_id, 1)
+    assert service.container(container_id).labels[OWN] == "other"
+
+
 @pytest.mark.parametrize("verb", ["remove", "remove_pod"])
 @pytest.mark.parametrize("step", ["create", "start"])
 async def test_a_removal_comes_into_a_run_that_begins(

@@ -228,19 +228,19 @@ class Containers:
             sandbox = self._node.sandbox(record.pod_id)
             pod = self._node.pod(record.pod_id)
             await self._node.observer.start(pod, record)
-            await self.start_made(record, sandbox)
+            await self._node.ledger.change_container(container_id, start_requested=True)
+            await self.start_made(container_id, sandbox)
 
-    async def start_made(self, record: ContainerRecord, sandbox: Sandbox) -> None:
-        """Start what was made, for a caller that has the container's lock; a failure is its end."""
-        await self._node.ledger.put_container(msgspec.structs.replace(record, start_requested=True))
+    async def start_made(self, container_id: str, sandbox: Sandbox) -> None:
+        """Start what was made, for a caller that has its lock and has noted that; a failure is its end."""
         try:
-            started_at = await self.begin(record, sandbox)
+            started_at = await self.begin(self._node.ledger.container(container_id), sandbox)
         except Exception as error:
             if not isinstance(error, CannotRun):
-                await self.end_failed(record.id, sandbox)
-            await self.start_failed(record.id, error)
+                await self.end_failed(container_id, sandbox)
+            await self.start_failed(container_id, error)
             raise
-        await self.started(record.id, started_at, sandbox)
+        await self.started(container_id, started_at, sandbox)
 
     async def begin(self, record: ContainerRecord, sandbox: Sandbox) -> int:
         """Run the process of a created container; when (ns). Raises CannotRun and what sandboxes raise."""

@@ -10,25 +10,19 @@ cannot be removed is tried again. Whoever waits for the end still hears the exit
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from orlop.errors import InvalidArgument, NotFound, OrlopError
+from orlop.errors import InvalidArgument, NotFound
 from orlop.host import threads
 from orlop.linux.removal import remove_tree
 from orlop.pods.containers import Containers
-from orlop.pods.names import OWN, of_container
-from orlop.pods.node import Node, reason_of
+from orlop.pods.names import OWN, check_own
+from orlop.pods.node import Node
 from orlop.pods.records import ContainerPhase, ContainerRecord, PodRecord
 from orlop.pods.sandboxes import Pods
 
-log = logging.getLogger(__name__)
-
 ANNOTATION = "removal.orlop.io/when-ended"
-
-RETRY_INTERVAL = 30.0
-"""Seconds between tries to remove what could not be removed."""
 
 
 def check(annotations: Mapping[str, str], pod: PodRecord) -> None:
@@ -38,28 +32,36 @@ def check(annotations: Mapping[str, str], pod: PodRecord) -> None:
         return
     if text != "true":
         raise InvalidArgument(f'the annotation {ANNOTATION} is "true" or left out, not {text[:40]!r}')
-    if OWN not in pod.spec.labels:
-        raise InvalidArgument(
-            f"the annotation {ANNOTATION} is for pods of Orlop's own clients: "
-            f"who made pod {pod.spec.namespace}/{pod.spec.name} removes its containers"
-        )
+    check_own(ANNOTATION, pod, "removes")
 
 
 class Disposal:
-    """Removes what has ended and was to go then; :meth:`run` for as long as the daemon lives."""
+    """The rule that removes what was to go when it has ended."""
+
+    work = "the removal"
+    undone = "cannot be removed yet"
 
     def __init__(self, node: Node, pods: Pods, containers: Containers) -> None:
         self._node = node
         self._pods = pods
         self._containers = containers
-        self._going: set[str] = set()
 
-    async def run(self, interval: float = RETRY_INTERVAL) -> None:
-        """Remove what an earlier daemon left, then each at its end; for ever."""
-        async for _ in self._node.ends.rounds(interval):
-            for record in self._node.ledger.all_containers():
-                if record.phase is ContainerPhase.EXITED and ANNOTATION in record.annotations:
-                    self._begin(record)
+    def concerns(self, record: ContainerRecord) -> bool:
+        """Whether that was wished for it."""
+        return ANNOTATION in record.annotations
+
+    async def carry_out(self, record: ContainerRecord) -> None:
+        """Remove it, and the pod that is there for it alone."""
+        if self._node.ends.code(record.id) is None:  # an earlier daemon has seen its end
+            self._node.ends.note(record.id, record.exit_code)
+        await self._node.known(record.pod_id)
+        if OWN in record.labels and (pod := self._node.ledger.find_pod(record.pod_id)) is not None:
+            # The logs before the record that names their place.
+            await self._pods.stop(pod.id)
+            await threads.call(_remove_logs, pod)
+            await self._pods.remove(pod.id)
+        else:
+            await self._containers.remove(record.id)
 
     async def wait(self, ref: str) -> int:
         """The exit code of a container once it has ended, also of one that has gone. Raises NotFound."""
@@ -71,32 +73,6 @@ class Disposal:
         if (code := self._node.ends.code(container_id)) is None:
             raise NotFound(f"container {ref[:13]} does not exist, or has not run")
         return code
-
-    def _begin(self, record: ContainerRecord) -> None:
-        if record.id in self._going:
-            return
-        if self._node.ends.code(record.id) is None:  # an earlier daemon has seen its end
-            self._node.ends.note(record.id, record.exit_code)
-        self._going.add(record.id)
-        self._node.tasks.spawn(self._remove(record), f"the removal of container {record.id[:12]}")
-
-    async def _remove(self, record: ContainerRecord) -> None:
-        what = f"container {of_container(record)} ({record.id[:12]})"
-        try:
-            await self._node.known(record.pod_id)
-            if OWN in record.labels and (pod := self._node.ledger.find_pod(record.pod_id)) is not None:
-                # The logs before the record that names their place.
-                await self._pods.stop(pod.id)
-                await threads.call(_remove_logs, pod)
-                await self._pods.remove(pod.id)
-            else:
-                await self._containers.remove(record.id)
-        except NotFound:
-            log.debug("%s was removed by somebody else", what)
-        except (OrlopError, OSError) as error:
-            log.warning("%s has ended and cannot be removed yet: %s", what, reason_of(error))
-        finally:
-            self._going.discard(record.id)
 
 
 def _remove_logs(pod: PodRecord) -> None:

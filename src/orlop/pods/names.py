@@ -40,6 +40,15 @@ class NameHolder(NamedTuple):
     what: str
 
 
+def check_own(annotation: str, pod: PodRecord, verb: str) -> None:
+    """Raises InvalidArgument for a wish about containers of a pod that no client of ours has made."""
+    if OWN not in pod.spec.labels:
+        raise InvalidArgument(
+            f"the annotation {annotation} is for pods of Orlop's own clients: "
+            f"who made pod {pod.spec.namespace}/{pod.spec.name} {verb} its containers"
+        )
+
+
 def of_container(record: ContainerRecord) -> str:
     """What people call a container."""
     return record.labels.get(OWN) or record.labels.get(GIVEN) or record.name

@@ -18,20 +18,17 @@ from collections.abc import Mapping
 
 import msgspec
 
-from orlop.errors import InvalidArgument, NotFound, OrlopError
+from orlop.errors import InvalidArgument
 from orlop.pods import disposal
 from orlop.pods.containers import Containers
-from orlop.pods.names import OWN, of_container
-from orlop.pods.node import Node, reason_of
+from orlop.pods.names import check_own
+from orlop.pods.node import Node
 from orlop.pods.records import ContainerPhase, ContainerRecord, HealthState, PodRecord
 from orlop.value import Value
 
 log = logging.getLogger(__name__)
 
 ANNOTATION = "restart.orlop.io/policy"
-
-RETRY_INTERVAL = 30.0
-"""Seconds between looks for what was not run again, whatever the reason."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 60.0
 """Seconds before a container runs again: the first time, and at most."""
@@ -57,11 +54,7 @@ def check(annotations: Mapping[str, str], pod: PodRecord) -> None:
     _wish(annotations)
     if disposal.ANNOTATION in annotations:
         raise InvalidArgument(f"the annotations {ANNOTATION} and {disposal.ANNOTATION} exclude each other")
-    if OWN not in pod.spec.labels:
-        raise InvalidArgument(
-            f"the annotation {ANNOTATION} is for pods of Orlop's own clients: "
-            f"who made pod {pod.spec.namespace}/{pod.spec.name} restarts its containers"
-        )
+    check_own(ANNOTATION, pod, "restarts")
 
 
 def _wish(annotations: Mapping[str, str]) -> RestartWish:
@@ -75,23 +68,36 @@ def _wish(annotations: Mapping[str, str]) -> RestartWish:
 
 
 class Restarts:
-    """Runs again what has ended and was to; :meth:`run` for as long as the daemon lives."""
+    """The rule that runs again what was to run again when it has ended."""
+
+    work = "the restart"
+    undone = "does not run again yet"
 
     def __init__(self, node: Node, containers: Containers) -> None:
         self._node = node
         self._containers = containers
         self._pauses: dict[str, float] = {}
-        self._going: set[str] = set()
 
-    async def run(self, interval: float = RETRY_INTERVAL) -> None:
-        """Run again what ended while no daemon was there, then each at its end; for ever."""
-        async for _ in self._node.ends.rounds(interval):
-            for record in self._node.ledger.all_containers():
-                if record.id not in self._going and self._is_due(record):
-                    self._going.add(record.id)
-                    work = self._run_again(record)
-                    self._node.tasks.spawn(work, f"the restart of container {record.id[:12]}")
-            self._forget_gone()
+    def concerns(self, record: ContainerRecord) -> bool:
+        """Whether it is to run again now."""
+        # What never ran is whoever's that started it, and knows why it did not.
+        if ANNOTATION not in record.annotations or not record.started_at or record.stay_ended:
+            return False
+        pod = self._node.ledger.find_pod(record.pod_id)
+        if pod is None or not pod.ready or pod.stop_requested:
+            return False
+        wish = _wish(record.annotations)
+        wanted = wish.after_failure if record.exit_code else wish.after_success
+        return wanted and (wish.most is None or record.restarts < wish.most)
+
+    async def carry_out(self, record: ContainerRecord) -> None:
+        """Run it again after a pause, if nobody ends it for good meanwhile."""
+        await asyncio.sleep(self._pause(record))
+        await self._node.known_of(record.id)
+        async with self._node.ledger.locked(record.id):
+            record = self._node.ledger.container(record.id)
+            if record.phase is ContainerPhase.EXITED and self.concerns(record):
+                await self._replace(record)
 
     async def leave(self, ref: str) -> None:
         """Let a container end for good: somebody is about to end it. There need not be one."""
@@ -109,60 +115,36 @@ class Restarts:
         if record is not None and number in (signal.SIGKILL, record.spec.stop_signal):
             await self.leave(record.id)
 
-    def _is_due(self, record: ContainerRecord) -> bool:
-        # What never ran is whoever's that started it, and knows why it did not.
-        if record.phase is not ContainerPhase.EXITED or not record.started_at or record.stay_ended:
-            return False
-        pod = self._node.ledger.find_pod(record.pod_id)
-        if ANNOTATION not in record.annotations or pod is None or not pod.ready or pod.stop_requested:
-            return False
-        wish = _wish(record.annotations)
-        wanted = wish.after_failure if record.exit_code else wish.after_success
-        return wanted and (wish.most is None or record.restarts < wish.most)
-
     def _pause(self, record: ContainerRecord) -> float:
         ran = (record.finished_at - record.started_at) / NANOSECONDS
         pause = FIRST_PAUSE if ran >= SETTLED else self._pauses.get(record.id, FIRST_PAUSE)
+        self._pauses = {
+            one: kept for one, kept in self._pauses.items() if self._node.ledger.find_container(one)
+        }
         self._pauses[record.id] = min(2 * pause, LONGEST_PAUSE)
         return pause
 
-    def _forget_gone(self) -> None:
-        for container_id in [one for one in self._pauses if self._node.ledger.find_container(one) is None]:
-            del self._pauses[container_id]
-
-    async def _run_again(self, record: ContainerRecord) -> None:
-        what = f"container {of_container(record)} ({record.id[:12]})"
-        try:
-            await asyncio.sleep(self._pause(record))
-            await self._node.known_of(record.id)
-            async with self._node.ledger.locked(record.id):
-                await self._replace(record.id)
-        except NotFound:
-            log.debug("%s was removed by somebody else", what)
-        except (OrlopError, OSError) as error:
-            log.warning("%s has ended and does not run again yet: %s", what, reason_of(error))
-        finally:
-            self._going.discard(record.id)
-
-    async def _replace(self, container_id: str) -> None:
+    async def _replace(self, record: ContainerRecord) -> None:
         """Make and start the container anew, for a caller that has its lock."""
-        node = self._node
-        record = node.ledger.container(container_id)
-        if not self._is_due(record):
-            return
-        sandbox, pod = node.sandbox(record.pod_id), node.pod(record.pod_id)
+        ledger = self._node.ledger
+        sandbox, pod = self._node.sandbox(record.pod_id), self._node.pod(record.pod_id)
         await sandbox.delete(record.id)
         # Counted before it is made: one that fails halfway has had its turn.
-        record = await node.ledger.change_container(record.id, restarts=record.restarts + 1)
-        made = msgspec.structs.replace(
-            await self._containers.make(msgspec.structs.replace(record, cannot_start=""), sandbox),
+        again = await ledger.change_container(record.id, restarts=record.restarts + 1, cannot_start="")
+        made = await self._containers.make(again, sandbox)
+        await self._node.observer.start(pod, made)
+        # Field by field: it may have been given another name meanwhile.
+        await ledger.change_container(
+            record.id,
             phase=ContainerPhase.CREATED,
+            start_requested=True,
+            cannot_start=made.cannot_start,
+            user=made.user,
             finished_at=0,
             exit_code=0,
             reason="",
             message="",
             health=None if record.health_check is None else HealthState(),
         )
-        await node.observer.start(pod, made)
-        await self._containers.start_made(made, sandbox)
+        await self._containers.start_made(record.id, sandbox)
         log.info("container %s has ended with %d and runs again", record.id[:12], record.exit_code)

@@ -19,6 +19,7 @@ from orlop.errors import NotUndone, OrlopError
 from orlop.host.tasks import Undo
 from orlop.linux.changes import Change
 from orlop.pods import disposal, outline, restarts
+from orlop.pods.aftermath import Aftermath
 from orlop.pods.changes import ChangedFiles
 from orlop.pods.containers import Containers
 from orlop.pods.disposal import Disposal
@@ -98,6 +99,7 @@ class PodService:
         self._recovery = Recovery(self._node, self._pods, self._containers)
         self._disposal = Disposal(self._node, self._pods, self._containers)
         self._restarts = Restarts(self._node, self._containers)
+        self._aftermath = Aftermath(self._node, self._disposal, self._restarts)
 
     async def open(self) -> dict[str, str]:
         """Read the journal, open the drivers, and begin to find again what runs; :meth:`recovered` ends that.
@@ -108,8 +110,7 @@ class PodService:
         absent = await self._handlers.open()
         await self._recovery.begin()
         self._node.tasks.spawn(self._recovery.janitor(), "janitor")
-        self._node.tasks.spawn(self._disposal.run(), "disposal")
-        self._node.tasks.spawn(self._restarts.run(), "restarts")
+        self._node.tasks.spawn(self._aftermath.run(), "aftermath")
         return absent
 
     async def recovered(self) -> None:
