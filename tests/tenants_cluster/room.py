@@ -15,6 +15,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,15 @@ class TenantCluster:
         """All that tenants' networks have on each node: routers, links, routes, records, rules."""
         return {node.name: node.run("sh", "-euc", TRACES).out.splitlines() for node in self.nodes}
 
+    def leaves(self, before: Mapping[str, Sequence[str]]) -> None:
+        """Wait until the nodes have what they had before. Raises AssertionError with the difference."""
+
+        def differs() -> list[str]:
+            pairs = [(name, before[name], found) for name, found in self.traces().items()]
+            return [line for name, *pair in pairs for line in unified_diff(*pair, name, name, n=0)]
+
+        eventually(differs, lambda found: not found)
+
     def objects(self) -> set[str]:
         """The names of all that tenants have in the API, and of what is like it."""
         kinds = "tenants,networks,namespaces,clusterroles,clusterrolebindings,rolebindings,serviceaccounts"
@@ -250,8 +260,8 @@ mkdir -p /run/netns
 ls /run/netns
 ip -oneline link | sed -nE 's/^[0-9]+: (ot-[^@:]*).*/link \\1/p'
 ip -4 route | sed -n '/ ot-/p'
-find /var/lib/orlop-tenants -type f
-nft -s list tables | sed /kube-proxy/d
+find /var/lib/orlop-tenants -type f | sort
+nft -s list tables | sed /kube-proxy/d | sort
 nft -s list table inet orlop_tenants
 """
 

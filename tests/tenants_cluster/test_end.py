@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests.cluster.room import eventually
 from tests.tenants_cluster.room import PORT, TenantCluster, server, tenant
 
 
@@ -19,7 +18,7 @@ def test_a_tenant_that_goes_leaves_nothing_and_takes_nothing_of_others(here: Ten
     assert here.traces() != before
     here.end("red")
     # Routers go with the agents' next look.
-    eventually(here.traces, lambda found: found == before)
+    here.leaves(before)
     assert here.objects() == objects
     for name in ("blue", "green"):
         done = here.fetch(name, f"{name}1", f"http://{here.address(name, f'{name}2')}:{PORT}/hostname")

@@ -12,10 +12,12 @@ from tests.tenants_cluster.room import PORT, TenantCluster, floating, pool, serv
 
 @pytest.fixture(scope="module")
 def pooled(here: TenantCluster) -> Iterator[TenantCluster]:
-    """Addresses on the nodes' own network."""
+    """Addresses on the nodes' own network, of which the nodes know nothing any more afterwards."""
+    before = here.traces()
     here.cluster.apply(pool())
     yield here
     here.cluster.kubectl("delete", "addresspool", "uplink")
+    here.leaves(before)
 
 
 def test_the_world_reaches_a_pod_by_its_floating_address_and_no_other(pooled: TenantCluster) -> None:

@@ -56,5 +56,5 @@ def test_nothing_is_left_when_everybody_is_killed_in_the_middle(here: TenantClus
     for host, program in _victims(here, chance):
         host.kill(program)
     here.cluster.wait("tenant/storm", "delete")
-    eventually(here.traces, lambda found: found == before)
+    here.leaves(before)
     eventually(here.objects, lambda found: found == objects)
