@@ -27,7 +27,8 @@ from tests.patience import PATIENCE
 
 COMES_TRUE = 60.0 * PATIENCE
 CALL_TIMEOUT = 60.0 * PATIENCE
-PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kubectl")
+CONTROLLERS = "kube-controller-manager"
+PROGRAMS = ("kube-apiserver", CONTROLLERS, "kubectl")
 OPERATOR = "system:serviceaccount:orlop-system:orlop-tenants"
 
 T = TypeVar("T")
@@ -146,10 +147,10 @@ class Plane:
         return self.seen_by(json.dumps(document))
 
 
-def _wait_ready(plane: Plane, children: Sequence[Child]) -> None:
+def _wait(plane: Plane, children: Sequence[Child], *question: str) -> None:
+    """Until kubectl gets an answer to the question."""
     limit = time.monotonic() + COMES_TRUE * 2
-    # The account is made by a controller: it works once there is one.
-    while plane.try_kubectl("get", "serviceaccount", "default").returncode != 0:
+    while plane.try_kubectl(*question).returncode != 0:
         said = "\n".join(child.said() for child in children)
         assert all(child.process.poll() is None for child in children), said
         assert time.monotonic() < limit, said
@@ -167,14 +168,19 @@ def plane() -> Iterator[Plane]:
         layout.logs(directory).mkdir()
         certificates.make(directory, [])
         store, peers, port = _free_ports(3)
-        for name in ("admin", "kube-controller-manager"):
+        for name in ("admin", CONTROLLERS):
             file = layout.kubeconfig(directory, name)
             server = f"https://{layout.CONTROL}:{layout.API_PORT}"
             file.write_text(file.read_text().replace(server, f"https://127.0.0.1:{port}"))
-        for name, argv in _commands(directory, built.directory, etcd, (store, peers, port)).items():
-            children.append(Child(argv, layout.logs(directory) / f"{name}.log"))
         one = Plane(directory, layout.kubeconfig(directory), built.directory / "kubectl")
-        _wait_ready(one, children)
+        commands = _commands(directory, built.directory, etcd, (store, peers, port))
+        for name, argv in commands.items():
+            if name == CONTROLLERS:
+                # They end when the server does not answer within ten seconds.
+                _wait(one, children, "get", "--raw=/readyz")
+            children.append(Child(argv, layout.logs(directory) / f"{name}.log"))
+        # A controller makes the account: there is one that works.
+        _wait(one, children, "get", "serviceaccount", "default")
         yield one
     finally:
         for child in reversed(children):
@@ -210,9 +216,9 @@ def _commands(
             f"--initial-cluster=default={peer}",
         ],
         "kube-apiserver": [built / "kube-apiserver", *server],
-        "kube-controller-manager": [
-            built / "kube-controller-manager",
-            f"--kubeconfig={layout.kubeconfig(directory, 'kube-controller-manager')}",
+        CONTROLLERS: [
+            built / CONTROLLERS,
+            f"--kubeconfig={layout.kubeconfig(directory, CONTROLLERS)}",
             "--leader-elect=false",
             f"--root-ca-file={pki}/ca.crt",
             f"--service-account-private-key-file={pki}/accounts.key",
