@@ -255,3 +255,62 @@ def test_a_daemon_that_is_killed_takes_no_container_with_it(ctr: Containerd, sha
     counted = [int(line) for line in log.read_text().split()]
     # A FIFO cannot be asked what went through it: a moment may come twice, none is lost.
     assert sorted(set(counted)) == list(range(1, counted[-1] + 1))
+
+
+LOGGER = """#!/bin/sh
+echo "$CONTAINER_NAMESPACE $CONTAINER_ID" > "$2.asked"
+cat <&3 > "$2.out" 5>&- &
+cat <&4 > "$2.err" 5>&- &
+exec 5>&-
+wait
+echo done > "$2.done"
+"""
+
+
+def logging_program(ctr: Containerd, name: str, script: str = LOGGER) -> tuple[str, Path]:
+    """The URI of a program, and what the files that it writes begin with."""
+    path = ctr.directory / f"{name}-logger"
+    path.write_text(script)
+    path.chmod(0o755)
+    return f"binary://{path}?into={ctr.directory / name}", ctr.directory / name
+
+
+def test_a_logging_program_gets_all_and_is_gone_then(ctr: Containerd, shared_node: Node) -> None:
+    uri, into = logging_program(ctr, "logged")
+    script = "echo warning >&2; i=0; while [ ! -e /end ]; do i=$((i+1)); echo $i; usleep 200000; done; exit 9"
+    ctr(*RUN, "-d", "--log-uri", uri, BUSYBOX, "logged", "sh", "-c", script)
+    written = into.with_suffix(".out")
+    until(lambda: len(written.read_text().split()) > 3, "it does not log")
+    shared_node.kill()
+    shared_node.start()
+    shared_node.wait_ready()
+    before = len(written.read_text().split())
+    until(lambda: len(written.read_text().split()) > before + 3, "it does not go on")
+    ctr("task", "exec", "--exec-id", "e", "logged", "touch", "/end")
+    until(lambda: status(ctr, "logged") == "STOPPED", "it does not end")
+    ctr("task", "rm", "logged", check=False)
+    assert into.with_suffix(".done").exists(), "it is waited for"
+    counted = [int(line) for line in written.read_text().split()]
+    assert sorted(set(counted)) == list(range(1, counted[-1] + 1))
+    assert into.with_suffix(".err").read_text() == "warning\n"
+    assert into.with_suffix(".asked").read_text() == "default logged\n"
+    ctr("container", "rm", "logged")
+    assert list((shared_node.scratch / "state/shim-logging").iterdir()) == []
+
+
+def test_without_its_logging_program_a_container_is_not_made(ctr: Containerd, shared_node: Node) -> None:
+    uri, _ = logging_program(ctr, "dies", "#!/bin/sh\nexit 3\n")
+    done = ctr(*RUN, "-d", "--log-uri", uri, BUSYBOX, "dies", "true", check=False)
+    assert done.code and "dies-logger ended with exit status 3 before it was ready" in done.err, done
+    ctr("container", "rm", "dies")
+    assert list((shared_node.scratch / "state/shim-logging").iterdir()) == []
+
+
+def test_output_goes_to_a_file_in_a_directory_that_is_made(ctr: Containerd) -> None:
+    log = ctr.directory / "new/directory/log"
+    script = "echo out; echo err >&2"
+    ctr(*RUN, "-d", "--log-uri", f"file://{log}", BUSYBOX, "filed", "sh", "-c", script)
+    until(lambda: status(ctr, "filed") == "STOPPED", "it does not end")
+    ctr("task", "rm", "filed", check=False)
+    assert sorted(log.read_text().split()) == ["err", "out"]
+    ctr("container", "rm", "filed")

@@ -67,9 +67,13 @@ def test_streams_are_fifos_or_files(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     found = stdio.of("", f"{tmp_path}/out", f"file://{tmp_path}/plain", terminal=False)
     assert found.fifos == [f"{tmp_path}/out"]
-    for wrong in ("relative", "binary:///bin/logger", "http://host/x"):
+    for wrong in ("relative", "http://host/x", f"file://{tmp_path}/plain/below"):
         with pytest.raises(OrlopError):
             stdio.of("", wrong, "", terminal=False)
+    with pytest.raises(OrlopError):
+        stdio.of("", f"{tmp_path}/out", "binary:///bin/logger", terminal=False)
+    stdio.of("", f"file://{tmp_path}/new/directory/log", "", terminal=False)
+    assert (tmp_path / "new/directory").is_dir()
 
 
 def config(pid: str = "", **annotations: str) -> document.OciConfig:

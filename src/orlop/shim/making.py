@@ -19,6 +19,7 @@ from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
 from orlop.sandbox.spec import PodSpec
 from orlop.shim import hosts, model, placing, rootfs
+from orlop.shim.loggers import Loggers
 from orlop.shim.model import Key, LiveTask, TaskProcess, TaskRecord
 from orlop.shim.places import FRONT
 from orlop.shim.rootfs import RootMount
@@ -33,6 +34,7 @@ class Maker:
     """Makes tasks, and takes away what is theirs alone. Network namespaces are below ``state``."""
 
     def __init__(self, pods: PodService, state: Path) -> None:
+        self.loggers = Loggers(state)
         self._pods = pods
         self._netns = state / NETNS
 
@@ -96,6 +98,8 @@ class Maker:
         assert config.root is not None
         directory = os.path.normpath(Path(record.bundle, config.root.path))
         try:
+            stdio = await self.loggers.start(record.key, "", record.stdio)
+            record = msgspec.structs.replace(record, stdio=stdio)
             if root:
                 record = msgspec.structs.replace(record, rootfs=directory)
                 await threads.call(rootfs.mount, root, Path(directory))
@@ -143,6 +147,7 @@ class Maker:
         return os.fspath(path)
 
     async def _unmake(self, record: TaskRecord, pod_id: str) -> None:
+        await self.loggers.kill(record.key, "")
         if pod_id:
             await self._pods.remove_pod(pod_id)
         await self.release(record)

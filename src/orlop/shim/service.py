@@ -144,14 +144,15 @@ class TaskCalls:
         """How it stands."""
         task, process = await self._tasks.state(_of(request), _exec(request))
         streams = process.stdio
+        stdout, stderr = streams.named
         found = pb.StateResponse(
             id=task.record.id,
             bundle=task.record.bundle,
             pid=self._tasks.pid(task),
             status=process_pb2.Status.ValueType(int(self._tasks.standing(task, process))),
             stdin=streams.stdin,
-            stdout=streams.stdout,
-            stderr=streams.stderr,
+            stdout=stdout,
+            stderr=stderr,
             terminal=streams.terminal,
             exec_id=process.exec_id,
         )

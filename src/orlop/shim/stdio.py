@@ -1,4 +1,4 @@
-"""The streams of a process: FIFOs of containerd's, of which the daemon opens its ends."""
+"""The streams of a process: FIFOs of containerd's, whose other ends the daemon opens, files, or a program."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import posixpath
 import stat
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from orlop.errors import FailedPrecondition, InvalidArgument, Unimplemented
@@ -16,20 +17,32 @@ from orlop.value import Value
 
 _CHUNK = 1 << 16
 _LONGEST = 4096
+PROGRAMS = ("binary", "binary-v2")
+"""The schemes of logging programs."""
 
 
 class Stdio(Value, frozen=True):
-    """Paths of FIFOs, or of files for what is written; "" for a stream that nobody wants."""
+    """Paths of FIFOs, or of files for what is written; "" for a stream that nobody wants.
+
+    ``program`` is the URI of a logging program, "" for none. What it reads are FIFOs of ours, as soon as
+    :mod:`orlop.shim.loggers` has started it.
+    """
 
     stdin: str = ""
     stdout: str = ""
     stderr: str = ""
     terminal: bool = False
+    program: str = ""
 
     @property
     def sink(self) -> Sink:
         """Where the process writes to."""
         return Sink(stdout=self.stdout, stderr="" if self.terminal else self.stderr)
+
+    @property
+    def named(self) -> tuple[str, str]:
+        """Where it writes to, in containerd's own words: clients remove FIFOs that they are told of."""
+        return (self.program, self.program) if self.program else (self.stdout, self.stderr)
 
     @property
     def attached(self) -> bool:
@@ -44,6 +57,11 @@ class Stdio(Value, frozen=True):
 
 def of(stdin: str, stdout: str, stderr: str, *, terminal: bool) -> Stdio:
     """The streams as containerd names them. Blocks. Raises OrlopError."""
+    if urlsplit(stdout).scheme in PROGRAMS:
+        if len(stdout) > _LONGEST:
+            raise InvalidArgument(f"stdout: {stdout[:200]!r} is longer than {_LONGEST} bytes")
+        # As in containerd's own shims, the one program gets both.
+        return Stdio(stdin=_path("stdin", stdin, files=False), terminal=terminal, program=stdout)
     return Stdio(
         stdin=_path("stdin", stdin, files=False),
         stdout=_path("stdout", stdout),
@@ -63,12 +81,17 @@ def _path(what: str, text: str, *, files: bool = True) -> str:
     if scheme not in ("fifo", "file") or (scheme == "file" and not files):
         raise Unimplemented(
             f"{what}: a stream of the kind {scheme or 'of no name'!r} cannot be had; "
-            "FIFOs and, for what is written, file:// can"
+            "FIFOs and, for what is written, file:// and binary:// can"
         )
     if not posixpath.isabs(path) or "\0" in path or len(path) > _LONGEST:
         raise InvalidArgument(f"{what}: {path[:200]!r} is not the absolute path of a stream")
     if scheme == "fifo" and not is_fifo(path):
         raise FailedPrecondition(f"{what}: {path} is not a FIFO, or is not there")
+    if scheme == "file":
+        try:
+            Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise FailedPrecondition(f"{what}: {path} cannot be made: {error.strerror}") from error
     return path
 
 

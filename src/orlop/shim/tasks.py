@@ -97,6 +97,7 @@ class ShimTasks:
         await self._ports.close()
         await self._announcer.close()
         await self._keeper.close()
+        await self.maker.loggers.close()
 
     async def _again(self) -> None:
         await self._pods.recovered()
@@ -117,6 +118,7 @@ class ShimTasks:
         for task in tasks:
             self._live[task.record.key] = task
             await self.expected.drop(task.record.key)
+            await self.maker.loggers.find_again(task.record.key, "", task.record.stdio)
             await self._hold(task)
             if task.container_id and task.first.started:
                 self._follow(task)
@@ -128,6 +130,8 @@ class ShimTasks:
         for key in self.expected.names:
             await self._keeper.expect(key)
         await self._keeper.end()
+        # After it: what these read has no other writer any more.
+        await self.maker.loggers.sweep()
         for task in tasks:
             if await self._given_up(task):
                 self._tasks.spawn(self._forget(task), f"the removal of {task.name}")
@@ -268,6 +272,10 @@ class ShimTasks:
         for name in list(process.held):
             process.held.discard(name)
             await self._keeper.drop(task.record.key, f"{process.exec_id}/{name}")
+        if process.stdio.program:
+            # It has to read all, and its task is not to wait for that.
+            loggers = self.maker.loggers
+            self._tasks.spawn(loggers.end(task.record.key, process.exec_id), f"the log of {task.name}")
 
     # Run
 
@@ -335,21 +343,24 @@ class ShimTasks:
 
     async def exec(self, key: Key, exec_id: str, process: bytes, stdio: Stdio) -> None:
         """Make one more process ready to start."""
-        task = await self._known(key)
-        if not task.container_id:
-            raise FailedPrecondition(
-                f"{task.name} is a VM, not a container: there is no program to run in it"
-            )
-        if task.first.standing is not TaskStatus.RUNNING:
-            raise FailedPrecondition(f"{task.name} does not run")
-        if exec_id in task.execs:
-            raise AlreadyExists(f"{task.name} has a process {exec_id} already")
-        if len(task.execs) >= MOST_EXECS:
-            raise ResourceExhausted(f"{task.name} has {MOST_EXECS} processes already, which nobody deletes")
         asked = document.process(process)
-        made = TaskProcess(stdio, exec_id=exec_id, asked=asked)
-        task.execs[exec_id] = made
-        await self._hold_streams(task, made)
+        async with self.turn(key):
+            task = await self._known(key)
+            if not task.container_id:
+                raise FailedPrecondition(
+                    f"{task.name} is a VM, not a container: there is no program to run in it"
+                )
+            if task.first.standing is not TaskStatus.RUNNING:
+                raise FailedPrecondition(f"{task.name} does not run")
+            if exec_id in task.execs:
+                raise AlreadyExists(f"{task.name} has a process {exec_id} already")
+            if len(task.execs) >= MOST_EXECS:
+                raise ResourceExhausted(
+                    f"{task.name} has {MOST_EXECS} processes already, which nobody deletes"
+                )
+            stdio = await self.maker.loggers.start(key, exec_id, stdio)
+            made = task.execs[exec_id] = TaskProcess(stdio, exec_id=exec_id, asked=asked)
+            await self._hold_streams(task, made)
         self._tell.added(task, made)
 
     async def _start_exec(self, task: LiveTask, process: TaskProcess) -> None:
@@ -495,11 +506,12 @@ class ShimTasks:
             status = process.exit or running.lost("it was never started")
             process.end(status)
             if exec_id:
+                await self._drop_streams(task, process)
+                await self.maker.loggers.end(key, exec_id)
                 del task.execs[exec_id]
             else:
                 await self._remove(task)
                 self._tell.deleted(task, status, pid)
-            await self._drop_streams(task, process)
             return status, pid
 
     async def give_up(self, key: Key) -> None:
@@ -520,8 +532,6 @@ class ShimTasks:
             pid = self.pid(task)
             await self._remove(task)
             task.first.end(running.lost("containerd has given it up"))
-            for process in (task.first, *task.execs.values()):
-                await self._drop_streams(task, process)
             assert task.first.exit is not None
             return task.first.exit, pid
 
@@ -533,6 +543,9 @@ class ShimTasks:
             await undo.step("it", self._pods.remove_container(task.container_id))
         else:
             await undo.step("its VM", self._pods.remove_pod(task.pod_id))
+        for process in (task.first, *task.execs.values()):
+            await self._drop_streams(task, process)
+            await self.maker.loggers.end(task.record.key, process.exec_id)
         if undo.complete:
             await undo.step("what is its own", self.maker.release(task.record))
         undo.finish()
