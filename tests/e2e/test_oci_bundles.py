@@ -89,10 +89,10 @@ def runtime(shared_node: Node, tmp_path: Path) -> Iterator[Runtime]:
     assert _standing(shared_node) == []
 
 
-def _standing(node: Node) -> list[str]:
-    """The processes that stand in for something of this node."""
+def _standing(node: Node, wait: float = 30 * PATIENCE) -> list[str]:
+    """The processes that stand in for something of this node, if there still are some after this time."""
     wanted = f"{node.scratch}/state/oci-standins"
-    limit = time.monotonic() + 30 * PATIENCE
+    limit = time.monotonic() + wait
     while True:
         found = []
         for entry in Path("/proc").iterdir():
@@ -272,6 +272,24 @@ def test_hooks_see_the_state_and_can_refuse(runtime: Runtime) -> None:
     bundle = runtime.bundle("refused", "true", hooks={"createRuntime": hook("no", "echo why >&2; exit 1")})
     done = runtime("run", "-b", bundle, "refused", code=1)
     assert "error running hook /bin/sh" in done.err and "why" in done.err
+    assert runtime.ids() == []
+
+
+def test_a_create_that_is_killed_leaves_no_process_that_stands_in(
+    runtime: Runtime, shared_node: Node
+) -> None:
+    begun = runtime.place / "begun"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"touch {begun}; exec sleep 100000"]}
+    bundle = runtime.bundle("cut-short", "true", hooks={"createRuntime": [hook]})
+    creating = runtime.background("create", "-b", bundle, "cut-short")
+    limit = time.monotonic() + PATIENT
+    while not begun.exists():
+        assert time.monotonic() < limit and creating.poll() is None
+        time.sleep(0.1)
+    assert len(_standing(shared_node, wait=0)) == 1
+    creating.kill()
+    creating.wait()
+    assert _standing(shared_node) == []
     assert runtime.ids() == []
 
 

@@ -108,19 +108,30 @@ class Bundles:
     async def create(self, asked: questions.ToCreate) -> None:
         """Make a container. A failure or cancellation leaves nothing behind."""
         key = (asked.root, asked.id)
-        if key in self._making or self._find(*key) is not None:
-            raise AlreadyExists("container with given ID already exists")
-        self._making.add(key)
+        async with self._wanted(asked.stand_in):
+            if key in self._making or self._find(*key) is not None:
+                raise AlreadyExists("container with given ID already exists")
+            self._making.add(key)
+            try:
+                with elsewhere.saying("another OCI runtime can serve it, as crun"):
+                    await self._create(asked)
+            finally:
+                self._making.discard(key)
+
+    @asynccontextmanager
+    async def _wanted(self, given: questions.StandIn) -> AsyncIterator[None]:
+        """End a stand-in with a failure in the block: whoever made it may be gone, and end it no more."""
+        self._left.discard(given.pid)
         try:
-            with elsewhere.saying("another OCI runtime can serve it, as crun"):
-                await self._create(asked)
-        finally:
-            self._making.discard(key)
+            yield
+        except BaseException:
+            standing = Companion(pid=given.pid, since=given.since)
+            await roll_back(f"process {given.pid}, which was to stand in", standing.kill())
+            raise
 
     async def _create(self, asked: questions.ToCreate) -> None:
         config = document.config(asked.config.encode())
         translate.check(config)
-        self._left.discard(asked.stand_in.pid)
         bundle = described(asked, config)
         config = await threads.call(views.of_caller, config, bundle)
         await threads.call(_check_sources, config, asked.bundle)
@@ -370,15 +381,15 @@ class Bundles:
 
     async def exec(self, asked: questions.ToExec) -> None:
         """Run one more process; its stand-in ends with it."""
-        record, bundle = self._known(asked)
-        if (status := self._status(record, bundle)) != "running":
-            raise FailedPrecondition(f"cannot exec in a container that does not run: it is {status}")
-        wanted = document.process(asked.process.encode())
         given = asked.stand_in
-        self._left.discard(given.pid)
-        companion = companions.of(given.pid, given.since, stdin=given.stdin)
-        io = await self._pods.exec(record.id, translate.command(wanted, stdin=given.stdin))
-        self._spawn(self._run(companion, io, tty=wanted.terminal), bundle)
+        async with self._wanted(given):
+            record, bundle = self._known(asked)
+            if (status := self._status(record, bundle)) != "running":
+                raise FailedPrecondition(f"cannot exec in a container that does not run: it is {status}")
+            wanted = document.process(asked.process.encode())
+            companion = companions.of(given.pid, given.since, stdin=given.stdin)
+            io = await self._pods.exec(record.id, translate.command(wanted, stdin=given.stdin))
+            self._spawn(self._run(companion, io, tty=wanted.terminal), bundle)
 
     async def _run(self, companion: Companion, io: StartedProcess, *, tty: bool) -> None:
         code = CODE_LOST
