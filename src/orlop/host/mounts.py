@@ -260,14 +260,16 @@ def is_mapped(path: str | Path, mountinfo: Path = MOUNTINFO) -> bool | None:
     return found
 
 
-def options_of(path: str | Path, kind: str) -> list[str] | None:
-    """What the file system mounted at ``path`` was given as options; None unless it is of that kind."""
-    wanted = os.fspath(path)
-    found = None
+def options_by_point(kind: str) -> dict[str, list[str]]:
+    """Where file systems of a kind are mounted, and what each was given as options. Asks no file system."""
+    found: dict[str, str] = {}
     for fields, (own_kind, _, options) in _entries():
-        if _unescape(fields[4]) == wanted:
-            found = _options(options) if own_kind == kind else None
-    return found
+        point = _unescape(fields[4])
+        # The last of those at one place is the one that is seen.
+        found.pop(point, None)
+        if own_kind == kind:
+            found[point] = options
+    return {point: _options(text) for point, text in found.items()}
 
 
 def _options(text: str) -> list[str]:

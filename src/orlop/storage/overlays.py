@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -35,7 +35,12 @@ class Overlay(Value, frozen=True):
 
 def find(directory: Path) -> Overlay | None:
     """The overlay whose root ``directory`` is, if it is one that can be put together anew."""
-    found = mounts.options_of(directory, "overlay")
+    return _find(os.fspath(directory), mounts.options_by_point("overlay"))
+
+
+def _find(directory: str, known: Mapping[str, list[str]]) -> Overlay | None:
+    """The same among the overlays of this machine."""
+    found = known.get(directory)
     if found is None:
         return None
     lower: list[str] = []
@@ -52,19 +57,18 @@ def find(directory: Path) -> Overlay | None:
     if not lower or not all(os.path.isabs(place) for place in places):  # noqa: PTH117
         return None
     kept = tuple(option for option in found if option.partition("=")[0] in _KEPT)
-    return _flat(Overlay(lower=tuple(lower), upper=upper, options=kept))
+    return _flat(Overlay(lower=tuple(lower), upper=upper, options=kept), known)
 
 
-def _flat(overlay: Overlay) -> Overlay:
+def _flat(overlay: Overlay, known: Mapping[str, list[str]]) -> Overlay:
     """With the layers that are overlays themselves, whose users cannot be mapped, as what those are made of.
 
     The kernel stacks no more than two.
     """
-    kinds = mounts.kinds_below("/")
     lower: list[str] = []
     options = overlay.options
     for layer in overlay.lower:
-        below = find(Path(layer)) if kinds.get(layer) == "overlay" else None
+        below = _find(layer, known)
         if below is None or _without_redirect(below.options) != _without_redirect(options):
             lower.append(layer)
             continue
