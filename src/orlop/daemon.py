@@ -41,6 +41,7 @@ from orlop.rpc.deferred import Deferred, Handler
 from orlop.rpc.router import Router
 from orlop.sandbox.base import SandboxDriver
 from orlop.shim.door import ShimDoor
+from orlop.volumes.mounted import MountedVolumes
 from orlop.volumes.publisher import Publisher
 from orlop.volumes.store import VolumeStore
 
@@ -232,8 +233,10 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         await images.open()
         stack.push_async_callback(images.close)
         network = PodNetwork(config.network, config.root_dir / "network")
+        volumes = await opened_volumes(config)
+        mounted = MountedVolumes(Publisher(volumes), Path(config.socket))
         drivers, absent = _drivers(config, network)
-        pods = PodService(config, images, drivers, absent=absent, network=network.ready)
+        pods = PodService(config, images, drivers, absent=absent, network=network.ready, volumes=mounted)
         stack.push_async_callback(pods.close)
         for name, reason in (await pods.open()).items():
             log.warning("runtime handler %s cannot be used: %s", name, reason)
@@ -254,7 +257,6 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         shims = ShimDoor(config.state_dir, pods)
         stack.push_async_callback(shims.stop)
         await shims.start()
-        volumes = await opened_volumes(config)
         if config.csi.enabled:
             from orlop.csi.server import CsiServer
 

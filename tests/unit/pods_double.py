@@ -18,6 +18,7 @@ from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Not
 from orlop.images.model import HealthCheck
 from orlop.linux.usage import Usage
 from orlop.pods.journal import Journal
+from orlop.pods.ports import NamedVolumes
 from orlop.pods.service import PodService
 from orlop.sandbox.base import Features
 from orlop.sandbox.figures import ContainerStats, Detail, LayerUse, PodStats
@@ -351,12 +352,12 @@ class MortalJournal(Journal):
 
 
 def make_service(
-    root: Path, world: World, default: str = "auto", **sections: Any
+    root: Path, world: World, default: str = "auto", volumes: NamedVolumes | None = None, **sections: Any
 ) -> tuple[PodService, DoubleImages]:
     config = Config(root=str(root), state=str(root), default_handler=default, **sections)  # type: ignore[arg-type]
     images = world.images
     drivers = {"vm": DoubleDriver(world, "vm"), "process": DoubleDriver(world, "process")}
-    service = PodService(config, images, drivers)  # type: ignore[arg-type]
+    service = PodService(config, images, drivers, volumes=volumes)  # type: ignore[arg-type]
     service.ledger._journal = MortalJournal(root / "journal.db", world)
     return service, images
 

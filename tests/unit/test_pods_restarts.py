@@ -7,7 +7,6 @@ import json
 import signal
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from orlop.client.restarts import parse
@@ -18,41 +17,14 @@ from orlop.pods.records import ContainerPhase
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
 from tests.patience import until
-from tests.unit.pods_double import World, make_service, pod_spec
+from tests.unit.pods_double import World, pod_spec
+from tests.unit.restarting import died_at_each_step, ended_for_good, running, runs_again
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restarts, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(restarts, "LONGEST_PAUSE", 0.01)
-
-
-async def running(service: PodService, policy: str, **changes: object) -> tuple[str, str]:
-    pod_id = await service.run_pod(pod_spec("web", labels={OWN: "web"}))
-    annotations = {restarts.ANNOTATION: parse(policy).wish()}
-    request = ContainerRequest(
-        pod_id=pod_id, name="web", image="busybox", labels={OWN: "web"}, annotations=annotations
-    )
-    container_id = await service.create_container(msgspec.structs.replace(request, **changes))
-    await service.start_container(container_id)
-    return pod_id, container_id
-
-
-async def runs_again(service: PodService, container_id: str, times: int) -> None:
-    def again() -> bool:
-        record = service.ledger.container(container_id)
-        return record.running and record.restarts == times
-
-    await until(again)
-
-
-async def ended_for_good(service: PodService, world: World, container_id: str) -> None:
-    """It has ended, and nobody is about to run it again."""
-    await until(lambda: service.container(container_id).phase is ContainerPhase.EXITED)
-    made = world.steps.count("before create")
-    await asyncio.sleep(0.1)
-    assert service.container(container_id).phase is ContainerPhase.EXITED
-    assert world.steps.count("before create") == made
 
 
 async def test_it_is_the_same_one_that_runs_again(service: PodService, world: World) -> None:
@@ -182,12 +154,6 @@ async def test_what_never_ran_is_its_makers(service: PodService, world: World) -
     await ended_for_good(service, world, record.id)
 
 
-async def test_a_pod_that_died_has_nothing_that_runs(service: PodService, world: World) -> None:
-    pod_id, container_id = await running(service, "always")
-    world.kill_pod(pod_id)
-    await ended_for_good(service, world, container_id)
-
-
 async def test_a_wish_is_checked(service: PodService) -> None:
     pod_id = await service.run_pod(pod_spec("mine", labels={OWN: "mine"}))
     kubelets = await service.run_pod(pod_spec())
@@ -207,34 +173,4 @@ async def test_a_wish_is_checked(service: PodService) -> None:
 
 async def test_a_daemon_that_dies_in_between_leaves_it_to_the_next(tmp_path: Path) -> None:
     """Whichever step it dies at, from the exit to the next run: one container runs then, and only one."""
-    for step in range(200):
-        root = tmp_path / str(step)
-        root.mkdir()
-        if not await died_and_followed(root, step):
-            assert step > 3
-            return
-    raise AssertionError("it has no end")
-
-
-async def died_and_followed(root: Path, step: int) -> bool:
-    """A daemon that dies at ``step``, and the next one; False if it had done all by then."""
-    world = World()
-    service, _ = make_service(root, world)
-    await service.open()
-    pod_id, container_id = await running(service, "always")
-    world.crash_at(step)
-    world.exit(container_id, 3)
-    await until(lambda: world.dead or service.container(container_id).restarts == 1)
-    await until(lambda: world.dead or service.container(container_id).running)
-    died = world.dead
-    await service.close()
-    world.crash_at(-1)
-    again, _ = make_service(root, world)
-    await again.open()
-    await until(lambda: again.container(container_id).running)
-    assert again.container(container_id).restarts >= 1
-    assert [one.state for one in world.pods[pod_id].containers.values()] == ["running"]
-    await again.remove_pod(pod_id)
-    assert not world.pods
-    await again.close()
-    return died
+    assert await died_at_each_step(tmp_path, lambda world, _, container_id: world.exit(container_id, 3)) > 3

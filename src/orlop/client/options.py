@@ -97,7 +97,7 @@ class ContainerKeywords(TypedDict, total=False):
     health_start_period: float | str
     """Seconds at the beginning in which that does not count."""
     restart: str
-    """``on-failure``, ``on-failure:3`` or ``always``: the daemon runs it again as long as its pod runs."""
+    """``on-failure``, ``on-failure:3`` or ``always``: the daemon runs it again, also if its VM has ended."""
 
 
 class RunKeywords(PodKeywords, ContainerKeywords, total=False):

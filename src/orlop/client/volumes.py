@@ -1,18 +1,10 @@
-"""Named volumes for the daemon's own clients: made, removed, and shown where a mount can name them.
-
-A volume that a client uses stays mounted below the directory of the daemon's socket until it is removed, or
-the machine is restarted: who uses it is known to the kernel, so nobody has to say when he is done.
-
-The kernel knows it from when a container has it. Until then the client holds a lock of flock(2), which
-whoever removes the volume waits for: a mount whose path has gone would be an empty directory to the daemon.
+"""Named volumes for the daemon's own clients: made, removed, and shown where a mount can name them
+(:mod:`orlop.volumes.places`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import fcntl
-import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -22,11 +14,12 @@ from orlop.client.launch import NamedMount
 from orlop.cri.api import runtime_v1_pb2 as cri
 from orlop.csi.api import csi_v1_pb2 as pb
 from orlop.errors import NotFound
+from orlop.host import threads
+from orlop.volumes.places import VolumePlace, place_at, place_of
 
 _MODE = pb.VolumeCapability.AccessMode(mode=pb.VolumeCapability.AccessMode.SINGLE_NODE_MULTI_WRITER)
 FILE_SYSTEM = pb.VolumeCapability(mount=pb.VolumeCapability.MountVolume(), access_mode=_MODE)
 _MOUNTED_BY = "mountedBy"
-_TURN_STEP = 0.02
 TIMEOUT = 3600.0
 """Seconds that a copy of a large volume may take."""
 
@@ -96,7 +89,7 @@ async def grow(client: VolumeClient, name: str, size: int) -> None:
     request.capacity_range.required_bytes = size
     await client.controller.controller_expand_volume(request)
     if not of_vm(volume):
-        where = os.fspath(_place(client.path, name) / "mount")
+        where = place_of(client.path, name).mount
         with contextlib.suppress(NotFound):  # it is larger when it is mounted
             await client.node.node_expand_volume(
                 pb.NodeExpandVolumeRequest(volume_id=name, volume_path=where)
@@ -109,17 +102,16 @@ async def remove(client: VolumeClient, name: str) -> None:
     Raises NotFound, FailedPrecondition while a pod uses it.
     """
     await find(client, name)
-    place = _place(client.path, name)
-    mount, staged = os.fspath(place / "mount"), os.fspath(place / "staged")
-    async with _turn(place, alone=True):
+    place = place_of(client.path, name)
+    async with place.turn(alone=True):
         await client.node.node_unpublish_volume(
-            pb.NodeUnpublishVolumeRequest(volume_id=name, target_path=mount)
+            pb.NodeUnpublishVolumeRequest(volume_id=name, target_path=place.mount)
         )
         await client.node.node_unstage_volume(
-            pb.NodeUnstageVolumeRequest(volume_id=name, staging_target_path=staged)
+            pb.NodeUnstageVolumeRequest(volume_id=name, staging_target_path=place.staged)
         )
         await client.controller.delete_volume(pb.DeleteVolumeRequest(volume_id=name))
-        await asyncio.to_thread(_clear, place)
+        await threads.call(place.clear)
 
 
 @contextlib.asynccontextmanager
@@ -134,9 +126,11 @@ async def provided(path: Path, wanted: Sequence[NamedMount]) -> AsyncIterator[li
         where = {}
         for name in sorted({one.volume for one in wanted}):
             await find(client, name)
-            await held.enter_async_context(_turn(_place(path, name), alone=False))
+            place = place_of(path, name)
+            await held.enter_async_context(place.turn(alone=False))
             await find(client, name)  # whoever was waited for may have removed it
-            where[name] = await _shown(client, name)
+            await _show(client, place)
+            where[name] = place.mount
         yield [
             cri.Mount(
                 host_path=where[one.volume],
@@ -150,65 +144,25 @@ async def provided(path: Path, wanted: Sequence[NamedMount]) -> AsyncIterator[li
 
 def named(path: Path, mounts: Sequence[cri.Mount]) -> list[NamedMount]:
     """Those of a container's mounts that :func:`provided` made. ``path`` is the socket."""
-    found = []
-    for one in mounts:
-        place = Path(one.host_path).parent
-        if one.host_path and one.host_path == os.fspath(_place(path, place.name) / "mount"):
-            found.append(NamedMount(place.name, one.container_path, one.readonly, tuple(one.mount_options)))
-    return found
+    return [
+        NamedMount(place.name, one.container_path, one.readonly, tuple(one.mount_options))
+        for one in mounts
+        if (place := place_at(path, one.host_path)) is not None
+    ]
 
 
-async def _shown(client: VolumeClient, name: str) -> str:
-    place = _place(client.path, name)
-    await asyncio.to_thread(_make, place)
-    staged, mount = os.fspath(place / "staged"), os.fspath(place / "mount")
+async def _show(client: VolumeClient, place: VolumePlace) -> None:
+    await threads.call(place.make)
     await client.node.node_stage_volume(
-        pb.NodeStageVolumeRequest(volume_id=name, staging_target_path=staged, volume_capability=FILE_SYSTEM)
+        pb.NodeStageVolumeRequest(
+            volume_id=place.name, staging_target_path=place.staged, volume_capability=FILE_SYSTEM
+        )
     )
     await client.node.node_publish_volume(
         pb.NodePublishVolumeRequest(
-            volume_id=name, staging_target_path=staged, target_path=mount, volume_capability=FILE_SYSTEM
+            volume_id=place.name,
+            staging_target_path=place.staged,
+            target_path=place.mount,
+            volume_capability=FILE_SYSTEM,
         )
     )
-    return mount
-
-
-@contextlib.asynccontextmanager
-async def _turn(place: Path, *, alone: bool) -> AsyncIterator[None]:
-    """Wait until nobody removes the volume of a place, and with ``alone`` until nobody is about to use it."""
-    kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-    file = await asyncio.to_thread(_open_lock, place)
-    try:
-        while not _locked(file, kind):  # noqa: ASYNC110 - the kernel tells nobody, and a thread cannot be stopped
-            await asyncio.sleep(_TURN_STEP)
-        yield
-    finally:
-        os.close(file)
-
-
-def _open_lock(place: Path) -> int:
-    place.parent.mkdir(mode=0o700, exist_ok=True)
-    # It stays: one that waits for a file that was removed would not hear of those who lock the next.
-    return os.open(place.with_name(f".{place.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def _locked(file: int, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _place(path: Path, name: str) -> Path:
-    return path.parent / "volumes" / name
-
-
-def _make(place: Path) -> None:
-    place.mkdir(mode=0o700, exist_ok=True)
-
-
-def _clear(place: Path) -> None:
-    for path in (place / "staged", place):
-        with contextlib.suppress(OSError):
-            path.rmdir()

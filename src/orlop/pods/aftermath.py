@@ -60,9 +60,11 @@ class Aftermath:
         what = f"container {of_container(record)} ({record.id[:12]})"
         try:
             await rule.carry_out(record)
-        except NotFound:
-            log.debug("%s was removed by somebody else", what)
         except (OrlopError, OSError) as error:
-            log.warning("%s has ended and %s: %s", what, rule.undone, reason_of(error))
+            left = self._node.ledger.find_container(record.id)
+            if isinstance(error, NotFound) and (left is None or left.phase is not ContainerPhase.EXITED):
+                log.debug("%s was removed by somebody else", what)
+            else:
+                log.warning("%s has ended and %s: %s", what, rule.undone, reason_of(error))
         finally:
             self._going.discard(record.id)

@@ -1,8 +1,9 @@
-"""What pods need of an image store, no more."""
+"""What pods need of an image store and of named volumes, no more."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
 from orlop.images.model import HealthCheck
@@ -58,3 +59,20 @@ class Images(Protocol):
     async def reconcile(self, owners: Collection[str]) -> None:
         """Release what belongs to none of ``owners``."""
         ...
+
+
+class NamedVolumes(Protocol):
+    """The named volumes that containers have."""
+
+    def again(self, paths: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """Have those of the host's ``paths`` that are named volumes where they were, and there for as long as
+        this is entered. Raises FailedPrecondition for one that was removed."""
+        ...
+
+
+class NoNamedVolumes:
+    """Where there are none."""
+
+    def again(self, paths: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """See ``NamedVolumes``."""
+        return nullcontext()

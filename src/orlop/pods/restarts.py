@@ -1,9 +1,10 @@
-"""Containers of our own clients that run again when they have ended, as long as their pod runs.
+"""Containers of our own clients that run again when they have ended, and when their pod's VM has.
 
 Who makes a container wishes for it in an annotation, ``restart.orlop.io/policy``, in JSON:
 ``{"after_success": true, "after_failure": true, "most": 3}``. It is heeded in pods of our own clients alone:
 a kubelet restarts its containers itself. The container stays the same one, with its id, name, log and
-volumes; what it wrote outside of volumes is gone.
+volumes; what it wrote outside of volumes is gone. A pod that has lost its sandbox gets another one for it
+(:mod:`.renewal`); that is a failure of the container. One that somebody has stopped stays as it is.
 
 Each time there is a longer pause first, unless the container has run for a while. Wish, count and the will to
 end it are in the journal: a daemon that was killed at any step is followed by one that goes on.
@@ -23,7 +24,9 @@ from orlop.pods import disposal
 from orlop.pods.containers import Containers
 from orlop.pods.names import check_own
 from orlop.pods.node import Node
+from orlop.pods.ports import NamedVolumes
 from orlop.pods.records import ContainerPhase, ContainerRecord, HealthState, PodRecord
+from orlop.pods.renewal import Renewal, lost
 from orlop.value import Value
 
 log = logging.getLogger(__name__)
@@ -73,9 +76,11 @@ class Restarts:
     work = "the restart"
     undone = "does not run again yet"
 
-    def __init__(self, node: Node, containers: Containers) -> None:
+    def __init__(self, node: Node, containers: Containers, renewal: Renewal, volumes: NamedVolumes) -> None:
         self._node = node
         self._containers = containers
+        self._renewal = renewal
+        self._volumes = volumes
         self._pauses: dict[str, float] = {}
 
     def concerns(self, record: ContainerRecord) -> bool:
@@ -84,20 +89,29 @@ class Restarts:
         if ANNOTATION not in record.annotations or not record.started_at or record.stay_ended:
             return False
         pod = self._node.ledger.find_pod(record.pod_id)
-        if pod is None or not pod.ready or pod.stop_requested:
+        if pod is None or pod.stop_requested or not (pod.ready or lost(pod)):
             return False
         wish = _wish(record.annotations)
         wanted = wish.after_failure if record.exit_code else wish.after_success
         return wanted and (wish.most is None or record.restarts < wish.most)
 
     async def carry_out(self, record: ContainerRecord) -> None:
-        """Run it again after a pause, if nobody ends it for good meanwhile."""
+        """Run it again after a pause, if nobody ends it for good meanwhile; in another sandbox if need be."""
         await asyncio.sleep(self._pause(record))
         await self._node.known_of(record.id)
-        async with self._node.ledger.locked(record.id):
+        await self._renewal.renew(record.pod_id, lambda: self._wanted(record.id))
+        async with (
+            self._volumes.again([mount.host_path for mount in record.spec.mounts]),
+            self._node.ledger.locked(record.id),
+        ):
             record = self._node.ledger.container(record.id)
             if record.phase is ContainerPhase.EXITED and self.concerns(record):
                 await self._replace(record)
+
+    def _wanted(self, container_id: str) -> bool:
+        """Whether it is to run again still."""
+        record = self._node.ledger.find_container(container_id)
+        return record is not None and record.phase is ContainerPhase.EXITED and self.concerns(record)
 
     async def leave(self, ref: str) -> None:
         """Let a container end for good: somebody is about to end it. There need not be one."""

@@ -177,10 +177,11 @@ class Pods:
         if record is None or record.phase not in SHOWN_PODS:
             return
         sandbox = node.sandboxes.get(pod_id)
+        if not record.stop_requested:
+            # Of one that has ended as well: it is not to come again.
+            await ledger.note_pod(pod_id, stop_requested=True)
         if record.phase is PodPhase.NOTREADY and sandbox is None:
             return
-        if not record.stop_requested:
-            await ledger.note_pod(pod_id, stop_requested=True)
         with tracing.span("sandbox.stop", pod=pod_id):
             if sandbox is not None:
                 await sandbox.stop()

@@ -33,7 +33,7 @@ from orlop.pods.meter import Meter
 from orlop.pods.names import Names
 from orlop.pods.node import Node
 from orlop.pods.observer import Observer
-from orlop.pods.ports import Images
+from orlop.pods.ports import Images, NamedVolumes, NoNamedVolumes
 from orlop.pods.records import (
     ContainerFilter,
     ContainerPhase,
@@ -47,6 +47,7 @@ from orlop.pods.records import (
     PodUse,
 )
 from orlop.pods.recovery import Recovery
+from orlop.pods.renewal import Renewal
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.restarts import Restarts
 from orlop.pods.sandboxes import Pods
@@ -72,7 +73,7 @@ class PodService:
     """Pods and containers of this node; :meth:`open` before use, :meth:`close` after it.
 
     ``absent`` are handlers that this machine cannot offer, with the reason. ``network`` says why
-    pods would get no network now, or "".
+    pods would get no network now, or "". ``volumes`` are the named ones, None where there are none.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class PodService:
         *,
         absent: Mapping[str, str] | None = None,
         network: Callable[[], Awaitable[str]] = _no_network,
+        volumes: NamedVolumes | None = None,
     ) -> None:
         self.ledger = Ledger(Journal(config.root_dir / "journal.db"))
         events = Events(self.ledger)
@@ -98,7 +100,9 @@ class PodService:
         self._meter = Meter(self._node)
         self._recovery = Recovery(self._node, self._pods, self._containers)
         self._disposal = Disposal(self._node, self._pods, self._containers)
-        self._restarts = Restarts(self._node, self._containers)
+        named = volumes or NoNamedVolumes()
+        renewal = Renewal(self._node, self._pods, self._containers, named)
+        self._restarts = Restarts(self._node, self._containers, renewal, named)
         self._aftermath = Aftermath(self._node, self._disposal, self._restarts)
 
     async def open(self) -> dict[str, str]:
