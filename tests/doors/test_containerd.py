@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -314,3 +315,44 @@ def test_output_goes_to_a_file_in_a_directory_that_is_made(ctr: Containerd) -> N
     ctr("task", "rm", "filed", check=False)
     assert sorted(log.read_text().split()) == ["err", "out"]
     ctr("container", "rm", "filed")
+
+
+HOOK = f"""#!{sys.executable}
+import json, os, subprocess, sys
+state = json.load(sys.stdin)
+with open(os.environ["NOTES"], "a") as notes:
+    print(state["status"], state["id"], state["annotations"]["mark"], file=notes)
+if state["status"] == "creating":
+    network = "/proc/%d/ns/net" % state["pid"]
+    assert os.stat(network).st_ino != os.stat("/proc/self/ns/net").st_ino
+    inside = ["nsenter", "--net=" + network, "ip"]
+    for words in ("link add eth0 type veth peer name other",
+                  "address add 192.0.2.7/24 dev eth0", "link set eth0 up"):
+        subprocess.run([*inside, *words.split()], check=True)
+"""
+
+
+def test_hooks_of_the_host_run_and_may_make_the_network(ctr: Containerd) -> None:
+    hook, notes, root = (ctr.directory / name for name in ("hook", "notes", "hooked-root"))
+    hook.write_text(HOOK)
+    hook.chmod(0o755)
+    root.mkdir()
+    ctr("image", "mount", "--rw", BUSYBOX, os.fspath(root))
+    config = ctr.directory / "hooked.json"
+    spec = json.loads(ctr("oci", "spec").out)
+    spec["root"]["path"] = os.fspath(root)
+    spec["process"]["args"] = ["ip", "-o", "-4", "address", "show", "dev", "eth0"]
+    spec["annotations"] = {"mark": "here"}
+    once = {"path": os.fspath(hook), "env": [f"NOTES={notes}", f"PATH={os.environ['PATH']}"]}
+    spec["hooks"] = {name: [once] for name in ("createRuntime", "poststart", "poststop")}
+    config.write_text(json.dumps(spec))
+    try:
+        assert "192.0.2.7/24" in ctr(*RUN, "--rm", "--config", os.fspath(config), "hooked").out
+        wanted = ["creating", "running", "stopped"]
+        assert notes.read_text() == "".join(f"{status} hooked here\n" for status in wanted)
+        once["env"] = ["NOTES=/nowhere/notes"]
+        config.write_text(json.dumps(spec))
+        done = ctr(*RUN, "--rm", "--config", os.fspath(config), "hooked", check=False)
+        assert done.code and f"error running hook {hook}" in done.err, done
+    finally:
+        ctr("image", "unmount", os.fspath(root))

@@ -427,3 +427,34 @@ async def test_a_container_that_containerd_does_not_wait_for_leaves_its_sandbox_
         await until(lambda: "after create" in one.world.steps)
         (pod,) = one.world.pods.values()
         assert pod.running and not pod.containers
+
+
+async def test_programs_of_the_host_run_when_a_task_was_started_and_when_it_is_gone(tmp_path: Path) -> None:
+    hook, notes = tmp_path / "hook", tmp_path / "notes"
+    hook.write_text(f"#!/bin/sh\n{{ echo $1; cat; echo; }} >> {notes}\n")
+    hook.chmod(0o755)
+    missing = {"path": "/nosuchprogram"}
+    hooks = {
+        "poststart": [missing, {"path": str(hook), "args": ["hook", "begun"]}],
+        "poststop": [{"path": str(hook), "args": ["hook", "over"]}],
+    }
+    async with node(tmp_path) as one:
+        key = await one.create(hooks=hooks, annotations={"mark": "here"})
+        assert not notes.exists()
+        await one.tasks.start(key, "")
+    async with node(tmp_path, one.world) as later:
+        later.world.exit(later.container_id(), 0)
+        await later.tasks.wait(key, "")
+        await later.tasks.delete(key, "")
+    begun, first, over, second = notes.read_text().splitlines()
+    assert (begun, over) == ("begun", "over")
+    told = json.loads(second)
+    assert told == {
+        "ociVersion": "1.0.2",
+        "id": "one",
+        "pid": 0,
+        "status": "stopped",
+        "bundle": str(tmp_path / "one"),
+        "annotations": {"mark": "here"},
+    }
+    assert json.loads(first) == {**told, "status": "running", "pid": json.loads(first)["pid"]}

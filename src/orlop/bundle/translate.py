@@ -53,7 +53,7 @@ _PROPAGATIONS = {
     "rslave": Propagation.HOST_TO_CONTAINER,
 }
 _CALLERS_PROFILES = re.compile(
-    r"containers-default-[\d.]+|docker-default|crio-default|cri-containerd\.apparmor\.d"
+    r"containers-default-[\d.]+|(?:docker|crio|nerdctl)-default|cri-containerd\.apparmor\.d"
 )
 _BINDS = {"bind", "rbind"}
 _PRIVILEGED = "io.podman.annotations.privileged"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from orlop.host import namespaces, threads
+from orlop.errors import FailedPrecondition
+from orlop.host import namespaces, process, threads
 from orlop.linux.netlink import ROUTING, Netlink
 
 T = TypeVar("T")
@@ -25,6 +28,24 @@ async def pin(source: Path, path: Path) -> None:
 async def delete(path: Path) -> None:
     """Unpin it; the kernel frees it once nothing uses it any more. Idempotent. Raises OSError."""
     await threads.call(namespaces.remove, path)
+
+
+@asynccontextmanager
+async def inhabited(path: Path) -> AsyncIterator[int]:
+    """A process that is in the network namespace at ``path`` while the block runs, and does nothing: its pid.
+
+    For those who find a namespace by a process. It ends with the daemon, too. Raises FailedPrecondition.
+    """
+    child = await process.spawn(
+        ["nsenter", f"--net={path}", "sh", "-c", "echo there; exec cat >/dev/null"], stdin=PIPE, stdout=PIPE
+    )
+    try:
+        assert child.stdout is not None
+        if not await child.stdout.readline():  # before that it is in the daemon's own
+            raise FailedPrecondition(f"no process can be in the network namespace {path}")
+        yield child.pid
+    finally:
+        await process.reap(child)
 
 
 async def within(

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from orlop.bundle import document, elsewhere, translate
+from orlop.bundle import hooks as hooking
 from orlop.errors import CannotRun, FailedPrecondition, InvalidArgument
 from orlop.host import netns, threads
 from orlop.host.tasks import Undo, roll_back, wanted_or_undone
@@ -103,13 +104,17 @@ class Maker:
             if root:
                 record = msgspec.structs.replace(record, rootfs=directory)
                 await threads.call(rootfs.mount, root, Path(directory))
+            path = placing.network(config) if alone else self._pods.pod(pod_id).spec.netns
+            if not path:
+                path = await self._new_network(record.key)
+                record = msgspec.structs.replace(record, netns=path)
+            if config.hooks is not None:
+                record = _with_hooks(record, config, config.hooks)
+                # Some callers have the network made by these: the VM takes over what is there after them.
+                early = (*(config.hooks.prestart or ()), *(config.hooks.create_runtime or ()))
+                await _run(early, record, path)
             if alone:
-                path = placing.network(config)
-                if not path:
-                    record = msgspec.structs.replace(record, netns=await self._new_network(record.key))
-                pod_id = own = await self._pods.run_pod(
-                    placing.pod(config, *record.key, netns=path or record.netns)
-                )
+                pod_id = own = await self._pods.run_pod(placing.pod(config, *record.key, netns=path))
             container_id = await self._pods.create_container(self._request(record, config, pod_id))
             if reason := self._pods.container(container_id).cannot_start:
                 await self._pods.remove_container(container_id)
@@ -152,14 +157,19 @@ class Maker:
             await self._pods.remove_pod(pod_id)
         await self.release(record)
 
+    async def started(self, record: TaskRecord, pid: int) -> None:
+        """Run what is to run when a task was started; its process is ``pid``. What fails is logged."""
+        await hooking.may(record.after_start, record.state("running", pid))
+
     async def release(self, record: TaskRecord) -> None:
-        """Take away what was made for a task outside of the engine."""
+        """Take away what was made for a task outside of the engine, and run what is to run then."""
         undo = Undo(f"task {record.id}")
         if record.rootfs:
             await undo.step("its root file system", threads.call(rootfs.unmount, record.rootfs))
         if record.netns:
             await undo.step("its network namespace", netns.delete(Path(record.netns)))
         undo.finish()
+        await hooking.may(record.after_end, record.state("stopped"))
 
     async def remove_empty(self, pods: Sequence[PodRecord]) -> None:
         """Remove the VMs of an earlier daemon which ended before there was a container in them."""
@@ -175,6 +185,23 @@ class Maker:
                 await netns.delete(path)
             except OSError as error:
                 log.warning("%s is nobody's and cannot be removed: %s", path, error.strerror)
+
+
+def _with_hooks(record: TaskRecord, config: document.OciConfig, hooks: document.OciHooks) -> TaskRecord:
+    return msgspec.structs.replace(
+        record,
+        after_start=hooks.poststart or (),
+        after_end=hooks.poststop or (),
+        version=config.oci_version,
+        annotations=config.annotations or {},
+    )
+
+
+async def _run(early: Sequence[document.OciHook], record: TaskRecord, path: str) -> None:
+    """Run the hooks that come before the container. They find its network by a process: it has none yet."""
+    if early:
+        async with netns.inhabited(Path(path)) as pid:
+            await hooking.must(early, record.state("creating", pid))
 
 
 def read_config(bundle: str) -> bytes:

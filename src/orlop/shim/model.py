@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import msgspec
 
-from orlop.bundle.document import OciProcess
+from orlop.bundle.document import OciHook, OciProcess
 from orlop.sandbox.base import ProcessIO
 from orlop.sandbox.spec import ExitStatus
 from orlop.shim.stdio import Feed, Stdio
@@ -29,6 +30,8 @@ class TaskRecord(Value, frozen=True):
     task, and ``netns`` the network namespace that was made for it, "" for none. ``sandbox`` is a pod of a
     kubelet's: the task is the VM itself. ``member`` is a container of one. ``by_sandboxer`` is a sandbox that
     came over the service for sandboxes: containerd waits for its end there, and is told no events of it.
+    ``after_start`` and ``after_end`` are programs of the host that are to run then, and hear ``version``,
+    that of the specification, and ``annotations``; all of these only where there are such programs.
     """
 
     namespace: str
@@ -41,6 +44,21 @@ class TaskRecord(Value, frozen=True):
     sandbox: bool = False
     member: bool = False
     by_sandboxer: bool = False
+    after_start: tuple[OciHook, ...] = ()
+    after_end: tuple[OciHook, ...] = ()
+    version: str = ""
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def state(self, status: str, pid: int = 0) -> dict[str, Any]:
+        """The state that a hook is told (OCI runtime specification)."""
+        return {
+            "ociVersion": self.version,
+            "id": self.id,
+            "pid": pid,
+            "status": status,
+            "bundle": self.bundle,
+            "annotations": self.annotations,
+        }
 
     @property
     def key(self) -> Key:

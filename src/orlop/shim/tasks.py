@@ -299,6 +299,7 @@ class ShimTasks:
                 self._follow(task, silent=True)
                 raise
             self._follow(task)
+            await self.maker.started(task.record, pid)
         self._tell.started(task, process, pid)
         return pid
 
