@@ -165,9 +165,13 @@ def open_tree(path: StrPath, *, recursive: bool = True, directory: int = AT_FDCW
     return _call(_NR_OPEN_TREE, directory, name, flags, about=path)
 
 
-def open_in_root(root: int, path: str, flags: int) -> int:
-    """Open ``path`` as if the directory ``root`` were /: no symbolic link leads out of it. Linux 5.6."""
-    return _openat2(root, path or ".", flags, _RESOLVE_IN_ROOT)
+def open_in_root(root: int, path: str, flags: int, *, one_mount: bool = False) -> int:
+    """Open ``path`` as if the directory ``root`` were /: no symbolic link leads out of it. Linux 5.6.
+
+    With ``one_mount`` what is mounted below it is refused (EXDEV).
+    """
+    resolve = _RESOLVE_IN_ROOT | (_RESOLVE_NO_XDEV if one_mount else 0)
+    return _openat2(root, path or ".", flags, resolve)
 
 
 def open_on_mount(directory: int, path: str, flags: int) -> int:

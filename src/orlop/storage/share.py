@@ -67,6 +67,7 @@ class Share:
         self._userns = Path(f"/proc/{process}/ns/user") if inside else None
         self._only_mapped = only_mapped
         self._unmapped: dict[str, str] = {}
+        self._anew: set[str] = set()
         self._following = Following(process, self._inside) if inside else None
         self._namespace = Path(f"/proc/{process}/ns/mnt") if process else None
         self._mountinfo = Path(f"/proc/{process}/mountinfo") if process else mounts.MOUNTINFO
@@ -110,6 +111,10 @@ class Share:
                 if mounts.is_mapped(self._inside / key, self._mountinfo) is False:
                     self._unmapped[key] = mount.host_path
 
+    def is_own(self, key: str) -> bool:
+        """Whether :meth:`add` has put ``key`` together anew: nobody else has that mount."""
+        return key in self._anew
+
     @property
     def unmapped(self) -> list[str]:
         """The volumes, by their host paths, whose files belong to nobody in the process' user namespace."""
@@ -126,6 +131,7 @@ class Share:
         if self._following is not None:
             self._following.forget(key)
         self._unmapped.pop(key, None)
+        self._anew.discard(key)
         await threads.call(self._remove, key)
 
     async def release_all(self) -> None:
@@ -155,6 +161,7 @@ class Share:
             _make_point(self._directory / key, directory=directory)
             found = overlays.find(Path(source)) if owner and self._userns is not None else None
             if found is not None and self._bind_anew(mount, found, target, owner):
+                self._anew.add(key)
                 return
             if not self._bind(mount, target, propagation, userns):
                 self._unmapped[key] = source

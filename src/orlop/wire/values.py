@@ -283,12 +283,14 @@ class Container:
     """A container as the agent makes it.
 
     Its root is made of ``disks``; or it is the directory ``root`` of the share, which the container writes
-    to itself unless ``security`` forbids that: then what the agent makes in it goes to the scratch disk.
+    to itself unless ``security`` forbids that: then what the agent makes in it goes to the scratch disk. With
+    ``root_is_own`` nobody else changes what names there are in that directory.
     """
 
     id: Id
     disks: Disks
     root: Below = ""
+    root_is_own: bool = False
     args: Arguments
     env: Environment = ()
     cwd: Path = "/"

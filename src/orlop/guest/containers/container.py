@@ -203,7 +203,7 @@ class LiveContainer:
             child.go()
             return None
         spec = self.spec
-        self.root = RootDirectory(child.pid)
+        self.root = RootDirectory(child.pid, keeps=self.root_is_shared and spec.root_is_own)
         self.env = {key.encode(): value for key, value in spec.env}
         if spec.hostname:
             self.env.setdefault(b"HOSTNAME", spec.hostname.encode())

@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 
-from orlop.guest.launch.pins import Pins
+from orlop.guest.launch.pins import Keeper, Pins
 from orlop.linux import syscalls
 from orlop.linux.users import MAX_FILE
 from orlop.wire.messages import Refused
@@ -23,17 +23,23 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
 
 class RootDirectory:
-    """The root directory of a container, by a descriptor that this owns."""
+    """The root directory of a container, by a descriptor that this owns.
 
-    def __init__(self, pid: int) -> None:
+    With ``keeps`` the names that were held in it stay so until :meth:`close`.
+    """
+
+    def __init__(self, pid: int, *, keeps: bool = False) -> None:
+        self._keeper = Keeper() if keeps else None
         self._fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def pins(self) -> Pins:
         """What holds names in it for a while; to be closed."""
-        return Pins(self._fd)
+        return Pins(self._fd, self._keeper)
 
     def close(self) -> None:
         """Let go, so that what is mounted there can be unmounted. Idempotent."""
+        if self._keeper is not None:
+            self._keeper.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -68,11 +68,13 @@ def prepare(program: Program, root: RootDirectory, pins: Pins | None = None) -> 
 def _held(pins: Pins, name: str, path: bytes, cwd: str) -> bytes:
     """Hold what leads to a program; ``path`` without the directories before it that are known to lack it."""
     if "/" in name:
-        pins.hold(name if name.startswith("/") else f"{cwd}/{name}")
+        pins.weigh(pins.hold(name if name.startswith("/") else f"{cwd}/{name}") or "")
         return path
     directories = path.split(b":")
     for number, directory in enumerate(directories):
-        if not directory.startswith(b"/") or pins.hold(f"{os.fsdecode(directory)}/{name}") is not None:
+        place = pins.hold(f"{os.fsdecode(directory)}/{name}") if directory.startswith(b"/") else ""
+        if place is not None:
+            pins.weigh(place)
             return b":".join(directories[number:])
     return path
 

@@ -132,6 +132,7 @@ class Plugs:
             directories=await self._followed(spec, shares),
             shares=shares,
             root=root,
+            root_is_own=bool(root) and self._share.is_own(root),
             loose=loose,
             sockets=found,
             held=held,

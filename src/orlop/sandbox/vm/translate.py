@@ -42,6 +42,8 @@ class Plugged:
     volumes, and volumes that the guest holds, with the sub-path. ``devices`` are those of the host that are
     disks, by the disk's id.
 
+    ``root_is_own`` says that the host has another mount of what the root is made of.
+
     ``loose`` are volumes that are read-only at the top, with a mount below them that may be written: the host
     has made the top read-only, and the guest, to which all of it is one file system, must not.
     """
@@ -49,6 +51,7 @@ class Plugged:
     disks: wire.Disks
     shares: dict[str, str] = field(default_factory=dict)
     root: str = ""
+    root_is_own: bool = False
     volumes: dict[str, str] = field(default_factory=dict)
     held: dict[str, tuple[str, str]] = field(default_factory=dict)
     devices: dict[str, HostDevice] = field(default_factory=dict)
@@ -70,6 +73,7 @@ def container(
         id=spec.id,
         disks=plugged.disks,
         root=plugged.root,
+        root_is_own=plugged.root_is_own,
         args=spec.args,
         env=tuple((name, value) for name, value in spec.env if name),
         cwd=spec.cwd or "/",
