@@ -29,12 +29,12 @@ def program(says: str) -> str:
 @contextlib.contextmanager
 def overlay(place: Path) -> Iterator[Path]:
     """An overlay over the root directory in ``place``; its upper directory."""
-    for name in ("upper", "work", "merged"):
-        (place / name).mkdir()
-    options = f"lowerdir={place}/rootfs,upperdir={place}/upper,workdir={place}/work"
+    for name in ("layer/diff", "layer/work", "merged"):
+        (place / name).mkdir(parents=True)
+    options = f"lowerdir={place}/rootfs,upperdir={place}/layer/diff,workdir={place}/layer/work"
     mounts.mount("overlay", place / "merged", "overlay", options=options)
     try:
-        yield place / "upper"
+        yield place / "layer/diff"
     finally:
         mounts.unmount(place / "merged")
 
@@ -80,7 +80,7 @@ def test_what_the_container_changes_is_what_runs_next(runtime: Runtime, layered:
     assert (says(), says()) == ("three", "three")
     run(make.format("four", "/opt/next") + "; ln -sf next /opt/link; ln -sf /opt/link /bin/tool")
     assert (says(), says()) == ("four", "four")
-    run("mv /opt /srv; mkdir /opt; cp /srv/real /opt/next")
+    run("mv /opt /srv; mkdir /opt; cp /srv/real /opt/link")
     assert says() == "three", "of another directory that has the name now"
     run("rm /bin/tool")
     assert says(code=255) == ""

@@ -183,3 +183,24 @@ async def test_a_guest_cannot_fill_the_directory_itself(jailed: int, volume: Pat
     await share.remove("key")
     assert sorted(path.name for path in shown.iterdir()) == ["file", "warm"]
     await share.close()
+
+
+async def test_an_overlay_that_is_put_together_anew_is_the_vms_own(
+    jailed: int, volume: Path, tmp_path: Path
+) -> None:
+    for name in ("layer/diff", "layer/work", "merged"):
+        (tmp_path / name).mkdir(parents=True)
+    merged = os.fspath(tmp_path / "merged")
+    options = f"lowerdir={volume},upperdir={tmp_path}/layer/diff,workdir={tmp_path}/layer/work"
+    mounts.mount("overlay", merged, "overlay", options=options)
+    share = Share(tmp_path / "share", process=jailed, inside=Path("/share"))
+    try:
+        for key, path, owner in (("r", merged, ids.FIRST), ("v", merged, 0), ("d", f"{volume}", ids.FIRST)):
+            await share.add(Asked(path), key, overlay_owner=owner)
+            assert Path(f"/proc/{jailed}/root/share/{key}/file").read_text() == "content"
+            assert share.is_own(key) == (key == "r")
+        await share.remove("r")
+        assert not share.is_own("r")
+    finally:
+        await share.close()
+        mounts.unmount(merged)
