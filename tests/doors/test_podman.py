@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import urllib.request
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from orlop.sandbox.vm.listeners import is_served
 from tests.conformance import tools
 from tests.doors.podman import Podman, podman
 from tests.doors.terminal import LIMIT, Terminal, until
+from tests.e2e.test_vm_sockets import caller
 from tests.node import BUSYBOX, Node
 
 PAUSE = "registry.k8s.io/pause:3.10"
@@ -107,6 +110,22 @@ def test_a_service_is_reached_entered_and_stopped(run: Podman, tmp_path: Path) -
     assert run("wait", "service").out == "137\n"
     assert "w" in run("cp", "service:/data/written", "-").out
     run("rm", "service")
+
+
+def test_the_host_connects_to_a_server_in_a_volume_for_sockets(run: Podman, tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    wish = ("--annotation", "volumes.orlop.io/sockets=/run/app", "-v", f"{place}:/run/app")
+    server = ("/caller", "serve", "/run/app/s.sock", "600")
+    run("run", "-d", "--name", "server", *wish, "-v", f"{caller()}:/caller:ro", BUSYBOX, *server)
+    until(lambda: is_served(str(place / "s.sock")), "nobody listens")
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(LIMIT)
+        link.connect(str(place / "s.sock"))
+        link.sendall(b"hello")
+        assert link.recv(64) == b"hello"
+    run("rm", "--force", "--time", "0", "server")
+    assert not any(place.iterdir())
 
 
 def test_a_terminal_is_the_callers(run: Podman) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from orlop.sandbox.vm.listeners import is_served
 from tests.commandline import Cli, Inside, until
+from tests.e2e.test_vm_sockets import caller
 from tests.node import BUSYBOX, Node
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -58,6 +62,26 @@ def test_each_option_does_what_it_says(cli: Cli, tmp_path: Path, handler: str) -
     id_file.unlink()
     again = cli("run", "--rm", "--replace", "--name", "told", "--handler", handler, BUSYBOX, "echo", "new")
     assert again.out == "new\n" and cli("ps", "-aq").out.strip() == ""
+
+
+@pytest.mark.parametrize("handler", ["vm", "process"])
+def test_the_host_connects_to_a_server_in_a_volume_for_sockets(
+    cli: Cli, tmp_path: Path, handler: str
+) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    volumes = ("-v", f"{place}:/run/app:sockets", "-v", f"{caller()}:/caller:ro")
+    server = ("/caller", "serve", "/run/app/s.sock", "600")
+    cli("run", "-d", "--name", "server", "--handler", handler, *volumes, BUSYBOX, *server, timeout=200)
+    until(lambda: is_served(str(place / "s.sock")), "nobody listens")
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(60 * PATIENCE)
+        link.connect(str(place / "s.sock"))
+        link.sendall(b"hello")
+        assert link.recv(64) == b"hello"
+    cli("exec", "server", "rm", "/run/app/s.sock")
+    until(lambda: not any(place.iterdir()), "the socket is still there")
+    cli("rm", "-f", "server")
 
 
 def test_options_that_cannot_be_served_are_refused(cli: Cli, tmp_path: Path) -> None:

@@ -15,10 +15,17 @@ from hypothesis import strategies as st
 
 from orlop.cli import units
 from orlop.client import health, logs, mounts, options, rights, texts
-from orlop.client.launch import MemoryMount, NamedMount, RunOptions, container_config, pod_config
+from orlop.client.launch import (
+    MemoryMount,
+    NamedMount,
+    RunOptions,
+    SocketMount,
+    container_config,
+    pod_config,
+)
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
-from orlop.pods import tmpfs
+from orlop.pods import socketplaces, tmpfs
 from orlop.pods.requests import MountRequest
 from orlop.sandbox import crilog
 from orlop.sandbox.spec import Tmpfs
@@ -104,6 +111,18 @@ def test_volumes_with_options(tmp_path: Path) -> None:
     assert isinstance(mount, pb.Mount) and mount.readonly and mount.selinux_relabel
     assert list(mount.mount_options) == ["noexec"]
     assert mounts.parse_volume("data:/d:nosuid") == NamedMount("data", "/d", options=("nosuid",))
+
+
+def test_a_directory_for_sockets(tmp_path: Path) -> None:
+    found = mounts.parse_volume(f"{tmp_path}:/run/app:sockets,noexec")
+    assert isinstance(found, SocketMount) and list(found.mount.mount_options) == ["noexec"]
+    other = mounts.parse_volume(f"{tmp_path}:/run/b:sockets")
+    config = container_config(RunOptions("image", volumes=(found, other)), "one", alone=True)
+    assert [one.container_path for one in config.mounts] == ["/run/app", "/run/b"]
+    assert config.annotations[socketplaces.ANNOTATION] == "/run/app,/run/b"
+    for wrong in ("data:/run:sockets", f"{tmp_path}:/run:sockets,ro", f"{tmp_path}:/a,b:sockets"):
+        with pytest.raises(InvalidArgument, match="sockets is for a directory"):
+            mounts.parse_volume(wrong)
 
 
 def test_memory_as_a_volume() -> None:

@@ -121,6 +121,13 @@ def test_what_no_vm_can_be_is_refused(change: dict[str, Any], reason: str) -> No
         translate.check(read(**change))
 
 
+def test_of_a_callers_annotations_the_engine_gets_those_that_it_reads() -> None:
+    wish = {"volumes.orlop.io/sockets": "/run/app"}
+    assert (
+        _container(read(annotations={**wish, "restart.orlop.io/policy": "{}", "x": "y"})).annotations == wish
+    )
+
+
 def test_a_bundle_becomes_a_container() -> None:
     mounts = [
         *templates.CONFIG["mounts"],

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError
-from orlop.pods import capabilities, cdi, limits, resolve
+from orlop.pods import capabilities, cdi, limits, resolve, socketplaces
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.sandbox.spec import (
     ContainerSpec,
@@ -242,6 +242,32 @@ def test_a_pod_wishes_for_limits_by_annotation() -> None:
     # Who asks by a field of the request knows better than an annotation.
     assert _limited("vm", NOFILE, pod="NOFILE=7") == (NOFILE,)
     assert _limited("process", pod="NOFILE=1000:2000,CORE=0") == (NOFILE, Rlimit(name="CORE", soft=0, hard=0))
+
+
+def _for_sockets(tmp_path: Path, of_pod: str = "", of_container: str | None = None) -> list[str]:
+    key = socketplaces.ANNOTATION
+    pod = PodSpec(id="p", name="p", namespace="n", uid="u", annotations={key: of_pod})
+    asked = request(
+        command=("x",),
+        image="",
+        directory="/root",
+        mounts=tuple(
+            MountRequest(container_path=path, host_path=str(tmp_path)) for path in ("/run/app/", "/b")
+        ),
+        annotations={} if of_container is None else {key: of_container},
+    )
+    found = resolve.container(asked, "c" * 64, pod, None, lambda _: None).mounts
+    return [one.container_path for one in found if one.sockets]
+
+
+def test_volumes_are_for_sockets_by_annotation(tmp_path: Path) -> None:
+    assert _for_sockets(tmp_path) == []
+    assert _for_sockets(tmp_path, "/run/app, /b/./, /not/there") == ["/run/app/", "/b"]
+    assert _for_sockets(tmp_path, "/run/app", "/b") == ["/b"]
+    assert _for_sockets(tmp_path, "/run/app", "") == []
+    for wrong in ("run/app", "/a,b", ",".join(["/a"] * 65)):
+        with pytest.raises(InvalidArgument, match=r"volumes\.orlop\.io/sockets"):
+            _for_sockets(tmp_path, wrong)
 
 
 @pytest.mark.parametrize(

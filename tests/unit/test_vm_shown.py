@@ -128,6 +128,13 @@ async def test_in_a_directory_of_containers_sockets_are_those_that_are_served(
     left.close()
 
 
+async def test_who_has_the_hosts_directory_reaches_the_pods_own_sockets(bed: Bed, tmp_path: Path) -> None:
+    bed.own.add(os.fspath(tmp_path / "own"))
+    with server(tmp_path / "own"):
+        await bed.shown.follow("c", "c-0", os.fspath(tmp_path))
+        assert bed.agent.names() == ["own"]
+
+
 async def test_of_a_pod_so_many_and_of_a_busy_directory_so_often(
     bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,8 @@
 /* Talks over a Unix socket: "connect PATH" sends what comes in, and prints what comes back; "many PATH COUNT" holds
    so many connections open and says over each a byte that has to come back; "serve PATH MODE" is a server that sends
    back what it gets, to one client after the other and to several at once; "watch DIRECTORY NAME" says "watching", and
-   "came" for each file of that name that is made there. */
+   "came" for each file of that name that is made there; "listen DIRECTORY COUNT" listens to so many sockets there,
+   says "listening", and answers nobody. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,6 +77,18 @@ int main(int argc, char **argv) {
         }
         printf("all\n");
         return 0;
+    }
+    if (argc == 4 && !strcmp(argv[1], "listen")) {
+        for (int i = 0, count = atoi(argv[3]); i < count; i++) {
+            struct sockaddr_un address = {.sun_family = AF_UNIX};
+            int listening = socket(AF_UNIX, SOCK_STREAM, 0);
+            snprintf(address.sun_path, sizeof address.sun_path, "%s/%d.sock", argv[2], i);
+            if (listening < 0 || bind(listening, (struct sockaddr *)&address, sizeof address) < 0) fail("bind");
+            if (listen(listening, 16) < 0) fail("listen");
+        }
+        printf("listening\n");
+        fflush(stdout);
+        pause();
     }
     if (argc == 4 && !strcmp(argv[1], "watch")) watch(argv[2], argv[3]);
     if (argc == 4 && !strcmp(argv[1], "serve")) {

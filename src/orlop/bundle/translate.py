@@ -15,6 +15,7 @@ import msgspec
 
 from orlop.bundle.document import OciConfig, OciMount, OciProcess, OciResources
 from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.pods import socketplaces
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.sandbox.spec import (
     MOUNT_OPTIONS,
@@ -130,7 +131,10 @@ def container(
     target: str,
     annotations: Mapping[str, str],
 ) -> ContainerRequest:
-    """The container; ``target`` is the one whose processes it sees, if not only its own."""
+    """The container; ``target`` is the one whose processes it sees, if not only its own.
+
+    ``annotations`` are the front's own, beside those of the document that the engine reads.
+    """
     process = config.process
     if process is None or not process.args:
         raise InvalidArgument("config.json: it names no process to run")
@@ -157,7 +161,7 @@ def container(
             )
             for limit in process.rlimits or ()
         ),
-        annotations=dict(annotations),
+        annotations={**_wishes(config), **annotations},
         resources=_with_score(limits_of(config), process),
         security=security,
         namespaces=Namespaces(
@@ -243,6 +247,11 @@ def _security(config: OciConfig, process: OciProcess) -> SecurityRequest:
         seccomp=seccomp,
         apparmor=profile,
     )
+
+
+def _wishes(config: OciConfig) -> dict[str, str]:
+    """Annotations of its caller that the engine reads."""
+    return {key: text for key, text in (config.annotations or {}).items() if key == socketplaces.ANNOTATION}
 
 
 def _is_privileged(config: OciConfig) -> bool:

@@ -61,7 +61,7 @@ class ContainerWords:
             "--volume",
             "-v",
             "--mount",
-            help="HOSTPATH|NAME:/PATH[:ro], or type=volume|bind|tmpfs,source=..,target=..",
+            help="HOSTPATH|NAME:/PATH[:ro|:sockets], or type=volume|bind|tmpfs,source=..,target=..",
         ),
     ] = None
     tmpfs: Annotated[Many, typer.Option("--tmpfs", help="/PATH[:size=64m,mode=1777] in memory.")] = None

@@ -20,6 +20,7 @@ LIMITS = "rlimits.orlop.io/container."
 TMPFS = "tmpfs.orlop.io/mounts"
 REMOVAL = "removal.orlop.io/when-ended"
 RESTART = "restart.orlop.io/policy"
+SOCKETS = "volumes.orlop.io/sockets"
 """Annotations that the daemon reads, since CRI has no words for these: see docs/cri.md."""
 
 
@@ -31,6 +32,13 @@ class NamedMount:
     container_path: str
     read_only: bool = False
     options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SocketMount:
+    """A directory of this machine that is there for sockets which containers bind."""
+
+    mount: pb.Mount
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class RunOptions:
     interactive: bool = False
     tty: bool = False
     ports: tuple[pb.PortMapping, ...] = ()
-    volumes: tuple[pb.Mount | NamedMount | MemoryMount, ...] = ()
+    volumes: tuple[pb.Mount | SocketMount | NamedMount | MemoryMount, ...] = ()
     environment: tuple[pb.KeyValue, ...] = ()
     memory: int = 0
     cpus: float = 0.0
@@ -162,7 +170,8 @@ def container_config(launch: RunOptions, name: str, *, alone: bool) -> pb.Contai
         tty=launch.tty,
     )
     config.envs.extend(launch.environment)
-    config.mounts.extend(one for one in launch.volumes if isinstance(one, pb.Mount))
+    binds = (one.mount if isinstance(one, SocketMount) else one for one in launch.volumes)
+    config.mounts.extend(one for one in binds if isinstance(one, pb.Mount))
     config.linux.resources.CopyFrom(resources(launch))
     if launch.pids:
         # CRI has no number for it, but for the files of control groups.
@@ -201,6 +210,9 @@ def _annotations(launch: RunOptions, name: str) -> dict[str, str]:
                 for one in memory
             ]
         )
+    places = [one.mount.container_path for one in launch.volumes if isinstance(one, SocketMount)]
+    if places:
+        found[SOCKETS] = ",".join(places)
     if launch.health:
         found[CHECK] = launch.health
     if launch.remove:

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from orlop.client.launch import MemoryMount, NamedMount
+from orlop.client.launch import MemoryMount, NamedMount, SocketMount
 from orlop.client.texts import parse_size, utf8
 from orlop.cri.api import runtime_v1_pb2 as pb
 from orlop.errors import InvalidArgument
@@ -22,14 +22,14 @@ _KINDS = {
 _ALIASES = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
 _FORBIDDEN = ("nodev", "noexec", "nosuid")
 
-Mount = pb.Mount | NamedMount | MemoryMount
+Mount = pb.Mount | SocketMount | NamedMount | MemoryMount
 
 
 def parse_volume(text: str) -> Mount:
     """``HOST:CONTAINER[:OPTIONS]``, where HOST is a path, or the name of a volume if no slash is in it.
 
-    Options are ro or rw, nodev, noexec, nosuid, and z or Z, which label files where the host has SELinux. Or
-    as :func:`parse_mount` has it.
+    Options are ro or rw, nodev, noexec, nosuid, z or Z, which label files where the host has SELinux, and
+    sockets for a directory in which the container has sockets for the host. Or as :func:`parse_mount` has it.
     """
     if _KEY.match(text):
         return parse_mount(text)
@@ -38,16 +38,20 @@ def parse_volume(text: str) -> Mount:
         raise InvalidArgument(f"{text}: write HOSTPATH:/PATH/INSIDE, with :ro to forbid writing")
     options = parts[2].split(",") if len(parts) == 3 else []
     for one in options:
-        if one not in ("ro", "rw", "z", "Z", *_FORBIDDEN):
-            raise InvalidArgument(f"{text}: options are ro, rw, z, Z, {', '.join(_FORBIDDEN)}, not {one}")
+        if one not in ("ro", "rw", "z", "Z", "sockets", *_FORBIDDEN):
+            known = f"ro, rw, z, Z, sockets, {', '.join(_FORBIDDEN)}"
+            raise InvalidArgument(f"{text}: options are {known}, not {one}")
     read_only = "ro" in options
     forbidden = tuple(one for one in _FORBIDDEN if one in options)
+    sockets = "sockets" in options
+    if sockets and (read_only or "," in parts[1] or _VOLUME.fullmatch(parts[0])):
+        raise InvalidArgument(f"{text}: sockets is for a directory of this machine that is written to")
     if _VOLUME.fullmatch(parts[0]):
         return NamedMount(parts[0], _inside(parts[1], text), read_only, forbidden)
     found = _bind(parts[0], parts[1], text, read_only=read_only)
     found.selinux_relabel = bool({"z", "Z"} & set(options))
     found.mount_options.extend(forbidden)
-    return found
+    return SocketMount(found) if sockets else found
 
 
 def parse_mount(text: str) -> Mount:

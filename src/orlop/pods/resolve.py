@@ -19,7 +19,7 @@ import msgspec
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.images import reference as references
 from orlop.images.model import ImageConfigOci
-from orlop.pods import capabilities, limits, tmpfs
+from orlop.pods import capabilities, limits, socketplaces, tmpfs
 from orlop.pods.ports import ImageConfigLike, ImageLike
 from orlop.pods.requests import ContainerRequest, MountRequest, SecurityRequest
 from orlop.sandbox.spec import (
@@ -343,7 +343,10 @@ def container(
         env=environment(request, config),
         cwd=cwd,
         hostname=pod.hostname,
-        mounts=tuple(mount(item, lookup) for item in tmpfs.among(request.mounts, request.annotations)),
+        mounts=socketplaces.marked(
+            [mount(item, lookup) for item in tmpfs.among(request.mounts, request.annotations)],
+            {**pod.annotations, **request.annotations},
+        ),
         devices=request.devices,
         tty=request.tty,
         stdin=request.stdin,

@@ -162,7 +162,11 @@ MOUNT_OPTIONS: tuple[MountOption, ...] = get_args(MountOption)
 
 
 class Mount(Value, frozen=True):
-    """A volume: one of the three. ``host_path`` is absolute and existed when the request came."""
+    """A volume: one of the three. ``host_path`` is absolute and existed when the request came.
+
+    With ``sockets`` it is there for sockets that containers bind: under ``vm``, if it may be written to, it
+    is the pod's own directory then, of whose content the host has the sockets alone.
+    """
 
     container_path: str
     host_path: str = ""
@@ -175,6 +179,7 @@ class Mount(Value, frozen=True):
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
     options: tuple[MountOption, ...] = ()
+    sockets: bool = False
 
 
 class Device(Value, frozen=True):

@@ -203,7 +203,8 @@ def _scan(one: _Directory, own: set[str]) -> tuple[tuple[ShownSocket, ...], list
     be about to listen to. Raises OSError.
 
     In a directory for sockets of containers those are left out that are the pod's ``own``, and what nobody
-    listens to: a container may want to have the name.
+    listens to: a container may want to have the name. Who has the same directory as the host's is to reach
+    the pod's own as well.
     """
     names, below = sockets_below(one.path)
     found: list[ShownSocket] = []
@@ -211,7 +212,7 @@ def _scan(one: _Directory, own: set[str]) -> tuple[tuple[ShownSocket, ...], list
     waits = False
     for name in names:
         path = f"{one.path}/{name}"
-        if len(name) > _LONGEST_NAME or path in own:
+        if len(name) > _LONGEST_NAME or (path in own and not one.share):
             continue
         try:
             status, made = _status(path)

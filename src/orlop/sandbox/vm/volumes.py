@@ -205,7 +205,9 @@ class Volumes:
             if (handed := self._direct_one(mount)) is not None:
                 found.append(handed)
                 continue
-            volume = self._for_sockets(mount) or kubelet.recognise(mount, self._uid) or self._named_one(mount)
+            volume = kubelet.recognise(mount, self._uid) or self._named_one(mount)
+            if volume is None or not mount.sockets:
+                volume = self._for_sockets(mount) or volume
             if volume is not None and (volume.kind not in COPIED or self._config.copy_kib):
                 found.append(Showing(mount, volume))
         return found
@@ -223,13 +225,23 @@ class Volumes:
 
     def _for_sockets(self, mount: Mount) -> KubeletVolume | None:
         """A directory of the host in which containers have sockets for it."""
-        if mount.read_only or mount.propagation is not Propagation.PRIVATE:
-            return None
+        if mount.read_only:
+            return None  # who may only read it makes none on the host
         path = os.path.realpath(mount.host_path)
-        wanted = any(Path(path).is_relative_to(os.path.realpath(top)) for top in self._config.sockets)
-        if not wanted or LISTENERS not in self._agent.hello.features or not Path(path).is_dir():
+        can_be = mount.propagation is Propagation.PRIVATE and Path(path).is_dir()
+        if not can_be or LISTENERS not in self._agent.hello.features:
+            if mount.sockets:
+                raise FailedPrecondition(
+                    f"volume {mount.host_path} cannot be one for sockets: it must be a directory, mounted "
+                    "without propagation, in a VM of this release"
+                )
             return None
-        return KubeletVolume(kind="sockets", path=path)
+        wanted = (
+            mount.sockets
+            or any(Path(path).is_relative_to(os.path.realpath(top)) for top in self._config.sockets)
+            or any(held.kind == "sockets" and held.path == path for held in self._held.values())
+        )
+        return KubeletVolume(kind="sockets", path=path) if wanted else None
 
     def _sockets_at(self, volume_id: str) -> str:
         held = self._held.get(volume_id)
