@@ -15,7 +15,7 @@ from orlop.sandbox.vm.listeners import is_served
 from orlop.sandbox.vm.sandbox import VmSandbox
 from orlop.wire.messages import MAX_BOUND
 from tests.e2e.test_vm_listeners import mode_of, talk
-from tests.e2e.test_vm_sockets import called, caller, gone, mount, serving, started
+from tests.e2e.test_vm_sockets import called, caller, gone, mount, reached, serving, started
 from tests.e2e.vm_environment import Environment, container_spec, environment, execute, pod_spec, said, until
 from tests.patience import PATIENCE
 
@@ -126,4 +126,30 @@ async def test_what_cannot_be_for_sockets_is_refused(env: Environment, place: Pa
     # Who may only read it gets the host's, and can have no socket there.
     fixed = await started(sandbox, pod, mount("/run/app", place, sockets=True, read_only=True))
     assert await said(sandbox, fixed, "cat /run/app/file") == "of the host"
+    await env.driver.discard(pod.id)
+
+
+async def test_what_a_hosts_directory_takes_is_the_containers_own(env: Environment, place: Path) -> None:
+    """QEMU before 9.2.1 makes neither, and leaves nothing behind; later ones make both, for the container."""
+    pod = pod_spec()
+    sandbox = await env.run(pod)
+    main = await started(sandbox, pod, mount("/shared", place))
+    _, err, code = await execute(sandbox, main.id, "mkfifo", "/shared/fifo")
+    if code:
+        assert b"No such device or address" in err, err
+        said_of_it = await execute(sandbox, main.id, "/caller", "serve", "/shared/s.sock", "600")
+        assert said_of_it == (b"bind: No such device or address\n", b"", 1)
+        assert [one.name for one in place.iterdir()] == ["file"]
+    else:
+        await said(sandbox, main, "/caller serve /shared/s.sock 600 >/tmp/said 2>&1 &")
+        await answers(sandbox, main, "/shared/s.sock")
+        # One of the host comes beside it, and with that the guest has heard of all that is not its own.
+        async with serving(place / "host.sock") as of_host:
+            await reached(sandbox, main, "/shared/host.sock", by=of_host)
+            assert await called(sandbox, main, "/shared/s.sock") == b"hello"
+        assert not is_served(os.fspath(place / "s.sock")), "it is in the guest's kernel alone"
+        await said(sandbox, main, "(echo through > /shared/fifo) >/dev/null 2>&1 &")
+        assert await said(sandbox, main, "cat /shared/fifo; rm /shared/s.sock /shared/fifo") == "through"
+        await gone(sandbox, main, "/shared/s.sock")
+        assert [one.name for one in place.iterdir()] == ["file"]
     await env.driver.discard(pod.id)

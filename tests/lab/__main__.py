@@ -22,6 +22,7 @@ FAST = (
     "tests/e2e/test_vm_sandbox.py",
     "tests/e2e/test_guest_containers.py",
     "tests/e2e/test_hypervisor_machines.py",
+    "tests/e2e/test_vm_socket_volumes.py",
     "tests/e2e/test_process_pods.py",
     "tests/e2e/test_cli_run.py",
 )

@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,13 +76,13 @@ async def test_the_guest_hears_of_what_comes_and_goes(bed: Bed, tmp_path: Path) 
             await until(
                 lambda: bed.agent.names() == ["a", "b"] and bed.agent.told[-1].sockets[1].mode == 0o640
             )
-        assert {one.id: one.path for one in bed.shown.of("c")} == {
-            "c-0/a": os.fspath(tmp_path / "a"),
-            "c-0/b": os.fspath(tmp_path / "b"),
-        }
-        assert not bed.shown.of("another")
-        (tmp_path / "b").rename(tmp_path / "d")
-        await until(lambda: bed.agent.names() == ["a", "d"])
+            assert {one.id: one.path for one in bed.shown.of("c")} == {
+                "c-0/a": os.fspath(tmp_path / "a"),
+                "c-0/b": os.fspath(tmp_path / "b"),
+            }
+            assert not bed.shown.of("another")
+            (tmp_path / "b").rename(tmp_path / "d")
+            await until(lambda: bed.agent.names() == ["a", "d"])
         (tmp_path / "d").unlink()
         (tmp_path / "link").symlink_to("a")
         await until(lambda: bed.agent.names() == ["a"])
@@ -133,6 +134,30 @@ async def test_who_has_the_hosts_directory_reaches_the_pods_own_sockets(bed: Bed
     with server(tmp_path / "own"):
         await bed.shown.follow("c", "c-0", os.fspath(tmp_path))
         assert bed.agent.names() == ["own"]
+
+
+async def test_what_nobody_on_the_host_has_bound_is_left_to_the_containers(bed: Bed, tmp_path: Path) -> None:
+    """It is a file: a container has made it, or a server has left it."""
+    with socket.socket(socket.AF_UNIX) as stale, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        stale.bind(os.fspath(tmp_path / "stale"))
+        log.bind(os.fspath(tmp_path / "log"))
+        # Who has not begun to listen has it all the same, and nobody hears of the question.
+        log.settimeout(0)
+        with server(tmp_path / "served") as listening, socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(os.fspath(tmp_path / "bound"))
+            stale.close()
+            listening.settimeout(0)
+            await bed.shown.follow("c", "c-0", os.fspath(tmp_path))
+            assert bed.agent.names() == ["bound", "log", "served"]
+            for one in (listening.accept, partial(log.recv, 1)):
+                with pytest.raises(BlockingIOError):
+                    one()
+    # A link in its place is not followed.
+    (tmp_path / "inner").mkdir()
+    with server(tmp_path / "inner" / "other"):
+        (tmp_path / "served").unlink()
+        (tmp_path / "served").symlink_to(tmp_path / "inner" / "other")
+        await until(lambda: bed.agent.names() == [])
 
 
 async def test_of_a_pod_so_many_and_of_a_busy_directory_so_often(

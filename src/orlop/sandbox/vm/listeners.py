@@ -225,6 +225,18 @@ def is_served(path: str) -> bool:
     return True
 
 
+def is_bound(path: str) -> bool:
+    """Whether a process of this kernel has the socket at ``path``, listens it or not; it hears nothing of the
+    question. Blocks."""
+    # Who is there refuses datagrams unless they are its kind, and then gets none.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+    return True
+
+
 def of_others(
     found: Iterable[FoundSocket], directories: Collection[str], own: Collection[str]
 ) -> tuple[FoundSocket, ...]:

@@ -26,7 +26,7 @@ from orlop.host.watching import Watcher
 from orlop.linux import syscalls
 from orlop.sandbox.vm.agent import AgentClient
 from orlop.sandbox.vm.files import HostSocket
-from orlop.sandbox.vm.listeners import is_served
+from orlop.sandbox.vm.listeners import is_bound, is_served
 from orlop.sandbox.vm.sockets import sockets_below
 from orlop.wire.messages import MAX_SHOWN, Show
 from orlop.wire.values import ShownSocket
@@ -204,7 +204,7 @@ def _scan(one: _Directory, own: set[str]) -> tuple[tuple[ShownSocket, ...], list
 
     In a directory for sockets of containers those are left out that are the pod's ``own``, and what nobody
     listens to: a container may want to have the name. Who has the same directory as the host's is to reach
-    the pod's own as well.
+    the pod's own as well; of what is there nobody on the host has bound what a container has made itself.
     """
     names, below = sockets_below(one.path)
     found: list[ShownSocket] = []
@@ -215,30 +215,29 @@ def _scan(one: _Directory, own: set[str]) -> tuple[tuple[ShownSocket, ...], list
         if len(name) > _LONGEST_NAME or (path in own and not one.share):
             continue
         try:
-            status, made = _status(path)
+            status, made, bound = _status(path)
         except OSError:  # it has gone; the others have not
             continue
-        if not one.share:
-            if (name, made) not in one.served and not is_served(path):
-                waits |= abs(time.time() - status.st_ctime) < _YOUNG
-                continue
-            served.add((name, made))
+        if not bound or not (one.share or (name, made) in one.served or is_served(path)):
+            waits |= abs(time.time() - status.st_ctime) < _YOUNG
+            continue
+        served.add((name, made))
         mode = stat.S_IMODE(status.st_mode) & 0o777
         found.append(ShownSocket(name=name, mode=mode, uid=status.st_uid, gid=status.st_gid, made=made))
     one.served = served
     return tuple(found), below, waits
 
 
-def _status(path: str) -> tuple[os.stat_result, int]:
-    """A socket's status, and what tells it from another file of its name: file systems that give a number to
-    the next file at once know when a file was made. Raises OSError."""
+def _status(path: str) -> tuple[os.stat_result, int, bool]:
+    """A socket's status, what tells it from another file of its name, and whether somebody has bound it. File
+    systems that give a number to the next file at once know when a file was made. Raises OSError."""
     # Who may write to a directory could have put a link there just now.
     place = syscalls.open_without_links(path, os.O_PATH)
     try:
         status = os.fstat(place)
+        if not stat.S_ISSOCK(status.st_mode):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), path)
         made = (syscalls.birth_of(place) + status.st_ino) % _NUMBERS
+        return status, made, is_bound(f"/proc/self/fd/{place}")
     finally:
         os.close(place)
-    if not stat.S_ISSOCK(status.st_mode):
-        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), path)
-    return status, made
