@@ -239,7 +239,7 @@ class Volumes:
         wanted = (
             mount.sockets
             or any(Path(path).is_relative_to(os.path.realpath(top)) for top in self._config.sockets)
-            or any(held.kind == "sockets" and held.path == path for held in self._held.values())
+            or any(held.kind == "sockets" and held.path == path for held in tuple(self._held.values()))
         )
         return KubeletVolume(kind="sockets", path=path) if wanted else None
 
