@@ -359,20 +359,6 @@ async def test_what_the_guest_cannot_hold_is_shared(
     assert (empty / "both").read_text() == "seen\n"
 
 
-async def test_a_special_file_that_9p_refuses_is_not_left_on_the_host(env: Environment, pod: PodSpec) -> None:
-    place = env.scratch / "shared"
-    place.mkdir()
-    sandbox = await env.run(pod)
-    main = await started(sandbox, pod, mount("/host", place))
-    for command in ("mkfifo /host/pipe", "mknod /host/device c 1 3", "mknod /host/disk b 7 0"):
-        out, err, code = await execute(sandbox, main.id, "sh", "-c", command)
-        assert code != 0, f"{command}: {out!r} {err!r}"
-    # Whoever wanted it may take the name for something else.
-    await said(sandbox, main, "echo file > /host/pipe")
-    assert [path.name for path in place.iterdir()] == ["pipe"]
-    assert (place / "pipe").read_text() == "file\n"
-
-
 async def test_users_of_the_pod_own_what_they_own_on_the_host(
     env: Environment, directory: PodDirectory, pod: PodSpec
 ) -> None:
