@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orlop.guest.launch import pins
-from orlop.guest.launch.pins import Keeper, Pins
+from orlop.guest.launch.pins import KeptNames, Pins
 from orlop.guest.launch.program import _held
 
 
@@ -84,7 +84,7 @@ def test_directories_that_lack_the_program_are_not_searched_again(root: int) -> 
 
 
 def test_a_keeper_holds_what_was_looked_up_until_it_is_closed(root: int) -> None:
-    before, keeper = held(), Keeper()
+    before, keeper = held(), KeptNames()
     for _ in range(3):
         one = Pins(root, keeper)
         assert one.hold("/bin/sh") == "/usr/bin/sh"
@@ -99,7 +99,7 @@ def test_a_keeper_holds_what_was_looked_up_until_it_is_closed(root: int) -> None
 
 
 def test_a_keeper_holds_what_a_name_is_now_and_no_more_than_it_may(root: int, tmp_path: Path) -> None:
-    keeper = Keeper()
+    keeper = KeptNames()
     one = Pins(root, keeper)
     one.hold("/usr/bin/sh")
     one.close()
@@ -129,7 +129,7 @@ def _places() -> list[str]:
 
 
 def test_a_program_with_two_names_is_not_kept(root: int, tmp_path: Path) -> None:
-    before, keeper = held(), Keeper()
+    before, keeper = held(), KeptNames()
     assert _run(root, keeper) == "/usr/bin/sh" and held() == before + 3
     (tmp_path / "usr/bin/too").hardlink_to(tmp_path / "usr/bin/sh")
     assert _run(root, keeper) == "/usr/bin/sh" and held() == before + 2, "from then on"
@@ -137,7 +137,7 @@ def test_a_program_with_two_names_is_not_kept(root: int, tmp_path: Path) -> None
     assert held() == before
 
 
-def _run(root: int, keeper: Keeper) -> str | None:
+def _run(root: int, keeper: KeptNames) -> str | None:
     one = Pins(root, keeper)
     assert _held(one, "sh", b"/usr/local/bin:/usr/bin", "/") == b"/usr/bin"
     place = one.hold("/usr/bin/sh")

@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 
-from orlop.guest.launch.pins import Keeper, Pins
+from orlop.guest.launch.pins import KeptNames, Pins
 from orlop.linux import syscalls
 from orlop.linux.users import MAX_FILE
 from orlop.wire.messages import Refused
@@ -29,7 +29,7 @@ class RootDirectory:
     """
 
     def __init__(self, pid: int, *, keeps: bool = False) -> None:
-        self._keeper = Keeper() if keeps else None
+        self._keeper = KeptNames() if keeps else None
         self._fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def pins(self) -> Pins:

@@ -6,7 +6,7 @@ again, and for each question the hypervisor opens all directories above. A name 
 
 It is held no longer than a request takes: what the host renames meanwhile is seen by the next. In a root that
 is this VM's alone names change here only, where the kernel hears of it: what was looked up there stays held
-by a :class:`Keeper` while the container lives, and what was mapped of such a file stays in memory.
+by a :class:`KeptNames` while the container lives, and what was mapped of such a file stays in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEPT = 64
 _FLAGS = os.O_PATH | os.O_NOFOLLOW
 
 
-class Keeper:
+class KeptNames:
     """Holds the names that were looked up last, up to :data:`KEPT`."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Pins:
     wants to unmount it.
     """
 
-    def __init__(self, root: int, keeper: Keeper | None = None) -> None:
+    def __init__(self, root: int, keeper: KeptNames | None = None) -> None:
         self._root = root
         self._keeper = keeper
         self._places: dict[str, str | None] = {}
