@@ -91,7 +91,10 @@ def main() -> int:
                 threads.map(lambda name: start(name, files, BUILD / name, options.filter), (THEIRS, run.OURS))
             )
         if any(codes):
-            print("podman-system: a run ended early", file=sys.stderr)
+            print(
+                "podman-system: a run ended with an error, see above; --judge says what its tests did",
+                file=sys.stderr,
+            )
             return 1
     verdicts = judge(BUILD, files)
     failed = [one for one in verdicts if one.failures]
