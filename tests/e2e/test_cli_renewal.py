@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import json
 import os
+import re
+import shlex
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from orlop.host.process import pid_alive, process_start_time
 from tests.commandline import Cli, until
 from tests.conformance.tools import free_port
-from tests.node import BUSYBOX, Node
+from tests.node import BUSYBOX, Node, node
 
 SERVE = (
     "echo run >> /data/runs; [ -e /mark ] && echo marked >> /data/runs; touch /mark; httpd -f -p 80 -h /data"
@@ -146,3 +153,69 @@ def test_who_ends_it_when_its_vm_has_ended_means_it(cli: Cli, tmp_path: Path, ve
     assert cli("ps", "-a", "-q").out.strip() == "" and cli("pod", "ls", "-q").out.strip() == ""
     assert (tmp_path / "runs").read_text() == after
     cli.node.wait_no_leaks_but_warm()
+
+
+def test_containers_run_again_when_the_machine_was_restarted(registry: str) -> None:
+    """Under both handlers, with volumes that must be mounted again; one that was stopped stays so."""
+    with node(registry) as one:
+        cli = Cli(one)
+        ports = {"vm": free_port(), "process": free_port()}
+        for handler, port in ports.items():
+            cli("volume", "create", "--size", "64m", *(("--vm",) if handler == "vm" else ()), handler)
+            made = ("-d", "--handler", handler, "--name", handler, "--restart", "on-failure:1")
+            options = ("-p", f"127.0.0.1:{port}:80", "-v", f"{handler}:/data")
+            cli("run", *made, *options, BUSYBOX, "sh", "-c", SERVE.replace(";", "; sync;", 1))
+        cli("run", "-d", "--name", "stopped", "--restart", "always", BUSYBOX, "sleep", "3600")
+        cli("stop", "--time", "0", "stopped")
+        for port in ports.values():
+            runs(port, 1)
+        before = {handler: cli("inspect", "--format", "{{.Id}}", handler).out for handler in ports}
+        restart_machine(one)
+        for handler, port in ports.items():
+            runs(port, 2)
+            assert state(cli, handler) == "running 1 0"
+            assert cli("inspect", "--format", "{{.Id}}", handler).out == before[handler]
+        assert state(cli, "stopped").startswith("exited 0")
+        restart_machine(one)
+        for handler in ports:
+            until(partial(is_now, cli, handler, "exited 1 137"), "it runs more often than was asked for")
+        one.wait_no_leaks_but_warm()
+        cli("rm", *ports, "stopped")
+        cli("volume", "rm", *ports)
+
+
+def restart_machine(one: Node) -> None:
+    """All that a restart takes with it: processes, mounts, network, and what lies in memory."""
+    one.kill()
+    # Those of VMs do not show whose they are.
+    vms = [json.loads(file.read_bytes()) for file in one.scratch.glob("state/vms/*/machine/machine.json")]
+    processes = {(vm["pid"], vm["start_time"]) for vm in vms}
+    for line in one.leaks():
+        if line.startswith("process "):
+            pid = int(line.split()[1].rstrip(":"))
+            processes.add((pid, process_start_time(pid)))
+    for pid, _ in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(pid_alive(*known) for known in processes), "processes do not end")
+    mounted = [line.removeprefix("mount: ") for line in one.leaks() if line.startswith("mount: ")]
+    for path in reversed(mounted):
+        subprocess.run(["umount", "--lazy", path], check=True)
+    subprocess.run(["ip", "link", "delete", one.settings.bridge], check=True)
+    drop_rules(one.settings.bridge)
+    shutil.rmtree(one.scratch / "state")
+    shutil.rmtree(one.scratch / "volumes")
+    Path(one.socket).unlink()
+    one.start()
+
+
+def drop_rules(bridge: str) -> None:
+    """Take away the rules that hide the addresses of that network: their plug-in leaves them when it finds no
+    network namespace any more."""
+    done = subprocess.run(["iptables-save", "-t", "nat"], capture_output=True, text=True, check=True)
+    rules = [shlex.split(line)[1:] for line in done.stdout.splitlines() if bridge in line]
+    hiding = [rule for rule in rules if rule[0] == "POSTROUTING" or re.fullmatch("CNI-[0-9a-f]{24}", rule[0])]
+    for rule in hiding:
+        subprocess.run(["iptables", "-w", "-t", "nat", "-D", *rule], check=True)
+    for chain in {rule[0] for rule in hiding} - {"POSTROUTING"}:
+        subprocess.run(["iptables", "-w", "-t", "nat", "-X", chain], check=True)
