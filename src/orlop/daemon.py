@@ -144,13 +144,16 @@ def notify(state: str) -> None:
             log.warning("the service manager cannot be told %s: %s", state, error)
 
 
-def _drivers(config: Config, network: PodNetwork) -> tuple[dict[str, SandboxDriver], dict[str, str]]:
-    """The handlers there are; and those that lack a Python package, with the reason."""
+def _drivers(
+    config: Config, network: PodNetwork, stack: AsyncExitStack
+) -> tuple[dict[str, SandboxDriver], dict[str, str]]:
+    """The handlers there are, with what ``stack`` is to release; and those that lack a Python package, with
+    the reason."""
     drivers: dict[str, SandboxDriver] = {}
     absent: dict[str, str] = {}
     for name, make in (("vm", _vm), ("process", _process)):
         try:
-            drivers[name] = make(config, network)
+            drivers[name] = make(config, network, stack)
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] == "orlop":
                 raise
@@ -171,21 +174,23 @@ def hypervisor(vm: VmConfig) -> Backend:
     return chosen
 
 
-def _vm(config: Config, network: PodNetwork) -> SandboxDriver:
-    from orlop.guestos.build import find
+def _vm(config: Config, network: PodNetwork, stack: AsyncExitStack) -> SandboxDriver:
+    from orlop.guestos.build import GuestInUse
     from orlop.hypervisor.base import GuestFiles, Hypervisor
     from orlop.sandbox.vm.driver import VmDriver
 
     backend = hypervisor(config.vm)
+    in_use = GuestInUse(config.vm.guest, config.root_dir / "guest")
+    stack.callback(in_use.close)
 
     async def source() -> tuple[Hypervisor, GuestFiles]:
-        guest = await asyncio.to_thread(find, config.vm.guest, config.root_dir / "guest")
+        guest = await asyncio.to_thread(in_use.find)
         return backend.booting(guest, config.root_dir / "hypervisor"), guest
 
     return VmDriver(config, network, backend.machines, source)
 
 
-def _process(config: Config, network: PodNetwork) -> SandboxDriver:
+def _process(config: Config, network: PodNetwork, _: AsyncExitStack) -> SandboxDriver:
     from orlop.sandbox.process.driver import ProcessDriver
 
     return ProcessDriver(config, network)
@@ -235,7 +240,7 @@ async def running(config: Config) -> AsyncIterator[PodService]:
         network = PodNetwork(config.network, config.root_dir / "network")
         volumes = await opened_volumes(config)
         mounted = MountedVolumes(Publisher(volumes), Path(config.socket))
-        drivers, absent = _drivers(config, network)
+        drivers, absent = _drivers(config, network, stack)
         pods = PodService(config, images, drivers, absent=absent, network=network.ready, volumes=mounted)
         stack.push_async_callback(pods.close)
         for name, reason in (await pods.open()).items():

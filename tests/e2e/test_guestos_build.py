@@ -14,9 +14,10 @@ import pytest
 
 from orlop.config import GuestConfig
 from orlop.errors import FailedPrecondition, NotFound
-from orlop.guestos import download, pythontree
+from orlop.guestos import download, pruning, pythontree
 from orlop.guestos.build import build, find
 from orlop.guestos.download import NetworkSilent
+from tests.node import Node
 from tests.patience import PATIENCE
 
 CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop")) / "guest"
@@ -51,7 +52,9 @@ async def test_builds_at_the_same_time_make_one(cache: Path) -> None:
     assert find(GuestConfig(), cache) == one
 
 
-async def test_a_change_of_the_agent_makes_another_build(cache: Path, tmp_path: Path) -> None:
+async def test_a_change_of_the_agent_makes_another_build(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "orlop"
     for name, path in pythontree.agent_sources().items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
@@ -62,16 +65,18 @@ async def test_a_change_of_the_agent_makes_another_build(cache: Path, tmp_path: 
         file.write("\n# another\n")
     second = await build(cache, package=package)
     assert second.digest != first.digest
-    with pytest.raises(NotFound, match="another version"):
-        find(GuestConfig(), cache)
-    # The one before is kept for the machines that still run it, older ones are not.
-    assert first.image.exists()
+    # That is of another program, which has its own.
+    assert find(GuestConfig(), cache) == first
+    # The one before is kept for the machines that still run it, older ones are not when hours have passed.
+    monkeypatch.setattr(pruning, "YOUNG", 0)
     with (package / "guest/main.py").open("a") as file:
         file.write("\n# a third\n")
     third = await build(cache, package=package)
     assert third.image.exists()
     assert second.image.exists()
     assert not first.image.exists()
+    with pytest.raises(NotFound, match="another version"):
+        find(GuestConfig(), cache)
 
 
 async def test_an_agent_that_does_not_import_is_not_built(cache: Path, tmp_path: Path) -> None:
@@ -131,3 +136,11 @@ async def test_a_damaged_build_is_made_again(cache: Path) -> None:
         find(GuestConfig(), cache)
     assert await build(cache) == good
     assert find(GuestConfig(), cache) == good
+
+
+def test_a_daemon_holds_the_guest_that_it_boots(shared_node: Node) -> None:
+    shared_node.wait_ready()
+    build = find(GuestConfig(), shared_node.settings.root / "guest").image.parent
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    held = [fields for fields in locks if fields[1] == "FLOCK" and fields[4] == str(shared_node.pid)]
+    assert str(build.stat().st_ino) in {fields[5].rpartition(":")[2] for fields in held}, locks

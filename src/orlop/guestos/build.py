@@ -24,7 +24,7 @@ import msgspec
 from orlop.config import GuestConfig
 from orlop.errors import DataLoss, NotFound
 from orlop.guest.devices import drivers
-from orlop.guestos import download, packages, pythontree, rootfs
+from orlop.guestos import download, packages, pruning, pythontree, rootfs
 from orlop.host import threads
 from orlop.linux import architecture
 from orlop.linux.removal import remove_tree
@@ -124,9 +124,9 @@ async def _build(
 
 
 def find(guest: GuestConfig, cache: Path) -> GuestArtifacts:
-    """The files named in the configuration, or else those of the last :func:`build`.
+    """The files named in the configuration, or else the last :func:`build` that is of this program.
 
-    Raises NotFound with the remedy when there are none.
+    Programs of other versions may share the cache. Raises NotFound with the remedy when there is none.
     """
     if guest.kernel:
         return _named(Path(guest.kernel), Path(guest.initrd), Path(guest.image))
@@ -134,14 +134,43 @@ def find(guest: GuestConfig, cache: Path) -> GuestArtifacts:
         digest = (cache / "current").readlink().name
     except OSError:
         raise NotFound(f"there is no guest image in {cache}: {_REMEDY}") from None
+    own = _recipe(), pythontree.agent_digest(pythontree.agent_sources())
     target = cache / digest
-    if not _complete(target):
+    complete = _complete(target)
+    if complete and _made_of(target) == own:
+        return _artifacts(target, digest)
+    others = [path for path in cache.glob("*") if len(path.name) == len(digest) and path != target]
+    for path in sorted(others, key=_last_used, reverse=True):
+        if _complete(path) and _made_of(path) == own:
+            return _artifacts(path, path.name)
+    if not complete:
         raise NotFound(f"the guest image in {target} is not complete: {_REMEDY}")
-    manifest = msgspec.json.decode((target / "manifest.json").read_bytes(), type=_Manifest)
-    agent = pythontree.agent_digest(pythontree.agent_sources())
-    if (manifest.recipe, manifest.agent) != (_recipe(), agent):
-        raise NotFound(f"the guest image in {target} belongs to another version of this program: {_REMEDY}")
-    return _artifacts(target, digest)
+    raise NotFound(f"the guest image in {target} belongs to another version of this program: {_REMEDY}")
+
+
+class GuestInUse:
+    """The guest that a process boots: no other program prunes what it has found, until :meth:`close`."""
+
+    def __init__(self, guest: GuestConfig, cache: Path) -> None:
+        self._guest = guest
+        self._cache = cache
+        self._held: list[int] = []
+
+    def find(self) -> GuestArtifacts:
+        """See the function :func:`find`."""
+        while True:
+            found = find(self._guest, self._cache)
+            if self._guest.kernel:
+                return found
+            with suppress(OSError):
+                self._held.append(pruning.hold(found.image.parent))
+                if _complete(found.image.parent):
+                    return found
+
+    def close(self) -> None:
+        """Let others prune it."""
+        while self._held:
+            os.close(self._held.pop())
 
 
 def _named(kernel: Path, initrd: Path, image: Path) -> GuestArtifacts:
@@ -181,10 +210,30 @@ def _artifacts(target: Path, digest: str) -> GuestArtifacts:
 
 def _complete(target: Path) -> bool:
     try:
-        manifest = msgspec.json.decode((target / "manifest.json").read_bytes(), type=_Manifest)
+        manifest = _manifest(target)
         return all((target / name).stat().st_size == size for name, size in manifest.sizes)
     except (OSError, *UNREADABLE):
         return False
+
+
+def _manifest(target: Path) -> _Manifest:
+    return msgspec.json.decode((target / "manifest.json").read_bytes(), type=_Manifest)
+
+
+def _made_of(target: Path) -> tuple[str, str]:
+    """The recipe and the agent of a build; "" of one that has just gone."""
+    try:
+        manifest = _manifest(target)
+    except OSError:
+        return "", ""
+    return manifest.recipe, manifest.agent
+
+
+def _last_used(build: Path) -> float:
+    try:
+        return build.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 async def _base(cache: Path, recipe: str, chosen: packages.PackageSet, say: Progress) -> Path:
@@ -192,6 +241,7 @@ async def _base(cache: Path, recipe: str, chosen: packages.PackageSet, say: Prog
     key = hashlib.sha256(msgspec.json.encode((recipe, chosen))).hexdigest()[:16]
     target = cache / f"base-{key}"
     if target.is_dir():
+        pruning.used(target)
         return target
     with _aside(cache) as work:
         unpacked = work / "unpacked"
@@ -261,18 +311,6 @@ def _make_current(cache: Path, digest: str) -> None:
         link.unlink()
     link.symlink_to(digest)
     link.rename(cache / "current")
-    os.utime(cache / digest)
-    _prune(cache, digest)
-
-
-def _prune(cache: Path, digest: str) -> None:
-    """Keep the newest few builds and their bases; remove what a killed build left behind."""
-
-    def newest(pattern: str) -> list[Path]:
-        found = [path for path in cache.glob(pattern) if path.is_dir() and not path.is_symlink()]
-        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
-
-    builds = [path for path in newest("*") if len(path.name) == len(digest)]
-    for path in [*builds[_KEPT:], *newest("base-*")[1:]]:
-        with suppress(OSError):
-            remove_tree(path)
+    pruning.used(cache / digest)
+    pruning.prune((path for path in cache.glob("*") if len(path.name) == len(digest)), kept=_KEPT)
+    pruning.prune(cache.glob("base-*"), kept=1)
