@@ -67,12 +67,13 @@ def crio() -> Path:
     module = "github.com/cri-o/cri-o"
     tags = "containers_image_ostree_stub containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion"
     directory = _build("crio", module, CRIO_VERSION, {"crio": "./cmd/crio"}, tags)
-    if not (directory / "pinns").exists():
+
+    def pinns(scratch: Path) -> Path:
         sources = sorted((_source(module, CRIO_VERSION) / "pinns/src").glob("*.c"))
-        with tempfile.TemporaryDirectory(prefix="pinns-", dir=directory) as scratch:
-            built = Path(scratch) / "pinns"
-            tools.run(["cc", "-std=c99", "-Os", "-static", "-o", built, *sources])
-            tools.place(built, directory / "pinns")
+        tools.run(["cc", "-std=c99", "-Os", "-static", "-o", scratch / "pinns", *sources])
+        return scratch / "pinns"
+
+    tools.cached(directory / "pinns", pinns)
     return directory
 
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 CRI_TOOLS_VERSION = "1.36.0"
@@ -145,26 +145,25 @@ def cri_tools() -> tuple[Path, Path]:
 
 def csi_sanity() -> Path:
     """The sanity suite of kubernetes-csi, built if it is not in the cache."""
-    target = cache_dir() / "csi-test" / CSI_TEST_VERSION / "csi-sanity"
-    if not target.exists():
-        say(f"building csi-sanity {CSI_TEST_VERSION} (a minute, once)")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        module = f"github.com/kubernetes-csi/csi-test/v5@v{CSI_TEST_VERSION}"
-        env = {"GOFLAGS": "-buildvcs=false -mod=mod", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-        with tempfile.TemporaryDirectory(prefix="csi-test-", dir=target.parent) as scratch:
-            source, built = Path(scratch) / "source", Path(scratch) / "csi-sanity"
-            output = run([find_go(), "mod", "download", "-json", module], cwd=Path(scratch))
-            directory = re.search(r'"Dir": "([^"]+)"', output)
-            if directory is None:
-                raise ToolError(f"go mod download of {module} named no directory")
-            # Of what it vendors only the list is in the module.
-            shutil.copytree(directory[1], source, ignore=shutil.ignore_patterns("vendor"))
-            for path in (source, *source.rglob("*")):
-                path.chmod(path.stat().st_mode | 0o200)
-            command = [find_go(), "build", "-trimpath", "-p", "2", "-o", built, "./cmd/csi-sanity"]
-            run(command, cwd=source, env=env)
-            built.rename(target)
-    return target
+    return cached(cache_dir() / "csi-test" / CSI_TEST_VERSION / "csi-sanity", _csi_sanity)
+
+
+def _csi_sanity(scratch: Path) -> Path:
+    say(f"building csi-sanity {CSI_TEST_VERSION} (a minute, once)")
+    module = f"github.com/kubernetes-csi/csi-test/v5@v{CSI_TEST_VERSION}"
+    env = {"GOFLAGS": "-buildvcs=false -mod=mod", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+    source, built = scratch / "source", scratch / "csi-sanity"
+    output = run([find_go(), "mod", "download", "-json", module], cwd=scratch)
+    directory = re.search(r'"Dir": "([^"]+)"', output)
+    if directory is None:
+        raise ToolError(f"go mod download of {module} named no directory")
+    # Of what it vendors only the list is in the module.
+    shutil.copytree(directory[1], source, ignore=shutil.ignore_patterns("vendor"))
+    for path in (source, *source.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o200)
+    command = [find_go(), "build", "-trimpath", "-p", "2", "-o", built, "./cmd/csi-sanity"]
+    run(command, cwd=source, env=env)
+    return built
 
 
 def peer(name: str) -> Path:
@@ -172,16 +171,15 @@ def peer(name: str) -> Path:
     source = Path(__file__).resolve().parents[1] / "peers" / name
     files = sorted(path for path in source.iterdir() if path.suffix in (".go", ".mod", ".sum"))
     key = hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:12]
-    target = cache_dir() / "peers" / f"{name}-{key}"
-    if not target.exists():
+
+    def make(scratch: Path) -> Path:
         say(f"building {name} (a minute, once)")
-        target.parent.mkdir(parents=True, exist_ok=True)
         env = {"GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-        with tempfile.TemporaryDirectory(prefix="peer-", dir=target.parent) as scratch:
-            built = Path(scratch) / name
-            run([find_go(), "build", "-trimpath", "-p", "2", "-o", built, "."], cwd=source, env=env)
-            built.rename(target)
-    return target
+        built = scratch / name
+        run([find_go(), "build", "-trimpath", "-p", "2", "-o", built, "."], cwd=source, env=env)
+        return built
+
+    return cached(cache_dir() / "peers" / f"{name}-{key}", make)
 
 
 def release() -> str:
@@ -189,16 +187,23 @@ def release() -> str:
     return platform.freedesktop_os_release().get("VERSION_ID", "")
 
 
+def cached(target: Path, make: Callable[[Path], Path]) -> Path:
+    """``target`` in the cache. If it is not there yet, ``make`` makes it in a directory that it is given, and
+    that is gone afterwards. Raises what ``make`` raises."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="making-", dir=target.parent) as scratch:
+            place(make(Path(scratch)), target)
+    return target
+
+
 def debian_packages(names: Iterable[str]) -> Path:
     """A directory with the named packages of Debian unpacked into it, without installing them."""
     names = sorted(names)
     key = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
-    target = cache_dir() / "unpacked" / f"{names[0]}-{key}"
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="unpack-", dir=target.parent) as scratch:
-        downloads, root = Path(scratch) / "debs", Path(scratch) / "root"
+
+    def make(scratch: Path) -> Path:
+        downloads, root = scratch / "debs", scratch / "root"
         downloads.mkdir()
         root.mkdir()
         run(["apt-get", "download", "-qq", *map(_present_name, names)], cwd=downloads)
@@ -208,8 +213,9 @@ def debian_packages(names: Iterable[str]) -> Path:
         for name in ("bin", "lib", "lib64", "sbin"):
             if not (root / name).exists():
                 (root / name).symlink_to(f"usr/{name}")
-        place(root, target)
-    return target
+        return root
+
+    return cached(cache_dir() / "unpacked" / f"{names[0]}-{key}", make)
 
 
 def _present_name(package: str) -> str:
@@ -318,16 +324,14 @@ def busybox() -> Path:
 def compile_c(name: str, source: str) -> Path:
     """A small static program from C source."""
     key = hashlib.sha256(source.encode()).hexdigest()[:12]
-    target = cache_dir() / "compiled" / f"{name}-{key}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="cc-", dir=target.parent) as scratch:
-            file, made = Path(scratch) / f"{name}.c", Path(scratch) / name
-            file.write_text(source)
-            run(["cc", "-O2", "-static", "-o", made, file])
-            # Nobody starts one that the compiler still writes.
-            place(made, target)
-    return target
+
+    def make(scratch: Path) -> Path:
+        file, made = scratch / f"{name}.c", scratch / name
+        file.write_text(source)
+        run(["cc", "-O2", "-static", "-o", made, file])
+        return made
+
+    return cached(cache_dir() / "compiled" / f"{name}-{key}", make)
 
 
 if __name__ == "__main__":

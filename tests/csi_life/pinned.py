@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -35,17 +34,14 @@ def build(name: str, module: Path, packages: Mapping[str, str], finish: Finish |
 
     Raises ToolError.
     """
-    target = tools.cache_dir() / name / key(module)
-    if target.exists():
-        return target
-    go = tools.find_go()
-    tools.say(f"building {', '.join(packages)} (minutes, once)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    env = {"GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-    with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent) as scratch:
+
+    def make(scratch: Path) -> Path:
+        go = tools.find_go()
+        tools.say(f"building {', '.join(packages)} (minutes, once)")
+        env = {"GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
         # Go wants to write beside go.mod.
-        place = Path(shutil.copytree(module, Path(scratch) / "module"))
-        made = Path(scratch) / "made"
+        place = Path(shutil.copytree(module, scratch / "module"))
+        made = scratch / "made"
         made.mkdir()
         for program, package in packages.items():
             tools.run([go, "build", *FLAGS, "-o", made / program, package], cwd=place, env=env)
@@ -55,5 +51,6 @@ def build(name: str, module: Path, packages: Mapping[str, str], finish: Finish |
 
         if finish is not None:
             finish(made, source)
-        tools.place(made, target)
-    return target
+        return made
+
+    return tools.cached(tools.cache_dir() / name / key(module), make)

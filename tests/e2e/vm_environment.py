@@ -44,25 +44,23 @@ CACHE = Path(os.environ.get("ORLOP_TEST_CACHE", Path.home() / ".cache/orlop"))
 @cache
 def busybox_layer() -> str:
     """An EROFS layer with a busybox, its applets, and a few files."""
-    target = CACHE / "test-layers/busybox.erofs"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            root = Path(work) / "root"
-            for name in ("bin", "etc", "tmp", "proc", "sys", "dev", "root"):
-                (root / name).mkdir(parents=True)
-            shutil.copy(tools.busybox(), root / "bin/busybox")
-            links = tools.busybox().with_name("busybox.links").read_text().split()
-            for link in links:
-                with suppress(FileExistsError):
-                    os.link(root / "bin/busybox", root / "bin" / Path(link).name)
-            (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n")
-            (root / "etc/group").write_text("root:x:0:\nweb:x:1000:\nextra:x:2000:web\n")
-            (root / "tmp").chmod(0o1777)
-            made = Path(work) / "busybox.erofs"
-            subprocess.run(["mkfs.erofs", "-T0", made, root], check=True, capture_output=True)
-            made.rename(target)
-    return os.fspath(target)
+    return os.fspath(tools.cached(CACHE / "test-layers/busybox.erofs", _busybox_layer))
+
+
+def _busybox_layer(scratch: Path) -> Path:
+    root, made = scratch / "root", scratch / "busybox.erofs"
+    for name in ("bin", "etc", "tmp", "proc", "sys", "dev", "root"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(tools.busybox(), root / "bin/busybox")
+    links = tools.busybox().with_name("busybox.links").read_text().split()
+    for link in links:
+        with suppress(FileExistsError):
+            os.link(root / "bin/busybox", root / "bin" / Path(link).name)
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\nweb:x:1000:\nextra:x:2000:web\n")
+    (root / "tmp").chmod(0o1777)
+    subprocess.run(["mkfs.erofs", "-T0", made, root], check=True, capture_output=True)
+    return made
 
 
 def pod_spec(**changes: Any) -> PodSpec:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,12 +15,8 @@ def unpacked(names: Iterable[str], number: str) -> Path:
     """A directory with packages of Debian ``number``, of which only programs are used. Raises ToolError."""
     names = sorted(names)
     key = hashlib.sha256(" ".join([*names, number]).encode()).hexdigest()[:12]
-    target = tools.cache_dir() / "unpacked" / f"{names[0]}-{key}"
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="unpack-", dir=target.parent) as scratch_name:
-        scratch = Path(scratch_name)
+
+    def make(scratch: Path) -> Path:
         # A list, and lists, of its own: what this machine installs from does not change.
         for part in ("parts", "lists/partial", "debs", "root"):
             (scratch / part).mkdir(parents=True)
@@ -39,5 +34,6 @@ def unpacked(names: Iterable[str], number: str) -> Path:
         tools.run(["apt-get", *options, "download", "-qq", *names], cwd=scratch / "debs")
         for package in sorted((scratch / "debs").glob("*.deb")):
             tools.run(["dpkg", "-x", package, scratch / "root"])
-        tools.place(scratch / "root", target)
-    return target
+        return scratch / "root"
+
+    return tools.cached(tools.cache_dir() / "unpacked" / f"{names[0]}-{key}", make)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -37,16 +36,15 @@ def checker() -> Path:
     """Prometheus' parsers as a program, built if it is not in the cache."""
     sources = sorted((HERE / "checker").iterdir())
     key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
-    target = tools.cache_dir() / "compiled" / f"rules-{key}"
-    if not target.exists():
+
+    def make(scratch: Path) -> Path:
         tools.say("building Prometheus' parsers (minutes, once)")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}-{os.getpid()}")
         environment = {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-        command = [tools.find_go(), "build", "-trimpath", "-o", aside, "."]
+        command = [tools.find_go(), "build", "-trimpath", "-o", scratch / "rules", "."]
         tools.run(command, cwd=HERE / "checker", env=environment)
-        aside.rename(target)
-    return target
+        return scratch / "rules"
+
+    return tools.cached(tools.cache_dir() / "compiled" / f"rules-{key}", make)
 
 
 def expressions(dashboard: str, variables: Mapping[str, str]) -> list[str]:

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,27 +33,25 @@ def build() -> Path:
     """The directory of the programs, built if they are not in the cache: a minute, once."""
     pins = b"".join((MODULE / name).read_bytes() for name in ("go.mod", "go.sum"))
     key = hashlib.sha256(pins).hexdigest()[:12]
-    target = tools.cache_dir() / "runtime-tools" / f"{VERSION}-{key}"
-    if target.exists():
-        return target
+    return tools.cached(tools.cache_dir() / "runtime-tools" / f"{VERSION}-{key}", _build)
+
+
+def _build(scratch: Path) -> Path:
     go = tools.find_go()
     tools.say(f"building the validation programs of runtime-tools {VERSION} (a minute, once)")
-    target.parent.mkdir(parents=True, exist_ok=True)
     # runtimetest runs where there is no C library, and a vendored tree is not looked for.
     env = {"GOFLAGS": "-buildvcs=false -mod=mod", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-    with tempfile.TemporaryDirectory(prefix="build-", dir=target.parent) as name:
-        source, built = Path(name) / "source", Path(name) / "built"
-        shutil.copytree(MODULE, source)
-        (built / "validation").mkdir(parents=True)
-        command = [go, "build", "-trimpath", "-ldflags", "-s -w", "-p", "2", "-o"]
-        packages = tools.run([go, "list", f"{PACKAGE}/validation/..."], cwd=source, env=env).split()
-        programs = [package for package in packages if not package.endswith("/util")]
-        tools.run([*command, f"{built}/validation/", *programs], cwd=source, env=env)
-        tools.run([*command, built / INSIDE, f"{PACKAGE}/cmd/{INSIDE}"], cwd=source, env=env)
-        found = tools.run([go, "list", "-m", "-f", "{{.Dir}}", PACKAGE], cwd=source, env=env).strip()
-        shutil.copyfile(Path(found) / ROOT, built / ROOT)
-        tools.place(built, target)
-    return target
+    source, built = scratch / "source", scratch / "built"
+    shutil.copytree(MODULE, source)
+    (built / "validation").mkdir(parents=True)
+    command = [go, "build", "-trimpath", "-ldflags", "-s -w", "-p", "2", "-o"]
+    packages = tools.run([go, "list", f"{PACKAGE}/validation/..."], cwd=source, env=env).split()
+    programs = [package for package in packages if not package.endswith("/util")]
+    tools.run([*command, f"{built}/validation/", *programs], cwd=source, env=env)
+    tools.run([*command, built / INSIDE, f"{PACKAGE}/cmd/{INSIDE}"], cwd=source, env=env)
+    found = tools.run([go, "list", "-m", "-f", "{{.Dir}}", PACKAGE], cwd=source, env=env).strip()
+    shutil.copyfile(Path(found) / ROOT, built / ROOT)
+    return built
 
 
 def names(directory: Path) -> list[str]:

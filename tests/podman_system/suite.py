@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from bench import peers
@@ -34,16 +33,15 @@ def directory() -> Path:
     """The suite: files of bats and what they load."""
     if tools.release() != RELEASE:
         raise tools.ToolError(f"podman's system tests are run on Debian {RELEASE}, whose podman is {VERSION}")
-    target = tools.cache_dir() / "podman-system" / VERSION
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="podman-", dir=target.parent) as scratch:
-            source = tools.debian_source("libpod", Path(scratch))
-            if VERSION not in source.name:
-                raise tools.ToolError(f"Debian's podman is no longer {VERSION} but {source.name}")
-            # Tests read other tests' files by their place in the source.
-            tools.place(source / "test", target)
-    return target / "system"
+    return tools.cached(tools.cache_dir() / "podman-system" / VERSION, _tests) / "system"
+
+
+def _tests(scratch: Path) -> Path:
+    """All of its tests: they read other tests' files by their place in the source."""
+    source = tools.debian_source("libpod", scratch)
+    if VERSION not in source.name:
+        raise tools.ToolError(f"Debian's podman is no longer {VERSION} but {source.name}")
+    return source / "test"
 
 
 def roots() -> tuple[Path, Path]:

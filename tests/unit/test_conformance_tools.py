@@ -35,3 +35,24 @@ def test_what_cannot_have_its_name_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     with pytest.raises(OSError, match="absent"):
         tools.place(tmp_path / "made", tmp_path / "absent" / "target")
+
+
+def test_what_is_made_once_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "below" / "target"
+
+    def fail(scratch: Path) -> Path:
+        (scratch / "half").touch()
+        raise tools.ToolError("no compiler")
+
+    with pytest.raises(tools.ToolError, match="no compiler"):
+        tools.cached(target, fail)
+    assert not list(target.parent.iterdir())
+
+    def make(scratch: Path) -> Path:
+        (scratch / "rest").touch()
+        (scratch / "made").write_text("made")
+        return scratch / "made"
+
+    assert tools.cached(target, make).read_text() == "made"
+    assert tools.cached(target, fail) == target
+    assert list(target.parent.iterdir()) == [target]

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
-from tests.conformance.tools import cache_dir, place, run
+from tests.conformance.tools import cache_dir, cached, run
 
 VERSION = "0.1.0"
 COMMIT = "fcc2a3ab42cd1133a8f378c3d8148c16de14de9a"
@@ -19,23 +18,20 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 def site() -> Path:
     """A directory with the release's Python package in it, installed from its wheel. Raises ToolError."""
-    target = cache_dir() / "release" / COMMIT[:12]
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="release-", dir=target.parent) as name:
-        scratch = Path(name)
-        (scratch / "source").mkdir()
-        git = ["git", "-c", f"safe.directory={CHECKOUT}", "-C", CHECKOUT]
-        run([*git, "archive", "--output", scratch / "source.tar", COMMIT])
-        run(["tar", "-xf", scratch / "source.tar", "-C", scratch / "source"])
-        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        # What builds it and what it needs is what this environment has: nothing is downloaded.
-        run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", scratch, scratch / "source"])
-        (wheel,) = scratch.glob("orlop-*.whl")
-        run([*pip, "install", "--no-deps", "--target", scratch / "site", wheel])
-        place(scratch / "site", target)
-    return target
+    return cached(cache_dir() / "release" / COMMIT[:12], _site)
+
+
+def _site(scratch: Path) -> Path:
+    (scratch / "source").mkdir()
+    git = ["git", "-c", f"safe.directory={CHECKOUT}", "-C", CHECKOUT]
+    run([*git, "archive", "--output", scratch / "source.tar", COMMIT])
+    run(["tar", "-xf", scratch / "source.tar", "-C", scratch / "source"])
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    # What builds it and what it needs is what this environment has: nothing is downloaded.
+    run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", scratch, scratch / "source"])
+    (wheel,) = scratch.glob("orlop-*.whl")
+    run([*pip, "install", "--no-deps", "--target", scratch / "site", wheel])
+    return scratch / "site"
 
 
 def environment(package: Path | None) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from tests.conformance import tools
@@ -19,17 +18,16 @@ RUST = (1, 85)
 def all_of_them() -> Path:
     """A directory with ``fio``, ``fsx`` and ``pjdfstest``. Raises ToolError for what cannot be built."""
     versions = "-".join((FIO, *CRATES.values()))
-    target = tools.cache_dir() / "volume-judges" / versions
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="judges-", dir=target.parent) as scratch:
-            made = Path(scratch) / "made"
-            made.mkdir()
-            _fio(Path(scratch), made / "fio")
-            for crate, version in CRATES.items():
-                _crate(Path(scratch), crate, version, made / crate)
-            tools.place(made, target)
-    return target
+    return tools.cached(tools.cache_dir() / "volume-judges" / versions, _all)
+
+
+def _all(scratch: Path) -> Path:
+    made = scratch / "made"
+    made.mkdir()
+    _fio(scratch, made / "fio")
+    for crate, version in CRATES.items():
+        _crate(scratch, crate, version, made / crate)
+    return made
 
 
 def _fio(scratch: Path, target: Path) -> None:
