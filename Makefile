@@ -15,7 +15,7 @@ GUEST ?=
 CONTAINERDS ?= 1.6,1.7
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short tenants tenants-api tenants-cluster tenants-demo tenants-image debian13 deb bare wheel monitoring csi-sanity csi-life csi-others volume-judges oci-validation doors doors-13 podman-system shim-conformance crio lasting upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short tenants tenants-api tenants-cluster tenants-demo tenants-image debian13 deb bare wheel monitoring csi-sanity csi-life csi-others volume-judges oci-validation doors doors-13 nerdctl podman-system shim-conformance crio lasting upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -119,6 +119,9 @@ oci-validation: $(PYTHON) ## The OCI runtime specification, judged by runtime-to
 
 doors: $(PYTHON) ## podman and Docker with orlop-oci, the shim under containerd: CONTAINERDS=1.6,1.7,2.3 (root)
 	ORLOP_CONTAINERDS=$(CONTAINERDS) $(PYTHON) -m pytest tests/doors -q --junitxml build/tests/doors.xml
+
+nerdctl: $(PYTHON) ## nerdctl, built once, over containerd with the shim (root)
+	$(PYTHON) -m pytest tests/nerdctl -q --junitxml build/tests/nerdctl.xml
 
 podman-system: $(PYTHON) ## podman's own system tests with orlop-oci, beside crun: FILES=030,200 FOCUS=regex; table in build/podman-system (root)
 	$(PYTHON) -m tests.podman_system $(if $(FILES),--files '$(FILES)') $(if $(FOCUS),--filter '$(FOCUS)')

@@ -6,12 +6,14 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.conformance import tools
 
 CONTAINERD_VERSION = "2.3.4"
 CRIO_VERSION = "1.34.0"
+NERDCTL_VERSION = "2.2.1"
 GVISOR_VERSION = "0.0.0-20250205023644-9414b50a5633"
 
 
@@ -21,11 +23,11 @@ def _build(
     version: str,
     packages: dict[str, str],
     tags: str = "",
-    edit: tuple[str, str, str] = ("", "", ""),
+    prepare: Callable[[Path], None] = lambda _: None,
 ) -> Path:
     """A directory with the commands of a Go module, ``{name: package}``, built once and cached.
 
-    ``edit`` is a file of the module's source, a text in it, and what to put in its place.
+    ``prepare`` changes the module's source, in the directory that it is given.
     """
     target = tools.cache_dir() / "peers" / f"{peer}-{version}"
     if all((target / name).exists() for name in packages):
@@ -37,9 +39,7 @@ def _build(
         shutil.copytree(_source(module, version), source)
         for path in (source, *source.rglob("*")):
             path.chmod(path.stat().st_mode | 0o200)
-        file, old, new = edit
-        if file:
-            (source / file).write_text((source / file).read_text().replace(old, new))
+        prepare(source)
         env = {"GOFLAGS": "-mod=mod -buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
         target.mkdir(parents=True, exist_ok=True)
         for name, package in packages.items():
@@ -84,6 +84,22 @@ def containerd() -> Path:
     return _build("containerd", module, CONTAINERD_VERSION, packages, "no_btrfs no_devmapper no_zfs")
 
 
+def nerdctl() -> Path:
+    """The directory of nerdctl.
+
+    What is there for its own tests needs a module that is not in the archive.
+    """
+
+    def prepare(source: Path) -> None:
+        for path in (source / "cmd/nerdctl/helpers").glob("testing*.go"):
+            path.unlink()
+        lines = (source / "go.mod").read_text().splitlines(keepends=True)
+        (source / "go.mod").write_text("".join(line for line in lines if "nerdctl/mod/tigron" not in line))
+
+    packages = {"nerdctl": "./cmd/nerdctl"}
+    return _build("nerdctl", "github.com/containerd/nerdctl/v2", NERDCTL_VERSION, packages, prepare=prepare)
+
+
 def debian_containerd() -> Path:
     """The directory of the containerd that Debian ships, unpacked and not installed."""
     return tools.debian_packages(["containerd"]) / "usr/bin"
@@ -118,9 +134,13 @@ def gvisor() -> Path:
 
     The shim wants an OOM score of -999 and fails on a host whose root lacks CAP_SYS_RESOURCE.
     """
-    edit = ("pkg/shim/service.go", "oomScoreMaxKillable = -999", "oomScoreMaxKillable = 0")
+
+    def prepare(source: Path) -> None:
+        file = source / "pkg/shim/service.go"
+        file.write_text(file.read_text().replace("oomScoreMaxKillable = -999", "oomScoreMaxKillable = 0"))
+
     packages = {"runsc": "./runsc", "containerd-shim-runsc-v1": "./shim"}
-    return _build("gvisor", "gvisor.dev/gvisor", GVISOR_VERSION, packages, edit=edit)
+    return _build("gvisor", "gvisor.dev/gvisor", GVISOR_VERSION, packages, prepare=prepare)
 
 
 def search_path(*directories: Path) -> str:

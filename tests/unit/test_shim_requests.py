@@ -72,6 +72,7 @@ def test_streams_are_fifos_or_files(tmp_path: Path) -> None:
             stdio.of("", wrong, "", terminal=False)
     with pytest.raises(OrlopError):
         stdio.of("", f"{tmp_path}/out", "binary:///bin/logger", terminal=False)
+    assert stdio.of("", f"{tmp_path}/out", f"{tmp_path}/never", terminal=True).stderr == ""
     stdio.of("", f"file://{tmp_path}/new/directory/log", "", terminal=False)
     assert (tmp_path / "new/directory").is_dir()
 

@@ -458,3 +458,19 @@ async def test_programs_of_the_host_run_when_a_task_was_started_and_when_it_is_g
         "annotations": {"mark": "here"},
     }
     assert json.loads(first) == {**told, "status": "running", "pid": json.loads(first)["pid"]}
+
+
+@pytest.mark.parametrize("kind", ["network", "pid"])
+async def test_a_task_alone_is_not_in_the_namespaces_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    async with node(tmp_path) as one:
+        monkeypatch.setattr(one.pods, "pod_info", lambda _: {"pid": 999_999_999})
+        await one.create("first")
+        file = {"network": "net"}.get(kind, kind)
+        paths = {"network": "/ns", kind: f"/proc/999999999/ns/{file}"}
+        namespaces = [{"type": name, "path": paths.get(name, "")} for name in KINDS]
+        with pytest.raises(
+            FailedPrecondition, match=f"the {kind} namespace of process 999999999, which is the VM"
+        ):
+            await one.create("second", linux={"namespaces": namespaces})

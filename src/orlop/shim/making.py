@@ -15,7 +15,7 @@ from orlop.bundle import hooks as hooking
 from orlop.errors import CannotRun, FailedPrecondition, InvalidArgument
 from orlop.host import netns, threads
 from orlop.host.tasks import Undo, roll_back, wanted_or_undone
-from orlop.pods.records import ContainerFilter, PodRecord
+from orlop.pods.records import ContainerFilter, PodFilter, PodRecord
 from orlop.pods.requests import ContainerRequest
 from orlop.pods.service import PodService
 from orlop.sandbox.spec import PodSpec
@@ -52,11 +52,24 @@ class Maker:
         """
         if record.sandbox:
             return await self.sandbox(record, placing.pod(config, *record.key, netns=placing.network(config)))
+        if sandbox is None:
+            self._check_alone(record, config)
         rootfs.check(root)
         pod_id = "" if sandbox is None else sandbox.pod_id
         return await self._wanted(
             f"the making of task {record.id}", self._container(record, root, config, pod_id)
         )
+
+    def _check_alone(self, record: TaskRecord, config: document.OciConfig) -> None:
+        """Raise FailedPrecondition for a task that is to be in another's namespaces, and not in its VM."""
+        infos = [self._pods.pod_info(pod.id) for pod in self._pods.pods(PodFilter(front=FRONT, ready=True))]
+        vms = {info.get("pid") for info in infos}
+        for kind, pid in translate.joined(config).items():
+            if pid and pid in vms:
+                raise FailedPrecondition(
+                    f"task {record.id} asks for the {kind} namespace of process {pid}, which is the VM of "
+                    "another task: only the containers of a pod share one; run it without"
+                )
 
     async def sandbox(self, record: TaskRecord, spec: PodSpec) -> LiveTask:
         """The VM of a sandbox. One that has ended by then was not made. A failure leaves nothing behind."""

@@ -65,7 +65,8 @@ def of(stdin: str, stdout: str, stderr: str, *, terminal: bool) -> Stdio:
     return Stdio(
         stdin=_path("stdin", stdin, files=False),
         stdout=_path("stdout", stdout),
-        stderr=_path("stderr", stderr),
+        # With a terminal it is not used, and some callers name a FIFO that they have not made.
+        stderr="" if terminal else _path("stderr", stderr),
         terminal=terminal,
     )
 

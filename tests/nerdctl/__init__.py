@@ -1,0 +1,1 @@
+"""nerdctl over containerd with our shim."""
