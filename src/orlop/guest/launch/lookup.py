@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 import struct
+import time
 
 from orlop.guest.launch.pins import KeptNames, Pins
 from orlop.linux import syscalls
@@ -20,6 +21,10 @@ from orlop.wire.messages import Refused
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTN = 0x80045430
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
+_SMALL = 64 << 10
+_SETTLED = 10.0
+"""Seconds after which a file that looks the same is the same: its times are those of the host's clock, which
+count some milliseconds as one."""
 
 
 class RootDirectory:
@@ -30,6 +35,7 @@ class RootDirectory:
 
     def __init__(self, pid: int, *, keeps: bool = False) -> None:
         self._keeper = KeptNames() if keeps else None
+        self._texts: dict[str, tuple[tuple[int, ...], str]] = {}
         self._fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def pins(self) -> Pins:
@@ -45,7 +51,32 @@ class RootDirectory:
             self._fd = -1
 
     def read(self, path: str) -> str:
-        """The text of a small regular file; "" when there is none that can be read."""
+        """The text of a small regular file; "" when there is none that can be read.
+
+        One that has not changed for long is read once: of a file of the host that takes five questions, and
+        to look at it takes one.
+        """
+        try:
+            status = self._look(path)
+        except OSError:
+            return ""
+        seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        before, text = self._texts.get(path, ((), ""))
+        if before == seen:
+            return text
+        text = self._read(path)
+        if stat.S_ISREG(status.st_mode) and len(text) <= _SMALL and time.time() - status.st_ctime > _SETTLED:
+            self._texts[path] = (seen, text)
+        return text
+
+    def _look(self, path: str) -> os.stat_result:
+        fd = syscalls.open_in_root(self._fd, path, os.O_PATH)
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def _read(self, path: str) -> str:
         try:
             fd = syscalls.open_in_root(self._fd, path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
@@ -101,26 +132,18 @@ class RootDirectory:
 
     def _mode(self, path: str) -> int | None:
         try:
-            fd = syscalls.open_in_root(self._fd, path, os.O_PATH)
+            return self._look(path).st_mode
         except OSError:
             return None
-        try:
-            return os.fstat(fd).st_mode
-        finally:
-            os.close(fd)
 
     def _check_program(self, name: str, path: str) -> None:
         try:
-            fd = syscalls.open_in_root(self._fd, path, os.O_PATH)
+            mode = self._look(path).st_mode
         except OSError as error:
             if error.errno not in _NOT_THERE:
                 return  # a link in /proc, say: exec will tell
             reason = (error.strerror or "").lower()
             raise Refused("exec_failed", f'exec: "{name}": stat {name}: {reason}') from error
-        try:
-            mode = os.fstat(fd).st_mode
-        finally:
-            os.close(fd)
         if stat.S_ISDIR(mode):
             raise Refused("exec_failed", f'exec: "{name}": is a directory: permission denied')
         if not mode & 0o111:
