@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
 from orlop.storage import disks
-from orlop.storage.disks import check_layers, scratch_disk
+from orlop.storage.disks import check_layers, scratch_disk, volume_disk
 
 
 async def test_layers_that_cannot_be_attached(tmp_path: Path) -> None:
@@ -53,6 +54,23 @@ async def test_scratch_disks_are_sound_sparse_and_apart(
     groups = [line for line in described.splitlines() if line.startswith("Group ") and ": (Blocks" in line]
     assert groups
     assert all("ITABLE_ZEROED" in line for line in groups), "or the guest writes zeros in the background"
+
+
+@pytest.mark.skipif(not shutil.which("mke2fs"), reason="needs e2fsprogs")
+async def test_first_disks_of_a_size_that_are_made_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Volumes have one name, each in a directory of its own, and one workplace.
+    monkeypatch.setattr(disks, "_templates", {})
+    paths = [tmp_path / name / "volume" for name in "abcd"]
+    for path in paths:
+        path.parent.mkdir()
+    async with asyncio.TaskGroup() as group:
+        for path in paths:
+            group.create_task(volume_disk(path, 64, workplace=tmp_path / "workplace"))
+    for path in paths:
+        assert path.stat().st_size == 64 << 20
+        assert [one.name for one in path.parent.iterdir()] == ["volume"]
 
 
 async def test_a_scratch_disk_that_is_too_small(tmp_path: Path) -> None:

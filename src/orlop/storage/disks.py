@@ -90,7 +90,7 @@ _ENDING = ("-O", "^has_journal,^resize_inode,^metadata_csum,uninit_bg")
 
 async def _format(path: Path, size_mib: int, *, lasting: bool) -> tuple[tuple[int, bytes], ...]:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    content = aside.with_suffix(".content")
+    content = aside.with_name(f"{aside.name}.content")
     try:
         await threads.call(_fill, aside, size_mib << 20, ())
         content.mkdir(mode=0o755, parents=True)
