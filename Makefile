@@ -13,9 +13,10 @@ SEED ?=
 COMMAND ?=
 GUEST ?=
 CONTAINERDS ?= 1.6,1.7
+RUN ?= vm,guest,process
 
 .PHONY: help test lint types unit e2e hostile fuzz soak soak-short conformance conformance-all \
-	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short tenants tenants-api tenants-cluster tenants-demo tenants-image debian13 deb bare wheel monitoring csi-sanity csi-life csi-others volume-judges oci-validation doors doors-13 nerdctl podman-system shim-conformance crio lasting upgrade kvm-lab bench sbom lock clean
+	node-e2e node-e2e-all node-e2e-short cluster cluster-e2e cluster-e2e-short tenants tenants-api tenants-cluster tenants-demo tenants-image debian13 deb bare wheel monitoring csi-sanity csi-life csi-e2e csi-others volume-judges oci-validation doors doors-13 nerdctl podman-system shim-conformance crio lasting upgrade kvm-lab bench sbom lock clean
 
 help: ## This list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -107,6 +108,9 @@ csi-sanity: $(PYTHON) ## The CSI driver, judged by the sanity suite of kubernete
 
 csi-life: $(PYTHON) ## The CSI driver on two nodes, under the sidecars of kubernetes-csi (root)
 	$(PYTHON) -m pytest tests/csi_life -q --junitxml build/tests/csi-life.xml
+
+csi-e2e: $(PYTHON) ## Kubernetes' own storage suite on the CSI driver: RUN=vm,guest,process (root)
+	$(PYTHON) -m tests.csi_life --run $(RUN)
 
 csi-others: $(PYTHON) ## Volumes of drivers that others wrote, under both handlers (root)
 	$(PYTHON) -m pytest tests/csi_others -q -rP --junitxml build/tests/csi-others.xml

@@ -6,25 +6,20 @@ Ends with 0 only when every spec passed that is not in the list of exceptions, a
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
-from tests.cluster import images, layout
-from tests.cluster.room import Cluster, cluster, prepare
+from tests.cluster import images
+from tests.cluster.room import cluster, prepare
+from tests.cluster.specs import NEEDED, fresh, judged
 from tests.conformance import tools
 from tests.node_e2e import judgement, programs, suite
 
 HANDLERS = ("vm", "process", "auto")
 CONFORMANCE = r"\[Conformance\]"
-SUITE = "e2e.test"
-NEEDED = (SUITE, "ginkgo", "agnhost", "porter")
 NODES = 2
 HERE = Path(__file__).parent
 SHORT, EXCEPTIONS = HERE / "short.txt", HERE / "exceptions.toml"
@@ -50,52 +45,15 @@ def focus(options: argparse.Namespace) -> str:
     return "|".join(line for line in SHORT.read_text().splitlines() if line and not line.startswith("#"))
 
 
-def specs(one: Cluster, order: suite.Order, reports: Path) -> Path:
-    """Run specs on a cluster; the path of the JUnit report. Raises ToolError when there is none."""
-    built = programs.build((*programs.CLUSTER, *NEEDED))
-    given = [
-        "--provider=local",
-        f"--kubeconfig={layout.kubeconfig(one.directory)}",
-        f"--kubectl-path={built.directory}/kubectl",
-        f"--num-nodes={NODES}",
-        f"--dns-domain={layout.DOMAIN}",
-        f"--report-dir={reports}",
-    ]
-    argv = suite.command(built, order, reports, built.directory / SUITE, given)
-    shell = ["sh", "-c", 'cd "$0" && exec "$@" >suite.log 2>&1', os.fspath(reports)]
-    done = one.run(*shell, *argv, check=False, timeout=order.minutes * 60 + 300)
-    if not (reports / suite.REPORT).exists():
-        raise tools.ToolError(f"the suite ended with {done.code} and no report: see {reports}/suite.log")
-    return reports / suite.REPORT
-
-
 def one_run(handler: str, options: argparse.Namespace, storage: Path) -> judgement.Result:
     """A cluster, the specs, and those that failed once more."""
-    reports: Path = (options.report / handler).resolve()
-    shutil.rmtree(reports, ignore_errors=True)
-    (reports / "again").mkdir(parents=True)
-    excused = judgement.exceptions(EXCEPTIONS)
+    reports = fresh(options.report / handler)
     order = suite.Order(focus(options), options.skip, options.processes, options.minutes)
     tools.say(f"cluster under {handler}")
     # The handler of the RuntimeClass that specs make.
     named = {"process" if handler == "process" else "vm": {"names": [suite.HANDLER]}}
-    started = time.monotonic()
-
-    def judged(report: Path) -> judgement.Result:
-        return judgement.Result(
-            handler, judgement.parse(report, handler, excused), time.monotonic() - started
-        )
-
     with cluster(NODES, handler=handler, extra=named, storage=storage, reports=reports) as one:
-        result = judged(specs(one, order, reports))
-        if failed := [spec for spec in result.of("failed") if spec.can_run_alone]:
-            print("\n".join(judgement.lines(result)), flush=True)
-            started = time.monotonic()
-            again = suite.Order(judgement.only(failed), "", options.processes, options.minutes)
-            result = judgement.reviewed(result, judged(specs(one, again, reports / "again")))
-    (reports / "result.json").write_text(json.dumps(asdict(result), indent=1))
-    print("\n".join(judgement.lines(result)), flush=True)
-    return result
+        return judged(one, handler, order, reports, EXCEPTIONS)
 
 
 def main() -> int:

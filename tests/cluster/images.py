@@ -62,8 +62,13 @@ def fill(programs: Programs, address: str) -> None:
     push(f"{E2E}/glibc-dns-testing", ["2.0.0"], WrittenImage(names, node_images.SHELL))
 
 
-def storage(programs: Programs) -> Path:
-    """The registry's storage with every image in it, made once for each version of these files."""
+def key(programs: Programs) -> str:
+    """What :func:`fill` pushes, by a name that is another when that is."""
     digest = hashlib.sha256(node_images.key(programs).encode())
     digest.update(Path(__file__).read_bytes() + pinned.key(MODULE).encode())
-    return images.stored("cluster-registry", digest.hexdigest()[:16], partial(fill, programs))
+    return digest.hexdigest()[:16]
+
+
+def storage(programs: Programs) -> Path:
+    """The registry's storage with every image in it, made once for each version of these files."""
+    return images.stored("cluster-registry", key(programs), partial(fill, programs))

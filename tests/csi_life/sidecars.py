@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from orlop.cli.demo.imagewriter import LayerWriter, Pusher, WrittenImage
+from tests.cluster import images as cluster_images
 from tests.conformance import images
 from tests.conformance.images import E2E
 from tests.csi_life import pinned
@@ -63,8 +64,12 @@ def fill(built: Path, address: str) -> None:
     """Push the sidecars and what pods run to the registry at ``address``."""
     push = Pusher(address).push
     push(f"{E2E}/agnhost", ["2.63.0"], node_images.agnhost_image(programs.build(programs.CLUSTER)))
+    _push_all(built, address)
+
+
+def _push_all(built: Path, address: str) -> None:
     for name in MODULES:
-        push_program(push, built, name)
+        push_program(Pusher(address).push, built, name)
 
 
 def storage(built: Path) -> Path:
@@ -72,3 +77,15 @@ def storage(built: Path) -> Path:
     digest = hashlib.sha256((built.name + node_images.key(programs.build(programs.CLUSTER))).encode())
     digest.update(Path(__file__).read_bytes())
     return images.stored("csi-registry", digest.hexdigest()[:16], partial(fill, built))
+
+
+def suite_storage(built: Path, suite: programs.Programs) -> Path:
+    """The same with all images of the cluster's specs."""
+
+    def fill_all(address: str) -> None:
+        cluster_images.fill(suite, address)
+        _push_all(built, address)
+
+    digest = hashlib.sha256((built.name + cluster_images.key(suite)).encode())
+    digest.update(Path(__file__).read_bytes())
+    return images.stored("csi-suite-registry", digest.hexdigest()[:16], fill_all)

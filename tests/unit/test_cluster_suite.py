@@ -14,6 +14,7 @@ from tests.cluster import __main__ as harness
 from tests.cluster import certificates, keeper, layout
 from tests.cluster.layout import Place
 from tests.cluster.room import MANIFESTS
+from tests.csi_life import __main__ as storage
 from tests.node_e2e import judgement
 
 
@@ -34,6 +35,13 @@ def test_the_short_list_is_one_expression_of_its_lines() -> None:
 def test_the_list_of_exceptions_can_be_read() -> None:
     for excuse in judgement.exceptions(harness.EXCEPTIONS):
         assert excuse.runtimes <= {*harness.HANDLERS}
+
+
+def test_the_storage_suite_is_told_of_a_driver_and_of_its_exceptions() -> None:
+    for name, (_, storage_class) in storage.RUNS.items():
+        assert storage.definition(name)["StorageClass"] == {"FromExistingClassName": storage_class}
+    for excuse in judgement.exceptions(storage.EXCEPTIONS):
+        assert excuse.runtimes <= storage.RUNS.keys()
 
 
 def test_no_two_networks_of_a_cluster_overlap() -> None:
