@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.csi_life import sidecars
-from tests.csi_life.conftest import PACKAGED
+from tests.csi_life.room import PACKAGED
 
 
 def test_the_manifests_name_the_versions_that_are_tried() -> None:
