@@ -44,15 +44,15 @@ _CAN = (
     "singleNodeVolume",
     "topology",
     "capacity",
-    "multiplePVsSameID",
     "readWriteOncePod",
 )
 
 
 def definition(run: str) -> dict[str, Any]:
     """The driver as the suite is told of it (test/e2e/storage/external)."""
-    # A disk that a guest mounts is one VM's at a time.
-    can = dict.fromkeys(_CAN, True) | {"multipods": run != "guest", "onlineExpansion": False}
+    # A disk that a guest mounts is one VM's at a time, by whichever PersistentVolume a pod names it.
+    several = dict.fromkeys(("multipods", "multiplePVsSameID"), run != "guest")
+    can = dict.fromkeys(_CAN, True) | several | {"onlineExpansion": False}
     # What the node has mounted is 9p in a VM, and specs look.
     types = [""] if run == "vm" else ["", "ext4"]
     return {

@@ -15,6 +15,7 @@ from tests.cluster import certificates, keeper, layout
 from tests.cluster.layout import Place
 from tests.cluster.room import MANIFESTS
 from tests.csi_life import __main__ as storage
+from tests.csi_life import sidecars
 from tests.node_e2e import judgement
 
 
@@ -42,6 +43,20 @@ def test_the_storage_suite_is_told_of_a_driver_and_of_its_exceptions() -> None:
         assert storage.definition(name)["StorageClass"] == {"FromExistingClassName": storage_class}
     for excuse in judgement.exceptions(storage.EXCEPTIONS):
         assert excuse.runtimes <= storage.RUNS.keys()
+
+
+def test_two_pods_at_once_are_not_asked_of_a_disk_that_a_guest_mounts() -> None:
+    for name in storage.RUNS:
+        can = storage.definition(name)["DriverInfo"]["Capabilities"]
+        assert {can["multipods"], can["multiplePVsSameID"]} == {name != "guest"}
+
+
+def test_the_packaged_classes_wait_for_the_first_pod_and_nothing_binds_at_once() -> None:
+    found = list(yaml.safe_load_all((sidecars.MANIFESTS / "volumes.yaml").read_text()))
+    classes = [one for one in found if one["kind"] == "StorageClass"]
+    assert {one["volumeBindingMode"] for one in classes} == {"WaitForFirstConsumer"}
+    daemons = next(one for one in found if one["kind"] == "DaemonSet")["spec"]["template"]["spec"]
+    assert "--node-deployment-immediate-binding=false" in daemons["containers"][0]["args"]
 
 
 def test_no_two_networks_of_a_cluster_overlap() -> None:
