@@ -6,7 +6,6 @@ Ends with 0 only when every spec passed that is not in the list of exceptions, a
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,11 +59,8 @@ def main() -> int:
     """Run what was asked for; 0 when all is well."""
     options = arguments()
     handlers = options.handler.split(",")
-    if unknown := set(handlers) - set(HANDLERS):
-        print(f"cluster: no handler {', '.join(unknown)}; there are {', '.join(HANDLERS)}", file=sys.stderr)
-        return 2
-    if os.geteuid() != 0:
-        print("cluster: a kubelet needs root", file=sys.stderr)
+    if why := judgement.refusal("handler", handlers, HANDLERS):
+        print(f"cluster: {why}", file=sys.stderr)
         return 2
     try:
         prepare()
@@ -75,12 +71,7 @@ def main() -> int:
     except (tools.ToolError, AssertionError) as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 2
-    print("\n".join(judgement.table(results)))
-    bad = judgement.problems(results, 1)
-    print(f"cluster: {len(bad)} problems; reports: {options.report}")
-    for problem in bad:
-        print(f"  {problem}")
-    return 1 if bad else 0
+    return judgement.verdict("cluster", results, options.report)
 
 
 if __name__ == "__main__":

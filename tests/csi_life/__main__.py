@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,11 +99,8 @@ def main() -> int:
     """Run what was asked for; 0 when all is well."""
     options = arguments()
     runs = options.run.split(",")
-    if unknown := set(runs) - RUNS.keys():
-        print(f"csi: no run {', '.join(unknown)}; there are {', '.join(RUNS)}", file=sys.stderr)
-        return 2
-    if os.geteuid() != 0:
-        print("csi: a kubelet needs root", file=sys.stderr)
+    if why := judgement.refusal("run", runs, RUNS):
+        print(f"csi: {why}", file=sys.stderr)
         return 2
     try:
         built = room.prepared()
@@ -113,12 +109,7 @@ def main() -> int:
     except (tools.ToolError, AssertionError) as error:
         print(f"csi: {error}", file=sys.stderr)
         return 2
-    print("\n".join(judgement.table(results)))
-    bad = judgement.problems(results, 1)
-    print(f"csi: {len(bad)} problems; reports: {options.report}")
-    for problem in bad:
-        print(f"  {problem}")
-    return 1 if bad else 0
+    return judgement.verdict("csi", results, options.report)
 
 
 if __name__ == "__main__":

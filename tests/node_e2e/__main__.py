@@ -123,13 +123,8 @@ def main() -> int:
     """Run what was asked for; 0 when all is well."""
     options = arguments()
     runtimes = options.handler.split(",")
-    if unknown := set(runtimes) - set(RUNTIMES):
-        print(
-            f"node suite: no runtime {', '.join(unknown)}; there are {', '.join(RUNTIMES)}", file=sys.stderr
-        )
-        return 2
-    if os.geteuid() != 0:
-        print("node suite: a kubelet needs root", file=sys.stderr)
+    if why := judgement.refusal("runtime", runtimes, RUNTIMES):
+        print(f"node suite: {why}", file=sys.stderr)
         return 2
     try:
         # Made here, where there is a network.
@@ -144,12 +139,7 @@ def main() -> int:
     except tools.ToolError as error:
         print(f"node suite: {error}", file=sys.stderr)
         return 2
-    print("\n".join(judgement.table(results)))
-    bad = judgement.problems(results, 1)
-    print(f"node suite: {len(bad)} problems; reports: {options.report}")
-    for one in bad:
-        print(f"  {one}")
-    return 1 if bad else 0
+    return judgement.verdict("node suite", results, options.report)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -170,3 +171,22 @@ def table(results: Sequence[Result]) -> Iterator[str]:
         yield "|---|" + "---|" * len(results)
         for name, row in sorted(unlike.items()):
             yield f"| {name} | {' | '.join(row.get(one.runtime, '-') for one in results)} |"
+
+
+def refusal(kind: str, asked: Sequence[str], known: Collection[str]) -> str:
+    """Why nothing that was asked for can run here, of the ``kind`` that is ``known``; "" when it can."""
+    if unknown := set(asked) - {*known}:
+        return f"no {kind} {', '.join(unknown)}; there are {', '.join(known)}"
+    if os.geteuid() != 0:
+        return "a kubelet needs root"
+    return ""
+
+
+def verdict(suite: str, results: Sequence[Result], reports: Path) -> int:
+    """Print the table and what is wrong; the exit status that says whether all is well."""
+    print("\n".join(table(results)))
+    bad = problems(results, 1)
+    print(f"{suite}: {len(bad)} problems; reports: {reports}")
+    for problem in bad:
+        print(f"  {problem}")
+    return 1 if bad else 0

@@ -97,6 +97,18 @@ def test_a_run_that_had_no_time_is_not_whole() -> None:
     ]
 
 
+def test_a_verdict_is_an_exit_status_and_its_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    assert judgement.verdict("suite", [_result("vm", a="passed")], Path("place")) == 0
+    assert capsys.readouterr().out.endswith("suite: 0 problems; reports: place\n")
+    assert judgement.verdict("suite", [_result("vm", a="passed", b="failed")], Path("place")) == 1
+    assert capsys.readouterr().out.endswith("suite: 1 problems; reports: place\n  vm: b\n")
+
+
+def test_what_is_not_known_is_not_run() -> None:
+    said = judgement.refusal("handler", ["vm", "other"], ("vm", "process"))
+    assert said == "no handler other; there are vm, process"
+
+
 def test_a_spec_is_found_again_by_its_name_without_labels() -> None:
     spec = Spec(
         "[sig-node] Pods (v1) should *not* run [Conformance] [sig-node, Conformance]", "failed", "", 1.0
