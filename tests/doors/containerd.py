@@ -141,7 +141,12 @@ class Containerd:
         return [os.fspath(self._binaries / "ctr"), "--address", os.fspath(self.socket), *args]
 
     def __call__(self, *args: str, stdin: bytes | None = None, check: bool = True) -> Done:
-        argv = self.argv(*args)
+        return self.done(self.argv(*args), stdin=stdin, check=check)
+
+    def done(
+        self, argv: list[str], *, stdin: bytes | None = None, check: bool = True, lines: int = 30
+    ) -> Done:
+        """What a client of it gave; with ``check`` a failure is raised, with these last lines of its log."""
         done = Done(
             argv,
             subprocess.run(
@@ -149,7 +154,7 @@ class Containerd:
             ),
         )
         if check:
-            assert done.code == 0, f"{done}\n{self.log_tail()}"
+            assert done.code == 0, f"{done}\n{self.log_tail(lines)}"
         return done
 
     def pull(self, image: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from bench import peers
 
 from tests import bridged
-from tests.doors.containerd import RUNTIME, TIMEOUT, Containerd
+from tests.doors.containerd import RUNTIME, Containerd
 from tests.node import Done
 
 NETWORK = "test"
@@ -48,16 +48,7 @@ class Nerdctl:
         return [os.fspath(self._binary), *named, *args]
 
     def __call__(self, *args: str, stdin: bytes | None = None, check: bool = True) -> Done:
-        argv = self.argv(*args)
-        done = Done(
-            argv,
-            subprocess.run(
-                argv, input=stdin or b"", capture_output=True, timeout=TIMEOUT, env=self.env, check=False
-            ),
-        )
-        if check:
-            assert done.code == 0, f"{done}\n{self._containerd.log_tail(5)}"
-        return done
+        return self._containerd.done(self.argv(*args), stdin=stdin, check=check, lines=5)
 
     def run(self, *args: str, network: str = NETWORK, stdin: bytes | None = None, check: bool = True) -> Done:
         """``nerdctl run`` in a VM."""
