@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -50,6 +51,30 @@ def test_the_oldest_go_unless_they_are_young(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"current", old[3].name, young.name, base.name}
 
 
+def test_what_was_removed_in_part_is_no_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, newer = tmp_path / "base-1", tmp_path / "base-2"
+    for path in (base, newer):
+        (path / "root").mkdir(parents=True)
+        (path / "vmlinuz").write_text("kernel")
+    os.utime(base, (1, 1))
+
+    def cut_short(path: Path) -> None:
+        (path / "vmlinuz").unlink()
+        raise OSError(errno.EIO, "no more")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(pruning, "remove_tree", cut_short)
+        pruning.prune((base, newer), kept=1)
+    assert not base.exists()
+    (left,) = set(tmp_path.iterdir()) - {newer}
+    own = made(tmp_path, 1)
+    current(tmp_path, own)
+    assert left.exists(), "a build may be at work there"
+    os.utime(left, (1, 1))
+    current(tmp_path, own)
+    assert {path.name for path in tmp_path.iterdir()} == {"current", own.name, newer.name}
+
+
 def test_one_that_somebody_uses_stays(tmp_path: Path) -> None:
     used, other = (made(tmp_path, number, age=10 * pruning.YOUNG) for number in (1, 2))
     words = "import sys; from pathlib import Path; from orlop.guestos.pruning import hold; "
@@ -75,6 +100,17 @@ def test_each_program_finds_its_own(tmp_path: Path) -> None:
     (older / "manifest.json").unlink()
     with pytest.raises(NotFound, match="belongs to another version of this program: run `orlop guest build`"):
         build.find(GuestConfig(), tmp_path)
+
+
+def test_who_looks_often_holds_a_build_once(tmp_path: Path) -> None:
+    own = made(tmp_path, 1)
+    current(tmp_path, own)
+    guest = build.GuestInUse(GuestConfig(), tmp_path)
+    for _ in range(3):
+        guest.find()
+    held = [entry for entry in Path("/proc/self/fd").iterdir() if os.path.realpath(entry) == os.fspath(own)]
+    assert len(held) == 1
+    guest.close()
 
 
 def test_what_was_found_is_held_until_it_is_let_go(tmp_path: Path) -> None:

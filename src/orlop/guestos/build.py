@@ -154,7 +154,7 @@ class GuestInUse:
     def __init__(self, guest: GuestConfig, cache: Path) -> None:
         self._guest = guest
         self._cache = cache
-        self._held: list[int] = []
+        self._held: dict[Path, int] = {}
 
     def find(self) -> GuestArtifacts:
         """See the function :func:`find`."""
@@ -162,15 +162,23 @@ class GuestInUse:
             found = find(self._guest, self._cache)
             if self._guest.kernel:
                 return found
+            build = found.image.parent
             with suppress(OSError):
-                self._held.append(pruning.hold(found.image.parent))
-                if _complete(found.image.parent):
+                held = pruning.hold(build)
+                # Who can make no VMs looks again and again: what a look held before is let go of.
+                self._release(build)
+                self._held[build] = held
+                if _complete(build):
                     return found
 
     def close(self) -> None:
         """Let others prune it."""
-        while self._held:
-            os.close(self._held.pop())
+        for build in tuple(self._held):
+            self._release(build)
+
+    def _release(self, build: Path) -> None:
+        if (before := self._held.pop(build, None)) is not None:
+            os.close(before)
 
 
 def _named(kernel: Path, initrd: Path, image: Path) -> GuestArtifacts:
@@ -249,7 +257,8 @@ async def _base(cache: Path, recipe: str, chosen: packages.PackageSet, say: Prog
         say("making the initial RAM disk")
         interpreter = pythontree.Interpreter(unpacked, chosen.python)
         await rootfs.make_base(interpreter, chosen.kernel, work / "root", work / "initrd")
-        shutil.copyfile(rootfs.kernel_image(unpacked, chosen.kernel), work / "vmlinuz")
+        kernel = rootfs.kernel_image(unpacked, chosen.kernel)
+        await threads.call(shutil.copyfile, kernel, work / "vmlinuz")
         await threads.call(_drop_unused, unpacked)
         await threads.call(_publish, work, target)
     return target
@@ -287,7 +296,7 @@ class _aside:  # noqa: N801 - used like a function
         self._cache = cache
 
     def __enter__(self) -> Path:
-        self._path = Path(tempfile.mkdtemp(prefix=".work-", dir=self._cache))
+        self._path = Path(tempfile.mkdtemp(prefix=pruning.ASIDE, dir=self._cache))
         self._path.chmod(0o755)
         return self._path
 
@@ -314,3 +323,5 @@ def _make_current(cache: Path, digest: str) -> None:
     pruning.used(cache / digest)
     pruning.prune((path for path in cache.glob("*") if len(path.name) == len(digest)), kept=_KEPT)
     pruning.prune(cache.glob("base-*"), kept=1)
+    # Of builds that were killed: none takes as long as these have been there.
+    pruning.prune(cache.glob(f"{pruning.ASIDE}*"), kept=0)

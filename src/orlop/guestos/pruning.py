@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,9 @@ from orlop.linux.removal import remove_tree
 
 YOUNG = 3 * 3600.0
 """Seconds after its last use in which a build stays."""
+
+ASIDE = ".work-"
+"""What the names of directories begin with that are not whole: not yet, or not any more."""
 
 
 def used(build: Path) -> None:
@@ -52,6 +56,9 @@ def _remove(build: Path) -> None:
     descriptor = os.open(build, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove_tree(build)
+        # Another name first: whoever is killed meanwhile leaves nothing that looks like a build.
+        aside = build.with_name(f"{ASIDE}{uuid.uuid4().hex}")
+        build.rename(aside)
+        remove_tree(aside)
     finally:
         os.close(descriptor)
