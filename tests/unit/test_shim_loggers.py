@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from orlop.host import process
 from orlop.shim import loggers, stdio
 from orlop.shim.loggers import Loggers
 from orlop.shim.stdio import Stdio
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 KEY = ("space", "one")
 READS = """
@@ -144,6 +146,33 @@ async def test_one_that_stays_is_killed(
     await made.end(KEY, "")
     assert left(tmp_path) == []
     await until(lambda: not process.pid_alive(child, process.process_start_time(child)))
+
+
+async def test_who_ends_it_too_spares_the_next_of_that_name(
+    tmp_path: Path, made: Loggers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = asked(program(tmp_path, "exec 5>&-; read -r line <&3; exit 0"))
+    found = await made.start(KEY, "", streams)
+    write(found.stdout, b"line\n")
+    look, calls, slow = process.working_in, [0], threading.Event()
+
+    def looked(directory: Path) -> list[int]:
+        calls[0] += 1
+        if calls[0] > 1:
+            assert slow.wait(60 * PATIENCE)
+        return look(directory)
+
+    monkeypatch.setattr(process, "working_in", looked)
+    both = [asyncio.create_task(made.end(KEY, "")) for _ in range(2)]
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        await made.start(KEY, "", streams)
+    finally:
+        slow.set()
+    await asyncio.gather(*both)
+    (next_one,) = made._loggers.values()
+    assert next_one.running is not None and left(tmp_path) == [next_one.directory]
+    assert process.pid_alive(next_one.running.pid, next_one.running.since)
 
 
 @asynccontextmanager

@@ -75,6 +75,8 @@ class Logger:
     child: process.Detached | None = None
     held: list[int] = field(default_factory=list)
     watch: asyncio.Task[None] | None = None
+    ending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    removed: bool = False
 
     @property
     def name(self) -> str:
@@ -216,6 +218,13 @@ class Loggers:
         await self._kill(logger, grace=TERM_TIME)
 
     async def _kill(self, logger: Logger, grace: float = 0) -> None:
+        # By one of those who end it at once: the other would find what has its name by then.
+        async with logger.ending:
+            if not logger.removed:
+                await self._remove(logger, grace)
+                logger.removed = True
+
+    async def _remove(self, logger: Logger, grace: float) -> None:
         await self._finish(logger)
         if (running := logger.running) is not None:
             await process.kill_pid(running.pid, running.since, grace)
