@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from orlop.errors import FailedPrecondition
+from orlop.bundle import document
+from orlop.errors import FailedPrecondition, NotFound
 from orlop.host.process import process_start_time
 from orlop.oci import questions
 from orlop.oci.bundles import Bundles
@@ -52,7 +53,15 @@ def standing() -> Iterator[Companion]:
         child.wait()
 
 
-async def made(pods: PodService, root: Path, pod_id: str, name: str, companion: Companion = GONE) -> None:
+async def made(
+    pods: PodService,
+    root: Path,
+    pod_id: str,
+    name: str,
+    companion: Companion = GONE,
+    *,
+    after_end: tuple[document.OciHook, ...] = (),
+) -> None:
     """A container of a caller's."""
     bundle = Bundle(
         root="/r",
@@ -62,6 +71,7 @@ async def made(pods: PodService, root: Path, pod_id: str, name: str, companion: 
         version="1.2.0",
         created="",
         companion=companion,
+        after_end=after_end,
     )
     await pods.create_container(
         ContainerRequest(
@@ -84,6 +94,36 @@ async def test_the_vm_goes_with_its_containers_though_they_are_deleted_at_once(t
         gone = [bundles.delete(questions.ToDelete(root="/r", id=name)) for name in ("one", "two")]
         await asyncio.gather(*gone)
         assert not world.pods
+
+
+@pytest.mark.parametrize("force", [True, False])
+async def test_of_two_deletes_at_once_one_finds_it_gone(tmp_path: Path, force: bool) -> None:
+    world = World()
+    async with node(tmp_path, world) as (pods, bundles):
+        pod_id = await pods.run_pod(pod_spec(front=FRONT))
+        hook = document.OciHook(path="/bin/sh", args=("sh", "-c", f"echo ended >> {tmp_path}/told"))
+        await made(pods, tmp_path, pod_id, "one", after_end=(hook,))
+        asked = questions.ToDelete(root="/r", id="one", force=force)
+        told = await asyncio.gather(bundles.delete(asked), bundles.delete(asked), return_exceptions=True)
+        assert told[0] is None
+        assert told[1] is None if force else isinstance(told[1], NotFound), told
+        assert not world.pods
+    assert (tmp_path / "told").read_text() == "ended\n"
+
+
+async def test_one_that_is_started_before_its_deletion_has_its_turn_stays(tmp_path: Path) -> None:
+    world = World()
+    async with node(tmp_path, world) as (pods, bundles):
+        with standing() as companion:
+            pod_id = await pods.run_pod(pod_spec(front=FRONT))
+            await made(pods, tmp_path, pod_id, "one", companion)
+            async with bundles._turns.of(pod_id):
+                deleting = asyncio.create_task(bundles.delete(questions.ToDelete(root="/r", id="one")))
+                await asyncio.sleep(0)
+                await bundles.start(questions.ToStart(root="/r", id="one"))
+            with pytest.raises(FailedPrecondition, match="it is running"):
+                await deleting
+            assert bundles.state(questions.About(root="/r", id="one"))["status"] == "running"
 
 
 async def test_a_vm_whose_daemon_ended_before_its_container_was_made_is_removed(tmp_path: Path) -> None:

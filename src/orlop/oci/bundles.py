@@ -350,19 +350,29 @@ class Bundles:
 
     async def delete(self, asked: questions.ToDelete) -> None:
         """Remove a container, one that runs only with force; with force one that is not there is no error."""
-        found = self._find(asked.root, asked.id)
-        if found is None:
-            if asked.force:
+        if (found := self._deletable(asked)) is None:
+            return
+        record, bundle = found
+        async with self._turns.of(joining.turn_of(record, bundle)):
+            # Whoever had the turn before may have started it, or removed it.
+            now = self._deletable(asked)
+            if now is None or now[0].id != record.id:
                 return
+            await self._remove(record, bundle)
+        await hooking.may(bundle.after_end, bundle.state("stopped"))
+
+    def _deletable(self, asked: questions.ToDelete) -> tuple[ContainerRecord, Bundle] | None:
+        """What is to be deleted, None where nothing has to be. Raises NotFound, FailedPrecondition."""
+        if (record := self._find(asked.root, asked.id)) is None:
+            if asked.force:
+                return None
             raise NotFound("container does not exist")
-        record, bundle = found, bundle_of(found)
+        bundle = bundle_of(record)
         status = self._status(record, bundle)
         if status in ("running", "paused") and not asked.force:
             why = f"that is not stopped: it is {status}"
             raise FailedPrecondition(f"cannot delete container {asked.id} {why}")
-        async with self._turns.of(joining.turn_of(record, bundle)):
-            await self._remove(record, bundle)
-        await hooking.may(bundle.after_end, bundle.state("stopped"))
+        return record, bundle
 
     async def _remove(self, record: ContainerRecord, bundle: Bundle) -> None:
         undo, left = Undo(f"container {bundle.id}"), {bundle.cgroup}
