@@ -106,17 +106,19 @@ async def never(machine: Machine) -> None:
 async def clone(
     guest: GuestArtifacts, root: Path, place: Path, hypervisor: QemuHypervisor | None = None
 ) -> AsyncIterator[tuple[QemuHypervisor, QemuMachine]]:
-    hypervisor = hypervisor or qemu(guest, root)
-    template = await hypervisor.template(never)
-    machine = await hypervisor.restore(
-        template, place / secrets.token_hex(3), tap_fd=None, share=place / "share"
-    )
+    own = hypervisor or qemu(guest, root)
+    template = await own.template(never)
+    machine = await own.restore(template, place / secrets.token_hex(3), tap_fd=None, share=place / "share")
     try:
-        yield hypervisor, machine
+        yield own, machine
     finally:
         await machine.stop()
-        await hypervisor.discard(machine.directory)
-        assert not machine.directory.exists()
+        await own.discard(machine.directory)
+        if own is not hypervisor:
+            # Each holds a whole template in memory.
+            for saved in own._saved.values():
+                saved.close()
+    assert not machine.directory.exists()
 
 
 async def test_cold_start_answers(guest: GuestArtifacts, place: Path) -> None:
@@ -338,6 +340,19 @@ async def test_the_end_of_a_machine_is_told_with_its_reason(
         await machine.detach_disk("d")
         with pytest.raises(NotFound):
             await hypervisor.recover(machine.directory)
+
+
+async def test_a_command_that_finds_qemu_gone_tells_why(
+    guest: GuestArtifacts, saved: Path, place: Path
+) -> None:
+    async with clone(guest, saved, place) as (_, machine):
+        os.kill(machine.pid, signal.SIGSTOP)
+        asked = asyncio.create_task(machine.monitor.execute("query-status"))
+        done, _ = await asyncio.wait((asked,), timeout=0.2)
+        assert not done, "a QEMU that is stopped answers nothing"
+        os.kill(machine.pid, signal.SIGKILL)
+        with pytest.raises(Unavailable, match="has ended: QEMU ended by signal 9"):
+            await asked
 
 
 async def test_stop_that_is_cancelled_still_ends_the_machine(

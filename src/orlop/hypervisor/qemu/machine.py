@@ -143,13 +143,13 @@ class QemuMachine:
             self._port_open.set()
         try:
             self._monitor = await Monitor.connect(
-                self.name, str(self._directory / MONITOR_SOCKET), self._on_event
+                self.name, str(self._directory / MONITOR_SOCKET), self._on_event, why=self._known_reason
             )
         except Unavailable as error:
-            await asyncio.wait((self._ended,), timeout=_QUICK)
+            why = await self._known_reason()
             if not self._ended.done():
                 raise
-            raise Unavailable(f"the machine {self.name} did not start: {self._reason()}") from error
+            raise Unavailable(f"the machine {self.name} did not start: {why}") from error
 
     async def save_record(self) -> None:
         """Write down what is known, for :meth:`Hypervisor.recover`."""
@@ -438,6 +438,11 @@ class QemuMachine:
         if self._ended.done() and not self._ended.cancelled():
             return self._ended.result()
         return self._why or "it is not connected"
+
+    async def _known_reason(self) -> str:
+        """Why it ended; its process is seen to end a moment after its monitor."""
+        await asyncio.wait((self._ended,), timeout=_QUICK)
+        return self._reason()
 
     async def paused(self) -> bool:
         """Whether somebody stopped it by hand; see :class:`orlop.hypervisor.base.Machine`."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
 
@@ -21,7 +22,13 @@ log = logging.getLogger(__name__)
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 EventHandler = Callable[[str, dict[str, object]], None]
+Why = Callable[[], Awaitable[str]]
+"""Tells why a QEMU is gone, once that is known; "" when nobody knows."""
 _TIMEOUT = 30.0
+
+
+async def _unknown() -> str:
+    return ""
 
 
 class CommandFailed(Internal):
@@ -35,10 +42,11 @@ class CommandFailed(Internal):
 class Monitor:
     """A connection to one QEMU. Make it with :meth:`connect`; :meth:`close` releases it."""
 
-    def __init__(self, name: str, client: QMPClient, on_event: EventHandler) -> None:
+    def __init__(self, name: str, client: QMPClient, on_event: EventHandler, why: Why = _unknown) -> None:
         self._name = name
         self._client = client
         self._on_event = on_event
+        self._why = why
         self._listener = EventListener()
         self._closing = asyncio.Event()
         self._passing = asyncio.Lock()
@@ -46,14 +54,15 @@ class Monitor:
 
     @classmethod
     async def connect(
-        cls, name: str, path: str, on_event: EventHandler, *, timeout: float = _TIMEOUT
+        cls, name: str, path: str, on_event: EventHandler, *, why: Why = _unknown, timeout: float = _TIMEOUT
     ) -> Monitor:
         """Connect to the socket at ``path`` and negotiate. Raises Unavailable, DeadlineExceeded.
 
-        ``on_event`` gets each event's name and data; it must not block."""
+        ``on_event`` gets each event's name and data; it must not block. ``why`` is asked when a command
+        finds QEMU gone."""
         client = QMPClient(name)
         client.logger.setLevel(logging.CRITICAL)
-        monitor = cls(name, client, on_event)
+        monitor = cls(name, client, on_event, why)
         client.register_listener(monitor._listener)
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         peer.setblocking(False)
@@ -80,26 +89,45 @@ class Monitor:
         """Run one command and return its result.
 
         Raises CommandFailed when QEMU refuses, Unavailable when it is gone, DeadlineExceeded."""
+        async with self._errors(command, timeout):
+            while self._passing.locked():
+                async with self._passing:
+                    pass
+            return await self._client.execute(command, arguments)
+
+    async def execute_with(
+        self, descriptor: int, command: str, arguments: dict[str, object] | None = None
+    ) -> object:
+        """:meth:`execute` a command that takes the open file ``descriptor``, which stays the caller's."""
+        async with self._passing:
+            # To its end: a caller that went away must not let the next command in.
+            return await uncancelled(self._pass(descriptor, command, arguments))
+
+    async def _pass(self, descriptor: int, command: str, arguments: dict[str, object] | None) -> object:
+        """Send both, and wait for the answer.
+
+        Nothing else may be sent meanwhile. Of two descriptors QEMU would keep the last. And one of its
+        threads reads what comes and then looks at the descriptors that have come, while another takes them
+        away, without a lock (QEMU 7.2 and 10.0, ``tcp_chr_recv`` and ``tcp_get_msgfds``): a command that
+        arrived just then could end QEMU by SIGSEGV."""
+        async with self._errors(command, _TIMEOUT):
+            self._client.send_fd_scm(descriptor)
+            return await self._client.execute(command, arguments)
+
+    @asynccontextmanager
+    async def _errors(self, command: str, timeout: float) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(timeout):
-                return await self._client.execute(command, arguments)
+                yield
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"QEMU of {self._name} did not answer {command} within {timeout:g} seconds"
             ) from error
         except ExecuteError as error:
             raise CommandFailed(self._name, command, error.error_class, str(error)) from error
-        except QMPError as error:
-            raise Unavailable(f"QEMU of {self._name} has ended") from error
-
-    async def execute_with(
-        self, descriptor: int, command: str, arguments: dict[str, object] | None = None
-    ) -> object:
-        """:meth:`execute` a command that takes the open file ``descriptor``, which stays the caller's."""
-        # Two at once could have each other's file: the command takes the one that came last.
-        async with self._passing:
-            self._client.send_fd_scm(descriptor)
-            return await self.execute(command, arguments)
+        except (QMPError, OSError) as error:
+            why = await self._why()
+            raise Unavailable(f"QEMU of {self._name} has ended" + (f": {why}" if why else "")) from error
 
     async def close(self) -> None:
         """Disconnect; QEMU goes on. Idempotent."""
