@@ -14,7 +14,7 @@ import pytest
 from orlop.bundle import document
 from orlop.bundle.ports import PodPorts
 from orlop.bundle.roles import Role, role
-from orlop.errors import FailedPrecondition
+from orlop.errors import FailedPrecondition, NotUndone, Unavailable
 from orlop.oci import companion as companions
 from orlop.oci import questions
 from orlop.oci.bundles import Bundles
@@ -181,6 +181,30 @@ async def test_the_end_of_the_sandbox_ends_the_vm_and_leaves_the_others_to_be_de
         for name in ("x", "runs", "waits"):
             await bundles.delete(delete(name))
         assert not world.pods
+
+
+async def test_a_stand_in_that_stays_does_not_keep_the_others(
+    tmp_path: Path, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node(tmp_path, World()) as (_, bundles):
+        await bundles.create(caller.create("x", "sandbox"))
+        for name in ("first", "second"):
+            await bundles.create(caller.create(name))
+        await bundles.start(start("x"))
+        kill, stays = Companion.kill, caller.companions["first"].pid
+
+        async def some(self: Companion) -> None:
+            if self.pid == stays:
+                raise Unavailable("it stays")
+            await kill(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Companion, "kill", some)
+            with pytest.raises(NotUndone, match="the stand-in of first: it stays"):
+                await bundles.delete(delete("x"))
+            assert not caller.companions["second"].alive
+        for name in ("x", "first", "second"):
+            await bundles.delete(delete(name))
 
 
 @pytest.mark.parametrize("lead", [0.0, 0.01, 0.03, 0.06])

@@ -16,7 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from orlop.bundle import output
-from orlop.errors import FailedPrecondition, InvalidArgument, NotFound
+from orlop.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, NotUndone
 from orlop.pods.records import ContainerPhase, PodFilter, PodRecord
 from orlop.pods.service import PodService
 from orlop.sandbox.rules import OutsideVm
@@ -427,6 +427,43 @@ async def test_a_container_that_containerd_does_not_wait_for_leaves_its_sandbox_
         await until(lambda: "after create" in one.world.steps)
         (pod,) = one.world.pods.values()
         assert pod.running and not pod.containers
+
+
+async def test_a_logging_program_that_stays_hides_nothing_of_a_deletion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node(tmp_path) as one:
+        key = await one.running()
+        one.world.exit(one.container_id(), 0)
+        await one.tasks.wait(key, "")
+
+        async def fail(key: Key, exec_id: str) -> None:
+            raise OSError("the logging program stays")
+
+        one.world.failures["discard"] = OSError("the VM stays")
+        with monkeypatch.context() as patch:
+            patch.setattr(one.tasks.maker.loggers, "end", fail)
+            with pytest.raises(NotUndone, match=r"the VM stays.*the logging program stays"):
+                await one.tasks.delete(key, "")
+        assert one.tasks.find(key) is not None
+        one.world.failures.clear()
+        await one.tasks.delete(key, "")
+        assert not one.world.pods and one.tasks.find(key) is None
+
+
+async def test_what_was_not_made_is_taken_away_beside_a_logging_program_that_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node(tmp_path) as one:
+
+        async def fail(key: Key, exec_id: str) -> None:
+            raise OSError("the logging program stays")
+
+        monkeypatch.setattr(one.tasks.maker.loggers, "kill", fail)
+        one.world.failures["create"] = OSError("no")
+        with pytest.raises(Internal, match="cannot be made: no"):
+            await one.create()
+        assert not one.world.pods and not one.pods.pods(PodFilter(front=places.FRONT))
 
 
 async def test_programs_of_the_host_run_when_a_task_was_started_and_when_it_is_gone(tmp_path: Path) -> None:

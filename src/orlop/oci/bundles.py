@@ -285,11 +285,13 @@ class Bundles:
 
     async def _end_vm(self, pod_id: str) -> None:
         """End a VM. What was made in it and never started has ended as well."""
-        waiting = [one for one in self._members(pod_id) if one.phase is ContainerPhase.CREATED]
-        await self._ports.drop(pod_id)
-        await self._pods.stop_pod(pod_id)
-        for record in waiting:
-            await bundle_of(record).companion.kill()
+        waiting = [bundle_of(one) for one in self._members(pod_id) if one.phase is ContainerPhase.CREATED]
+        undo = Undo(f"pod {pod_id}")
+        await undo.step("its ports", self._ports.drop(pod_id))
+        if await undo.step("its VM", self._pods.stop_pod(pod_id)):
+            for bundle in waiting:
+                await undo.step(f"the stand-in of {bundle.id}", bundle.companion.kill())
+        undo.finish()
 
     async def _attach(self, container_id: str, bundle: Bundle) -> None:
         try:

@@ -24,7 +24,7 @@ def marked(mounts: Sequence[Mount], annotations: Mapping[str, str]) -> tuple[Mou
     places = _places(annotations.get(ANNOTATION, ""))
     return tuple(
         msgspec.structs.replace(one, sockets=True)
-        if one.host_path and posixpath.normpath(one.container_path) in places
+        if one.host_path and _normal(one.container_path) in places
         else one
         for one in mounts
     )
@@ -40,4 +40,9 @@ def _places(text: str) -> frozenset[str]:
                 f"the annotation {ANNOTATION} names {word[:80]!r}, and must name absolute paths of volumes "
                 "in the container, such as /run/app"
             )
-    return frozenset(map(posixpath.normpath, words))
+    return frozenset(map(_normal, words))
+
+
+def _normal(path: str) -> str:
+    # POSIX lets two slashes at the beginning mean something else, and normpath keeps them.
+    return posixpath.normpath("/" + path.lstrip("/"))

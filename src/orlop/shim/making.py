@@ -84,8 +84,9 @@ class Maker:
 
     async def _discard(self, task: LiveTask) -> None:
         if task.record.member:
-            await self._pods.remove_container(task.container_id)
-        await self._unmake(task.record, "" if task.record.member else task.pod_id)
+            await self._unmake(task.record, container_id=task.container_id)
+        else:
+            await self._unmake(task.record, task.pod_id)
 
     async def _sandbox(self, record: TaskRecord, spec: PodSpec) -> LiveTask:
         if not spec.netns:
@@ -164,11 +165,17 @@ class Maker:
             ) from error
         return os.fspath(path)
 
-    async def _unmake(self, record: TaskRecord, pod_id: str) -> None:
-        await self.loggers.kill(record.key, "")
+    async def _unmake(self, record: TaskRecord, pod_id: str = "", container_id: str = "") -> None:
+        undo = Undo(f"task {record.id}")
+        gone = True
+        if container_id:
+            gone = await undo.step("it", self._pods.remove_container(container_id))
         if pod_id:
-            await self._pods.remove_pod(pod_id)
-        await self.release(record)
+            gone = await undo.step("its VM", self._pods.remove_pod(pod_id))
+        await undo.step("its logging program", self.loggers.kill(record.key, ""))
+        if gone:
+            await undo.step("what is its own", self.release(record))
+        undo.finish()
 
     async def started(self, record: TaskRecord, pid: int) -> None:
         """Run what is to run when a task was started; its process is ``pid``. What fails is logged."""

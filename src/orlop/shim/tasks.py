@@ -545,8 +545,8 @@ class ShimTasks:
         else:
             await undo.step("its VM", self._pods.remove_pod(task.pod_id))
         for process in (task.first, *task.execs.values()):
-            await self._drop_streams(task, process)
-            await self.maker.loggers.end(task.record.key, process.exec_id)
+            await undo.step("its streams", self._drop_streams(task, process))
+            await undo.step("its logging program", self.maker.loggers.end(task.record.key, process.exec_id))
         if undo.complete:
             await undo.step("what is its own", self.maker.release(task.record))
         undo.finish()

@@ -72,8 +72,9 @@ def place_of(socket: Path, name: str) -> VolumePlace:
 
 def place_at(socket: Path, path: str) -> VolumePlace | None:
     """The place whose volume a container finds at ``path``; None for any other path."""
-    place = place_of(socket, Path(path).parent.name)
-    return place if path and path == place.mount else None
+    name = Path(path).parent.name
+    place = place_of(socket, name)
+    return place if name not in ("", "..") and path == place.mount else None
 
 
 def _open_lock(place: Path) -> int:
