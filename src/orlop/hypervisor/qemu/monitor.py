@@ -108,8 +108,9 @@ class Monitor:
 
         Nothing else may be sent meanwhile. Of two descriptors QEMU would keep the last. And one of its
         threads reads what comes and then looks at the descriptors that have come, while another takes them
-        away, without a lock (QEMU 7.2 and 10.0, ``tcp_chr_recv`` and ``tcp_get_msgfds``): a command that
-        arrived just then could end QEMU by SIGSEGV."""
+        away, without a lock (QEMU 7.2 and 10.0, ``tcp_chr_recv`` and ``tcp_get_msgfds``): a byte that
+        arrives between two writes of the other ends QEMU by SIGSEGV. It reads on while a command runs, as
+        the library asks for commands out of band."""
         async with self._errors(command, _TIMEOUT):
             self._client.send_fd_scm(descriptor)
             return await self._client.execute(command, arguments)
