@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -68,7 +69,12 @@ def _run(one: Cluster, order: suite.Order, reports: Path, more: Sequence[str]) -
     ]
     argv = suite.command(built, order, reports, built.directory / SUITE, given)
     shell = ["sh", "-c", 'cd "$0" && exec "$@" >suite.log 2>&1', os.fspath(reports)]
-    done = one.run(*shell, *argv, check=False, timeout=order.minutes * 60 + 300)
+    limit = order.minutes * 60 + 300
+    try:
+        done = one.run(*shell, *argv, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        message = f"the suite did not end within {limit} seconds: see {reports}/suite.log"
+        raise tools.ToolError(message) from None
     if not (reports / suite.REPORT).exists():
         raise tools.ToolError(f"the suite ended with {done.code} and no report: see {reports}/suite.log")
     return reports / suite.REPORT
