@@ -21,7 +21,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -278,9 +278,15 @@ def _wrap(owner: Any, name: str, before: Callable[[str], None]) -> None:
 
 def _wrap_talks(plan: Plan) -> None:
     """QEMU and guests refuse, are late, answer nothing, or are gone."""
-    execute, call = Monitor.execute, AgentClient.call
+    execute, execute_with, call = Monitor.execute, Monitor.execute_with, AgentClient.call
 
     async def ask_qemu(self: Monitor, command: str, *args: Any, **kwargs: Any) -> object:
+        return await answered(self, command, lambda: execute(self, command, *args, **kwargs))
+
+    async def hand_qemu(self: Monitor, descriptor: int, command: str, *args: Any, **kwargs: Any) -> object:
+        return await answered(self, command, lambda: execute_with(self, descriptor, command, *args, **kwargs))
+
+    async def answered(self: Monitor, command: str, ask: Callable[[], Awaitable[object]]) -> object:
         sort = plan.draw("monitor", f"{self._name} {command}")
         if sort is not None:
             if sort < STALLS:
@@ -288,11 +294,11 @@ def _wrap_talks(plan: Plan) -> None:
             elif sort < 0.6:
                 raise CommandFailed(self._name, command, "GenericError", "injected")
             elif sort < 0.8:
-                await execute(self, command, *args, **kwargs)
+                await ask()
                 raise DeadlineExceeded(f"QEMU of {self._name} did not answer {command} (injected)")
             else:
                 raise Unavailable(f"QEMU of {self._name} has ended (injected)")
-        return await execute(self, command, *args, **kwargs)
+        return await ask()
 
     async def ask_guest(self: AgentClient, request: Any, timeout: float = 30.0) -> Any:
         sort = plan.draw("agent", f"{self.name} {request.op}")
@@ -313,4 +319,5 @@ def _wrap_talks(plan: Plan) -> None:
         return await call(self, request, timeout)
 
     Monitor.execute = ask_qemu  # type: ignore[method-assign, assignment]
+    Monitor.execute_with = hand_qemu  # type: ignore[method-assign, assignment]
     AgentClient.call = ask_guest  # type: ignore[method-assign]
