@@ -36,6 +36,8 @@ _QUEUE = 4
 _STDOUT, _STDERR = 1, 2
 _ATTACH_STREAMS = {2: _STDOUT, 3: _STDERR}
 _CONNECT_TIME = 10.0
+_NAMED_TIME = 10.0
+_NAMED_STEP = 0.02
 
 
 class _Bundle(msgspec.Struct):
@@ -144,7 +146,7 @@ class HostExec:
 
     async def signal(self, number: int) -> None:
         """See ``StartedProcess``."""
-        if inner := conmon.read_pid(self._directory / "pid"):
+        if inner := await self._inner():
             process.send_signal(inner, process.process_start_time(inner), number)
 
     async def wait(self) -> ExitStatus:
@@ -163,10 +165,25 @@ class HostExec:
         self._closed = True
         await tasks.uncancelled(self._release())
 
+    async def _inner(self) -> int:
+        """The process in the container; 0 when there is none.
+
+        The runtime says which it is after it has started it, on a busy machine long after."""
+        path = self._directory / "pid"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_NAMED_TIME):
+                while not path.exists() and self._runs():  # noqa: ASYNC110 - no event tells of a file
+                    await asyncio.sleep(_NAMED_STEP)
+        return conmon.read_pid(path)
+
+    def _runs(self) -> bool:
+        # asyncio knows of an end only when the pipes are closed as well.
+        return self._child.returncode is None and process.process_start_time(self._child.pid) != 0
+
     async def _release(self) -> None:
         if self._child.returncode is None:
             # The runtime's own death would leave the process in the container alone.
-            inner = conmon.read_pid(self._directory / "pid")
+            inner = await self._inner()
             if inner:
                 process.send_signal(inner, process.process_start_time(inner), signal.SIGKILL)
                 with suppress(TimeoutError):
